@@ -1,0 +1,40 @@
+# One environment, .venv, made by whichever target comes first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test test-slow lint types teacher clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+demo: $(STAMP)  ## distil the digits default: three seeds, two baselines, a table and a picture
+	$(BIN)/scalekd distill
+
+test: $(STAMP)  ## all tests but the slow ones
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy on the package
+	$(BIN)/mypy
+
+teacher: $(STAMP)  ## train the digits teacher anew (half an hour; goes on where it was stopped)
+	$(BIN)/python experiments/digits_teacher.py
+
+clean:  ## remove the environment, not the runs
+	rm -rf $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,5 @@
+"""What ScaleKD is compared with, behind the same call: `(images, targets) -> Step`."""
+
+from scalekd.baselines.alone import Alone
+
+__all__ = ["Alone"]

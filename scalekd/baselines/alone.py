@@ -1,0 +1,27 @@
+"""The student without a teacher: the baseline of every comparison."""
+
+from torch import Tensor, nn
+
+from scalekd.distiller import Step, check_batch
+
+
+class Alone(nn.Module):
+    """`Alone(student)(images, targets)` -> `Step` with the task's loss and nothing else."""
+
+    def __init__(self, student: nn.Module, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.student = student
+        self.notes: list[str] = []
+        self.task = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Step:
+        """One step's loss; `images` (N, channels, H, W), `targets` classes (N,)."""
+        check_batch(self.student, images, targets, getattr(self.student, "num_classes", None))
+        logits = self.student(images)
+        loss = self.task(logits, targets)
+        return Step(loss, {"task": loss}, logits)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the student's own recipe does not decay."""
+        own = getattr(self.student, "no_weight_decay", set)
+        return {f"student.{name}" for name in own()}

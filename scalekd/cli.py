@@ -1,0 +1,129 @@
+"""The command line: functions by name, their options made from their signatures."""
+
+import argparse
+import difflib
+import logging
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonargparse
+
+from scalekd.errors import InputError
+from scalekd.training.checkpoint import export_checkpoint
+from scalekd.training.distill import distill
+from scalekd.training.evaluate import evaluate
+from scalekd.training.loop import Interrupted
+from scalekd.training.recipe import DEFAULT, Recipe, recipe_file
+
+EXAMPLES = """\
+  scalekd distill                                    digits: 2 CPU cores, no download
+  scalekd distill --teacher swin_small_patch4_window7_224 --student resnet50 --data.root DIR
+  scalekd evaluate runs/digits/student --data.root digits
+  scalekd export runs/digits/checkpoints/scalekd-seed1.ckpt --out student
+"""
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one line and exit with 2."""
+        line = re.sub(r"\s+", " ", message).strip()
+        line = re.sub(r"\b(distill|evaluate|export)\.(?=[a-z])", "--", line)
+        _fail(line + self._nearest(line))
+
+    def _nearest(self, message: str) -> str:
+        unknown = re.search(r"[Uu]nrecognized arguments?: (--[\w.-]+)", message)
+        if not unknown:
+            return ""
+        options = [o for action in self._actions for o in action.option_strings]
+        for action in self._actions:
+            for parser in getattr(action, "_name_parser_map", {}).values():
+                options += [o for a in parser._actions for o in a.option_strings]
+        near = difflib.get_close_matches(unknown[1], options, n=2)
+        return f"; did you mean {' or '.join(near)}?" if near else "; --help lists the options"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: exits with 2 after bad input (one line) and with 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.showwarning = _one_line  # type: ignore[assignment]
+    try:
+        _run(_with_recipe(arguments))
+    except InputError as error:
+        _fail(str(error))
+
+
+def _run(arguments: list[str]) -> None:
+    parser = _parser()
+    options = parser.instantiate(parser.parse_args(arguments))
+    chosen = options[options.subcommand]
+    if options.subcommand == "distill":
+        chosen.pop("config")
+        out, parallel = chosen.pop("out"), chosen.pop("parallel")
+        try:
+            distill(Recipe(**vars(chosen)), out, parallel)
+        except Interrupted as stopped:
+            print(f"scalekd: {stopped}", file=sys.stderr)
+            sys.exit(130)
+    elif options.subcommand == "evaluate":
+        print(f"top-1 {evaluate(chosen.model, chosen.data, chosen.weights):.2%}")
+    else:
+        export_checkpoint(chosen.checkpoint, chosen.out)
+        print(f'timm.create_model("local-dir:{chosen.out}", pretrained=True)')
+
+
+def _parser() -> Parser:
+    distilling, evaluating, exporting = (Parser(allow_abbrev=False) for _ in range(3))
+    distilling.description = (
+        "Train a student under a teacher, and compare. Without a teacher, student or data: digits."
+    )
+    distilling.add_argument("--config", action="config", help="a recipe of your own, YAML")
+    distilling.add_class_arguments(Recipe)
+    distilling.add_argument("--out", type=Path | None, help="run folder to write; must not exist")
+    distilling.add_argument("--parallel", type=int | None, help="runs side by side")
+    evaluating.add_function_arguments(evaluate, as_positional=True)
+    exporting.add_argument("checkpoint", type=Path, help="a .ckpt file of a run folder")
+    exporting.add_argument(
+        "--out", type=Path, required=True, help="folder to write; must not exist"
+    )
+    parser = Parser(
+        prog="scalekd",
+        description="Knowledge distillation from vision transformers into any small network.",
+        epilog="examples:\n" + EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subcommands(required=True)
+    commands.add_subcommand("distill", distilling, help="train a student under a teacher, compare")
+    commands.add_subcommand("evaluate", evaluating, help="measure a model on validation images")
+    commands.add_subcommand("export", exporting, help="a checkpoint's student, for plain timm")
+    return parser
+
+
+def _with_recipe(arguments: list[str]) -> list[str]:
+    """`--recipe NAME` is the packaged YAML file of that name; the digits where nothing is named."""
+    if "distill" not in arguments[:1] or "--help" in arguments or "-h" in arguments:
+        return arguments
+    rest, given = arguments[1:], {a.partition("=")[0] for a in arguments}
+    if "--recipe" in rest:
+        at = rest.index("--recipe")
+        name, rest = "".join(rest[at + 1 : at + 2]), rest[:at] + rest[at + 2 :]
+    elif given & {"--teacher", "--student", "--data.root", "--config"}:
+        return arguments
+    else:
+        name = DEFAULT
+    return ["distill", "--config", str(recipe_file(name)), *rest]
+
+
+def _one_line(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    print(f"scalekd: warning: {message}", file=sys.stderr)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"scalekd: error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""A recipe -> a trained student, on Lightning."""

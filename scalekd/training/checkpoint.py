@@ -1,0 +1,95 @@
+"""The state of a run in a file: student, projectors, optimizer. Never the teacher."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+
+from scalekd.errors import InputError
+from scalekd.export import export_student
+from scalekd.networks import InputConfig, build
+from scalekd.networks.build import load_weights, read_checkpoint
+
+STUDENT = "method.student."
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """What rebuilds the student without its run: timm's name, arguments, classes and input."""
+
+    name: str
+    arguments: dict[str, Any]
+    classes: int
+    input: InputConfig | None
+
+    def build(self) -> nn.Module:
+        """The student, untrained."""
+        if self.input is None:
+            return build(self.name, "random", num_classes=self.classes, **self.arguments)
+        overlay = {
+            "mean": self.input.mean,
+            "std": self.input.std,
+            "input_size": (self.input.channels, *self.input.size),
+        }
+        return build(
+            self.name,
+            "random",
+            num_classes=self.classes,
+            in_chans=self.input.channels,
+            pretrained_cfg_overlay=overlay,
+            **self.arguments,
+        )
+
+    def export(self, student: nn.Module, folder: Path) -> None:
+        """Write the trained `student` to `folder`; see `export_student`."""
+        channels = {"in_chans": self.input.channels} if self.input else {}
+        export_student(student, folder, {**self.arguments, **channels})
+
+
+def save(trainer: L.Trainer, file: Path) -> None:
+    """Write the run's state to `file`; an older state there stays whole until the new one is.
+
+    Raises:
+        InputError: the disk is full or the like; the state before is still in `file`.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".part")
+    try:
+        trainer.save_checkpoint(partial)
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        kept = f"the state of an epoch ago is in {file}" if file.exists() else "none was kept"
+        raise InputError(f"the checkpoint could not be written ({error}): {kept}") from error
+
+
+def load_student(file: Path) -> tuple[nn.Module, StudentSpec]:
+    """The trained student out of a run's checkpoint, and what built it."""
+    checkpoint = read_checkpoint(file)
+    if not isinstance(checkpoint, dict) or "scalekd_student" not in checkpoint:
+        raise InputError(f"{str(file)!r} is not a checkpoint of `scalekd distill`")
+    plain = dict(checkpoint["scalekd_student"])
+    if plain["input"]:
+        plain["input"] = InputConfig(**plain["input"])
+    spec = StudentSpec(**plain)
+    student = spec.build()
+    tensors: dict[str, Tensor] = checkpoint["state_dict"]
+    own = {n.removeprefix(STUDENT): t for n, t in tensors.items() if n.startswith(STUDENT)}
+    load_weights(student, own, str(file))
+    return student.eval(), spec
+
+
+def export_checkpoint(checkpoint: Path, out: Path) -> None:
+    """Export the student out of a run's checkpoint, also of a run that was stopped.
+
+    Args:
+        checkpoint: a .ckpt file of a run folder.
+        out: the folder to write, for timm's local-dir:; must not exist.
+    """
+    student, spec = load_student(checkpoint)
+    try:
+        spec.export(student, out)
+    except OSError as error:
+        raise InputError(f"the student could not be written to {str(out)!r}: {error}") from error

@@ -1,0 +1,215 @@
+"""Images to train and to measure on. A new source is one more function that gives a `Source`."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from timm.data import create_transform
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from scalekd.digits import images as digits
+from scalekd.errors import InputError
+from scalekd.networks import InputConfig
+from scalekd.training.recipe import Data
+
+DECODED_BEFOREHAND = 5_000
+"""Folders of up to so many images are decoded once before training, to name broken files early."""
+
+VIRTUALLY_ENDLESS = 1_000_000
+"""How many renderings of the digits there are to draw an epoch from."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where images come from.
+
+    classes: how many.
+    input: what the images are, where the source alone decides; None where the student does.
+    workers: loading processes that are worth their cost.
+    train, validation: data sets for the student's input; `train` also takes the run's seed.
+    """
+
+    classes: int
+    workers: int
+    input: InputConfig | None
+    train: Callable[[InputConfig, int], Dataset[Any]]
+    validation: Callable[[InputConfig], Dataset[Any]]
+
+
+def open_source(data: Data) -> Source:
+    """The images that `data` names; InputError for whatever is wrong with them."""
+    return digits_source(data) if data.root == "digits" else folder_source(data)
+
+
+def digits_source(data: Data) -> Source:
+    """Cluttered digits, rendered from `data.train_images` originals, others for each seed."""
+    originals = data.train_images or len(digits.originals("train"))
+    if originals < digits.CLASSES or originals > len(digits.originals("train")):
+        raise InputError(
+            f"data.train_images is {originals}: of the digits there are 10 to "
+            f"{len(digits.originals('train'))} to train on"
+        )
+    size = (digits.SIZE, digits.SIZE)
+    if data.image_size not in (None, digits.SIZE):
+        raise InputError(f"data.image_size is {data.image_size}: the digits are 32x32")
+
+    def train(_: InputConfig, seed: int) -> Dataset[Any]:
+        pool = digits.originals("train")
+        chosen = pool.subset(torch.tensor(_balanced(pool.labels.tolist(), originals, seed)))
+        return digits.Renderings(chosen, VIRTUALLY_ENDLESS, seed)
+
+    def validation(_: InputConfig) -> Dataset[Any]:
+        return digits.test_set()
+
+    config = InputConfig(1, size, (digits.MEAN,), (digits.STD,))
+    return Source(digits.CLASSES, 0, config, train, validation)
+
+
+def folder_source(data: Data) -> Source:
+    """ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg."""
+    root = Path(data.root)
+    if not root.is_dir():
+        raise InputError(
+            f"no folder {data.root!r}; --data.root takes one with train/ and val/ in it"
+        )
+    if not (root / "train").is_dir() or not (root / "val").is_dir():
+        raise InputError(
+            f"{data.root!r} must hold train/CLASS/*.jpg and val/CLASS/*.jpg; it holds "
+            f"{', '.join(sorted(p.name for p in root.iterdir())[:5]) or 'nothing'}"
+        )
+    training, validating = _image_folder(root / "train"), _image_folder(root / "val")
+    if training.classes != validating.classes:
+        odd = sorted(set(training.classes) ^ set(validating.classes))
+        raise InputError(
+            f"{data.root!r}: train/ and val/ have different classes, only one has: "
+            f"{', '.join(odd[:5])}"
+        )
+    if len(training) + len(validating) <= DECODED_BEFOREHAND:
+        for path, _ in training.samples + validating.samples:
+            load_image(path)
+
+    def train(config: InputConfig, seed: int) -> Dataset[Any]:
+        transform = create_transform(
+            config.size,
+            is_training=True,
+            mean=config.mean,
+            std=config.std,
+            auto_augment=data.auto_augment,
+            re_prob=data.erasing,
+            color_jitter=None,
+        )
+        images = _image_folder(root / "train", transform)
+        if data.train_images is None:
+            everything: Dataset[Any] = images
+            return everything
+        return Subset(images, _balanced(images.targets, data.train_images, seed))
+
+    def validation(config: InputConfig) -> Dataset[Any]:
+        transform = create_transform(config.size, mean=config.mean, std=config.std, crop_pct=0.875)
+        images: Dataset[Any] = _image_folder(root / "val", transform)
+        return images
+
+    return Source(len(training.classes), min(8, os.cpu_count() or 1), None, train, validation)
+
+
+def loaders(
+    source: Source, data: Data, config: InputConfig, batch_size: int, seed: int
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Training and validation batches for one run."""
+    train, validation = source.train(config, seed), source.validation(config)
+    sampler = EpochSampler(len(train), data.epoch_images, seed)  # type: ignore[arg-type]
+    if len(sampler) < batch_size:
+        raise InputError(
+            f"an epoch has {len(sampler)} images and batch_size is {batch_size}: "
+            "not one batch; make the batch smaller"
+        )
+    workers = source.workers if data.workers is None else data.workers
+    keep = workers > 0
+    return (
+        DataLoader(
+            train,
+            batch_size,
+            sampler=sampler,
+            drop_last=True,
+            num_workers=workers,
+            persistent_workers=keep,
+            pin_memory=torch.cuda.is_available(),
+        ),
+        DataLoader(validation, 250, num_workers=workers, persistent_workers=keep),
+    )
+
+
+class EpochSampler(Sampler[int]):
+    """Indices in an order that seed and epoch alone decide.
+
+    Args:
+        population: how many items there are.
+        per_epoch: how many make an epoch; default all.
+        seed: of the run.
+    """
+
+    def __init__(self, population: int, per_epoch: int | None, seed: int) -> None:
+        self.population, self.seed, self.epoch = population, seed, 0
+        self.per_epoch = min(per_epoch or population, population)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.per_epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        order = torch.randperm(self.population, generator=generator)
+        return iter(order[: self.per_epoch].tolist())
+
+
+def load_image(path: str) -> Image.Image:
+    """An RGB image, or an InputError that names the file."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise InputError(
+            f"cannot read the image {path!r} ({error}): repair or remove it"
+        ) from error
+
+
+def _image_folder(
+    folder: Path, transform: Callable[[Image.Image], Tensor] | None = None
+) -> ImageFolder:
+    classes = sorted(p for p in folder.iterdir() if p.is_dir())
+    if len(classes) < 2:
+        raise InputError(
+            f"{str(folder)!r} has {len(classes)} class folders; at least 2 are needed, "
+            "one folder of images for each class"
+        )
+    for directory in classes:
+        files = [f for f in directory.rglob("*") if f.is_file()]
+        if not files:
+            raise InputError(
+                f"the class folder {str(directory)!r} has no images: fill or remove it"
+            )
+        for file in files:
+            if file.suffix.lower() not in IMG_EXTENSIONS and not file.name.startswith("."):
+                raise InputError(f"{str(file)!r} is not an image by its name: remove it")
+    return ImageFolder(str(folder), transform, loader=load_image)
+
+
+def _balanced(targets: list[int], count: int, seed: int) -> list[int]:
+    """Indices of `count` items, as many of each class (to one), other ones for each seed."""
+    order = torch.randperm(len(targets), generator=Generator().manual_seed(seed)).tolist()
+    turns: dict[int, int] = {}
+    ranked = []
+    for index in order:
+        turn = turns[targets[index]] = turns.get(targets[index], -1) + 1
+        ranked.append((turn, targets[index], index))
+    return [index for _, _, index in sorted(ranked)[:count]]

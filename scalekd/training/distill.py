@@ -1,0 +1,167 @@
+"""The main job: distil, compare, and leave a folder that says what came out."""
+
+import itertools
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from scalekd.distiller import ScaleKD
+from scalekd.errors import InputError
+from scalekd.networks import input_config
+from scalekd.training import jobs, report
+from scalekd.training.data import loaders, open_source
+from scalekd.training.evaluate import top1
+from scalekd.training.loop import Interrupted, Progress
+from scalekd.training.recipe import Recipe
+from scalekd.training.run import Arm, Result, Run, build_method
+
+
+def distill(recipe: Recipe, out: Path | None = None, parallel: int | None = None) -> Path:
+    """Train the recipe's students and write the run folder.
+
+    Args:
+        recipe: what to train.
+        out: the run folder, which must not exist; default runs/NAME, numbered if that exists.
+        parallel: runs side by side; default one for each CPU core, or one on a GPU.
+
+    Returns:
+        The run folder: settings.yaml, metrics.jsonl, curves.png, summary.json, checkpoints/, and
+        student/, which `timm.create_model("local-dir:...", pretrained=True)` loads.
+
+    Raises:
+        InputError: see its message; nothing was overwritten.
+        Interrupted: Ctrl-C; checkpoints/ holds the state.
+    """
+    began = time.perf_counter()
+    if parallel is not None and parallel < 1:
+        raise InputError(f"parallel is {parallel}: it must be 1 or more")
+    if out is not None and out.exists():
+        raise InputError(f"{str(out)!r} exists and is not overwritten: give another --out")
+    pair = check(recipe)
+    out = out or _free_folder(recipe)
+    out.mkdir(parents=True)
+    (out / "settings.yaml").write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+    arms: list[Arm] = ["scalekd", *reversed(recipe.compare)]  # the longest first
+    runs = [Run(arm, seed) for seed in recipe.seeds for arm in arms]
+    results: list[Result] = []
+    with (out / "metrics.jsonl").open("w") as metrics, report.Display(recipe, pair, out) as display:
+
+        def progress(run: Run, news: Progress) -> None:
+            line = {"arm": run.arm, "seed": run.seed, **asdict(news)}
+            metrics.write(json.dumps(line) + "\n")
+            metrics.flush()
+            display.progress(run, news)
+
+        def finished(result: Result) -> None:
+            results.append(result)
+            display.finished(result)
+
+        side_by_side = parallel or jobs.default_jobs(len(runs))
+        try:
+            jobs.run_all(recipe, runs, out, side_by_side, progress, finished)
+        except Interrupted as stopped:
+            raise Interrupted(
+                f"stopped; the state of each run that had begun is in {out}/checkpoints/, and "
+                "`scalekd export FILE.ckpt --out FOLDER` makes a timm model of one"
+            ) from stopped
+    summary = summarise(recipe, pair, results, time.perf_counter() - began)
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    report.draw_curves(out / "metrics.jsonl", pair.teacher_top1, out / "curves.png")
+    report.conclude(recipe, pair, results, out)
+    return out
+
+
+def check(recipe: Recipe) -> report.Pair:
+    """Build everything once, before the expensive part, and measure the teacher."""
+    source = open_source(recipe.data)
+    for arm in recipe.compare:
+        build_method(recipe, Run(arm, recipe.seeds[0]), source)
+    method = build_method(recipe, Run("scalekd", recipe.seeds[0]), source)
+    assert isinstance(method, ScaleKD)
+    size = recipe.data.image_size
+    config = input_config(method.student, (size, size) if size else None)
+    _, validation = loaders(source, recipe.data, config, recipe.batch_size, recipe.seeds[0])
+    teacher_top1 = None
+    if method.teacher.shapes.classes == source.classes:
+        teacher_top1 = top1(method.classify_by_teacher, validation, source.classes)
+    return report.Pair(
+        teacher_top1=teacher_top1,
+        teacher_parameters=_parameters(method.teacher.model),
+        student_parameters=_parameters(method.student),
+        projector_parameters=_parameters(method.method),
+        notes=method.notes,
+    )
+
+
+def summarise(
+    recipe: Recipe, pair: report.Pair, results: list[Result], seconds: float
+) -> dict[str, Any]:
+    """summary.json: means over the seeds, each seed's, and what they were measured with."""
+    names = {"scalekd": "student", "alone": "alone", "logits": "kd"}
+    summary: dict[str, Any] = {"teacher_top1": pair.teacher_top1}
+    for arm in ("alone", "logits", "scalekd"):
+        of_arm = report.of_arm(results, arm)
+        summary[f"{names[arm]}_top1"] = report.mean([r.top1 for r in of_arm])
+    for arm in ("alone", "logits", "scalekd"):
+        of_arm = report.of_arm(results, arm)
+        summary[f"{names[arm]}_top1_by_seed"] = {r.run.seed: r.top1 for r in of_arm}
+        summary[f"{names[arm]}_seconds_per_step"] = report.mean(
+            [r.seconds / r.steps for r in of_arm]
+        )
+    distilled = report.of_arm(results, "scalekd")
+    return summary | {
+        "seeds": recipe.seeds,
+        "student_folder_seed": recipe.seeds[0],
+        "steps": distilled[0].steps,
+        "seconds": seconds,
+        "images_per_second": report.mean([r.images_per_second for r in distilled]),
+        "parameters": {
+            "teacher": pair.teacher_parameters,
+            "student": pair.student_parameters,
+            "projectors": pair.projector_parameters,
+        },
+        "notes": pair.notes,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "scalekd " + " ".join(sys.argv[1:]),
+        "versions": {
+            name: version(name) for name in ("scalekd", "torch", "timm", "lightning", "numpy")
+        }
+        | {"python": platform.python_version()},
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _free_folder(recipe: Recipe) -> Path:
+    name = "digits" if recipe.data.root == "digits" else f"{recipe.teacher}-{recipe.student}"
+    base = Path("runs") / name.replace("/", "_").replace(":", "_")
+    numbered = (base.with_name(f"{base.name}-{n}") for n in itertools.count(2))
+    return next(folder for folder in itertools.chain([base], numbered) if not folder.exists())

@@ -1,0 +1,51 @@
+"""How often a network is right."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
+
+from scalekd.errors import InputError
+from scalekd.networks import build, input_config
+from scalekd.training.data import open_source
+from scalekd.training.recipe import Data
+
+
+@torch.no_grad()
+def top1(
+    classify: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], classes: int
+) -> float:
+    """Share of images whose largest logit is the target's.
+
+    Args:
+        classify: images (N, channels, H, W) -> logits (N, classes); a model in eval mode.
+        batches: of images and targets.
+        classes: how many there are.
+    """
+    accuracy = MulticlassAccuracy(classes, average="micro")
+    for images, targets in batches:
+        accuracy.update(classify(images).cpu(), targets)
+    return float(accuracy.compute())
+
+
+def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:
+    """Top-1 accuracy (a share) of a model on validation images.
+
+    Args:
+        model: a student folder, or a timm name.
+        data: the images, as for distill.
+        weights: of a timm name: pretrained, or a file.
+    """
+    source = open_source(data)
+    name = f"local-dir:{model}" if Path(model).is_dir() else model
+    network: nn.Module = build(name, weights).eval()
+    if network.num_classes != source.classes:
+        raise InputError(
+            f"{model} knows {network.num_classes} classes and {data.root} has {source.classes}"
+        )
+    size = (data.image_size, data.image_size) if data.image_size else None
+    validation = source.validation(input_config(network, size))
+    return top1(network, DataLoader(validation, 250), source.classes)

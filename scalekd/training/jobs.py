@@ -1,0 +1,123 @@
+"""Several runs beside each other: a process each, one progress stream, one way to stop."""
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scalekd.training.loop import Interrupted, Progress
+from scalekd.training.recipe import Recipe
+from scalekd.training.run import Result, Run, train
+
+Report = Callable[[Run, Progress], None]
+
+
+def default_jobs(runs: int) -> int:
+    """Runs side by side: one for each core on a CPU, where small models gain nothing from two
+    threads; one at a time on a GPU."""
+    return 1 if torch.cuda.is_available() else max(1, min(runs, os.cpu_count() or 1))
+
+
+def run_all(
+    recipe: Recipe,
+    runs: list[Run],
+    out: Path,
+    jobs: int,
+    report: Report,
+    finished: Callable[[Result], None],
+) -> None:
+    """Train all `runs`, `jobs` at a time. Ctrl-C stops each after its step, checkpoint written.
+
+    Raises:
+        Interrupted: it was stopped.
+        InputError: of the first run that failed; the others are stopped with their checkpoints.
+    """
+    if jobs == 1:
+        stop = threading.Event()
+        with _stopping_on_interrupt(stop.set):
+            for run in runs:
+                finished(train(recipe, run, out, lambda p, run=run: report(run, p), stop))  # type: ignore[misc]
+        return
+    context = multiprocessing.get_context("spawn")
+    stop_all, progress = context.Event(), context.Queue()
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with (
+        ProcessPoolExecutor(jobs, context, _start_worker, (stop_all, progress, threads)) as pool,
+        _stopping_on_interrupt(stop_all.set),
+    ):
+        pending = {pool.submit(_train_in_worker, recipe, run, out) for run in runs}
+        failure: BaseException | None = None
+        while pending:
+            done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            for run, news in _drain(progress):
+                report(run, news)
+            for future in done:
+                failure = failure or _conclude(future, finished)
+            if failure is not None:
+                stop_all.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                pending = {future for future in pending if not future.cancelled()}
+        if failure is not None:
+            raise failure
+
+
+_worker: tuple[Event, Any]
+
+
+def _start_worker(stop: Event, progress: Any, threads: int) -> None:
+    global _worker
+    _worker = stop, progress
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle: it sets `stop`
+    torch.set_num_threads(threads)
+
+
+def _train_in_worker(recipe: Recipe, run: Run, out: Path) -> Result:
+    stop, progress = _worker
+    if stop.is_set():
+        raise Interrupted
+    return train(recipe, run, out, lambda news: progress.put((run, news)), stop)
+
+
+def _conclude(future: Future[Result], finished: Callable[[Result], None]) -> BaseException | None:
+    if future.cancelled():
+        return None
+    error = future.exception()
+    if error is None:
+        finished(future.result())
+    return error
+
+
+def _drain(progress: Any) -> Iterator[tuple[Run, Progress]]:
+    while True:
+        try:
+            yield progress.get_nowait()
+        except queue.Empty:
+            return
+
+
+@contextmanager
+def _stopping_on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C stops gently, a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def gently(*_: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        stop()
+
+    signal.signal(signal.SIGINT, gently)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,150 @@
+"""Everything that decides a training run, as data."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from scalekd.errors import InputError
+from scalekd.method import LossWeights
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+DEFAULT = "digits"
+
+Baseline = Literal["alone", "logits"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images and what is done to them.
+
+    Args:
+        root: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, or `digits` (packaged).
+        image_size: side of the student's images in pixels; default the student's own.
+        train_images: how many training images may be used, as many of each class; default all.
+        epoch_images: how many images make an epoch; default all of them once.
+        auto_augment: timm's policy, for example rand-m9-n2-mstd0.5 (folders only).
+        erasing: probability of random erasing (folders only).
+        workers: loading processes; default what the machine has, at most 8.
+    """
+
+    root: str
+    image_size: int | None = None
+    train_images: int | None = None
+    epoch_images: int | None = None
+    auto_augment: str | None = None
+    erasing: float = 0.0
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The optimizer and its schedule: linear warm-up, then cosine to `min_lr`.
+
+    Args:
+        name: timm's name of the optimizer.
+        lr: learning rate after the warm-up, for the batch size given.
+        weight_decay: of all but biases, norms and positions.
+        warmup_epochs: epochs of warm-up, also a fraction of one.
+        min_lr: learning rate at the end.
+        clip: largest gradient norm; 0 for no clipping.
+    """
+
+    name: str = "adamw"
+    lr: float = 5e-4
+    weight_decay: float = 0.05
+    warmup_epochs: float = 5.0
+    min_lr: float = 0.0
+    clip: float = 5.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One distillation, and what it is compared with.
+
+    Args:
+        teacher: a timm name, or local-dir:FOLDER.
+        student: a timm name; trained from random initialisation.
+        data: the images.
+        teacher_weights: pretrained, a file of weights, or random.
+        teacher_args: more arguments for timm's create_model.
+        student_args: more arguments for timm's create_model.
+        epochs: passes over the data (or over data.epoch_images).
+        batch_size: images a step.
+        optim: the optimizer.
+        weights: of the loss's terms; 0 switches one off.
+        temperature: of the logits.
+        heads: attention heads of the two projectors; default the paper's, or one for 64 channels.
+        label_smoothing: of the task's loss.
+        penultimate: the student's penultimate feature by index; default found by its grid.
+        one_token: refuse or drop alternative views of one-token grids.
+        precision: Lightning's, for example 32-true or bf16-mixed.
+        seeds: one run for each.
+        compare: the same student trained without a teacher (alone), by logits only (logits).
+        validate_every: epochs between two measurements on the validation images.
+    """
+
+    teacher: str
+    student: str
+    data: Data
+    teacher_weights: str = "pretrained"
+    teacher_args: dict[str, Any] = field(default_factory=dict)
+    student_args: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 100
+    batch_size: int = 128
+    optim: Optim = field(default_factory=Optim)
+    weights: LossWeights = field(default_factory=LossWeights)
+    temperature: float = 1.0
+    heads: tuple[int, int] | None = None
+    label_smoothing: float = 0.0
+    penultimate: int | None = None
+    one_token: Literal["refuse", "drop"] = "refuse"
+    precision: str = "32-true"
+    seeds: list[int] = field(default_factory=lambda: [0])
+    compare: list[Baseline] = field(default_factory=list)
+    validate_every: int = 1
+
+    def __post_init__(self) -> None:
+        _positive(epochs=self.epochs, batch_size=self.batch_size)
+        _positive(validate_every=self.validate_every, temperature=self.temperature)
+        _positive(**{"optim.lr": self.optim.lr})
+        for name in ("image_size", "train_images", "epoch_images"):
+            value = getattr(self.data, name)
+            if value is not None:
+                _positive(**{f"data.{name}": value})
+        for name, value in {
+            "optim.weight_decay": self.optim.weight_decay,
+            "optim.warmup_epochs": self.optim.warmup_epochs,
+            "optim.min_lr": self.optim.min_lr,
+            "optim.clip": self.optim.clip,
+            "data.workers": self.data.workers or 0,
+        }.items():
+            if not value >= 0:
+                raise InputError(f"{name} is {value}: it must be 0 or more")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"label_smoothing is {self.label_smoothing}: it must be in [0, 1)")
+        if not 0 <= self.data.erasing <= 1:
+            raise InputError(f"data.erasing is {self.data.erasing}: it must be in [0, 1]")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"seeds are {self.seeds}: give one or more, each once")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as in a recipe's YAML file."""
+        plain = asdict(self)
+        plain["heads"] = list(self.heads) if self.heads else None
+        return plain
+
+
+def recipe_file(name: str) -> Path:
+    """The file of a packaged recipe."""
+    file = RECIPES / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(f.stem for f in RECIPES.glob("*.yaml")))
+        raise InputError(f"no recipe is named {name!r}; there are: {known}")
+    return file
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name} is {value}: it must be more than 0")
