@@ -26,21 +26,14 @@ class StudentSpec:
 
     def build(self) -> nn.Module:
         """The student, untrained."""
-        if self.input is None:
-            return build(self.name, "random", num_classes=self.classes, **self.arguments)
-        overlay = {
-            "mean": self.input.mean,
-            "std": self.input.std,
-            "input_size": (self.input.channels, *self.input.size),
-        }
-        return build(
-            self.name,
-            "random",
-            num_classes=self.classes,
-            in_chans=self.input.channels,
-            pretrained_cfg_overlay=overlay,
-            **self.arguments,
-        )
+        # What timm knows of its own weights for this name would be untrue of these.
+        overlay: dict[str, Any] = {"tag": "scalekd", "license": None, "test_input_size": None}
+        arguments = {"num_classes": self.classes, **self.arguments}
+        if self.input is not None:
+            size = (self.input.channels, *self.input.size)
+            overlay |= {"mean": self.input.mean, "std": self.input.std, "input_size": size}
+            arguments["in_chans"] = self.input.channels
+        return build(self.name, "random", pretrained_cfg_overlay=overlay, **arguments)
 
     def export(self, student: nn.Module, folder: Path) -> None:
         """Write the trained `student` to `folder`; see `export_student`."""
