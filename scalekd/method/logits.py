@@ -1,5 +1,7 @@
 """Logit distillation (Hinton et al., 2015), in the scaling of the ScaleKD configurations."""
 
+import math
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,8 +23,9 @@ def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 1.
         A scalar, in nats times T^2.
 
     Raises:
-        InputError: the two shapes differ.
+        InputError: the two shapes differ, or T is not positive.
     """
+    check_temperature(temperature)
     if student.shape != teacher.shape:
         raise InputError(
             f"logits of the student are {tuple(student.shape)} and of the teacher "
@@ -32,3 +35,10 @@ def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 1.
     soft_targets = F.softmax(teacher / temperature, dim=1)
     log_probabilities = F.log_softmax(student / temperature, dim=1)
     return -(temperature**2) * (soft_targets * log_probabilities).sum(1).mean()
+
+
+def check_temperature(temperature: float) -> float:
+    """`temperature`, or an InputError where it is not a positive number."""
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise InputError(f"the temperature is {temperature}: it must be more than 0")
+    return temperature

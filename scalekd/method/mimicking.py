@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scalekd.errors import InputError
+
 EPSILON = 1e-4
 """Tokens shorter than this are not blown up to unit length.
 
@@ -42,7 +44,15 @@ def distance(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         A scalar between 0 and 4 L; at least float32, whatever the precision around it.
+
+    Raises:
+        InputError: the two shapes differ.
     """
+    if student.shape != teacher.shape:
+        raise InputError(
+            f"tokens to compare are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}: "
+            "the tail and the projectors must give (N, L, C) of the teacher's final feature"
+        )
     dtype = torch.promote_types(student.dtype, torch.float32)
     s = F.normalize(student.to(dtype), dim=-1, eps=EPSILON)
     t = F.normalize(teacher.to(dtype), dim=-1, eps=EPSILON)

@@ -5,17 +5,15 @@ frozen last stage; what comes out mimics the teacher's final feature, and asks a
 the student's own final feature has to say to it.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from scalekd.errors import InputError
-from scalekd.features import Features, FeatureShapes
+from scalekd.features import Features, FeatureShapes, MapShape
 from scalekd.method import released
-from scalekd.method.logits import logit_distillation
+from scalekd.method.logits import check_temperature, logit_distillation
 from scalekd.method.mimicking import alternative_view, distance, original_view
 from scalekd.method.projector import SOFTMAX_SCALE, CrossAttentionProjector
 from scalekd.method.weights import LossWeights, seen_in_space
@@ -61,24 +59,26 @@ class ScaleKDLoss(nn.Module):
         one_token: Literal["refuse", "drop"] = "refuse",
     ) -> None:
         super().__init__()
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise InputError(f"the temperature is {temperature}: it must be more than 0")
-        self.temperature = temperature
+        self.temperature = check_temperature(temperature)
         self.weights = seen_in_space(weights or LossWeights(), student, teacher, one_token)
+
+        def projector(source: MapShape, target: MapShape, heads: int, own_query: bool) -> nn.Module:
+            grid = target[1:] if own_query else None
+            channels = source[0], target[0]
+            return CrossAttentionProjector(*channels, source[1:], grid, heads, norm, scale)
+
         self.penultimate = nn.ModuleDict()
         self.final = nn.ModuleDict()
         for view in VIEWS:
             asked_by_tail = getattr(self.weights, f"tpp_{view}") > 0
             if asked_by_tail:
-                if student.penultimate is None or teacher.penultimate is None:
+                s3, t3 = student.penultimate, teacher.penultimate
+                if s3 is None or t3 is None:
                     raise InputError(f"the weight tpp_{view} needs penultimate features' shapes")
-                self.penultimate[view] = _projector(
-                    student.penultimate, teacher.penultimate, True, heads[0], norm, scale
-                )
+                self.penultimate[view] = projector(s3, t3, heads[0], own_query=True)
             if getattr(self.weights, f"final_{view}") > 0:
-                self.final[view] = _projector(
-                    student.final, teacher.final, not asked_by_tail, heads[1], norm, scale
-                )
+                s4, t4 = student.final, teacher.final
+                self.final[view] = projector(s4, t4, heads[1], own_query=not asked_by_tail)
 
     @classmethod
     def from_released(
@@ -100,9 +100,9 @@ class ScaleKDLoss(nn.Module):
             InputError: names that are missing or left over.
         """
         arguments, weights = released.arguments(penultimate, final, kd, state_dict)
-        queried = {name: 1.0 for name in weights if penultimate and name.startswith("tpp")}
-        loss = cls(**arguments, weights=LossWeights(**{**weights, **queried}))
-        # Their tail gives queries even to a view whose own term weighs nothing.
+        # Their tail gives queries also to a view of which only the final term weighs anything.
+        asked = {f"tpp_{v}": 1.0 for v in VIEWS if penultimate and weights[f"final_{v}"]}
+        loss = cls(**arguments, weights=LossWeights(**{**weights, **asked}))
         loss.weights = LossWeights(**weights)
         released.load(loss, state_dict)
         return loss
@@ -117,14 +117,14 @@ class ScaleKDLoss(nn.Module):
             z: Tensor | None = None
             if name in self.penultimate:
                 z = tail(self.penultimate[name](student.penultimate))
-                _same_shape(z, target, "the teacher's tail gives tokens")
                 if weight := getattr(self.weights, f"tpp_{name}"):
                     terms[f"tpp_{name}"] = weight * distance(view(z), view(target))
             if name in self.final:
-                # What varies over space is 0.3 % of a fresh projector's output: bf16 would lose it.
-                lose_nothing = name == "alternative"
-                w = _project(self.final[name], student.final, z, lose_nothing)
-                _same_shape(w, target, "the student's final feature projects to tokens")
+                project: Any = self.final[name]
+                if name == "alternative":
+                    # What varies over space is 0.3 % of a fresh projector's output, lost in bf16.
+                    project = project.in_full_precision
+                w = project(student.final, z)
                 weight = getattr(self.weights, f"final_{name}")
                 terms[f"final_{name}"] = weight * distance(view(w), view(target))
         if self.weights.logits:
@@ -137,37 +137,3 @@ class ScaleKDLoss(nn.Module):
             kd = logit_distillation(student.logits, teacher.logits.detach(), self.temperature)
             terms["logits"] = self.weights.logits * kd
         return terms
-
-
-def _project(
-    projector: nn.Module, features: Tensor, query: Tensor | None, full_precision: bool
-) -> Tensor:
-    if not full_precision:
-        projected: Tensor = projector(features, query)
-        return projected
-    dtype = next(projector.parameters()).dtype
-    with torch.autocast(features.device.type, enabled=False):
-        projected = projector(features.to(dtype), None if query is None else query.to(dtype))
-    return projected
-
-
-def _projector(
-    student: tuple[int, int, int],
-    teacher: tuple[int, int, int],
-    own_query: bool,
-    heads: int,
-    norm: Callable[[int], nn.Module],
-    scale: float,
-) -> CrossAttentionProjector:
-    query_grid = teacher[1:] if own_query else None
-    return CrossAttentionProjector(
-        student[0], teacher[0], student[1:], query_grid, heads, norm, scale
-    )
-
-
-def _same_shape(tokens: Tensor, target: Tensor, what: str) -> None:
-    if tokens.shape != target.shape:
-        raise InputError(
-            f"{what} {tuple(tokens.shape)} and the teacher's final feature has "
-            f"{tuple(target.shape)}: (N, L, C) must agree"
-        )

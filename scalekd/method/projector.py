@@ -95,7 +95,8 @@ class CrossAttentionProjector(nn.Module):
             Tokens (N, L, Ct), L = Hq*Wq for own queries.
 
         Raises:
-            InputError: X has other channels or another grid than the projector was made for.
+            InputError: X has other channels or another grid than the projector was made for, or
+                nobody gave queries.
         """
         if features.shape[1:] != self.position.shape[1:]:
             raise InputError(
@@ -107,13 +108,23 @@ class CrossAttentionProjector(nn.Module):
         if self.own_query is not None:
             # The same for every image: projected once, spread over the batch inside attention.
             query = self.own_query[None].expand(1, -1, -1)
-        assert query is not None, "a projector without own queries is called with them"
+        if query is None:
+            raise InputError(
+                "query is None: a projector without its own queries needs to be given some"
+            )
         q = self._split(self.to_query(self.query_stem(query))).expand(len(features), -1, -1, -1)
         k, v = self._split(self.to_key(keys)), self._split(self.to_value(keys))
         attended = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         y = self.norm(self.to_output(attended.transpose(1, 2).flatten(2)))
         out: Tensor = y + self.feed_forward(y)
         return out
+
+    def in_full_precision(self, features: Tensor, query: Tensor | None = None) -> Tensor:
+        """The same outside of autocast, in the precision of the projector's own weights."""
+        dtype = self.position.dtype
+        with torch.autocast(features.device.type, enabled=False):
+            projected: Tensor = self(features.to(dtype), None if query is None else query.to(dtype))
+        return projected
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(N, L, C) -> (N, heads, L, C / heads)."""

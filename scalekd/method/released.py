@@ -63,23 +63,26 @@ def arguments(
 
 
 def load(loss: nn.Module, state_dict: dict[str, Tensor]) -> None:
-    """Load released weights into `loss`; InputError for names that are missing or left over."""
+    """Load released weights into `loss`; InputError for names or shapes that do not fit."""
     own = loss.state_dict()
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
-        ours = _rename(name)
-        if ours.split(".")[1] not in getattr(loss, ours.split(".")[0]):
+        stage, view, part = _rename(name)
+        built = getattr(loss, stage)
+        if built and view not in built:
             continue  # of a view that weighs nothing: they compute it all the same, we do not
         # Their 1x1 convolution over the queries is a Linear over tokens.
-        renamed[ours] = tensor.reshape(own[ours].shape) if "query_stem" in ours else tensor
+        pointwise = part == "query_stem.0.weight"
+        renamed[f"{stage}.{view}.{part}"] = tensor.flatten(1) if pointwise else tensor
     counters = {name for name in own if name.endswith("num_batches_tracked")}
-    missing = sorted(set(own) - set(renamed) - counters)
-    left_over = sorted(set(renamed) - set(own))
-    if missing or left_over:
-        raise InputError(
-            f"the released weights do not fit: missing {missing or 'none'}, "
-            f"left over {left_over or 'none'} (by this package's names)"
-        )
+    problems = {
+        "missing": sorted(set(own) - set(renamed) - counters),
+        "left over": sorted(set(renamed) - set(own)),
+        "of another shape": [n for n in own if n in renamed and own[n].shape != renamed[n].shape],
+    }
+    if any(problems.values()):
+        said = ", ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
+        raise InputError(f"the released weights do not fit (by this package's names): {said}")
     loss.load_state_dict(renamed, strict=False)
 
 
@@ -88,10 +91,13 @@ def _shapes(cfg: dict[str, Any]) -> tuple[tuple[int, int, int], tuple[int, int, 
     return (cfg["student_dims"], *cfg["pos_hw"]), (cfg["teacher_dims"], *cfg["query_hw"])
 
 
-def _rename(name: str) -> str:
-    stage, projector, *rest = name.split(".")
-    part = ".".join(rest)
-    for theirs, ours in PARTS.items():
-        if part == theirs or part.startswith(theirs + "."):
-            return f"{STAGES[stage]}.{PROJECTORS[projector]}.{ours}{part[len(theirs) :]}"
-    raise InputError(f"{name!r} is no name of the released projectors")
+def _rename(name: str) -> tuple[str, str, str]:
+    """Our stage, view and name within the projector."""
+    stage, projector, part = [*name.split(".", 2), "", ""][:3]
+    if stage in STAGES and projector in PROJECTORS:
+        for theirs, ours in PARTS.items():
+            if part == theirs or part.startswith(theirs + "."):
+                return STAGES[stage], PROJECTORS[projector], ours + part[len(theirs) :]
+    raise InputError(
+        f"{name!r} is no name of the released projectors: give loss_fmd_s3 and loss_fmd_s4"
+    )

@@ -51,7 +51,7 @@ def seen_in_space(
         if not kept[term] or shape is None or shape[1:] != (1, 1):
             continue
         problem = f"{what} is 1x1, where the alternative view is zero and its gradient explodes"
-        if one_token == "refuse":
+        if one_token != "drop":
             raise InputError(f"{problem}: use a larger image, or set the weight {term} to 0")
         warnings.warn(f"{problem}: {term} is left out", stacklevel=3)
         kept[term] = 0.0

@@ -126,6 +126,12 @@ def test_view_that_weighs_nothing_at_the_penultimate_stage_still_gives_queries()
     assert loss.weights.tpp_original == 0
 
 
+def test_view_that_weighs_nothing_at_either_stage_is_not_built() -> None:
+    s3, s4 = (changed(cfg, alpha=[0.08, 0.0]) for cfg in (S3, S4))
+    loss = ScaleKDLoss.from_released(s3, s4, None, released_weights())
+    assert list(loss.penultimate) == list(loss.final) == ["original"]
+
+
 def test_missing_names_are_listed() -> None:
     weights = released_weights()
     del weights["loss_fmd_s4.projector_0.norm.bias"]
