@@ -32,6 +32,7 @@ class Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with 2."""
         line = re.sub(r"\s+", " ", message).strip()
+        line = re.sub(r"\bevaluate\.model\b", "model", line)
         line = re.sub(r"\b(distill|evaluate|export)\.(?=[a-z])", "--", line)
         _fail(line + self._nearest(line))
 

@@ -21,7 +21,7 @@ from scalekd.errors import InputError
 from scalekd.networks import input_config
 from scalekd.training import jobs, report
 from scalekd.training.data import loaders, open_source
-from scalekd.training.evaluate import top1
+from scalekd.training.evaluate import best_device, top1
 from scalekd.training.loop import Interrupted, Progress
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Arm, Result, Run, build_method
@@ -85,15 +85,17 @@ def distill(recipe: Recipe, out: Path | None = None, parallel: int | None = None
 def check(recipe: Recipe) -> report.Pair:
     """Build everything once, before the expensive part, and measure the teacher."""
     source = open_source(recipe.data)
-    for arm in recipe.compare:
-        build_method(recipe, Run(arm, recipe.seeds[0]), source)
     method = build_method(recipe, Run("scalekd", recipe.seeds[0]), source)
     assert isinstance(method, ScaleKD)
+    if "logits" in recipe.compare and not method.method.weights.logits:
+        why = "; ".join(method.notes) or "the weight logits is 0"
+        raise InputError(f"compare has logits, and there is no logit distillation here ({why})")
     size = recipe.data.image_size
     config = input_config(method.student, (size, size) if size else None)
     _, validation = loaders(source, recipe.data, config, recipe.batch_size, recipe.seeds[0])
     teacher_top1 = None
     if method.teacher.shapes.classes == source.classes:
+        method.to(best_device())
         teacher_top1 = top1(method.classify_by_teacher, validation, source.classes)
     return report.Pair(
         teacher_top1=teacher_top1,

@@ -21,14 +21,21 @@ def top1(
     """Share of images whose largest logit is the target's.
 
     Args:
-        classify: images (N, channels, H, W) -> logits (N, classes); a model in eval mode.
+        classify: images (N, channels, H, W) -> logits (N, classes), on whatever device the images
+            are: the GPU where there is one. A model in eval mode.
         batches: of images and targets.
         classes: how many there are.
     """
+    device = best_device()
     accuracy = MulticlassAccuracy(classes, average="micro")
     for images, targets in batches:
-        accuracy.update(classify(images).cpu(), targets)
+        accuracy.update(classify(images.to(device)).cpu(), targets)
     return float(accuracy.compute())
+
+
+def best_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:
@@ -41,7 +48,7 @@ def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:
     """
     source = open_source(data)
     name = f"local-dir:{model}" if Path(model).is_dir() else model
-    network: nn.Module = build(name, weights).eval()
+    network: nn.Module = build(name, weights).eval().to(best_device())
     if network.num_classes != source.classes:
         raise InputError(
             f"{model} knows {network.num_classes} classes and {data.root} has {source.classes}"

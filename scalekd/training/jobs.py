@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from scalekd.errors import InputError
 from scalekd.training.loop import Interrupted, Progress
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Result, Run, train
@@ -93,6 +95,8 @@ def _conclude(future: Future[Result], finished: Callable[[Result], None]) -> Bas
     error = future.exception()
     if error is None:
         finished(future.result())
+    if isinstance(error, BrokenProcessPool):
+        return InputError("a training process died, by memory perhaps: try --parallel 1")
     return error
 
 

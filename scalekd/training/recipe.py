@@ -72,7 +72,7 @@ class Recipe:
         epochs: passes over the data (or over data.epoch_images).
         batch_size: images a step.
         optim: the optimizer.
-        weights: of the loss's terms; 0 switches one off.
+        weights: of the loss's terms, --weights.logits and so on; 0 switches one off.
         temperature: of the logits.
         heads: attention heads of the two projectors; default the paper's, or one for 64 channels.
         label_smoothing: of the task's loss.
@@ -93,7 +93,7 @@ class Recipe:
     epochs: int = 100
     batch_size: int = 128
     optim: Optim = field(default_factory=Optim)
-    weights: LossWeights = field(default_factory=LossWeights)
+    weights: LossWeights | None = None
     temperature: float = 1.0
     heads: tuple[int, int] | None = None
     label_smoothing: float = 0.0

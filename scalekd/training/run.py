@@ -70,9 +70,7 @@ def build_method(recipe: Recipe, run: Run, source: Source) -> ScaleKD | Alone:
         return Alone(student, recipe.label_smoothing)
     weights = recipe.weights
     if run.arm == "logits":
-        weights = LossWeights(0, 0, 0, 0, logits=recipe.weights.logits)
-        if not weights.logits:
-            raise InputError("`compare: logits` beside the weight logits 0: there is no such arm")
+        weights = LossWeights(0, 0, 0, 0, logits=(weights or LossWeights()).logits)
     size = recipe.data.image_size
     return ScaleKD(
         teacher,
