@@ -42,7 +42,9 @@ class ScaleKD(nn.Module):
         teacher_weights: of a teacher given by name: "pretrained", a file, or "random".
         size: (height, width) of the student's images; default the student's own. The teacher
             sees them at its own size and normalisation.
-        weights: of the loss's terms. `logits` becomes 0 where the teacher has other classes.
+        weights: of the loss's terms; default `LossWeights()`, without logits under a teacher that
+            has no classifier. A teacher with other classes than the student's gives no logits either
+            way, and `notes` says so.
         temperature: T of the logits.
         heads: of CAP3 and CAP4; default the paper's for its teachers, else one for 64 channels.
         label_smoothing: of the cross-entropy with the targets.
@@ -90,7 +92,7 @@ class ScaleKD(nn.Module):
         self._taps = _student_taps(student, size, penultimate)
         self._remark_on_sizes()
         self._match_inputs()
-        weights = self._fitting_logits(weights or LossWeights())
+        weights = self._fitting_logits(weights)
         self.method = ScaleKDLoss(
             self._taps.shapes,
             teacher.shapes,
@@ -138,11 +140,17 @@ class ScaleKD(nn.Module):
         positions = (".position", ".own_query")
         return names | {n for n, _ in self.named_parameters() if n.endswith(positions)}
 
-    def _fitting_logits(self, weights: LossWeights) -> LossWeights:
+    def _fitting_logits(self, asked: LossWeights | None) -> LossWeights:
         mine, theirs = self._taps.shapes.classes, self.teacher.shapes.classes
         if mine is None:
             raise InputError(
                 "the student has no classifier (num_classes is 0), so no task to learn"
+            )
+        weights = asked or LossWeights()
+        if asked and asked.logits and theirs is None:
+            raise InputError(
+                f"the teacher has no classifier and the weight logits is {asked.logits}: set it to "
+                "0 to distil features alone"
             )
         if weights.logits and mine != theirs:
             self.notes.append(

@@ -135,7 +135,7 @@ def _on_meta(model: nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, list[Ten
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{_name(model)} refuses images of {shape[2]}x{shape[3]} pixels: {reason.rstrip('.')}; "
-            "give it a size that it takes"
+            "give it a size that it takes, or build it for this one (img_size among its arguments)"
         ) from error
     return y, maps, classes
 
