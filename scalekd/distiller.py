@@ -42,9 +42,9 @@ class ScaleKD(nn.Module):
         teacher_weights: of a teacher given by name: "pretrained", a file, or "random".
         size: (height, width) of the student's images; default the student's own. The teacher
             sees them at its own size and normalisation.
-        weights: of the loss's terms; default `LossWeights()`, without logits under a teacher that
-            has no classifier. A teacher with other classes than the student's gives no logits either
-            way, and `notes` says so.
+        weights: of the loss's terms; default `LossWeights()`, without logits where the teacher has
+            no classifier. With other classes than the student's it gives no logits in either
+            case, and `notes` says so.
         temperature: T of the logits.
         heads: of CAP3 and CAP4; default the paper's for its teachers, else one for 64 channels.
         label_smoothing: of the cross-entropy with the targets.
