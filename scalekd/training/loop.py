@@ -189,7 +189,14 @@ class Watch(L.Callback):
         self.top1 = float(module.accuracy.compute())
         module.accuracy.reset()
         if self.last is not None:
-            self.report(replace(self.last, step=trainer.global_step, top1=self.top1))
+            self.report(
+                replace(
+                    self.last,
+                    step=trainer.global_step,
+                    seconds=self.training_seconds,
+                    top1=self.top1,
+                )
+            )
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]

@@ -180,27 +180,32 @@ def seconds_per_step(results: list[Result]) -> float:
 
 
 def draw_curves(metrics: Path, teacher_top1: float | None, file: Path) -> None:
-    """Accuracy over steps, a line for each run, by arm, from metrics.jsonl."""
+    """Accuracy over steps and over time, a line for each run, by arm, from metrics.jsonl."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    lines: dict[tuple[Arm, int], list[tuple[int, float]]] = {}
+    lines: dict[tuple[Arm, int], list[tuple[float, float, float]]] = {}
     for text in metrics.read_text().splitlines():
         entry = json.loads(text)
         if entry["top1"] is not None:
-            point = entry["step"], 100 * entry["top1"]
+            point = entry["step"], entry["seconds"], 100 * entry["top1"]
             lines.setdefault((entry["arm"], entry["seed"]), []).append(point)
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, (by_step, by_time) = plt.subplots(
+        1, 2, figsize=(10, 4.2), sharey=True, layout="constrained"
+    )
     for arm, label in LABELS.items():
         of_this = [points for (a, _), points in sorted(lines.items()) if a == arm]
         for index, points in enumerate(of_this):
-            steps, tops = zip(*points, strict=True)
+            steps, seconds, tops = zip(*points, strict=True)
             name = label if index == 0 else None
-            axes.plot(steps, tops, color=COLOURS[arm], label=name, marker=".", alpha=0.8)
-    if teacher_top1 is not None:
-        axes.axhline(100 * teacher_top1, color="black", linestyle=":", label="teacher")
-    axes.set(xlabel="step", ylabel="top-1 on the validation images (%)")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+            for axes, x in ((by_step, steps), (by_time, seconds)):
+                axes.plot(x, tops, color=COLOURS[arm], label=name, marker=".", alpha=0.8)
+    for axes in (by_step, by_time):
+        if teacher_top1 is not None:
+            axes.axhline(100 * teacher_top1, color="black", linestyle=":", label="teacher")
+        axes.grid(alpha=0.3)
+    by_step.set(xlabel="step", ylabel="top-1 on the validation images (%)")
+    by_time.set(xlabel="seconds of training")
+    by_step.legend(loc="lower right")
     figure.savefig(file, dpi=150)
     plt.close(figure)
