@@ -89,11 +89,6 @@ class TrainingModule(L.LightningModule):
             self.method, opt=optim.name, lr=optim.lr, weight_decay=optim.weight_decay
         )
         warmup = round(optim.warmup_epochs * self.steps_per_epoch)
-        if warmup >= self.steps:
-            raise InputError(
-                f"optim.warmup_epochs is {optim.warmup_epochs}, {warmup} steps of {self.steps} in "
-                "all: it must be shorter than the training"
-            )
         self.schedule = CosineLRScheduler(
             optimizer,
             t_initial=self.steps - warmup,

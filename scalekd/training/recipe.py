@@ -1,9 +1,12 @@
 """Everything that decides a training run, as data."""
 
+import difflib
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from timm.optim import list_optimizers
 
 from scalekd.errors import InputError
 from scalekd.method import LossWeights
@@ -78,7 +81,7 @@ class Recipe:
         label_smoothing: of the task's loss.
         penultimate: the student's penultimate feature by index; default found by its grid.
         one_token: refuse or drop alternative views of one-token grids.
-        precision: Lightning's, for example 32-true or bf16-mixed.
+        precision: of the arithmetic; the final alternative view is float32 in all of them.
         seeds: one run for each.
         compare: the same student trained without a teacher (alone), by logits only (logits).
         validate_every: epochs between two measurements on the validation images.
@@ -99,7 +102,7 @@ class Recipe:
     label_smoothing: float = 0.0
     penultimate: int | None = None
     one_token: Literal["refuse", "drop"] = "refuse"
-    precision: str = "32-true"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     seeds: list[int] = field(default_factory=lambda: [0])
     compare: list[Baseline] = field(default_factory=list)
     validate_every: int = 1
@@ -125,6 +128,17 @@ class Recipe:
             raise InputError(f"label_smoothing is {self.label_smoothing}: it must be in [0, 1)")
         if not 0 <= self.data.erasing <= 1:
             raise InputError(f"data.erasing is {self.data.erasing}: it must be in [0, 1]")
+        if self.optim.warmup_epochs >= self.epochs:
+            raise InputError(
+                f"optim.warmup_epochs is {self.optim.warmup_epochs} and epochs is {self.epochs}: "
+                "the warm-up must be shorter than the training"
+            )
+        if self.optim.name not in (known := list_optimizers()):
+            near = difflib.get_close_matches(self.optim.name, known, n=3) or ["adamw", "sgd"]
+            raise InputError(
+                f"optim.name is {self.optim.name!r}, which timm does not know; it has, for "
+                f"example, {', '.join(near)}"
+            )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"seeds are {self.seeds}: give one or more, each once")
 

@@ -116,7 +116,7 @@ def train(
     watch = Watch(report, stop, checkpoint, spec)
     trainer = L.Trainer(
         max_epochs=recipe.epochs,
-        precision=recipe.precision,  # type: ignore[arg-type]
+        precision=recipe.precision,
         gradient_clip_val=recipe.optim.clip or None,
         check_val_every_n_epoch=recipe.validate_every,
         callbacks=[watch],
