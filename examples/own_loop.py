@@ -1,6 +1,6 @@
-"""ScaleKD in a training loop of one's own: plain PyTorch, the packaged teacher, two minutes' work.
+"""ScaleKD in a training loop of one's own: plain PyTorch and the packaged teacher.
 
-    python examples/own_loop.py
+python examples/own_loop.py
 """
 
 import timm
@@ -11,7 +11,7 @@ from scalekd import ScaleKD
 from scalekd.digits.images import MEAN, STD, Renderings, originals, test_set
 
 overlay = {"mean": (MEAN,), "std": (STD,), "input_size": (1, 32, 32)}
-small = {"layers": (1, 1), "channels": (48, 96), "stem_chs": 24, "stem_type": "deep"}
+small = {"layers": (1, 1), "channels": (48, 96), "stem_chs": 64, "stem_type": "deep"}
 student = timm.create_model(
     "resnetv2_18", in_chans=1, num_classes=10, pretrained_cfg_overlay=overlay, **small
 )
@@ -19,7 +19,8 @@ student = timm.create_model(
 distiller = ScaleKD(teacher="scalekd_digits_swin", student=student, temperature=4.0)
 optimizer = torch.optim.AdamW(distiller.parameters(), lr=2e-3)
 distiller.train()
-for images, targets in DataLoader(Renderings(originals("train"), 32 * 300, seed=0), 32):
+digits = Renderings(originals("train"), 32 * 300, seed=0)
+for images, targets in DataLoader(digits, 32, shuffle=True):
     step = distiller(images, targets)
     optimizer.zero_grad()
     step.loss.backward()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from timm.models import ConvNeXt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -87,6 +88,10 @@ class ScaleKD(nn.Module):
         if isinstance(student, str):
             classes = num_classes or teacher.shapes.classes or 1000
             student = build(student, "random", num_classes=classes)
+        if not any(p.requires_grad for p in student.parameters()):
+            raise InputError(
+                "the student has no parameter to train: is it its own teacher, or frozen?"
+            )
         self.teacher = teacher
         self.student = student
         self._taps = _student_taps(student, size, penultimate)
@@ -136,9 +141,10 @@ class ScaleKD(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the student's own recipe does not decay, and positions."""
         own: Callable[[], set[str]] = getattr(self.student, "no_weight_decay", set)
-        names = {f"student.{name}" for name in own()}
+        listed = {f"student.{name}" for name in own()}
         positions = (".position", ".own_query")
-        return names | {n for n, _ in self.named_parameters() if n.endswith(positions)}
+        names = [name for name, _ in self.named_parameters()]
+        return {name for name in names if name in listed or name.endswith(positions)}
 
     def _fitting_logits(self, asked: LossWeights | None) -> LossWeights:
         mine, theirs = self._taps.shapes.classes, self.teacher.shapes.classes
@@ -190,7 +196,12 @@ def check_batch(student: nn.Module, images: Tensor, targets: Tensor, classes: in
     """InputError for a batch that cannot be learnt from; costs no synchronisation on a GPU."""
     if len(images) == 0:
         raise InputError("the batch is empty: (0 images)")
-    if images.shape[0] != len(targets):
+    if images.dim() != 4 or targets.dim() != 1 or targets.is_floating_point():
+        raise InputError(
+            f"images are {tuple(images.shape)} and targets {tuple(targets.shape)} {targets.dtype}: "
+            "they must be (N, channels, H, W) and N class numbers"
+        )
+    if len(images) != len(targets):
         raise InputError(f"{len(images)} images and {len(targets)} targets in one batch")
     if not targets.is_cuda and classes and not (targets.min() >= 0 and targets.max() < classes):
         raise InputError(
@@ -226,8 +237,5 @@ def _heads(teacher: FrozenTeacher) -> tuple[int, int]:
 
 
 def _stem_norm(student: nn.Module) -> Callable[[int], nn.Module]:
-    """BatchNorm, but for a pyramid of convolutions that has none itself (ConvNeXt) ChannelNorm."""
-    modules = list(student.modules())
-    has_batch_norm = any(isinstance(m, _BatchNorm) for m in modules)
-    depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in modules)
-    return ChannelNorm if depthwise and not has_batch_norm else nn.BatchNorm2d
+    """The paper's: BatchNorm, and LayerNorm over channels for ConvNeXt."""
+    return ChannelNorm if isinstance(student, ConvNeXt) else nn.BatchNorm2d

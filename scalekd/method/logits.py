@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 1.
         temperature: T > 0.
 
     Returns:
-        A scalar, in nats times T^2.
+        A scalar, in nats times T^2; at least float32, whatever the precision around it.
 
     Raises:
         InputError: the two shapes differ, or T is not positive.
@@ -32,8 +33,9 @@ def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 1.
             f"{tuple(teacher.shape)}: logit distillation needs the same classes on both sides; "
             "set the weight `logits` to 0 to leave it out"
         )
-    soft_targets = F.softmax(teacher / temperature, dim=1)
-    log_probabilities = F.log_softmax(student / temperature, dim=1)
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    soft_targets = F.softmax(teacher.to(dtype) / temperature, dim=1)
+    log_probabilities = F.log_softmax(student.to(dtype) / temperature, dim=1)
     return -(temperature**2) * (soft_targets * log_probabilities).sum(1).mean()
 
 

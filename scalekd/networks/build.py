@@ -1,7 +1,6 @@
 """Models by name, and their weights from where the user says."""
 
 import difflib
-import pickle
 import socket
 import urllib.request
 import warnings
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import safetensors
 import safetensors.torch
 import timm
 import torch
@@ -44,9 +42,10 @@ def build(name: str, weights: str | Path, **arguments: Any) -> nn.Module:
         return _create(name, True, arguments)
     state = read_weights(Path(weights))
     model = _create(name, False, arguments)
-    classifier = config(model).get("classifier")
-    if isinstance(classifier, str) and f"{classifier}.weight" in state:
-        classes = len(state[f"{classifier}.weight"])
+    classifier = config(model).get("classifier") or ()
+    names = [classifier] if isinstance(classifier, str) else classifier
+    for weight in [state[f"{name}.weight"] for name in names if f"{name}.weight" in state][:1]:
+        classes = len(weight)
         if classes != model.num_classes:
             model = _create(name, False, {**arguments, "num_classes": classes})
     load_weights(model, state, str(weights))
@@ -78,7 +77,7 @@ def read_checkpoint(file: Path) -> Any:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
+    except Exception as error:  # a damaged file can raise nearly anything
         raise InputError(
             f"{str(file)!r} is not a safetensors file or a torch file of plain tensors, and "
             "nothing else is ever loaded; save `model.state_dict()` with torch.save or safetensors"

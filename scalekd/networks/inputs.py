@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import timm.data
+from timm.layers import PatchEmbed
 from torch import nn
 
 from scalekd.errors import InputError
@@ -28,7 +29,8 @@ def input_config(model: nn.Module, size: tuple[int, int] | None = None) -> Input
         raise InputError(f"{type(model).__name__} has no convolution to read image channels from")
     channels = convolution.in_channels
     config = timm.data.resolve_model_data_config(model)
-    bound = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    embeddings = [m for m in model.modules() if isinstance(m, PatchEmbed)]
+    bound = embeddings[0].img_size if embeddings else None
     if size is None:
         size = tuple(bound or config["input_size"][-2:])
     mean, std = tuple(config["mean"]), tuple(config["std"])

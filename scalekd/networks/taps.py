@@ -23,12 +23,14 @@ def map_shape(features: Tensor) -> MapShape:
     return channels, height, width
 
 
-def as_map(y: Tensor, shape: MapShape) -> Tensor | None:
+def as_map(y: Any, shape: MapShape) -> Tensor | None:
     """`y` as (N, C, H, W), or None where it cannot be a map of this `shape` (C, H, W).
 
     timm's models work on (N, C, H, W), (N, H, W, C) or tokens (N, prefix + H*W, C).
     """
     channels, height, width = shape
+    if not isinstance(y, Tensor):
+        return None
     if y.dim() == 4 and tuple(y.shape[1:]) == shape:
         return y
     if y.dim() == 4 and tuple(y.shape[1:]) == (height, width, channels):
@@ -83,7 +85,7 @@ class Taps:
         last = len(maps) - 1
         if penultimate is None:
             larger = [i for i in range(last) if grids[i] != grids[last]]
-            penultimate = larger[-1] if larger else len(maps) * 2 // 3
+            penultimate = larger[-1] if larger else max(0, min(len(maps) * 2 // 3, last - 1))
         if not 0 <= penultimate < last:
             raise InputError(
                 f"{_name(model)} has features 0 to {last} and the penultimate one is to be "
@@ -131,7 +133,11 @@ def _on_meta(model: nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, list[Ten
             classes = None
             if getattr(model, "num_classes", 0):
                 classes = double.forward_head(y).shape[1]
+        if not isinstance(y, Tensor):
+            raise InputError(f"{_name(model)} has several final features: one is needed")
     except (AssertionError, RuntimeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{_name(model)} refuses images of {shape[2]}x{shape[3]} pixels: {reason.rstrip('.')}; "

@@ -34,7 +34,7 @@ class FrozenTeacher:
 
     Not a module, so it is in nobody's `parameters()`, `state_dict()`, checkpoint, EMA or DDP, and
     a trainer's `train()` does not reach it; a deep copy is itself. It follows the images that it
-    is shown to their device and precision.
+    is shown to their device, and to float64.
 
     Args:
         model: a timm model with pretrained weights. It is put into eval mode and its parameters
@@ -63,7 +63,7 @@ class FrozenTeacher:
         taps = Taps(model, size, penultimate)
         if penultimate is None and taps.shapes.penultimate == taps.shapes.final:
             # An isotropic model: its tail is a third of its blocks, so it starts one before.
-            taps = Taps(model, size, taps.plan.penultimate - 1)
+            taps = Taps(model, size, max(0, taps.plan.penultimate - 1))
         self._taps = taps
         self.input = taps.input
         self.shapes: FeatureShapes = taps.shapes
@@ -75,9 +75,19 @@ class FrozenTeacher:
         parameter = next(model.parameters())
         shape = (2, self.input.channels, *self.input.size)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(parameter)
-        for module in self._find_tail(noise):
+        hooks = [
             module.register_forward_pre_hook(self._record, with_kwargs=True)
-        self.difference = self._verify(noise)
+            for module in self._find_tail(noise)
+        ]
+        try:
+            self.difference = self._verify(noise)
+        except Exception as error:
+            for hook in hooks:
+                hook.remove()
+            if isinstance(error, InputError):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise self._refusal(f"replaying its last stage fails ({reason})") from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenTeacher":
         return self
@@ -85,15 +95,16 @@ class FrozenTeacher:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
         """Features of `images` (N, channels, H, W), normalised as `self.input` says."""
-        self._follow(images)
+        images = images.to(self._follow(images))
         if tuple(images.shape[2:]) != self.input.size:
             images = F.interpolate(images, self.input.size, mode="bicubic", antialias=True)
         self.model.eval()
         self._calls.clear()
         self._recording = True
-        features = self._taps(images)
-        self._recording = False
-        return features
+        try:
+            return self._taps(images)
+        finally:
+            self._recording = False
 
     def tail(self, tokens: Tensor) -> Tensor:
         """Tokens (N, L, C) on the penultimate grid -> (N, L', C') on the final one.
@@ -101,24 +112,27 @@ class FrozenTeacher:
         To be called after the teacher's pass on the same N images, whose other inputs it reuses.
         Gradients run through it to the tokens.
         """
-        x = self._layout(tokens)
+        x = self._layout(tokens.to(next(self.model.parameters()).dtype))
         for call in self._calls:
             x = call.module(x, *call.others, **call.keywords)
         final = as_map(x, self.shapes.final)
         assert final is not None, "the verified tail ends in the final feature"
         return final.flatten(2).transpose(1, 2)
 
-    def _follow(self, images: Tensor) -> None:
+    def _follow(self, images: Tensor) -> torch.dtype:
+        """To the images' device, and to a wider precision; never to a narrower one, for good."""
         parameter = next(self.model.parameters())
-        if (parameter.device, parameter.dtype) != (images.device, images.dtype):
-            self.model.to(images.device, images.dtype)
+        dtype = torch.promote_types(parameter.dtype, images.dtype)
+        if (parameter.device, parameter.dtype) != (images.device, dtype):
+            self.model.to(images.device, dtype)
+        return dtype
 
     def _record(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if not self._recording:
             return
         feature, *others = inputs
         if not self._calls:
-            self._first = feature.shape[1:]
+            self._first, self._entrance = feature.shape[1:], feature.data_ptr()
             tokens = self._grid[0] * self._grid[1]
             self._prefix = feature[:, :-tokens] if feature.dim() == 3 else None
         self._calls.append(_Call(module, tuple(others), keywords))
@@ -175,13 +189,20 @@ class FrozenTeacher:
 
     def _verify(self, images: Tensor) -> float:
         features = self(images)
+        for call in self._calls:
+            others = [t for t in (*call.others, *call.keywords.values()) if isinstance(t, Tensor)]
+            if any(t.data_ptr() == self._entrance for t in others):
+                raise self._refusal("a later module takes the penultimate feature once more")
         own = features.final.flatten(2).transpose(1, 2)
         replayed = self.tail(features.penultimate.flatten(2).transpose(1, 2))
         difference = ((replayed - own).abs().max() / own.abs().max()).item()
         if not difference <= TOLERANCE:
-            raise InputError(
-                f"the teacher {type(self.model).__name__} cannot be replayed: its last stage, run "
-                f"on its own penultimate feature, differs from its output by {difference:.1e} of "
-                f"the largest value (allowed: {TOLERANCE:.0e}); take another teacher"
+            raise self._refusal(
+                "its last stage, run on its own penultimate feature, differs from its output by "
+                f"{difference:.1e} of the largest value (allowed: {TOLERANCE:.0e})"
             )
         return difference
+
+    def _refusal(self, reason: str) -> InputError:
+        name = type(self.model).__name__
+        return InputError(f"the teacher {name} cannot be replayed: {reason}; take another teacher")

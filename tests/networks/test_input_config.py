@@ -1,0 +1,58 @@
+import pytest
+import timm
+import torch
+from small_models import mixer, refused_in_one_line, resnet, swin, vit
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+import scalekd  # registers the packaged teacher
+from scalekd.digits.images import MEAN, STD
+from scalekd.networks import InputConfig, input_config
+
+
+def test_a_model_is_read_from_its_configuration() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("resnet50.tv_in1k", pretrained=False)
+    expected = InputConfig(3, (224, 224), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    assert input_config(model) == expected
+
+
+def test_a_model_of_other_statistics_keeps_them() -> None:
+    config = input_config(vit())
+    assert config.mean == config.std == (0.5, 0.5, 0.5)
+
+
+def test_the_packaged_teacher_is_read_right() -> None:
+    model = timm.create_model("scalekd_digits_swin")
+    assert input_config(model) == InputConfig(1, (32, 32), (MEAN,), (STD,))
+    assert scalekd.FrozenTeacher(model).input == input_config(model)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_have_as_many_statistics(channels: int) -> None:
+    config = input_config(timm.create_model("resnet18", in_chans=channels))
+    assert config.channels == channels
+    mean, std = (sum(c) / 3 for c in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    assert config.mean == pytest.approx((mean,) * channels)
+    assert config.std == pytest.approx((std,) * channels)
+
+
+def test_statistics_of_a_model_that_says_its_own_for_one_channel_are_kept() -> None:
+    overlay = {"mean": (0.2,), "std": (0.3,), "input_size": (1, 28, 28)}
+    model = timm.create_model("test_resnet", in_chans=1, pretrained_cfg_overlay=overlay)
+    assert input_config(model) == InputConfig(1, (28, 28), (0.2,), (0.3,))
+
+
+@pytest.mark.parametrize("build", [vit, swin, mixer], ids=["ViT", "Swin", "Mixer"])
+def test_the_size_that_a_model_is_bound_to_wins_over_its_configuration(build: object) -> None:
+    assert callable(build)
+    assert input_config(build()).size == (64, 64)
+
+
+def test_the_size_asked_for_wins() -> None:
+    assert input_config(resnet(), (48, 96)).size == (48, 96)
+
+
+def test_a_module_without_convolutions_is_refused() -> None:
+    with refused_in_one_line("Linear"):
+        input_config(nn.Linear(3, 3))

@@ -1,0 +1,480 @@
+import copy
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import timm
+import torch
+from networks.small_models import (
+    CLASSES,
+    FAMILIES,
+    SIZE,
+    images,
+    make,
+    refused_in_one_line,
+    resnet,
+    swin,
+    vit,
+)
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scalekd import FrozenTeacher, LossWeights, ScaleKD, Step
+from scalekd.digits.images import MEAN, STD
+from scalekd.method import ChannelNorm
+
+TARGETS = torch.tensor([0, 3, 4, 1])
+TERMS = set(asdict(LossWeights()))
+ONE_VIEW = LossWeights(tpp_alternative=0.0, final_alternative=0.0)
+
+
+def distilling(student: nn.Module | None = None, **arguments: Any) -> ScaleKD:
+    """A distiller of 64x64 images in 5 classes, in training mode."""
+    torch.manual_seed(0)
+    given = {"teacher": swin(), "size": SIZE, **arguments}
+    return ScaleKD(student=resnet() if student is None else student, **given).train()
+
+
+def step_of(distiller: ScaleKD) -> Step:
+    step: Step = distiller(images(4), TARGETS)
+    return step
+
+
+def digits_student() -> nn.Module:
+    """1x32x32 -> 32x4x4 -> 10 logits."""
+    return make(
+        "resnetv2_18",
+        in_chans=1,
+        num_classes=10,
+        layers=(1, 1),
+        channels=(16, 32),
+        stem_chs=8,
+        stem_type="deep",
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_everything_that_trains_gets_a_gradient_and_the_teacher_none(family: str) -> None:
+    distiller = distilling(FAMILIES[family]())
+    step = step_of(distiller)
+    step.loss.backward()
+    for name, parameter in distiller.named_parameters():
+        assert parameter.requires_grad, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    for parameter in distiller.teacher.model.parameters():
+        assert not parameter.requires_grad
+        assert parameter.grad is None
+
+
+def test_the_student_learns_from_the_features_beside_the_task() -> None:
+    gradients: list[dict[str, Tensor]] = []
+    for weights in (LossWeights(), LossWeights(0.0, 0.0, 0.0, 0.0, 0.5)):
+        distiller = distilling(weights=weights)
+        step_of(distiller).loss.backward()
+        gradients.append({n: p.grad for n, p in distiller.student.named_parameters()})
+    both, logits = gradients
+    same = {name for name, g in both.items() if torch.allclose(g, logits[name], atol=0)}
+    assert same == {"fc.weight", "fc.bias"}
+
+
+def test_terms_have_names_and_sum_to_the_loss() -> None:
+    step = step_of(distilling())
+    assert set(step.terms) == {"task"} | TERMS
+    assert all(term.shape == () for term in step.terms.values())
+    assert step.loss.shape == ()
+    torch.testing.assert_close(step.loss, sum(step.terms.values()))
+    assert step.logits.shape == (4, CLASSES)
+
+
+@pytest.mark.parametrize("a", [0.0, 0.25, 0.5, 1.0])
+def test_the_task_has_the_share_that_the_logits_leave(a: float) -> None:
+    step = step_of(distilling(weights=LossWeights(logits=a)))
+    whole = F.cross_entropy(step.logits, TARGETS)
+    torch.testing.assert_close(step.terms["task"], (1 - a) * whole)
+    assert ("logits" in step.terms) is (a > 0)
+
+
+def test_logits_are_the_students_own_and_its_teachers_are_distilled() -> None:
+    distiller = distilling(temperature=2.0).eval()
+    step = step_of(distiller)
+    assert torch.equal(step.logits, distiller.student(images(4)))
+    theirs = distiller.classify_by_teacher(images(4)) / 2
+    kd = -4 * (theirs.softmax(1) * (step.logits / 2).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(step.terms["logits"], 0.5 * kd)
+
+
+def test_label_smoothing_reaches_the_task() -> None:
+    step = step_of(distilling(label_smoothing=0.1, weights=LossWeights(logits=0.0)))
+    expected = F.cross_entropy(step.logits, TARGETS, label_smoothing=0.1)
+    torch.testing.assert_close(step.terms["task"], expected)
+    assert not torch.isclose(expected, F.cross_entropy(step.logits, TARGETS))
+
+
+def test_training_mode_does_not_reach_the_teacher() -> None:
+    distiller = distilling(teacher=swin(drop_path_rate=0.9).train())
+    assert distiller.student.training
+    assert not any(m.training for m in distiller.teacher.model.modules())
+    distiller.teacher.model.train()
+    first, second = (distiller.teacher(images(4)).final for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_the_teacher_is_in_no_parameters_and_no_state_dict() -> None:
+    distiller = distilling()
+    theirs = {id(p) for p in distiller.teacher.model.parameters()}
+    assert theirs.isdisjoint(id(p) for p in distiller.parameters())
+    assert distiller.teacher.model not in list(distiller.modules())
+    assert {name.split(".")[0] for name in distiller.state_dict()} == {"student", "method"}
+    pointers = {p.data_ptr() for p in distiller.teacher.model.parameters()}
+    assert pointers.isdisjoint(t.data_ptr() for t in distiller.state_dict().values())
+
+
+def test_moving_the_distiller_leaves_it_whole() -> None:
+    distiller = distilling().double()
+    step = distiller(images(4).double(), TARGETS)
+    step.loss.backward()
+    assert step.loss.dtype == step.logits.dtype == torch.float64
+    assert all(p.grad.dtype == torch.float64 for p in distiller.parameters())
+    single = step_of(distilling())
+    for name, term in step.terms.items():
+        torch.testing.assert_close(term.float(), single.terms[name], atol=1e-3, rtol=1e-3)
+
+
+def test_a_copy_trains_on_its_own_and_shares_the_teacher() -> None:
+    distiller = distilling()
+    twin = copy.deepcopy(distiller)
+    assert twin.teacher is distiller.teacher
+    assert torch.equal(step_of(twin).loss, step_of(distiller).loss)
+    before = copy.deepcopy(distiller.state_dict())
+    optimizer = torch.optim.SGD(twin.parameters(), 0.1)
+    step_of(twin).loss.backward()
+    optimizer.step()
+    assert all(p.grad is None for p in distiller.parameters())
+    assert all(torch.equal(t, before[name]) for name, t in distiller.state_dict().items())
+    moved = [not torch.equal(p, before[name]) for name, p in twin.named_parameters()]
+    assert sum(moved) > len(moved) / 2
+    assert not torch.equal(step_of(twin).logits, step_of(distiller).logits)
+
+
+@pytest.mark.parametrize("family", ["ResNet", "Swin", "ViT"])
+def test_the_students_state_dict_is_timms_alone(family: str) -> None:
+    distiller = distilling(FAMILIES[family]())
+    step_of(distiller).loss.backward()
+    plain = FAMILIES[family]()
+    state = distiller.student.state_dict()
+    assert state.keys() == plain.state_dict().keys()
+    plain.load_state_dict(state)
+    assert torch.equal(plain(images()), distiller.student.eval()(images()))
+
+
+def test_a_state_dict_restores_a_distiller() -> None:
+    distiller, other = distilling(), distilling(FAMILIES["ResNet"]())
+    step_of(distiller)
+    other.load_state_dict(distiller.state_dict())
+    assert torch.equal(step_of(other.eval()).loss, step_of(distiller.eval()).loss)
+
+
+def test_logits_are_left_out_and_noted_where_the_classes_differ() -> None:
+    distiller = distilling(teacher=swin(num_classes=7))
+    assert distiller.method.weights.logits == 0
+    (note,) = (n for n in distiller.notes if "logit" in n)
+    assert "7" in note
+    assert str(CLASSES) in note
+    assert "\n" not in note
+    step = step_of(distiller)
+    assert set(step.terms) == {"task"} | TERMS - {"logits"}
+    torch.testing.assert_close(step.terms["task"], F.cross_entropy(step.logits, TARGETS))
+
+
+def test_logits_are_left_out_and_noted_where_the_teacher_has_no_head() -> None:
+    distiller = distilling(teacher=swin(num_classes=0))
+    assert any("logit" in note and "no classes" in note for note in distiller.notes)
+    assert "logits" not in step_of(distiller).terms
+    with refused_in_one_line("no classifier"):
+        distiller.classify_by_teacher(images())
+
+
+def test_logits_switched_off_are_not_remarked_upon() -> None:
+    off = LossWeights(logits=0.0)
+    assert not any("logit" in n for n in distilling(teacher=swin(num_classes=7), weights=off).notes)
+
+
+def test_a_student_without_head_is_refused() -> None:
+    with refused_in_one_line("num_classes is 0"):
+        distilling(resnet(num_classes=0))
+
+
+def test_a_random_teacher_is_noted() -> None:
+    distiller = ScaleKD("scalekd_digits_swin", digits_student(), teacher_weights="random")
+    assert any("RANDOM" in note for note in distiller.notes)
+
+
+def test_a_teacher_smaller_than_its_student_is_noted() -> None:
+    assert any("smaller" in note for note in distilling().notes)
+    assert distilling(vit(depth=4)).notes == []
+
+
+def test_a_trained_and_larger_teacher_of_the_same_classes_leaves_nothing_to_note() -> None:
+    assert ScaleKD("scalekd_digits_swin", digits_student(), size=(32, 32)).notes == []
+
+
+def test_a_student_by_name_is_made_for_the_teachers_classes() -> None:
+    distiller = distilling("test_vit", size=(160, 160))
+    assert distiller.student.num_classes == CLASSES
+    assert distilling("test_vit", size=(160, 160), num_classes=3).student.num_classes == 3
+
+
+def test_the_teacher_sees_its_own_normalisation() -> None:
+    overlay = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
+    student = resnet(pretrained_cfg_overlay=overlay)
+    distiller = distilling(student)
+    seen: list[Tensor] = []
+    hook = lambda m, i: seen.append(i[0])  # noqa: E731
+    distiller.teacher.model.patch_embed.register_forward_pre_hook(hook)
+    pixels = torch.rand(4, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+
+    def normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+        return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+    distiller(normalised(overlay["mean"], overlay["std"]), TARGETS)
+    theirs = distiller.teacher.input
+    assert theirs.mean != overlay["mean"]
+    torch.testing.assert_close(seen[0], normalised(theirs.mean, theirs.std))
+
+
+def test_images_pass_unchanged_between_equal_normalisations() -> None:
+    overlay = {"mean": (MEAN,), "std": (STD,), "input_size": (1, 32, 32)}
+    student = make("test_vit", in_chans=1, pretrained_cfg_overlay=overlay, img_size=32)
+    distiller = ScaleKD("scalekd_digits_swin", student)
+    x = images(channels=1, size=(32, 32))
+    assert torch.equal(distiller.classify_by_teacher(x), distiller.teacher(x).logits)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 96)])
+def test_the_teacher_sees_its_own_resolution(size: tuple[int, int]) -> None:
+    distiller = distilling(size=size)
+    seen: list[Tensor] = []
+    hook = lambda m, i: seen.append(i[0])  # noqa: E731
+    distiller.teacher.model.patch_embed.register_forward_pre_hook(hook)
+    distiller(images(4, size), TARGETS).loss.backward()
+    assert tuple(seen[0].shape[2:]) == SIZE
+
+
+def test_other_channels_than_the_teachers_are_refused() -> None:
+    with refused_in_one_line("1 channels", "3", "in_chans"):
+        distilling(resnet(in_chans=1))
+
+
+def test_images_of_another_size_than_the_distillers_are_refused() -> None:
+    with refused_in_one_line("(192, 6, 6)", "(192, 4, 4)"):
+        distilling()(images(4, (96, 96)), TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "heads"),
+    [
+        ("swin_small_patch4_window7_224", {"embed_dim": 24, "num_heads": (1, 2, 4, 8)}, (3, 6)),
+        ("swin_base_patch4_window7_224", {"embed_dim": 16, "num_heads": (1, 2, 4, 8)}, (8, 16)),
+        ("swin_large_patch4_window7_224", {"embed_dim": 24, "num_heads": (1, 2, 4, 8)}, (16, 24)),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 48, "num_heads": (1, 2, 4, 8)}, (3, 6)),
+    ],
+)
+def test_heads_are_the_papers_or_one_for_64_channels(
+    name: str, arguments: dict[str, Any], heads: tuple[int, int]
+) -> None:
+    teacher = make(name, img_size=64, window_size=2, depths=(1, 1, 1, 1), **arguments)
+    method = distilling(teacher=teacher, weights=ONE_VIEW).method
+    assert (method.penultimate["original"].heads, method.final["original"].heads) == heads
+
+
+def test_heads_of_the_packaged_teacher_follow_the_rule() -> None:
+    method = ScaleKD("scalekd_digits_swin", digits_student(), size=(32, 32)).method
+    assert (method.penultimate["original"].heads, method.final["original"].heads) == (1, 2)
+
+
+def test_heads_can_be_chosen_and_must_divide_the_channels() -> None:
+    method = distilling(heads=(4, 12)).method
+    assert (method.penultimate["original"].heads, method.final["original"].heads) == (4, 12)
+    with refused_in_one_line("5 heads", "24"):
+        distilling(heads=(5, 12))
+
+
+@pytest.mark.parametrize("family", ["ResNet", "ConvNeXt", "Swin", "ViT", "Mixer"])
+def test_the_projectors_stem_has_channel_norm_for_convnext_only(family: str) -> None:
+    method = distilling(FAMILIES[family]()).method
+    norms = [p.stem[1] for m in (method.penultimate, method.final) for p in m.values()]
+    expected = ChannelNorm if family == "ConvNeXt" else nn.BatchNorm2d
+    assert len(norms) == 4
+    assert all(type(norm) is expected for norm in norms)
+
+
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "pit_ti_224"])
+def test_a_transformer_with_depthwise_convolutions_is_no_convnext(name: str) -> None:
+    size = (224, 224) if name.startswith("pit") else SIZE
+    method = distilling(make(name), size=size, weights=ONE_VIEW).method
+    assert type(method.final["original"].stem[1]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("family", ["ResNet", "Swin"])
+def test_names_without_weight_decay_are_parameters(family: str) -> None:
+    distiller = distilling(FAMILIES[family]())
+    names = dict(distiller.named_parameters())
+    exempt = distiller.no_weight_decay()
+    assert exempt <= names.keys()
+    assert sum(name.endswith(".position") for name in exempt) == 4
+    assert sum(name.endswith(".own_query") for name in exempt) == 2
+
+
+@pytest.mark.parametrize("family", ["Swin", "ViT", "DeiT distilled", "ResNet"])
+def test_timms_optimizer_decays_neither_positions_nor_what_the_student_exempts(family: str) -> None:
+    distiller = distilling(FAMILIES[family]())
+    optimizer = create_optimizer_v2(distiller, opt="adamw", lr=1e-3, weight_decay=0.1)
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    names = dict(distiller.named_parameters())
+    assert decay.keys() == {id(p) for p in names.values()}
+    own: Callable[[], set[str]] = getattr(distiller.student, "no_weight_decay", set)
+    exempt = {f"student.{name}" for name in own()} & names.keys()
+    assert family == "ResNet" or exempt
+    exempt |= {name for name in names if name.endswith((".position", ".own_query"))}
+    for name, parameter in names.items():
+        expected = 0.0 if name in exempt or parameter.dim() < 2 else 0.1
+        assert decay[id(parameter)] == expected, name
+
+
+@pytest.mark.parametrize("wrong", [CLASSES, -1, 1000])
+def test_targets_out_of_range_are_refused(wrong: int) -> None:
+    targets = TARGETS.clone()
+    targets[2] = wrong
+    with refused_in_one_line(str(wrong), f"{CLASSES} classes"):
+        distilling()(images(4), targets)
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with refused_in_one_line("0 images"):
+        distilling()(images(0), TARGETS[:0])
+
+
+@pytest.mark.parametrize("count", [0, 3, 5])
+def test_counts_that_do_not_match_are_refused(count: int) -> None:
+    with refused_in_one_line("4 images", f"{count} targets"):
+        distilling()(images(4), torch.zeros(count, dtype=torch.long))
+
+
+def test_one_image_under_batch_norm_is_refused_in_training_alone() -> None:
+    distiller = distilling()
+    with refused_in_one_line("1 image", "BatchNorm"):
+        distiller(images(1), TARGETS[:1])
+    assert distiller.eval()(images(1), TARGETS[:1]).loss.isfinite()
+    assert distilling(vit())(images(1), TARGETS[:1]).loss.isfinite()
+
+
+def test_a_one_token_grid_is_refused_or_dropped_out_loud() -> None:
+    with refused_in_one_line("1x1", "final_alternative"):
+        distilling(size=(32, 32))
+    with pytest.warns(UserWarning, match="final_alternative"):
+        distiller = distilling(size=(32, 32), one_token="drop")
+    step = distiller(images(4, (32, 32)), TARGETS)
+    assert "final_alternative" not in step.terms
+    assert step.loss.isfinite()
+
+
+def test_a_student_that_is_its_own_teacher_is_refused() -> None:
+    model = swin()
+    with refused_in_one_line("student"):
+        ScaleKD(model, model)
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_the_students_penultimate_feature_can_be_chosen(index: int) -> None:
+    distiller = distilling(penultimate=index)
+    grid = distiller.method.penultimate["original"].position.shape[2:]
+    assert tuple(grid) == {0: (32, 32), 2: (8, 8)}[index]
+    assert step_of(distiller).loss.isfinite()
+    with refused_in_one_line("9"):
+        distilling(penultimate=9)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"), [("ResNet", swin), ("ConvNeXt", vit), ("ViT", swin)]
+)
+def test_bfloat16_autocast_gives_finite_gradients(
+    student: str, teacher: Callable[[], nn.Module]
+) -> None:
+    distiller = distilling(FAMILIES[student](), teacher=teacher())
+    whole = copy.deepcopy(distiller)
+    with torch.autocast("cpu", torch.bfloat16):
+        step = step_of(distiller)
+    step.loss.backward()
+    assert step.loss.dtype == torch.float32
+    assert step.logits.dtype == torch.bfloat16
+    assert all(p.grad.isfinite().all() for p in distiller.parameters())
+    for name, term in step_of(whole).terms.items():
+        torch.testing.assert_close(step.terms[name].float(), term, atol=0.1, rtol=0.1)
+
+
+def test_terms_are_float32_under_bfloat16_autocast() -> None:
+    distiller = distilling()
+    with torch.autocast("cpu", torch.bfloat16):
+        step = step_of(distiller)
+    assert {name: t.dtype for name, t in step.terms.items() if t.dtype != torch.float32} == {}
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        swin,
+        lambda: FrozenTeacher(swin()),
+        vit,
+        FAMILIES["DeiT distilled"],
+        lambda: FrozenTeacher(resnet(), SIZE),
+    ],
+    ids=["module", "frozen", "ViT", "two prefix tokens", "convolutions"],
+)
+def test_any_teacher_with_a_tail_teaches(teacher: Callable[[], Any]) -> None:
+    distiller = distilling(vit(), teacher=teacher())
+    step = step_of(distiller)
+    step.loss.backward()
+    assert set(step.terms) == {"task"} | TERMS
+    assert all(p.grad is not None for p in distiller.method.parameters())
+
+
+def test_two_distillers_share_one_teacher() -> None:
+    teacher = FrozenTeacher(swin())
+    first, second = distilling(teacher=teacher), distilling(vit(), teacher=teacher)
+    alone = step_of(first.eval()).terms
+    step_of(second)
+    again = step_of(first).terms
+    assert all(torch.equal(again[name], alone[name]) for name in alone)
+
+
+def test_a_step_does_not_depend_on_what_the_teacher_saw_before() -> None:
+    distiller = distilling().eval()
+    expected = step_of(distiller).loss
+    distiller.classify_by_teacher(images(7, seed=3))
+    assert torch.equal(step_of(distiller).loss, expected)
+
+
+def test_a_loop_of_plain_pytorch_lowers_every_term() -> None:
+    torch.manual_seed(0)
+    distiller = ScaleKD("scalekd_digits_swin", digits_student(), size=(32, 32)).train()
+    optimizer = torch.optim.AdamW(distiller.parameters(), lr=2e-3)
+    x = images(8, (32, 32), 1)
+    targets = distiller.classify_by_teacher(x).argmax(1)
+    history = []
+    for _ in range(8):
+        step = distiller(x, targets)
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+        history.append({name: term.item() for name, term in step.terms.items()})
+    assert all(history[-1][name] < history[0][name] for name in history[0])
+
+
+def test_a_teacher_by_name_is_pretrained_unless_told_otherwise() -> None:
+    distiller = ScaleKD("scalekd_digits_swin", digits_student(), size=(32, 32))
+    pretrained = timm.create_model("scalekd_digits_swin", pretrained=True).state_dict()
+    state = distiller.teacher.model.state_dict()
+    assert all(torch.equal(state[name], t) for name, t in pretrained.items())

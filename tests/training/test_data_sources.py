@@ -1,0 +1,219 @@
+"""Image folders and digits as sources: what they give, and what they refuse."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from pictures import image_folder, refusal
+from PIL import Image
+
+from scalekd.networks import InputConfig
+from scalekd.training.data import EpochSampler, Source, loaders, open_source
+from scalekd.training.recipe import Data
+
+SMALL = InputConfig(3, (32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+GREY = InputConfig(1, (32, 32), (0.14,), (0.35,))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return image_folder(tmp_path / "pictures")
+
+
+def source(root: Path, **options: int) -> Source:
+    return open_source(Data(str(root), workers=0, **options))  # type: ignore[arg-type]
+
+
+def test_an_epoch_is_ordered_by_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = EpochSampler(50, None, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(1, 0) == order(1, 0)
+    assert sorted(order(1, 0)) == list(range(50))
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
+
+
+def test_a_part_of_an_epoch_is_other_images_each_time() -> None:
+    sampler = EpochSampler(1000, 20, 3)
+    seen = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        seen.append(list(sampler))
+    assert [len(s) for s in seen] == [20, 20, 20]
+    assert len(set(seen[0])) == 20
+    assert seen[0] != seen[1] != seen[2]
+    assert len(sampler) == 20
+
+
+def test_an_epoch_is_never_more_than_all_images() -> None:
+    assert len(EpochSampler(10, 50, 0)) == 10
+
+
+def test_a_folder_has_its_classes_and_the_students_normalisation(root: Path) -> None:
+    opened = source(root)
+    assert opened.classes == 3
+    assert opened.input is None
+    train, validation = opened.train(SMALL, 0), opened.validation(SMALL)
+    assert len(train) == len(validation) == 12  # type: ignore[arg-type]
+    for image, _ in (train[0], validation[0]):
+        assert image.shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("value", [0, 51, 255])
+def test_images_are_normalised_by_mean_and_deviation(root: Path, value: int) -> None:
+    for file in (*root.glob("train/*/*"), *root.glob("val/*/*")):
+        Image.new("RGB", (64, 64), (value, value, value)).save(file)
+    expected = torch.full((3, 32, 32), (value / 255 - 0.5) / 0.25)
+    opened = source(root)
+    for image, _ in (opened.train(SMALL, 0)[0], opened.validation(SMALL)[0]):
+        assert torch.allclose(image, expected, atol=0.02)
+
+
+def test_grey_and_transparent_files_become_rgb(root: Path) -> None:
+    Image.new("L", (40, 30), 100).save(root / "val/ant/0.jpg")
+    Image.new("RGBA", (40, 30), (1, 2, 3, 4)).save(root / "val/ant/1.png")
+    validation = source(root).validation(SMALL)
+    assert validation[0][0].shape == validation[1][0].shape == (3, 32, 32)
+
+
+def test_a_part_of_the_training_images_has_as_many_of_each_class(root: Path) -> None:
+    train = source(root, train_images=6).train(SMALL, 1)
+    assert sorted(target for _, target in train) == [0, 0, 1, 1, 2, 2]  # type: ignore[attr-defined]
+
+
+def test_another_seed_takes_other_training_images(tmp_path: Path) -> None:
+    opened = source(image_folder(tmp_path / "many", each=20, side=8), train_images=6)
+
+    def chosen(seed: int) -> list[int]:
+        return sorted(opened.train(SMALL, seed).indices)  # type: ignore[attr-defined]
+
+    assert chosen(1) == chosen(1)
+    assert chosen(1) != chosen(2)
+
+
+def test_more_training_images_than_there_are_is_refused(root: Path) -> None:
+    with refusal("data.train_images", "500", "12"):
+        source(root, train_images=500).train(SMALL, 0)
+
+
+def test_digits_are_balanced_and_others_for_each_seed() -> None:
+    data = Data("digits", train_images=30)
+
+    def labels_and_first(seed: int) -> tuple[list[int], torch.Tensor]:
+        digits = open_source(data).train(GREY, seed).digits  # type: ignore[attr-defined]
+        return sorted(digits.labels.tolist()), digits.images
+
+    labels, images = labels_and_first(1)
+    assert labels == [d for d in range(10) for _ in range(3)]
+    assert torch.equal(images, labels_and_first(1)[1])
+    assert not torch.equal(images, labels_and_first(2)[1])
+
+
+@pytest.mark.parametrize("count", [9, 4001])
+def test_digits_are_10_to_4000(count: int) -> None:
+    with refusal("data.train_images", str(count), "4000"):
+        open_source(Data("digits", train_images=count))
+
+
+def test_digits_have_one_size() -> None:
+    with refusal("data.image_size", "64", "32x32"):
+        open_source(Data("digits", image_size=64))
+
+
+def test_two_loaders_of_one_seed_give_the_same_digits_whatever_else_was_drawn() -> None:
+    data = Data("digits", train_images=100, epoch_images=64)
+    batches = []
+    for noise in (0, 1):
+        torch.manual_seed(noise)
+        opened = open_source(data)
+        assert opened.input is not None
+        train, _ = loaders(opened, data, opened.input, 32, seed=1)
+        batches.append(list(train))
+    assert len(batches[0]) == 2
+    for (images, labels), (images_again, labels_again) in zip(*batches, strict=True):
+        assert torch.equal(images, images_again)
+        assert torch.equal(labels, labels_again)
+
+
+def test_the_last_incomplete_batch_is_left_out(root: Path) -> None:
+    train, validation = loaders(source(root), Data(str(root), workers=0), SMALL, 5, 0)
+    assert [len(labels) for _, labels in train] == [5, 5]
+    assert sum(len(labels) for _, labels in validation) == 12
+
+
+def test_a_batch_larger_than_an_epoch_is_refused(root: Path) -> None:
+    with refusal("batch_size is 13", "12 images"):
+        loaders(source(root), Data(str(root), workers=0), SMALL, 13, 0)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with refusal(str(tmp_path / "nowhere"), "--data.root"):
+        source(tmp_path / "nowhere")
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with refusal(str(tmp_path), "train/", "val/", "nothing"):
+        source(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_folder_without_a_split_says_what_it_holds(root: Path, split: str) -> None:
+    shutil.rmtree(root / split)
+    with refusal(str(root), "train/CLASS", "val/CLASS", {"train": "val", "val": "train"}[split]):
+        source(root)
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    with refusal("train", "1 class", "at least 2"):
+        source(image_folder(tmp_path / "one", ("ant",)))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_class_folder_without_images_is_named(root: Path, split: str) -> None:
+    (root / split / "dog").mkdir()
+    with refusal(str(root / split / "dog"), "no images"):
+        source(root)
+
+
+def test_a_class_folder_with_nothing_but_hidden_files_has_no_images(root: Path) -> None:
+    for split in ("train", "val"):
+        (root / split / "dog").mkdir()
+        (root / split / "dog" / ".gitkeep").touch()
+    with refusal(str(root / "train" / "dog"), "no images"):
+        source(root)
+
+
+def test_a_file_that_is_no_image_by_name_is_named(root: Path) -> None:
+    (root / "train/bee/notes.txt").write_text("bees")
+    with refusal(str(root / "train/bee/notes.txt")):
+        source(root)
+
+
+def test_a_file_that_is_no_image_by_content_is_named(root: Path) -> None:
+    (root / "val/bee/0.jpg").write_text("bees")
+    with refusal(str(root / "val/bee/0.jpg"), "repair or remove"):
+        source(root)
+
+
+@pytest.mark.parametrize("name", ["2.jpg", "3.png"])
+def test_a_truncated_image_is_named(root: Path, name: str) -> None:
+    file = root / "train/cat" / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with refusal(str(file), "repair or remove"):
+        source(root)
+
+
+def test_hidden_files_are_no_images_and_no_harm(root: Path) -> None:
+    (root / "train/bee/.DS_Store").write_bytes(b"\0")
+    assert len(source(root).train(SMALL, 0)) == 12  # type: ignore[arg-type]
+
+
+def test_classes_of_only_one_split_are_named(root: Path) -> None:
+    (root / "val/cat").rename(root / "val/cow")
+    with refusal("cat", "cow"):
+        source(root)

@@ -1,0 +1,201 @@
+"""Lightning's loop over a method: schedule, weight decay, refusal of a loss that is no number."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from pictures import refusal
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from scalekd.baselines import Alone
+from scalekd.distiller import Step
+from scalekd.training.checkpoint import StudentSpec
+from scalekd.training.loop import Interrupted, Progress, TrainingModule, Watch
+from scalekd.training.recipe import Optim
+
+SPEC = StudentSpec("none", {}, 3, None)
+
+
+class Breaking(nn.Module):
+    """A method whose term `left` is no number from step `at` on."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.student = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        self.at, self.step = at, 0
+
+    def forward(self, images: Tensor, targets: Tensor) -> Step:
+        self.step += 1
+        logits = self.student(images)
+        task = nn.functional.cross_entropy(logits, targets)
+        left = logits.sum() * (float("nan") if self.step >= self.at else 1.0)
+        return Step(task + left, {"task": task, "left": left}, logits)
+
+
+def student() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
+def batches(count: int) -> DataLoader[Any]:
+    numbers = torch.Generator().manual_seed(1)
+    images = torch.randn(count * 4, 1, 2, 2, generator=numbers)
+    return DataLoader(TensorDataset(images, torch.arange(count * 4) % 3), 4)
+
+
+class Rates(L.Callback):
+    def __init__(self) -> None:
+        self.used: list[float] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.used.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def fit(
+    method: Any,
+    out: Path,
+    *,
+    optim: Optim | None = None,
+    epochs: int = 1,
+    per_epoch: int = 10,
+    report: Callable[[Progress], None] = lambda _: None,
+    stop: Event | None = None,
+    callbacks: tuple[L.Callback, ...] = (),
+) -> tuple[TrainingModule, Watch]:
+    module = TrainingModule(
+        method,
+        optim or Optim(warmup_epochs=0),
+        3,
+        epochs * per_epoch,
+        per_epoch,
+        out / "metrics.jsonl",
+    )
+    watch = Watch(report, stop or Event(), out / "run.ckpt", SPEC)
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        callbacks=[watch, *callbacks],
+        accelerator="cpu",
+        logger=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, batches(per_epoch), batches(2))
+    return module, watch
+
+
+def test_the_rate_rises_linearly_and_falls_as_a_cosine(tmp_path: Path) -> None:
+    rates = Rates()
+    optim = Optim(lr=0.8, warmup_epochs=0.5, min_lr=0.2)
+    fit(Alone(student()), tmp_path, optim=optim, epochs=2, per_epoch=8, callbacks=(rates,))
+    assert len(rates.used) == 16
+    rising = rates.used[:5]
+    steps = [later - sooner for sooner, later in pairwise(rising)]
+    assert rising[0] == pytest.approx(0.8 / 4)
+    assert rising[4] == pytest.approx(0.8)
+    assert steps == pytest.approx([steps[0]] * 4)
+    for after, rate in enumerate(rates.used[4:]):
+        cosine = 0.2 + (0.8 - 0.2) * (1 + math.cos(math.pi * after / 12)) / 2
+        assert rate == pytest.approx(cosine)
+    assert rates.used[10] == pytest.approx((0.8 + 0.2) / 2)
+
+
+def test_without_warm_up_the_first_rate_is_the_largest(tmp_path: Path) -> None:
+    rates = Rates()
+    fit(Alone(student()), tmp_path, optim=Optim(lr=0.3, warmup_epochs=0), callbacks=(rates,))
+    assert rates.used[0] == pytest.approx(0.3)
+    assert rates.used == sorted(rates.used, reverse=True)
+
+
+def test_a_warm_up_that_rounds_to_the_whole_training_still_trains(tmp_path: Path) -> None:
+    rates = Rates()
+    optim = Optim(lr=0.3, warmup_epochs=0.6)
+    fit(Alone(student()), tmp_path, optim=optim, per_epoch=1, callbacks=(rates,))
+    assert len(rates.used) == 1
+    assert 0 < rates.used[0] <= 0.3
+
+
+def test_biases_and_norms_are_not_decayed(tmp_path: Path) -> None:
+    method = Alone(student())
+    module = TrainingModule(method, Optim(weight_decay=0.3, warmup_epochs=0), 3, 10, 10, tmp_path)
+    groups = module.configure_optimizers().param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(decay) == len(list(method.parameters()))
+    for name, parameter in method.named_parameters():
+        assert decay[id(parameter)] == (0.3 if name in MATRICES else 0.0), name
+
+
+MATRICES = {"student.1.weight", "student.3.weight"}
+
+
+def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(tmp_path: Path) -> None:
+    method = Breaking(at=4)
+    with refusal("nan", "step 4", "left nan", "task", str(tmp_path / "metrics.jsonl"), "optim.lr"):
+        fit(method, tmp_path)
+    assert all(bool(p.isfinite().all()) for p in method.student.parameters())
+
+
+def test_a_rate_far_too_large_is_said_by_its_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    method = Alone(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+    with refusal("step", "optim.lr", "task"):
+        fit(method, tmp_path, optim=Optim(name="sgd", lr=1e38, warmup_epochs=0, weight_decay=0))
+
+
+def test_progress_is_told_at_the_start_and_at_each_measurement(tmp_path: Path) -> None:
+    news: list[Progress] = []
+    _, watch = fit(Alone(student()), tmp_path, epochs=3, report=news.append)
+    assert news[0].step == 1
+    assert news[0].top1 is None
+    measured = [n for n in news if n.top1 is not None]
+    assert [n.step for n in measured] == [10, 20, 30]
+    assert measured[-1].top1 == watch.top1
+    for n in news:
+        assert n.steps == 30
+        assert n.loss == pytest.approx(sum(n.terms.values()))
+        assert n.images_per_second > 0
+        assert math.isfinite(n.seconds)
+    assert [n.step for n in news] == sorted(n.step for n in news)
+
+
+def test_the_accuracy_is_that_of_the_student_in_its_final_state(tmp_path: Path) -> None:
+    method = Alone(student())
+    _, watch = fit(method, tmp_path, epochs=2)
+    right = total = 0
+    method.eval()
+    with torch.no_grad():
+        for images, targets in batches(2):
+            right += int((method.student(images).argmax(1) == targets).sum())
+            total += len(targets)
+    assert watch.top1 == pytest.approx(right / total)
+
+
+def test_a_stop_signal_ends_the_run_after_the_step_and_keeps_its_state(tmp_path: Path) -> None:
+    stop = Event()
+    method = Alone(student())
+    before = {name: tensor.clone() for name, tensor in method.student.state_dict().items()}
+    with pytest.raises(Interrupted):
+        fit(method, tmp_path, epochs=50, report=lambda _: stop.set(), stop=stop)
+    kept = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    assert kept["global_step"] == 2  # told at step 1, so the next one is the last
+    moved = [n for n, t in before.items() if not torch.equal(t, kept["state_dict"][STUDENT + n])]
+    assert moved
+
+
+STUDENT = "method.student."
+
+
+def test_the_checkpoint_is_kept_each_epoch_and_leaves_nothing_partial(tmp_path: Path) -> None:
+    fit(Alone(student()), tmp_path, epochs=2)
+    assert [f.name for f in tmp_path.iterdir()] == ["run.ckpt"]
+    assert torch.load(tmp_path / "run.ckpt", weights_only=True)["global_step"] == 20

@@ -1,0 +1,96 @@
+"""What the conclusion says in words, and the picture."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scalekd.training.report import draw_curves, in_words, mean, of_arm
+from scalekd.training.run import Arm, Result, Run
+
+
+def results(arm: Arm, *tops: float, seconds: float = 10.0) -> list[Result]:
+    return [
+        Result(Run(arm, seed), top1, seconds, steps=100, images_per_second=320.0)
+        for seed, top1 in enumerate(tops, 1)
+    ]
+
+
+def test_a_gain_larger_than_the_spread() -> None:
+    said = in_words(results("scalekd", 0.72, 0.73, 0.75) + results("alone", 0.70, 0.70, 0.72))
+    assert len(said) == 1
+    assert "student alone" in said[0]
+    assert "+2.67 points (seed by seed +2.00, +3.00, +3.00; spread 0.58)" in said[0]
+    assert "larger than the spread" in said[0]
+    assert "NOT" not in said[0]
+    assert "LOSS" not in said[0]
+
+
+def test_a_gain_not_larger_than_the_spread() -> None:
+    (said,) = in_words(results("scalekd", 0.70, 0.74) + results("alone", 0.71, 0.72))
+    assert "+0.50 points (seed by seed -1.00, +2.00; spread 2.12), NOT larger" in said
+
+
+def test_a_loss_is_called_a_loss() -> None:
+    (said,) = in_words(results("scalekd", 0.60, 0.61) + results("alone", 0.70, 0.72))
+    assert "-10.50 points" in said
+    assert "a LOSS larger than the spread" in said
+
+
+def test_no_difference_at_all_is_not_larger_than_no_spread() -> None:
+    (said,) = in_words(results("scalekd", 0.5, 0.5) + results("alone", 0.5, 0.5))
+    assert "NOT larger" in said
+
+
+def test_one_seed_says_nothing_of_the_spread() -> None:
+    (said,) = in_words(results("scalekd", 0.75) + results("alone", 0.70))
+    assert "+5.00 points with one seed" in said
+    assert "nothing is known of the spread" in said
+    assert "larger" not in said
+
+
+def test_the_cost_in_time_is_said_for_each_comparison_and_equal_time_left_open() -> None:
+    runs = results("scalekd", 0.8, seconds=30) + results("alone", 0.7, seconds=10)
+    alone, logits, open_question = in_words(runs + results("logits", 0.75, seconds=20))
+    assert "3.0 times as long" in alone
+    assert "1.5 times as long" in logits
+    assert "equal time" in open_question
+    assert "does not show" in open_question
+
+
+def test_nothing_compared_is_nothing_said() -> None:
+    assert in_words(results("scalekd", 0.8, 0.9)) == []
+
+
+def test_gains_are_paired_by_seed_in_whatever_order_runs_end() -> None:
+    runs = results("scalekd", 0.70, 0.80) + results("alone", 0.69, 0.79)
+    (said,) = in_words(runs[::-1])
+    assert "seed by seed +1.00, +1.00" in said
+    assert [r.run.seed for r in of_arm(runs[::-1], "alone")] == [1, 2]
+
+
+def test_the_mean_of_nothing_is_none() -> None:
+    assert mean([]) is None
+    assert mean([1.0, 2.0]) == 1.5
+
+
+@pytest.mark.parametrize("teacher_top1", [None, 0.9])
+def test_the_curves_are_a_picture(tmp_path: Path, teacher_top1: float | None) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    lines = [
+        {"arm": arm, "seed": seed, "step": step, "seconds": step / 10, "top1": top1}
+        for arm in ("alone", "scalekd")
+        for seed in (1, 2)
+        for step, top1 in ((1, None), (10, 0.3), (20, 0.5))
+    ]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    draw_curves(metrics, teacher_top1, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert picture.width > 600
+        colours = picture.convert("RGB").getcolors(1 << 20)
+    seen = {colour for _, colour in colours or []}
+    assert (255, 255, 255) in seen
+    assert len(seen) > 10
