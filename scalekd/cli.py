@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import logging
 import re
 import sys
 import warnings
@@ -33,6 +32,7 @@ class Parser(jsonargparse.ArgumentParser):
         """Print one line and exit with 2."""
         line = re.sub(r"\s+", " ", message).strip()
         line = re.sub(r"\bevaluate\.model\b", "model", line)
+        line = re.sub(r'^Parser key "([\w.]+)": (.*)Got value: (.*?)\.?$', _wrong_type, line)
         line = re.sub(r"\b(distill|evaluate|export)\.(?=[a-z])", "--", line)
         _fail(line + self._nearest(line))
 
@@ -44,19 +44,25 @@ class Parser(jsonargparse.ArgumentParser):
         for action in self._actions:
             for parser in getattr(action, "_name_parser_map", {}).values():
                 options += [o for a in parser._actions for o in a.option_strings]
-        near = difflib.get_close_matches(unknown[1], options, n=2)
+        near = difflib.get_close_matches(unknown[1], options, n=2, cutoff=0.75)
         return f"; did you mean {' or '.join(near)}?" if near else "; --help lists the options"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exits with 2 after bad input (one line) and with 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.showwarning = _one_line  # type: ignore[assignment]
     try:
         _run(_with_recipe(arguments))
     except InputError as error:
         _fail(str(error))
+    except ValueError as error:  # jsonargparse wraps what a class refuses
+        if not isinstance(error.__cause__, InputError):
+            raise
+        _fail(str(error.__cause__))
+    except KeyboardInterrupt:
+        print("scalekd: stopped before any training; nothing is lost", file=sys.stderr)
+        sys.exit(130)
 
 
 def _run(arguments: list[str]) -> None:
@@ -65,6 +71,7 @@ def _run(arguments: list[str]) -> None:
     chosen = options[options.subcommand]
     if options.subcommand == "distill":
         chosen.pop("config")
+        chosen.pop("recipe")
         out, parallel = chosen.pop("out"), chosen.pop("parallel")
         try:
             distill(Recipe(**vars(chosen)), out, parallel)
@@ -83,6 +90,7 @@ def _parser() -> Parser:
     distilling.description = (
         "Train a student under a teacher, and compare. Without a teacher, student or data: digits."
     )
+    distilling.add_argument("--recipe", type=str | None, help="a packaged recipe, by its name")
     distilling.add_argument("--config", action="config", help="a recipe of your own, YAML")
     distilling.add_class_arguments(Recipe)
     distilling.add_argument("--out", type=Path | None, help="run folder to write; must not exist")
@@ -111,6 +119,7 @@ def _with_recipe(arguments: list[str]) -> list[str]:
     if "distill" not in arguments[:1] or "--help" in arguments or "-h" in arguments:
         return arguments
     rest, given = arguments[1:], {a.partition("=")[0] for a in arguments}
+    rest = [part for a in rest for part in (a.split("=", 1) if a[:9] == "--recipe=" else [a])]
     if "--recipe" in rest:
         at = rest.index("--recipe")
         name, rest = "".join(rest[at + 1 : at + 2]), rest[:at] + rest[at + 2 :]
@@ -119,6 +128,15 @@ def _with_recipe(arguments: list[str]) -> list[str]:
     else:
         name = DEFAULT
     return ["distill", "--config", str(recipe_file(name)), *rest]
+
+
+def _wrong_type(found: re.Match[str]) -> str:
+    key, expected, value = found.groups()
+    expected = re.sub(r"<class '(\w+)'>", r"\1", expected.split(" - ")[0])
+    expected = re.sub(
+        r"(Expected an?|Does not validate against any of the Union subtypes)\b", "", expected
+    )
+    return f"--{key} is {value!r}: expected {expected.strip(' .:') or 'another type'}"
 
 
 def _one_line(message: Warning | str, category: type[Warning], *_: Any) -> None:

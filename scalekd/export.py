@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import nn
 
@@ -30,5 +31,7 @@ def export_student(student: nn.Module, folder: Path, arguments: dict[str, Any]) 
     try:
         save_for_hf(student, str(partial), model_args=arguments, safe_serialization=True)
         partial.rename(folder)
+    except SafetensorError as error:  # what the disk said, in its own class
+        raise OSError(str(error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

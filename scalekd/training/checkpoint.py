@@ -60,6 +60,8 @@ def save(trainer: L.Trainer, file: Path) -> None:
 
 def load_student(file: Path) -> tuple[nn.Module, StudentSpec]:
     """The trained student out of a run's checkpoint, and what built it."""
+    if not file.is_file():
+        raise InputError(f"no checkpoint {str(file)!r}; a run's are in RUN/checkpoints/*.ckpt")
     checkpoint = read_checkpoint(file)
     if not isinstance(checkpoint, dict) or "scalekd_student" not in checkpoint:
         raise InputError(f"{str(file)!r} is not a checkpoint of `scalekd distill`")

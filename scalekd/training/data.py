@@ -91,20 +91,31 @@ def folder_source(data: Data) -> Source:
             f"{data.root!r}: train/ and val/ have different classes, only one has: "
             f"{', '.join(odd[:5])}"
         )
+    if data.train_images and data.train_images > len(training):
+        raise InputError(
+            f"data.train_images is {data.train_images} and there are {len(training)} images in "
+            f"{str(root / 'train')!r}"
+        )
     if len(training) + len(validating) <= DECODED_BEFOREHAND:
         for path, _ in training.samples + validating.samples:
             load_image(path)
 
     def train(config: InputConfig, seed: int) -> Dataset[Any]:
-        transform = create_transform(
-            config.size,
-            is_training=True,
-            mean=config.mean,
-            std=config.std,
-            auto_augment=data.auto_augment,
-            re_prob=data.erasing,
-            color_jitter=None,
-        )
+        try:
+            transform = create_transform(
+                config.size,
+                is_training=True,
+                mean=config.mean,
+                std=config.std,
+                auto_augment=data.auto_augment,
+                re_prob=data.erasing,
+                color_jitter=None,
+            )
+        except Exception as error:  # whatever timm makes of a policy that it cannot read
+            raise InputError(
+                f"data.auto_augment is {data.auto_augment!r}, no policy that timm knows; one is "
+                "rand-m9-n2-mstd0.5"
+            ) from error
         images = _image_folder(root / "train", transform)
         if data.train_images is None:
             everything: Dataset[Any] = images
@@ -193,13 +204,13 @@ def _image_folder(
             "one folder of images for each class"
         )
     for directory in classes:
-        files = [f for f in directory.rglob("*") if f.is_file()]
+        files = [f for f in directory.rglob("*") if f.is_file() and f.name[0] != "."]
         if not files:
             raise InputError(
                 f"the class folder {str(directory)!r} has no images: fill or remove it"
             )
         for file in files:
-            if file.suffix.lower() not in IMG_EXTENSIONS and not file.name.startswith("."):
+            if file.suffix.lower() not in IMG_EXTENSIONS:
                 raise InputError(f"{str(file)!r} is not an image by its name: remove it")
     return ImageFolder(str(folder), transform, loader=load_image)
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
+from torch.utils.data import DataLoader, default_collate
 
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
@@ -48,8 +49,9 @@ def distill(recipe: Recipe, out: Path | None = None, parallel: int | None = None
         raise InputError(f"parallel is {parallel}: it must be 1 or more")
     if out is not None and out.exists():
         raise InputError(f"{str(out)!r} exists and is not overwritten: give another --out")
-    pair = check(recipe)
     out = out or _free_folder(recipe)
+    _can_be_made(out)
+    pair = check(recipe)
     out.mkdir(parents=True)
     (out / "settings.yaml").write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))
     arms: list[Arm] = ["scalekd", *reversed(recipe.compare)]  # the longest first
@@ -92,7 +94,13 @@ def check(recipe: Recipe) -> report.Pair:
         raise InputError(f"compare has logits, and there is no logit distillation here ({why})")
     size = recipe.data.image_size
     config = input_config(method.student, (size, size) if size else None)
-    _, validation = loaders(source, recipe.data, config, recipe.batch_size, recipe.seeds[0])
+    batches, validation = loaders(source, recipe.data, config, recipe.batch_size, recipe.seeds[0])
+    if method.student.num_classes != source.classes:
+        raise InputError(
+            f"the student has {method.student.num_classes} classes and {recipe.data.root!r} has "
+            f"{source.classes}: leave num_classes out of student_args"
+        )
+    _try_one_step(method, batches)
     teacher_top1 = None
     if method.teacher.shapes.classes == source.classes:
         method.to(best_device())
@@ -104,6 +112,23 @@ def check(recipe: Recipe) -> report.Pair:
         projector_parameters=_parameters(method.method),
         notes=method.notes,
     )
+
+
+def _try_one_step(method: ScaleKD, batches: DataLoader[Any]) -> None:
+    """What does not fit together says so now, in this process, and not an hour later."""
+    assert batches.batch_size is not None
+    indices = list(itertools.islice(batches.sampler, batches.batch_size))
+    method.train()
+    method(*default_collate([batches.dataset[i] for i in indices]))
+    method.eval()
+
+
+def _can_be_made(folder: Path) -> None:
+    existing = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(
+            f"{str(folder)!r} cannot be made: {str(existing)!r} is not a folder to write to"
+        )
 
 
 def summarise(

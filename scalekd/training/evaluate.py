@@ -47,6 +47,8 @@ def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:
         weights: of a timm name: pretrained, or a file.
     """
     source = open_source(data)
+    if (Path(model) / "student").is_dir():
+        model = str(Path(model) / "student")  # a run folder: its student is meant
     name = f"local-dir:{model}" if Path(model).is_dir() else model
     network: nn.Module = build(name, weights).eval().to(best_device())
     if network.num_classes != source.classes:

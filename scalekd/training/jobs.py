@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -50,7 +49,7 @@ def run_all(
                 finished(train(recipe, run, out, lambda p, run=run: report(run, p), stop))  # type: ignore[misc]
         return
     context = multiprocessing.get_context("spawn")
-    stop_all, progress = context.Event(), context.Queue()
+    stop_all, progress = context.Event(), context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with (
         ProcessPoolExecutor(jobs, context, _start_worker, (stop_all, progress, threads)) as pool,
@@ -68,16 +67,29 @@ def run_all(
                 stop_all.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 pending = {future for future in pending if not future.cancelled()}
+        for run, news in _drain(progress):
+            report(run, news)
         if failure is not None:
             raise failure
 
 
-_worker: tuple[Event, Any]
+class _StopOrOrphaned:
+    """Set when the parent says so, or is gone."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+    def is_set(self) -> bool:
+        parent = multiprocessing.parent_process()
+        return self.event.is_set() or (parent is not None and not parent.is_alive())
+
+
+_worker: tuple[_StopOrOrphaned, Any]
 
 
 def _start_worker(stop: Event, progress: Any, threads: int) -> None:
     global _worker
-    _worker = stop, progress
+    _worker = _StopOrOrphaned(stop), progress
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle: it sets `stop`
     torch.set_num_threads(threads)
 
@@ -101,11 +113,8 @@ def _conclude(future: Future[Result], finished: Callable[[Result], None]) -> Bas
 
 
 def _drain(progress: Any) -> Iterator[tuple[Run, Progress]]:
-    while True:
-        try:
-            yield progress.get_nowait()
-        except queue.Empty:
-            return
+    while not progress.empty():
+        yield progress.get()
 
 
 @contextmanager

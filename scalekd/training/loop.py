@@ -88,7 +88,7 @@ class TrainingModule(L.LightningModule):
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             self.method, opt=optim.name, lr=optim.lr, weight_decay=optim.weight_decay
         )
-        warmup = round(optim.warmup_epochs * self.steps_per_epoch)
+        warmup = min(round(optim.warmup_epochs * self.steps_per_epoch), self.steps - 1)
         self.schedule = CosineLRScheduler(
             optimizer,
             t_initial=self.steps - warmup,
@@ -140,7 +140,8 @@ class Watch(L.Callback):
         student: StudentSpec,
     ) -> None:
         self.report, self.stop, self.checkpoint, self.student = report, stop, checkpoint, student
-        self.began = self.reported = time.perf_counter()
+        self.reported = time.perf_counter()
+        self.began: float | None = None
         self.training_seconds = 0.0
         self.images = 0
         self.top1 = 0.0
@@ -179,7 +180,6 @@ class Watch(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The accuracy just measured."""
-        self.began = time.perf_counter()
         assert isinstance(module, TrainingModule)
         self.top1 = float(module.accuracy.compute())
         module.accuracy.reset()
@@ -200,11 +200,12 @@ class Watch(L.Callback):
         checkpoint["scalekd_student"] = asdict(self.student)
 
     def _pause(self) -> None:
-        now = time.perf_counter()
-        self.training_seconds += now - self.began
-        self.began = now
+        if self.began is not None:
+            self.training_seconds += time.perf_counter() - self.began
+        self.began = None
 
     def _tell(self, trainer: L.Trainer, loss: float, terms: dict[str, Tensor]) -> None:
+        assert self.began is not None, "it trains"
         seconds = self.training_seconds + time.perf_counter() - self.began
         self.last = Progress(
             step=trainer.global_step,

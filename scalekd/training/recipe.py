@@ -39,6 +39,16 @@ class Data:
     erasing: float = 0.0
     workers: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("image_size", "train_images", "epoch_images"):
+            value = getattr(self, name)
+            if value is not None:
+                _positive(**{f"data.{name}": value})
+        if not (self.workers or 0) >= 0:
+            raise InputError(f"data.workers is {self.workers}: it must be 0 or more")
+        if not 0 <= self.erasing <= 1:
+            raise InputError(f"data.erasing is {self.erasing}: it must be in [0, 1]")
+
 
 @dataclass(frozen=True)
 class Optim:
@@ -111,23 +121,12 @@ class Recipe:
         _positive(epochs=self.epochs, batch_size=self.batch_size)
         _positive(validate_every=self.validate_every, temperature=self.temperature)
         _positive(**{"optim.lr": self.optim.lr})
-        for name in ("image_size", "train_images", "epoch_images"):
-            value = getattr(self.data, name)
-            if value is not None:
-                _positive(**{f"data.{name}": value})
-        for name, value in {
-            "optim.weight_decay": self.optim.weight_decay,
-            "optim.warmup_epochs": self.optim.warmup_epochs,
-            "optim.min_lr": self.optim.min_lr,
-            "optim.clip": self.optim.clip,
-            "data.workers": self.data.workers or 0,
-        }.items():
-            if not value >= 0:
-                raise InputError(f"{name} is {value}: it must be 0 or more")
+        for name in ("weight_decay", "warmup_epochs", "min_lr", "clip"):
+            value = getattr(self.optim, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"optim.{name} is {value}: it must be 0 or more")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing is {self.label_smoothing}: it must be in [0, 1)")
-        if not 0 <= self.data.erasing <= 1:
-            raise InputError(f"data.erasing is {self.data.erasing}: it must be in [0, 1]")
         if self.optim.warmup_epochs >= self.epochs:
             raise InputError(
                 f"optim.warmup_epochs is {self.optim.warmup_epochs} and epochs is {self.epochs}: "
@@ -141,6 +140,10 @@ class Recipe:
             )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"seeds are {self.seeds}: give one or more, each once")
+        if not 0 <= min(self.seeds) <= max(self.seeds) < 2**32:
+            raise InputError(f"seeds are {self.seeds}: they must be 0 to {2**32 - 1}")
+        if len(set(self.compare)) < len(self.compare):
+            raise InputError(f"compare is {self.compare}: name each once")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as in a recipe's YAML file."""

@@ -1,5 +1,6 @@
 """One run of a recipe: one arm of the comparison, with one seed."""
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def build_method(recipe: Recipe, run: Run, source: Source) -> ScaleKD | Alone:
     if run.arm == "logits":
         weights = LossWeights(0, 0, 0, 0, logits=(weights or LossWeights()).logits)
     size = recipe.data.image_size
-    return ScaleKD(
+    method = ScaleKD(
         teacher,
         student,
         size=(size, size) if size else None,
@@ -83,6 +84,9 @@ def build_method(recipe: Recipe, run: Run, source: Source) -> ScaleKD | Alone:
         penultimate=recipe.penultimate,
         one_token=recipe.one_token,
     )
+    if recipe.teacher_weights == "random":
+        method.notes.append("the teacher's weights are RANDOM, as asked: it knows nothing")
+    return method
 
 
 def train(
@@ -98,6 +102,7 @@ def train(
         Interrupted: `stop` was set; the state is in the checkpoint.
         InputError: see its message.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its advertisements
     source = open_source(recipe.data)
     method = build_method(recipe, run, source)
     size = recipe.data.image_size
