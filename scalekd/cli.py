@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import re
 import sys
 import warnings
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
+import yaml
 
 from scalekd.errors import InputError
 from scalekd.training.checkpoint import export_checkpoint
@@ -30,9 +32,8 @@ class Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with 2."""
-        line = re.sub(r"\s+", " ", message).strip()
+        line = re.sub(r"\s+", " ", _plainly(message)).strip()
         line = re.sub(r"\bevaluate\.model\b", "model", line)
-        line = re.sub(r'^Parser key "([\w.]+)": (.*)Got value: (.*?)\.?$', _wrong_type, line)
         line = re.sub(r"\b(distill|evaluate|export)\.(?=[a-z])", "--", line)
         _fail(line + self._nearest(line))
 
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _one_line  # type: ignore[assignment]
     try:
-        _run(_with_recipe(arguments))
+        _run(_readable(_with_recipe(arguments)))
     except InputError as error:
         _fail(str(error))
     except ValueError as error:  # jsonargparse wraps what a class refuses
@@ -130,13 +131,28 @@ def _with_recipe(arguments: list[str]) -> list[str]:
     return ["distill", "--config", str(recipe_file(name)), *rest]
 
 
-def _wrong_type(found: re.Match[str]) -> str:
-    key, expected, value = found.groups()
-    expected = re.sub(r"<class '(\w+)'>", r"\1", expected.split(" - ")[0])
-    expected = re.sub(
-        r"(Expected an?|Does not validate against any of the Union subtypes)\b", "", expected
-    )
-    return f"--{key} is {value!r}: expected {expected.strip(' .:') or 'another type'}"
+def _readable(arguments: list[str]) -> list[str]:
+    """The arguments, or an InputError that names a `--config` that is no YAML."""
+    for option, file in itertools.pairwise(arguments):
+        if option == "--config" and Path(file).is_file():
+            try:
+                yaml.safe_load(Path(file).read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                reason = " ".join(str(error).split())
+                raise InputError(f"{file!r} is not YAML: {reason}") from error
+    return arguments
+
+
+def _plainly(message: str) -> str:
+    """jsonargparse's account of a value of the wrong type, without its own types."""
+    key = re.search(r'Parser key "([\w.]+)":', message)
+    value = re.search(r"(?:Got|Given) value: (.*)$", message)
+    if not (key and value):
+        return message
+    wanted = re.findall(r"Expected an? (.*?)(?:\. Got value.*)?$", message, re.MULTILINE)
+    wanted = [re.sub(r"<class '(\w+)'>", r"\1", w) for w in wanted if "NoneType" not in w]
+    wanted = [re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", w) for w in wanted]
+    return f"--{key[1]} is {value[1]!r}: expected {' or '.join(wanted) or 'another type'}"
 
 
 def _one_line(message: Warning | str, category: type[Warning], *_: Any) -> None:

@@ -52,7 +52,10 @@ def distill(recipe: Recipe, out: Path | None = None, parallel: int | None = None
     out = out or _free_folder(recipe)
     _can_be_made(out)
     pair = check(recipe)
-    out.mkdir(parents=True)
+    try:
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{str(out)!r} cannot be made: {error}") from error
     (out / "settings.yaml").write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))
     arms: list[Arm] = ["scalekd", *reversed(recipe.compare)]  # the longest first
     runs = [Run(arm, seed) for seed in recipe.seeds for arm in arms]

@@ -73,6 +73,11 @@ def run_all(
             raise failure
 
 
+def _orphaned() -> bool:
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
+
+
 class _StopOrOrphaned:
     """Set when the parent says so, or is gone."""
 
@@ -80,8 +85,7 @@ class _StopOrOrphaned:
         self.event = event
 
     def is_set(self) -> bool:
-        parent = multiprocessing.parent_process()
-        return self.event.is_set() or (parent is not None and not parent.is_alive())
+        return self.event.is_set() or _orphaned()
 
 
 _worker: tuple[_StopOrOrphaned, Any]
@@ -98,7 +102,11 @@ def _train_in_worker(recipe: Recipe, run: Run, out: Path) -> Result:
     stop, progress = _worker
     if stop.is_set():
         raise Interrupted
-    return train(recipe, run, out, lambda news: progress.put((run, news)), stop)
+    try:
+        return train(recipe, run, out, lambda news: progress.put((run, news)), stop)
+    finally:
+        if _orphaned():  # nobody is left to take the result or to end this process
+            os._exit(1)
 
 
 def _conclude(future: Future[Result], finished: Callable[[Result], None]) -> BaseException | None:

@@ -19,7 +19,7 @@ def recipe(**changes: Any) -> Recipe:
 
 def refusal(**changes: Any) -> str:
     with pytest.raises(InputError) as caught:
-        recipe(**changes)
+        recipe(**{key: make() if callable(make) else make for key, make in changes.items()})
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -73,7 +73,7 @@ def test_an_unknown_optimizer_is_answered_with_near_ones() -> None:
 @pytest.mark.parametrize("name", ["image_size", "train_images", "epoch_images"])
 @pytest.mark.parametrize("value", [0, -3])
 def test_counts_of_the_data_must_be_positive(name: str, value: int) -> None:
-    message = refusal(data=Data("digits", **{name: value}))
+    message = refusal(data=lambda: Data("digits", **{name: value}))
     assert f"data.{name}" in message
     assert str(value) in message
 
@@ -101,13 +101,13 @@ def test_label_smoothing_is_a_share_below_one(value: float) -> None:
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, NAN])
 def test_erasing_is_a_probability(value: float) -> None:
-    message = refusal(data=Data("x", erasing=value))
+    message = refusal(data=lambda: Data("x", erasing=value))
     assert "data.erasing" in message
     assert str(value) in message
 
 
 def test_a_negative_number_of_workers_is_refused() -> None:
-    assert "data.workers is -1" in refusal(data=Data("x", workers=-1))
+    assert "data.workers is -1" in refusal(data=lambda: Data("x", workers=-1))
 
 
 @pytest.mark.parametrize("seeds", [[], [1, 1], [2, 1, 2]])
