@@ -13,10 +13,10 @@ demo: $(STAMP)  ## distil the digits default: three seeds, two baselines, a tabl
 	$(BIN)/scalekd distill
 
 test: $(STAMP)  ## all tests but the slow ones
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(STAMP)  ## the slow tests
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)  ## ruff: style and format
 	$(BIN)/ruff check .

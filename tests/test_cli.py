@@ -186,11 +186,10 @@ def test_the_settings_of_a_run_are_a_recipe(
     assert one.read_bytes() == other.read_bytes()
 
 
-def interrupted(parallel: int, out: Path) -> subprocess.CompletedProcess[str]:
-    """Ctrl-C at a terminal, where it reaches every process, once training is under way."""
-    arguments = ["distill", *ENDLESS, "--parallel", str(parallel), "--out", str(out)]
+def under_way(parallel: int, out: Path) -> subprocess.Popen[str]:
+    """A real command, once each of its runs has begun to train."""
     process = subprocess.Popen(
-        [*RUN, *arguments],
+        [*RUN, "distill", *ENDLESS, "--parallel", str(parallel), "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -201,10 +200,16 @@ def interrupted(parallel: int, out: Path) -> subprocess.CompletedProcess[str]:
         metrics.exists() and len({json.loads(m)["seed"] for m in lines(metrics)}) >= parallel
     ):
         time.sleep(0.1)
+    return process
+
+
+def interrupted(parallel: int, out: Path) -> subprocess.CompletedProcess[str]:
+    """Ctrl-C at a terminal, where it reaches every process."""
+    process = under_way(parallel, out)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGINT)
     printed, said = process.communicate()
-    return subprocess.CompletedProcess(arguments, process.returncode, printed, said)
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, said)
 
 
 def lines(file: Path) -> list[str]:
@@ -226,6 +231,16 @@ def test_ctrl_c_keeps_the_state_and_says_where(parallel: int, tmp_path: Path) ->
     model = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True)
     assert model.num_classes == 10
     assert not (out / "student").exists()
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    process = under_way(2, tmp_path / "run")
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) >= 2
+    process.kill()
+    process.communicate(timeout=300)  # returns when the last holder of its output is gone
+    assert [pid for pid in workers if Path("/proc", pid, "cmdline").exists()] == []
 
 
 def test_ctrl_c_before_the_training_ends_with_130_too(
