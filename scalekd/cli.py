@@ -23,7 +23,7 @@ EXAMPLES = """\
   scalekd distill                                    digits: 2 CPU cores, no download
   scalekd distill --teacher swin_small_patch4_window7_224 --student resnet50 --data.root DIR
   scalekd evaluate runs/digits/student --data.root digits
-  scalekd export runs/digits/checkpoints/scalekd-seed1.ckpt --out student
+  scalekd export runs/digits/checkpoints/scalekd-seed4.ckpt --out student
 """
 
 
