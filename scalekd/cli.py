@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _fail(str(error.__cause__))
     except KeyboardInterrupt:
-        print("scalekd: stopped before any training; nothing is lost", file=sys.stderr)
+        print("scalekd: stopped at once; what a run wrote before is in its folder", file=sys.stderr)
         sys.exit(130)
 
 
