@@ -6,11 +6,11 @@ from networks.small_models import (
     CLASSES,
     FAMILIES,
     images,
-    refused_in_one_line,
     resnet,
     swin,
     vit,
 )
+from refusals import refused
 from timm.optim import create_optimizer_v2
 from torch.nn import functional as F
 
@@ -52,17 +52,17 @@ def test_alone_smooths_labels() -> None:
 
 @pytest.mark.parametrize("wrong", [CLASSES, -1])
 def test_alone_refuses_targets_out_of_range(wrong: int) -> None:
-    with refused_in_one_line(str(wrong), f"{CLASSES} classes"):
+    with refused(str(wrong), f"{CLASSES} classes"):
         Alone(resnet())(images(2), torch.tensor([0, wrong]))
 
 
 def test_alone_refuses_batches_that_cannot_be_learnt_from() -> None:
     alone = Alone(resnet()).train()
-    with refused_in_one_line("0 images"):
+    with refused("0 images"):
         alone(images(0), TARGETS[:0])
-    with refused_in_one_line("4 images", "3 targets"):
+    with refused("4 images", "3 targets"):
         alone(images(4), TARGETS[:3])
-    with refused_in_one_line("1 image", "BatchNorm"):
+    with refused("1 image", "BatchNorm"):
         alone(images(1), TARGETS[:1])
     assert alone.eval()(images(1), TARGETS[:1]).loss.isfinite()
     assert Alone(vit()).train()(images(1), TARGETS[:1]).loss.isfinite()

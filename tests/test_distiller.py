@@ -12,11 +12,11 @@ from networks.small_models import (
     SIZE,
     images,
     make,
-    refused_in_one_line,
     resnet,
     swin,
     vit,
 )
+from refusals import refused
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -193,7 +193,7 @@ def test_logits_are_left_out_and_noted_where_the_teacher_has_no_head() -> None:
     distiller = distilling(teacher=swin(num_classes=0))
     assert any("logit" in note and "no classes" in note for note in distiller.notes)
     assert "logits" not in step_of(distiller).terms
-    with refused_in_one_line("no classifier"):
+    with refused("no classifier"):
         distiller.classify_by_teacher(images())
 
 
@@ -203,7 +203,7 @@ def test_logits_switched_off_are_not_remarked_upon() -> None:
 
 
 def test_a_student_without_head_is_refused() -> None:
-    with refused_in_one_line("num_classes is 0"):
+    with refused("num_classes is 0"):
         distilling(resnet(num_classes=0))
 
 
@@ -264,12 +264,12 @@ def test_the_teacher_sees_its_own_resolution(size: tuple[int, int]) -> None:
 
 
 def test_other_channels_than_the_teachers_are_refused() -> None:
-    with refused_in_one_line("1 channels", "3", "in_chans"):
+    with refused("1 channels", "3", "in_chans"):
         distilling(resnet(in_chans=1))
 
 
 def test_images_of_another_size_than_the_distillers_are_refused() -> None:
-    with refused_in_one_line("(192, 6, 6)", "(192, 4, 4)"):
+    with refused("(192, 6, 6)", "(192, 4, 4)"):
         distilling()(images(4, (96, 96)), TARGETS)
 
 
@@ -298,7 +298,7 @@ def test_heads_of_the_packaged_teacher_follow_the_rule() -> None:
 def test_heads_can_be_chosen_and_must_divide_the_channels() -> None:
     method = distilling(heads=(4, 12)).method
     assert (method.penultimate["original"].heads, method.final["original"].heads) == (4, 12)
-    with refused_in_one_line("5 heads", "24"):
+    with refused("5 heads", "24"):
         distilling(heads=(5, 12))
 
 
@@ -348,31 +348,31 @@ def test_timms_optimizer_decays_neither_positions_nor_what_the_student_exempts(f
 def test_targets_out_of_range_are_refused(wrong: int) -> None:
     targets = TARGETS.clone()
     targets[2] = wrong
-    with refused_in_one_line(str(wrong), f"{CLASSES} classes"):
+    with refused(str(wrong), f"{CLASSES} classes"):
         distilling()(images(4), targets)
 
 
 def test_an_empty_batch_is_refused() -> None:
-    with refused_in_one_line("0 images"):
+    with refused("0 images"):
         distilling()(images(0), TARGETS[:0])
 
 
 @pytest.mark.parametrize("count", [0, 3, 5])
 def test_counts_that_do_not_match_are_refused(count: int) -> None:
-    with refused_in_one_line("4 images", f"{count} targets"):
+    with refused("4 images", f"{count} targets"):
         distilling()(images(4), torch.zeros(count, dtype=torch.long))
 
 
 def test_one_image_under_batch_norm_is_refused_in_training_alone() -> None:
     distiller = distilling()
-    with refused_in_one_line("1 image", "BatchNorm"):
+    with refused("1 image", "BatchNorm"):
         distiller(images(1), TARGETS[:1])
     assert distiller.eval()(images(1), TARGETS[:1]).loss.isfinite()
     assert distilling(vit())(images(1), TARGETS[:1]).loss.isfinite()
 
 
 def test_a_one_token_grid_is_refused_or_dropped_out_loud() -> None:
-    with refused_in_one_line("1x1", "final_alternative"):
+    with refused("1x1", "final_alternative"):
         distilling(size=(32, 32))
     with pytest.warns(UserWarning, match="final_alternative"):
         distiller = distilling(size=(32, 32), one_token="drop")
@@ -383,7 +383,7 @@ def test_a_one_token_grid_is_refused_or_dropped_out_loud() -> None:
 
 def test_a_student_that_is_its_own_teacher_is_refused() -> None:
     model = swin()
-    with refused_in_one_line("student"):
+    with refused("student"):
         ScaleKD(model, model)
 
 
@@ -393,7 +393,7 @@ def test_the_students_penultimate_feature_can_be_chosen(index: int) -> None:
     grid = distiller.method.penultimate["original"].position.shape[2:]
     assert tuple(grid) == {0: (32, 32), 2: (8, 8)}[index]
     assert step_of(distiller).loss.isfinite()
-    with refused_in_one_line("9"):
+    with refused("9"):
         distilling(penultimate=9)
 
 

@@ -2,14 +2,13 @@
 
 import json
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
 import pytest
 import timm
 import torch
+from full_disk import a_disk_that_takes_no_file_larger_than
 
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
@@ -34,17 +33,6 @@ RECIPE = Recipe(
     optim=Optim(warmup_epochs=0),
     seeds=[3],
 )
-
-
-@contextmanager
-def a_disk_that_takes_no_file_larger_than(size: int) -> Iterator[None]:
-    """The system itself refuses to write on (EFBIG), as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """Small members of the families, with no zeros or ones left that would hide a mistake."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-import pytest
 import timm
 import torch
 from timm.models.mlp_mixer import MlpMixer
@@ -111,16 +109,6 @@ def images(
 def tokens(features: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, H*W, C)."""
     return features.flatten(2).transpose(1, 2)
-
-
-@contextmanager
-def refused_in_one_line(*said: str) -> Iterator[None]:
-    """An InputError of one line that holds these pieces."""
-    with pytest.raises(InputError) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    assert all(piece in message for piece in said), message
 
 
 def unless_refused(make: Callable[[], Made]) -> Made | None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from refusals import refused
 from safetensors.torch import save_file
 from small_models import (
     CLASSES,
@@ -16,7 +17,6 @@ from small_models import (
     VIT,
     convnext,
     images,
-    refused_in_one_line,
     resnet,
     swin,
     vit,
@@ -120,23 +120,23 @@ def test_a_teacher_by_name_takes_a_file_of_weights(tmp_path: Path) -> None:
     [("resnet5O", "resnet50"), ("swin_large_patch4_window7", "swin_large_patch4_window7_224")],
 )
 def test_an_unknown_name_offers_the_nearest(name: str, near: str) -> None:
-    with refused_in_one_line(repr(name), near):
+    with refused(repr(name), near):
         build(name, "random")
 
 
 @pytest.mark.parametrize("name", ["", "@@@@@@"])
 def test_a_name_near_none_is_refused_too(name: str) -> None:
-    with refused_in_one_line(repr(name), "list_models"):
+    with refused(repr(name), "list_models"):
         build(name, "random")
 
 
 def test_an_unknown_tag_is_refused() -> None:
-    with refused_in_one_line("nope"):
+    with refused("nope"):
         build("resnet18.nope", "random")
 
 
 def test_an_argument_that_the_model_does_not_take_is_refused() -> None:
-    with refused_in_one_line("test_resnet", "img_seize"):
+    with refused("test_resnet", "img_seize"):
         build("test_resnet", "random", img_seize=64)
 
 
@@ -158,21 +158,21 @@ def test_a_pickle_that_is_not_plain_tensors_is_refused_and_not_run(
     bad = WritesAFile(tmp_path / "trace")
     state = {**resnet().state_dict(), "extra": bad} if inside else bad
     torch.save(state, tmp_path / "w.pth", _use_new_zipfile_serialization=not old)
-    with refused_in_one_line("w.pth", "plain tensors"):
+    with refused("w.pth", "plain tensors"):
         build("test_resnet", tmp_path / "w.pth")
     assert not (tmp_path / "trace").exists()
 
 
 def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(pickle.dumps(WritesAFile(tmp_path / "trace")))
-    with refused_in_one_line("w.pth"):
+    with refused("w.pth"):
         build("test_resnet", tmp_path / "w.pth")
     assert not (tmp_path / "trace").exists()
 
 
 def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "w.pth")
-    with refused_in_one_line("w.pth"):
+    with refused("w.pth"):
         build("test_resnet", tmp_path / "w.pth")
 
 
@@ -184,7 +184,7 @@ def test_a_truncated_file_is_refused(kind: str, part: float, tmp_path: Path) -> 
     save(resnet().state_dict(), file)
     whole = file.read_bytes()
     file.write_bytes(whole[: int(part * len(whole))])
-    with refused_in_one_line(name):
+    with refused(name):
         build("test_resnet", file)
 
 
@@ -194,7 +194,7 @@ def test_a_torch_file_cut_anywhere_is_refused(kind: str, cut: int, tmp_path: Pat
     file = tmp_path / name
     save(resnet().state_dict(), file)
     file.write_bytes(file.read_bytes()[:cut])
-    with refused_in_one_line(name):
+    with refused(name):
         build("test_resnet", file)
 
 
@@ -213,20 +213,20 @@ def test_a_torch_file_cut_anywhere_is_refused(kind: str, cut: int, tmp_path: Pat
 )
 def test_a_file_of_something_else_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with refused_in_one_line(name):
+    with refused(name):
         build("test_resnet", tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 3}, {"model": {"a": "b"}}])
 def test_a_torch_file_without_tensors_is_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pth")
-    with refused_in_one_line("w.pth", "state dict"):
+    with refused("w.pth", "state dict"):
         read_weights(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("name", ["nowhere.safetensors", "Pretrained", "."])
 def test_a_missing_file_is_refused_with_the_other_ways(name: str) -> None:
-    with refused_in_one_line(repr(name), "'pretrained'", "'random'"):
+    with refused(repr(name), "'pretrained'", "'random'"):
         build("test_resnet", name)
 
 
@@ -236,7 +236,7 @@ def test_names_and_shapes_that_do_not_fit_are_listed_in_one_line(tmp_path: Path)
     state["layer1.0.conv1.weight"] = torch.zeros(2, 3)
     save_file(state, tmp_path / "w.safetensors")
     said = ("w.safetensors", "ResNet", "missing: conv1", "unexpected: stray")
-    with refused_in_one_line(*said, "layer1.0.conv1.weight (2, 3) for ("):
+    with refused(*said, "layer1.0.conv1.weight (2, 3) for ("):
         build("test_resnet", tmp_path / "w.safetensors")
 
 
@@ -254,12 +254,12 @@ def test_pretrained_weights_without_a_network_are_refused_with_both_ways_out(
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.invalid")
-    with refused_in_one_line("resnet18", "--teacher_weights FILE", "--teacher_weights random"):
+    with refused("resnet18", "--teacher_weights FILE", "--teacher_weights random"):
         build("resnet18.a1_in1k", "pretrained", cache_dir=tmp_path)
 
 
 def test_a_local_folder_without_its_configuration_is_refused(tmp_path: Path) -> None:
-    with refused_in_one_line("config.json", str(tmp_path)):
+    with refused("config.json", str(tmp_path)):
         build(f"local-dir:{tmp_path}", "pretrained")
 
 
@@ -281,5 +281,5 @@ def test_a_local_folder_gives_the_model_that_it_holds(tmp_path: Path) -> None:
 
 def test_a_local_folder_of_a_broken_configuration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    with refused_in_one_line(str(tmp_path)):
+    with refused(str(tmp_path)):
         build(f"local-dir:{tmp_path}", "pretrained")

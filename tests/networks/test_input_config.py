@@ -1,7 +1,8 @@
 import pytest
 import timm
 import torch
-from small_models import mixer, refused_in_one_line, resnet, swin, vit
+from refusals import refused
+from small_models import mixer, resnet, swin, vit
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
@@ -54,5 +55,5 @@ def test_the_size_asked_for_wins() -> None:
 
 
 def test_a_module_without_convolutions_is_refused() -> None:
-    with refused_in_one_line("Linear"):
+    with refused("Linear"):
         input_config(nn.Linear(3, 3))

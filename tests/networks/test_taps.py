@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+from refusals import refused
 from small_models import (
     CLASSES,
     FAMILIES,
     SIZE,
     images,
     mixer,
-    refused_in_one_line,
     resnet,
     swin,
     tokens,
@@ -229,7 +229,7 @@ def test_penultimate_feature_can_be_chosen(index: int) -> None:
 
 @pytest.mark.parametrize("index", [-1, 5, 99])
 def test_a_penultimate_feature_that_is_not_before_the_last_is_refused(index: int) -> None:
-    with refused_in_one_line(str(index), "0 to 5", "vit_tiny_patch16_224"):
+    with refused(str(index), "0 to 5", "vit_tiny_patch16_224"):
         Taps(vit(), penultimate=index)
 
 
@@ -241,7 +241,7 @@ def test_few_blocks_have_a_default_penultimate_too(depth: int) -> None:
 
 @pytest.mark.parametrize("build", [swin, vit, mixer], ids=["Swin", "ViT", "Mixer"])
 def test_a_size_that_the_model_does_not_take_is_refused(build: Callable[[], nn.Module]) -> None:
-    with refused_in_one_line("60x52"):
+    with refused("60x52"):
         Taps(build(), (60, 52))
 
 
@@ -251,12 +251,12 @@ def test_a_size_that_the_model_does_not_take_is_refused(build: Callable[[], nn.M
     ids=["Sequential", "Linear"],
 )
 def test_a_module_without_timms_methods_is_refused(module: nn.Module) -> None:
-    with refused_in_one_line(type(module).__name__):
+    with refused(type(module).__name__):
         Taps(module, SIZE)
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_unusual_families_are_tapped_or_refused_in_one_line(name: str) -> None:
+def test_unusual_families_are_tapped_or_refused(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
     taps = unless_refused(lambda: Taps(model))

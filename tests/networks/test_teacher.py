@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+from refusals import refused
 from small_models import (
     CLASSES,
     SIZE,
     deit_distilled,
     images,
     mixer,
-    refused_in_one_line,
     resnet,
     swin,
     tokens,
@@ -355,18 +355,18 @@ def test_a_replay_that_differs_is_refused_with_the_size_of_the_difference(
 
 
 def test_the_difference_named_is_the_one_measured() -> None:
-    with refused_in_one_line("5.0e-01"):  # half of the value is missing
+    with refused("5.0e-01"):  # half of the value is missing
         FrozenTeacher(DoublesAfterwards(), SIZE)
 
 
 def test_a_teacher_of_nans_is_refused() -> None:
-    with refused_in_one_line("NotANumber", "nan"):
+    with refused("NotANumber", "nan"):
         FrozenTeacher(NotANumber(), SIZE)
 
 
 @pytest.mark.parametrize("case", [ActsOutsideOfModules, EndsOutsideOfModules])
 def test_a_penultimate_feature_that_no_module_gives_is_refused(case: type[Pyramid]) -> None:
-    with refused_in_one_line(case.__name__, "no tail", "(8, 16, 16)"):
+    with refused(case.__name__, "no tail", "(8, 16, 16)"):
         FrozenTeacher(case(), SIZE)
 
 
@@ -379,7 +379,7 @@ def test_a_tail_called_in_another_way_is_replayed_or_refused(case: type[Pyramid]
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_unusual_teachers_are_replayed_or_refused_in_one_line(name: str) -> None:
+def test_unusual_teachers_are_replayed_or_refused(name: str) -> None:
     arguments = UNUSUAL[name]
     model = timm.create_model(name, num_classes=CLASSES, **arguments).eval()
     side = arguments.get("img_size")

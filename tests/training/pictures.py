@@ -1,14 +1,9 @@
 """Image folders made of real files, and what every refusal must look like."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
-
-from scalekd.errors import InputError
 
 
 def image_folder(
@@ -24,13 +19,3 @@ def image_folder(
                 file = root / split / name / f"{index}.{('jpg', 'png')[index % 2]}"
                 Image.fromarray(pixels).save(file)
     return root
-
-
-@contextmanager
-def refusal(*said: str) -> Iterator[None]:
-    """`with refusal("5", "24"):` an InputError of one line that holds these pieces."""
-    with pytest.raises(InputError) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    assert all(piece in message for piece in said), message

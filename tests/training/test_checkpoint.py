@@ -1,15 +1,14 @@
 """A run's checkpoint: what it holds, what reads it, and a disk that takes no more."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
 import lightning as L
 import pytest
 import torch
-from pictures import image_folder, refusal
+from full_disk import a_disk_that_takes_no_file_larger_than
+from pictures import image_folder
+from refusals import refused
 
 from scalekd.training.checkpoint import export_checkpoint, load_student, save
 from scalekd.training.loop import Interrupted, Progress
@@ -17,17 +16,6 @@ from scalekd.training.recipe import Data, Optim, Recipe
 from scalekd.training.run import Run, train
 
 RUN = Run("scalekd", 1)
-
-
-@contextmanager
-def a_disk_that_takes_no_file_larger_than(size: int) -> Iterator[None]:
-    """The system itself refuses to write on, with an OSError (EFBIG), as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def recipe(root: Path) -> Recipe:
@@ -128,7 +116,7 @@ def test_on_a_full_disk_the_older_checkpoint_survives(trainer: L.Trainer, tmp_pa
     save(trainer, file)
     before = file.read_bytes()
     with (
-        refusal("could not be written", str(file), "File too large"),
+        refused("could not be written", str(file), "File too large"),
         a_disk_that_takes_no_file_larger_than(1000),
     ):
         save(trainer, file)
@@ -140,13 +128,13 @@ def test_on_a_full_disk_without_an_older_checkpoint_it_says_so(
     trainer: L.Trainer, tmp_path: Path
 ) -> None:
     file = tmp_path / "run.ckpt"
-    with refusal("none was kept"), a_disk_that_takes_no_file_larger_than(1000):
+    with refused("none was kept"), a_disk_that_takes_no_file_larger_than(1000):
         save(trainer, file)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
-    with refusal(str(tmp_path / "none.ckpt")) as _:
+    with refused(str(tmp_path / "none.ckpt")) as _:
         load_student(tmp_path / "none.ckpt")
 
 
@@ -160,7 +148,7 @@ def test_a_missing_checkpoint_is_not_answered_with_options_of_another_command(
 
 def test_a_file_of_other_tensors_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.ckpt")
-    with refusal(str(tmp_path / "other.ckpt"), "not a checkpoint"):
+    with refused(str(tmp_path / "other.ckpt"), "not a checkpoint"):
         load_student(tmp_path / "other.ckpt")
 
 
@@ -168,5 +156,5 @@ def test_a_file_of_other_tensors_is_no_checkpoint(tmp_path: Path) -> None:
 def test_a_truncated_checkpoint_is_named(trained: Path, tmp_path: Path, kept: int) -> None:
     file = tmp_path / "half.ckpt"
     file.write_bytes(RUN.checkpoint(trained).read_bytes()[:kept])
-    with refusal(str(file)):
+    with refused(str(file)):
         load_student(file)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pictures import image_folder, refusal
+from pictures import image_folder
 from PIL import Image
+from refusals import refused
 
 from scalekd.networks import InputConfig
 from scalekd.training.data import EpochSampler, Source, loaders, open_source
@@ -96,7 +97,7 @@ def test_another_seed_takes_other_training_images(tmp_path: Path) -> None:
 
 
 def test_more_training_images_than_there_are_is_refused(root: Path) -> None:
-    with refusal("data.train_images", "500", "12"):
+    with refused("data.train_images", "500", "12"):
         source(root, train_images=500).train(SMALL, 0)
 
 
@@ -115,12 +116,12 @@ def test_digits_are_balanced_and_others_for_each_seed() -> None:
 
 @pytest.mark.parametrize("count", [9, 4001])
 def test_digits_are_10_to_4000(count: int) -> None:
-    with refusal("data.train_images", str(count), "4000"):
+    with refused("data.train_images", str(count), "4000"):
         open_source(Data("digits", train_images=count))
 
 
 def test_digits_have_one_size() -> None:
-    with refusal("data.image_size", "64", "32x32"):
+    with refused("data.image_size", "64", "32x32"):
         open_source(Data("digits", image_size=64))
 
 
@@ -146,36 +147,36 @@ def test_the_last_incomplete_batch_is_left_out(root: Path) -> None:
 
 
 def test_a_batch_larger_than_an_epoch_is_refused(root: Path) -> None:
-    with refusal("batch_size is 13", "12 images"):
+    with refused("batch_size is 13", "12 images"):
         loaders(source(root), Data(str(root), workers=0), SMALL, 13, 0)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with refusal(str(tmp_path / "nowhere"), "--data.root"):
+    with refused(str(tmp_path / "nowhere"), "--data.root"):
         source(tmp_path / "nowhere")
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
-    with refusal(str(tmp_path), "train/", "val/", "nothing"):
+    with refused(str(tmp_path), "train/", "val/", "nothing"):
         source(tmp_path)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_folder_without_a_split_says_what_it_holds(root: Path, split: str) -> None:
     shutil.rmtree(root / split)
-    with refusal(str(root), "train/CLASS", "val/CLASS", {"train": "val", "val": "train"}[split]):
+    with refused(str(root), "train/CLASS", "val/CLASS", {"train": "val", "val": "train"}[split]):
         source(root)
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
-    with refusal("train", "1 class", "at least 2"):
+    with refused("train", "1 class", "at least 2"):
         source(image_folder(tmp_path / "one", ("ant",)))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_class_folder_without_images_is_named(root: Path, split: str) -> None:
     (root / split / "dog").mkdir()
-    with refusal(str(root / split / "dog"), "no images"):
+    with refused(str(root / split / "dog"), "no images"):
         source(root)
 
 
@@ -183,19 +184,19 @@ def test_a_class_folder_with_nothing_but_hidden_files_has_no_images(root: Path) 
     for split in ("train", "val"):
         (root / split / "dog").mkdir()
         (root / split / "dog" / ".gitkeep").touch()
-    with refusal(str(root / "train" / "dog"), "no images"):
+    with refused(str(root / "train" / "dog"), "no images"):
         source(root)
 
 
 def test_a_file_that_is_no_image_by_name_is_named(root: Path) -> None:
     (root / "train/bee/notes.txt").write_text("bees")
-    with refusal(str(root / "train/bee/notes.txt")):
+    with refused(str(root / "train/bee/notes.txt")):
         source(root)
 
 
 def test_a_file_that_is_no_image_by_content_is_named(root: Path) -> None:
     (root / "val/bee/0.jpg").write_text("bees")
-    with refusal(str(root / "val/bee/0.jpg"), "repair or remove"):
+    with refused(str(root / "val/bee/0.jpg"), "repair or remove"):
         source(root)
 
 
@@ -204,7 +205,7 @@ def test_a_truncated_image_is_named(root: Path, name: str) -> None:
     file = root / "train/cat" / name
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with refusal(str(file), "repair or remove"):
+    with refused(str(file), "repair or remove"):
         source(root)
 
 
@@ -215,5 +216,5 @@ def test_hidden_files_are_no_images_and_no_harm(root: Path) -> None:
 
 def test_classes_of_only_one_split_are_named(root: Path) -> None:
     (root / "val/cat").rename(root / "val/cow")
-    with refusal("cat", "cow"):
+    with refused("cat", "cow"):
         source(root)

@@ -10,8 +10,8 @@ import pytest
 import timm
 import torch
 import yaml
-from pictures import refusal
 from PIL import Image
+from refusals import refused
 from torch.utils.data import DataLoader
 
 from scalekd.digits import images
@@ -194,7 +194,7 @@ def test_evaluating_the_student_folder_gives_the_summarys_accuracy(in_turn: Path
 
 def test_an_existing_folder_is_refused_and_untouched(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
-    with refusal(str(tmp_path), "--out"):
+    with refused(str(tmp_path), "--out"):
         distill(ONE, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
     assert (tmp_path / "mine").read_text() == "precious"
@@ -231,7 +231,7 @@ def test_a_run_without_a_measurement_at_its_end_is_measured_then(tmp_path: Path)
 
 
 def test_no_runs_side_by_side_is_refused(tmp_path: Path) -> None:
-    with refusal("parallel is 0"):
+    with refused("parallel is 0"):
         distill(ONE, tmp_path / "out", parallel=0)
     assert not (tmp_path / "out").exists()
 
@@ -240,5 +240,5 @@ def test_no_runs_side_by_side_is_refused(tmp_path: Path) -> None:
 def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "out" if where == "a file" else Path("/proc/scalekd/out")
-    with refusal(str(out)):
+    with refused(str(out)):
         distill(ONE, out, parallel=1)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from pictures import image_folder, refusal
+from pictures import image_folder
+from refusals import refused
 
 from scalekd.training.checkpoint import StudentSpec
 from scalekd.training.distill import distill
@@ -76,7 +77,7 @@ def test_logit_distillation_alone_is_refused_where_the_teacher_has_other_classes
     recipe: Recipe, tmp_path: Path, classes: int
 ) -> None:
     other = small(recipe, teacher_args={"num_classes": classes}, compare=["logits"])
-    with refusal("logits", "3"):
+    with refused("logits", "3"):
         distill(other, tmp_path / "out", parallel=1)
     assert not (tmp_path / "out").exists()
 
@@ -109,12 +110,12 @@ def test_folders_are_read_by_as_many_processes_as_asked_for(recipe: Recipe, tmp_
 
 
 def test_evaluating_on_images_of_other_classes_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    with refusal("test_resnet", "1000", "3"):
+    with refused("test_resnet", "1000", "3"):
         evaluate("test_resnet", recipe.data, "random")
 
 
 def test_evaluating_at_an_impossible_size_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     spec = StudentSpec("test_resnet", {}, 3, None)
     spec.export(spec.build(), tmp_path / "student")
-    with refusal("data.image_size", "-2"):
+    with refused("data.image_size", "-2"):
         evaluate(str(tmp_path / "student"), replace(recipe.data, image_size=-2))

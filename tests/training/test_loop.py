@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from pictures import refusal
+from refusals import refused
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -140,7 +140,7 @@ MATRICES = {"student.1.weight", "student.3.weight"}
 
 def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(tmp_path: Path) -> None:
     method = Breaking(at=4)
-    with refusal("nan", "step 4", "left nan", "task", str(tmp_path / "metrics.jsonl"), "optim.lr"):
+    with refused("nan", "step 4", "left nan", "task", str(tmp_path / "metrics.jsonl"), "optim.lr"):
         fit(method, tmp_path)
     assert all(bool(p.isfinite().all()) for p in method.student.parameters())
 
@@ -148,7 +148,7 @@ def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(tmp_path: 
 def test_a_rate_far_too_large_is_said_by_its_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
     method = Alone(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
-    with refusal("step", "optim.lr", "task"):
+    with refused("step", "optim.lr", "task"):
         fit(method, tmp_path, optim=Optim(name="sgd", lr=1e38, warmup_epochs=0, weight_decay=0))
 
 
