@@ -9,13 +9,21 @@ from types import TracebackType
 import matplotlib
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from scalekd.training.loop import Progress as News
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Arm, Result, Run
 
 LABELS: dict[Arm, str] = {"alone": "student alone", "logits": "logit KD", "scalekd": "ScaleKD"}
+SHORT = {
+    "tpp_original": "tpp",
+    "tpp_alternative": "tpp'",
+    "final_original": "final",
+    "final_alternative": "final'",
+    "logits": "kd",
+}
+"""Terms on the progress line; a prime marks the alternative view."""
 COLOURS: dict[Arm, str] = {"alone": "#8a8a8a", "logits": "#d98c21", "scalekd": "#2166ac"}
 
 
@@ -55,11 +63,13 @@ class Display:
             self.console.print(f"[yellow]note:[/] {note}")
         self.console.print(f"writing to {out}/")
         self.bars = Progress(
-            TextColumn("{task.description:17}"),
-            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
+            # Two lines that alone give way on a narrow terminal.
+            TextColumn("{task.fields[state]}", table_column=Column(ratio=1, no_wrap=True)),
             console=self.console,
+            expand=True,
         )
         self.tasks: dict[Run, TaskID] = {}
 
@@ -79,17 +89,14 @@ class Display:
         """Move a run's bar."""
         if run not in self.tasks:
             self.tasks[run] = self.bars.add_task(str(run), total=news.steps, state="")
-        terms = " + ".join(f"{name} {value:.2f}" for name, value in news.terms.items())
+        terms = " + ".join(f"{SHORT.get(n, n)} {value:.2f}" for n, value in news.terms.items())
         left = (news.steps - news.step) * news.seconds / max(news.step, 1)
-        state = (
-            f"{news.images_per_second:.0f} images/s, {left:.0f} s left, {news.loss:.2f} = {terms}"
-        )
-        if len(news.terms) == 1:
-            state = state.partition(" = ")[0]
-        self.bars.update(self.tasks[run], completed=news.step, state=state)
+        pace = f"{news.images_per_second:.0f} images/s, {left:.0f} s left"
+        loss = f"loss {news.loss:.2f} = {terms}"
+        self.bars.update(self.tasks[run], completed=news.step, state=f"{pace}\n{loss}")
         if news.top1 is not None and not self.console.is_terminal:
             self.console.print(
-                f"{run}: step {news.step}/{news.steps}, top-1 {news.top1:.2%}, {state}"
+                f"{run}: step {news.step}/{news.steps}, top-1 {news.top1:.2%}, {pace}, {loss}"
             )
 
     def finished(self, result: Result) -> None:
