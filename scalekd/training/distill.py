@@ -103,10 +103,10 @@ def check(recipe: Recipe) -> report.Pair:
             f"the student has {method.student.num_classes} classes and {recipe.data.root!r} has "
             f"{source.classes}: leave num_classes out of student_args"
         )
+    method.to(best_device())
     _try_one_step(method, batches)
     teacher_top1 = None
     if method.teacher.shapes.classes == source.classes:
-        method.to(best_device())
         teacher_top1 = top1(method.classify_by_teacher, validation, source.classes)
     return report.Pair(
         teacher_top1=teacher_top1,
@@ -117,12 +117,17 @@ def check(recipe: Recipe) -> report.Pair:
     )
 
 
+@torch.no_grad()
 def _try_one_step(method: ScaleKD, batches: DataLoader[Any]) -> None:
-    """What does not fit together says so now, in this process, and not an hour later."""
+    """What does not fit together says so now, in this process, and not an hour later.
+
+    Two images show it as well as a batch, which may be large.
+    """
     assert batches.batch_size is not None
-    indices = list(itertools.islice(batches.sampler, batches.batch_size))
+    indices = itertools.islice(batches.sampler, min(batches.batch_size, 2))
+    images, targets = default_collate([batches.dataset[i] for i in indices])
     method.train()
-    method(*default_collate([batches.dataset[i] for i in indices]))
+    method(images.to(best_device()), targets.to(best_device()))
     method.eval()
 
 
