@@ -1,7 +1,8 @@
 """Teacher, student and method in one module, for any training loop."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,9 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from scalekd.errors import InputError
 from scalekd.method import ChannelNorm, LossWeights, ScaleKDLoss
-from scalekd.networks import FrozenTeacher, Taps, build
+from scalekd.networks import FrozenTeacher, TapSettings, build
 from scalekd.networks.build import config
-from scalekd.networks.paper import STUDENT_TAPS, TEACHER_HEADS
+from scalekd.networks.paper import PAIR_HEADS, TEACHER_HEADS
+from scalekd.networks.taps import taps
+from scalekd.networks.teacher import Prefix
+from scalekd.networks.weights import looks_untrained
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,13 @@ class Step:
     """One step's outcome.
 
     loss: the scalar to call `backward()` on, the sum of the terms.
-    terms: weighted and by name: `task` and those of `ScaleKDLoss`.
-    logits: the student's, (N, classes).
+    terms: weighted and by name: `task`, where there are targets, and those of `ScaleKDLoss`.
+    logits: the student's, (N, classes); None of a student without classifier.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
-    logits: Tensor
+    logits: Tensor | None
 
 
 class ScaleKD(nn.Module):
@@ -37,23 +41,29 @@ class ScaleKD(nn.Module):
     afterwards. The teacher is no submodule: no trainer, optimizer or checkpoint finds it.
 
     Args:
-        teacher: a timm name, a module with timm's `forward_intermediates`, or a `FrozenTeacher`.
-        student: a timm name (then it starts from random initialisation) or such a module.
+        teacher: a timm name, a module (one of timm's, or one that offers its features, see
+            `OffersFeatures`), or a `FrozenTeacher`, which settles all that is the teacher's below.
+        student: a timm name (then it starts from random initialisation) or a module.
         num_classes: of a student given by name; default the teacher's.
         teacher_weights: of a teacher given by name: "pretrained", a file, or "random".
-        size: (height, width) of the student's images; default the student's own. The teacher
-            sees them at its own size and normalisation.
+        size: (height, width) of the images; default the student's own.
+        mean, std: that the images are normalised with; default what the student's configuration
+            says. The teacher sees them at its own size and normalisation.
+        teacher_size: (height, width) that the teacher works at; default its own.
+        teacher_taps, student_taps: which features; default see `TapSettings`.
+        teacher_prefix: the prefix tokens in the teacher's tail: its "own", or "none".
         weights: of the loss's terms; default `LossWeights()`, without logits where the teacher has
             no classifier. With other classes than the student's it gives no logits in either
             case, and `notes` says so.
         temperature: T of the logits.
         heads: of CAP3 and CAP4; default the paper's for its teachers, else one for 64 channels.
         label_smoothing: of the cross-entropy with the targets.
-        penultimate: the student's penultimate feature, by index; default see `Taps`.
         one_token: "refuse" or "drop" alternative views of one-token grids; see `ScaleKDLoss`.
 
     Attributes:
         student: the module to keep.
+        student_taps: its `Taps`: input, shapes, and the settings, resolved.
+        heads: of CAP3 and CAP4.
         teacher: the `FrozenTeacher`.
         method: the `ScaleKDLoss`.
         notes: one line for each thing that was decided here and not by the caller.
@@ -70,38 +80,50 @@ class ScaleKD(nn.Module):
         num_classes: int | None = None,
         teacher_weights: str = "pretrained",
         size: tuple[int, int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        teacher_size: tuple[int, int] | None = None,
+        teacher_taps: TapSettings | None = None,
+        student_taps: TapSettings | None = None,
+        teacher_prefix: Prefix = "own",
         weights: LossWeights | None = None,
         temperature: float = 1.0,
         heads: tuple[int, int] | None = None,
         label_smoothing: float = 0.0,
-        penultimate: int | None = None,
         one_token: Literal["refuse", "drop"] = "refuse",
     ) -> None:
         super().__init__()
         self.notes: list[str] = []
         if isinstance(teacher, str):
-            teacher = FrozenTeacher(build(teacher, teacher_weights))
-            if teacher_weights == "random":
-                self.notes.append("the teacher's weights are RANDOM, as asked: it knows nothing")
-        elif isinstance(teacher, nn.Module):
-            teacher = FrozenTeacher(teacher)
+            teacher, loaded = build(teacher, teacher_weights, teacher_size)
+            self.notes.append(str(loaded))
+        elif isinstance(teacher, nn.Module) and looks_untrained(teacher):
+            warning = (
+                f"the teacher {type(teacher).__name__} looks UNTRAINED: all its norms are as at "
+                "initialisation; load its weights before you distil from it"
+            )
+            warnings.warn(warning, stacklevel=2)
+            self.notes.append(warning)
+        if isinstance(teacher, nn.Module):
+            teacher = FrozenTeacher(teacher, teacher_size, teacher_taps, teacher_prefix)
         if isinstance(student, str):
             classes = num_classes or teacher.shapes.classes or 1000
-            student = build(student, "random", num_classes=classes)
+            student, _ = build(student, "random", size, num_classes=classes)
         if not any(p.requires_grad for p in student.parameters()):
             raise InputError(
                 "the student has no parameter to train: is it its own teacher, or frozen?"
             )
         self.teacher = teacher
         self.student = student
-        self._taps = _student_taps(student, size, penultimate)
+        self.student_taps = taps(student, size, student_taps)
         self._remark_on_sizes()
-        self._match_inputs()
+        self._match_inputs(mean or self.student_taps.input.mean, std or self.student_taps.input.std)
         weights = self._fitting_logits(weights)
+        self.heads = heads or _heads(teacher, student)
         self.method = ScaleKDLoss(
-            self._taps.shapes,
+            self.student_taps.shapes,
             teacher.shapes,
-            heads or _heads(teacher),
+            self.heads,
             weights,
             temperature,
             _stem_norm(student),
@@ -109,24 +131,41 @@ class ScaleKD(nn.Module):
         )
         self.task = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
-    def forward(self, images: Tensor, targets: Tensor) -> Step:
+    def forward(self, images: Tensor, targets: Tensor | None = None) -> Step:
         """One step's loss.
 
         Args:
             images: (N, channels, H, W), normalised for the student.
-            targets: classes (N,).
+            targets: classes (N,). Without them there is no task: what is learnt is the teacher's
+                features, and its logits where both have a classifier, at the same weights.
 
         Raises:
-            InputError: an empty batch, one image under BatchNorm, targets out of range.
+            InputError: an empty batch, one image under BatchNorm, targets out of range or for a
+                student without classifier; nothing to learn.
         """
-        check_batch(self.student, images, targets, self._taps.shapes.classes)
-        seen = self._taps(images)
+        check_batch(self.student, images, targets, self.student_taps.shapes.classes or 0)
+        weights = self.method.weights
+        if targets is None and not any(asdict(weights).values()):
+            raise InputError(
+                "nothing is left to learn: there are no targets, and every weight of the "
+                "distillation's terms is 0"
+            )
+        self._check_size(images)
+        seen = self.student_taps(images)
         known = self.teacher(self._as_teacher_sees(images))
-        assert seen.logits is not None
-        share = 1 - self.method.weights.logits
-        terms = {"task": share * self.task(seen.logits, targets)}
+        terms: dict[str, Tensor] = {}
+        if targets is not None:
+            terms["task"] = (1 - weights.logits) * self.task(seen.logits, targets)
         terms |= self.method(seen, known, self.teacher.tail)
         return Step(torch.stack(list(terms.values())).sum(), terms, seen.logits)
+
+    def _check_size(self, images: Tensor) -> None:
+        given, made_for = tuple(images.shape[2:]), self.student_taps.input.size
+        if given != made_for:
+            raise InputError(
+                f"images are {given[0]}x{given[1]} pixels and the projectors were made for "
+                f"{made_for[0]}x{made_for[1]}: resize them, or build ScaleKD with size={given}"
+            )
 
     def classify_by_teacher(self, images: Tensor) -> Tensor:
         """The teacher's logits for `images` that are normalised for the student."""
@@ -147,12 +186,11 @@ class ScaleKD(nn.Module):
         return {name for name in names if name in listed or name.endswith(positions)}
 
     def _fitting_logits(self, asked: LossWeights | None) -> LossWeights:
-        mine, theirs = self._taps.shapes.classes, self.teacher.shapes.classes
-        if mine is None:
-            raise InputError(
-                "the student has no classifier (num_classes is 0), so no task to learn"
-            )
+        mine, theirs = self.student_taps.shapes.classes, self.teacher.shapes.classes
         weights = asked or LossWeights()
+        if mine is None:
+            self.notes.append("the student has no classifier: features alone are distilled")
+            return replace(weights, logits=0.0)
         if asked and asked.logits and theirs is None:
             raise InputError(
                 f"the teacher has no classifier and the weight logits is {asked.logits}: set it to "
@@ -174,40 +212,41 @@ class ScaleKD(nn.Module):
                 f"({sizes[1] / 1e6:.2f} M): are they swapped?"
             )
 
-    def _match_inputs(self) -> None:
+    def _match_inputs(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """How images normalised for the student become images normalised for the teacher."""
-        mine, theirs = self._taps.input, self.teacher.input
+        mine, theirs = self.student_taps.input, self.teacher.input
         if mine.channels != theirs.channels:
             raise InputError(
                 f"the student takes images of {mine.channels} channels and the teacher of "
                 f"{theirs.channels}: build one of them with in_chans={theirs.channels}"
             )
-        columns = [torch.tensor(c).view(1, -1, 1, 1) for c in (mine.mean, mine.std)]
-        targets = [torch.tensor(c).view(1, -1, 1, 1) for c in (theirs.mean, theirs.std)]
-        (mean, std), (teacher_mean, teacher_std) = columns, targets
+        if len(mean) != mine.channels or len(std) != mine.channels or min(std) <= 0:
+            raise InputError(
+                f"mean is {tuple(mean)} and std {tuple(std)} for images of {mine.channels} "
+                "channels: give one number a channel, those of std above 0"
+            )
+        of_images = [torch.tensor(c).view(1, -1, 1, 1) for c in (mean, std)]
+        of_teacher = [torch.tensor(c).view(1, -1, 1, 1) for c in (theirs.mean, theirs.std)]
         self.teacher_scale: Tensor
         self.teacher_shift: Tensor
-        self.register_buffer("teacher_scale", std / teacher_std, persistent=False)
-        shift = (mean - teacher_mean) / teacher_std
+        self.register_buffer("teacher_scale", of_images[1] / of_teacher[1], persistent=False)
+        shift = (of_images[0] - of_teacher[0]) / of_teacher[1]
         self.register_buffer("teacher_shift", shift, persistent=False)
 
 
-def check_batch(student: nn.Module, images: Tensor, targets: Tensor, classes: int | None) -> None:
-    """InputError for a batch that cannot be learnt from; costs no synchronisation on a GPU."""
+def check_batch(
+    student: nn.Module, images: Tensor, targets: Tensor | None, classes: int | None
+) -> None:
+    """InputError for a batch that cannot be learnt from; costs no synchronisation on a GPU.
+
+    `classes` is 0 of a student without classifier, None where the number is not known.
+    """
     if len(images) == 0:
         raise InputError("the batch is empty: (0 images)")
-    if images.dim() != 4 or targets.dim() != 1 or targets.is_floating_point():
-        raise InputError(
-            f"images are {tuple(images.shape)} and targets {tuple(targets.shape)} {targets.dtype}: "
-            "they must be (N, channels, H, W) and N class numbers"
-        )
-    if len(images) != len(targets):
-        raise InputError(f"{len(images)} images and {len(targets)} targets in one batch")
-    if not targets.is_cuda and classes and not (targets.min() >= 0 and targets.max() < classes):
-        raise InputError(
-            f"targets from {int(targets.min())} to {int(targets.max())} and {classes} classes: "
-            f"targets must be 0 to {classes - 1}"
-        )
+    if images.dim() != 4:
+        raise InputError(f"images are {tuple(images.shape)}: they must be (N, channels, H, W)")
+    if targets is not None:
+        _check_targets(len(images), targets, classes)
     if len(images) == 1 and student.training:
         normed = [m for m in student.modules() if isinstance(m, _BatchNorm)]
         if any(not isinstance(m, nn.SyncBatchNorm) and m.training for m in normed):
@@ -217,18 +256,28 @@ def check_batch(student: nn.Module, images: Tensor, targets: Tensor, classes: in
             )
 
 
-def _student_taps(
-    student: nn.Module, size: tuple[int, int] | None, penultimate: int | None
-) -> Taps:
-    paper = STUDENT_TAPS.get(config(student).get("architecture", ""))
-    if paper and penultimate is None:
-        return Taps(student, size, paper.penultimate, paper.final_norm)
-    return Taps(student, size, penultimate)
+def _check_targets(images: int, targets: Tensor, classes: int | None) -> None:
+    if classes == 0:
+        raise InputError(
+            "the student has no classifier (num_classes is 0) and there are targets: build it with "
+            "num_classes, or leave the targets out to distil features alone"
+        )
+    if targets.dim() != 1 or targets.is_floating_point():
+        raise InputError(
+            f"targets are {tuple(targets.shape)} {targets.dtype}: they must be N class numbers"
+        )
+    if images != len(targets):
+        raise InputError(f"{images} images and {len(targets)} targets in one batch")
+    if not targets.is_cuda and classes and not (targets.min() >= 0 and targets.max() < classes):
+        raise InputError(
+            f"targets from {int(targets.min())} to {int(targets.max())} and {classes} classes: "
+            f"targets must be 0 to {classes - 1}"
+        )
 
 
-def _heads(teacher: FrozenTeacher) -> tuple[int, int]:
-    paper = TEACHER_HEADS.get(config(teacher.model).get("architecture", ""))
-    if paper:
+def _heads(teacher: FrozenTeacher, student: nn.Module) -> tuple[int, int]:
+    names = config(teacher.model).get("architecture", ""), config(student).get("architecture", "")
+    if paper := PAIR_HEADS.get(names) or TEACHER_HEADS.get(names[0]):
         return paper
     assert teacher.shapes.penultimate is not None
     channels = teacher.shapes.penultimate[0], teacher.shapes.final[0]

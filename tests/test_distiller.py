@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from scalekd import FrozenTeacher, LossWeights, ScaleKD, Step
 from scalekd.digits.images import MEAN, STD
 from scalekd.method import ChannelNorm
+from scalekd.networks import TapSettings
 
 TARGETS = torch.tensor([0, 3, 4, 1])
 TERMS = set(asdict(LossWeights()))
@@ -202,11 +203,6 @@ def test_logits_switched_off_are_not_remarked_upon() -> None:
     assert not any("logit" in n for n in distilling(teacher=swin(num_classes=7), weights=off).notes)
 
 
-def test_a_student_without_head_is_refused() -> None:
-    with refused("num_classes is 0"):
-        distilling(resnet(num_classes=0))
-
-
 def test_a_random_teacher_is_noted() -> None:
     distiller = ScaleKD("scalekd_digits_swin", digits_student(), teacher_weights="random")
     assert any("RANDOM" in note for note in distiller.notes)
@@ -217,8 +213,10 @@ def test_a_teacher_smaller_than_its_student_is_noted() -> None:
     assert distilling(vit(depth=4)).notes == []
 
 
-def test_a_trained_and_larger_teacher_of_the_same_classes_leaves_nothing_to_note() -> None:
-    assert ScaleKD("scalekd_digits_swin", digits_student(), size=(32, 32)).notes == []
+def test_of_a_trained_and_larger_teacher_only_its_weights_are_noted() -> None:
+    (note,) = ScaleKD("scalekd_digits_swin", digits_student(), size=(32, 32)).notes
+    assert "pretrained" in note
+    assert "75 of 75 tensors" in note
 
 
 def test_a_student_by_name_is_made_for_the_teachers_classes() -> None:
@@ -269,7 +267,7 @@ def test_other_channels_than_the_teachers_are_refused() -> None:
 
 
 def test_images_of_another_size_than_the_distillers_are_refused() -> None:
-    with refused("(192, 6, 6)", "(192, 4, 4)"):
+    with refused("96x96", "64x64", "size=(96, 96)"):
         distilling()(images(4, (96, 96)), TARGETS)
 
 
@@ -389,12 +387,12 @@ def test_a_student_that_is_its_own_teacher_is_refused() -> None:
 
 @pytest.mark.parametrize("index", [0, 2])
 def test_the_students_penultimate_feature_can_be_chosen(index: int) -> None:
-    distiller = distilling(penultimate=index)
+    distiller = distilling(student_taps=TapSettings(penultimate=index))
     grid = distiller.method.penultimate["original"].position.shape[2:]
     assert tuple(grid) == {0: (32, 32), 2: (8, 8)}[index]
     assert step_of(distiller).loss.isfinite()
     with refused("9"):
-        distilling(penultimate=9)
+        distilling(student_taps=TapSettings(penultimate=9))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from scalekd.distiller import Step, check_batch
+from scalekd.errors import InputError
 
 
 class Alone(nn.Module):
@@ -14,8 +15,14 @@ class Alone(nn.Module):
         self.notes: list[str] = []
         self.task = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
-    def forward(self, images: Tensor, targets: Tensor) -> Step:
-        """One step's loss; `images` (N, channels, H, W), `targets` classes (N,)."""
+    def forward(self, images: Tensor, targets: Tensor | None = None) -> Step:
+        """One step's loss; `images` (N, channels, H, W), `targets` classes (N,).
+
+        Raises:
+            InputError: as of `ScaleKD`, and without targets.
+        """
+        if targets is None:
+            raise InputError("there are no targets, and without a teacher nothing else to learn")
         check_batch(self.student, images, targets, getattr(self.student, "num_classes", None))
         logits = self.student(images)
         loss = self.task(logits, targets)

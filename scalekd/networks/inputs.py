@@ -6,8 +6,6 @@ import timm.data
 from timm.layers import PatchEmbed
 from torch import nn
 
-from scalekd.errors import InputError
-
 
 @dataclass(frozen=True)
 class InputConfig:
@@ -24,13 +22,10 @@ def input_config(model: nn.Module, size: tuple[int, int] | None = None) -> Input
 
     The size is the one that the model is bound to (a ViT's positions), else its configuration's.
     """
-    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if convolution is None:
-        raise InputError(f"{type(model).__name__} has no convolution to read image channels from")
-    channels = convolution.in_channels
     config = timm.data.resolve_model_data_config(model)
-    embeddings = [m for m in model.modules() if isinstance(m, PatchEmbed)]
-    bound = embeddings[0].img_size if embeddings else None
+    channels, bound = _first_layer(model)
+    if channels is None:
+        channels = config["input_size"][0]
     if size is None:
         size = tuple(bound or config["input_size"][-2:])
     mean, std = tuple(config["mean"]), tuple(config["std"])
@@ -39,3 +34,19 @@ def input_config(model: nn.Module, size: tuple[int, int] | None = None) -> Input
         mean = (sum(mean) / len(mean),) * channels
         std = (sum(std) / len(std),) * channels
     return InputConfig(channels, size, mean, std)
+
+
+def _first_layer(model: nn.Module) -> tuple[int | None, tuple[int, int] | None]:
+    """Channels that the first convolution takes, and the image size that its embedding is bound to.
+
+    None where the images are rearranged before they reach it, or there is none.
+    """
+    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    rearranged = any(
+        kind in type(m).__name__ for m in model.modules() for kind in ("SpaceToDepth", "Dct")
+    )
+    if convolution is None or rearranged:
+        return None, None
+    embeddings = (m for m in model.modules() if isinstance(m, PatchEmbed))
+    first = next((e for e in embeddings if convolution in list(e.modules())), None)
+    return convolution.in_channels, first.img_size if first else None

@@ -1,28 +1,80 @@
-"""Where the paper's own models depart from the general rules, by their names in timm.
+"""The paper's own models and pairs, by their names in timm.
 
-The general rules: taps as `Taps` finds them, projector heads of 64 channels. This list is closed:
-it says what one paper did, and other models need no entry.
+Where they leave the general rules (taps as `TapSettings` resolves them, projector heads of 64
+channels) it is said here. These lists are closed: they say what one paper did, and other models
+need no entry.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+from scalekd.networks.plan import TapSettings
+
+SWIN_S = "swin_small_patch4_window7_224"
+SWIN_B = "swin_base_patch4_window7_224"
+SWIN_L = "swin_large_patch4_window7_224"
+EVA_L = "eva_large_patch14_196"
+
+STUDENT_TAPS = {
+    "mixer_s16_224": TapSettings(penultimate=5, norm="none"),
+    "mixer_b16_224": TapSettings(penultimate=9, norm="none"),
+    "mixer_b14_224": TapSettings(penultimate=9, norm="none"),
+}
+
+TEACHER_TAPS = {
+    EVA_L: TapSettings(penultimate=21),
+    "vit_base_patch16_224": TapSettings(penultimate=7),
+}
+
+TEACHER_HEADS = {SWIN_S: (3, 6), SWIN_B: (8, 16), SWIN_L: (16, 24)}
+"""Heads of CAP3 and CAP4."""
+
+PAIR_HEADS = {(SWIN_L, "vit_base_patch16_224"): (8, 8)}
+"""The same where the student changes them."""
 
 
 @dataclass(frozen=True)
-class PaperTaps:
-    """Arguments of `Taps` for a student of the paper."""
+class Published:
+    """A pair of the paper, and what it reports of it.
 
-    penultimate: int
-    final_norm: bool
+    parameters, gmac: of the student, in millions and in billions an image.
+    alone, scalekd: top-1 on ImageNet-1K in %; None for the ablations' teachers.
+    """
+
+    teacher: str
+    student: str
+    parameters: float
+    gmac: float
+    alone: float | None
+    scalekd: float | None
+    teacher_args: dict[str, Any] = field(default_factory=dict)
+    student_args: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.teacher}-{self.student}"
 
 
-STUDENT_TAPS = {
-    "mixer_s16_224": PaperTaps(penultimate=5, final_norm=False),
-    "mixer_b16_224": PaperTaps(penultimate=9, final_norm=False),
-}
+_EVA: dict[str, Any] = {"img_size": 224}
+_VIT: dict[str, Any] = {"class_token": False, "global_pool": "avg", "fc_norm": False}
 
-TEACHER_HEADS = {
-    "swin_small_patch4_window7_224": (3, 6),
-    "swin_base_patch4_window7_224": (8, 16),
-    "swin_large_patch4_window7_224": (16, 24),
-}
-"""Heads of CAP3 and CAP4."""
+PAIRS = [
+    Published(SWIN_L, "mobilenetv1_100", 4.23, 0.58, 72.10, 75.15),
+    Published(SWIN_L, "resnet50", 25.56, 4.12, 78.64, 82.03),
+    Published(SWIN_L, "convnext_tiny", 28.59, 4.46, 82.14, 84.16),
+    Published(SWIN_L, "mixer_s16_224", 18.53, 3.78, 74.02, 78.63),
+    Published(SWIN_L, "mixer_b16_224", 59.88, 12.61, 76.44, 81.96),
+    Published(SWIN_L, "vit_small_patch16_224", 22.05, 4.61, 79.90, 83.93, {}, _VIT),
+    Published(SWIN_L, "swin_tiny_patch4_window7_224", 28.29, 4.36, 81.18, 83.80),
+    Published(SWIN_L, "vit_base_patch16_224", 86.57, 17.58, 81.80, 85.53, {}, _VIT),
+    Published(EVA_L, "resnet50", 25.56, 4.12, 78.64, 82.34, _EVA),
+    Published(EVA_L, "mixer_b14_224", 59.88, 16.45, 76.62, 82.89, _EVA),
+    Published(
+        EVA_L, "vit_base_patch16_224", 86.57, 23.09, 82.02, 86.43, _EVA, {**_VIT, "patch_size": 14}
+    ),
+]
+"""Table 3."""
+
+ABLATION_PAIRS = [
+    Published(SWIN_S, "resnet50", 25.56, 4.12, None, None),
+    Published(SWIN_B, "resnet50", 25.56, 4.12, None, None),
+]

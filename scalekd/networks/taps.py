@@ -1,56 +1,21 @@
-"""One forward pass of any timm model that gives both features and the logits.
+"""One forward pass of a timm model that gives both features and the logits.
 
 `forward_intermediates` and then `forward_head` is bit-equal to `model(images)`. Layouts and shapes
 are found by running a copy on the meta device, which costs no arithmetic and no memory.
 """
 
-import copy
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from scalekd.errors import InputError
-from scalekd.features import Features, FeatureShapes, MapShape
-from scalekd.networks.build import config
+from scalekd.features import Features, FeatureShapes
+from scalekd.networks import families, paper
 from scalekd.networks.inputs import input_config
-
-
-def map_shape(features: Tensor) -> MapShape:
-    """(C, H, W) of a map (N, C, H, W)."""
-    _, channels, height, width = features.shape
-    return channels, height, width
-
-
-def as_map(y: Any, shape: MapShape) -> Tensor | None:
-    """`y` as (N, C, H, W), or None where it cannot be a map of this `shape` (C, H, W).
-
-    timm's models work on (N, C, H, W), (N, H, W, C) or tokens (N, prefix + H*W, C).
-    """
-    channels, height, width = shape
-    if not isinstance(y, Tensor):
-        return None
-    if y.dim() == 4 and tuple(y.shape[1:]) == shape:
-        return y
-    if y.dim() == 4 and tuple(y.shape[1:]) == (height, width, channels):
-        return y.permute(0, 3, 1, 2)
-    if y.dim() == 3 and y.shape[2] == channels and y.shape[1] >= height * width:
-        return y[:, -height * width :].transpose(1, 2).reshape(-1, *shape)
-    return None
-
-
-@dataclass(frozen=True)
-class TapPlan:
-    """Which of `forward_intermediates`' outputs are tapped.
-
-    The final feature is the output of `forward_features`, past the final norm, where that has the
-    last intermediate's shape, else (or without `final_norm`) the last intermediate itself.
-    """
-
-    penultimate: int
-    final: int
-    final_norm: bool
+from scalekd.networks.layout import as_map, map_shape
+from scalekd.networks.look import look
+from scalekd.networks.own import OwnTaps, offers_features
+from scalekd.networks.plan import TapSettings, resolve
 
 
 class Taps:
@@ -61,48 +26,60 @@ class Taps:
     Args:
         model: a timm model, or one that offers its `forward_intermediates` and `forward_head`.
         size: (height, width) of the images; default the model's own.
-        penultimate: index of the penultimate feature among `forward_intermediates`' outputs.
-            Default: of a pyramid the last one on a larger grid than the final; where all grids
-            are the same, block number (depth * 2) // 3 (the paper's choice for ViT-S, ViT-B and
-            Mixer-S/16).
-        final_norm: whether the final feature is taken after the model's final norm.
+        settings: which features.
+        of_teacher: whether a teacher's defaults hold, or a student's.
+
+    Attributes:
+        input: channels, size and normalisation of the images.
+        shapes: of the features.
+        plan: the settings, resolved.
+        count: how many features there are to choose from.
 
     Raises:
-        InputError: the model has no such methods, refuses the size, or has no index `penultimate`.
+        InputError: the model has no such methods, refuses the size, or has not what `settings` ask.
     """
 
     def __init__(
         self,
         model: nn.Module,
         size: tuple[int, int] | None = None,
-        penultimate: int | None = None,
-        final_norm: bool = True,
+        settings: TapSettings | None = None,
+        of_teacher: bool = False,
     ) -> None:
         self.model = model
         self.input = input_config(model, size)
-        y, maps, classes = _on_meta(model, (2, self.input.channels, *self.input.size))
-        grids = [tuple(m.shape[2:]) for m in maps]
-        last = len(maps) - 1
-        if penultimate is None:
-            larger = [i for i in range(last) if grids[i] != grids[last]]
-            penultimate = larger[-1] if larger else max(0, min(len(maps) * 2 // 3, last - 1))
-        if not 0 <= penultimate < last:
-            raise InputError(
-                f"{_name(model)} has features 0 to {last} and the penultimate one is to be "
-                f"number {penultimate}: it must come before the last"
-            )
-        final = map_shape(maps[last])
-        self.plan = TapPlan(penultimate, last, final_norm and as_map(y, final) is not None)
-        self.shapes = FeatureShapes(map_shape(maps[penultimate]), final, classes)
+        seen = look(model, (2, self.input.channels, *self.input.size))
+        asked = (settings or TapSettings()).over(_known(model, seen.name, of_teacher))
+        self.plan = resolve(asked, seen, of_teacher)
+        self.count = len(seen.maps)
+        penultimate, final = seen.maps[self.plan.penultimate], seen.maps[self.plan.final]
+        self.shapes = FeatureShapes(map_shape(penultimate), map_shape(final), seen.classes)
 
     def __call__(self, images: Tensor) -> Features:
         """Features of normalised `images` (N, channels, H, W), with the model's gradients."""
-        y, penultimate, final = self.forward_features(images)
+        y, penultimate, final = self._run(images)
         model: Any = self.model
-        return Features(penultimate, final, model.forward_head(y) if self.shapes.classes else None)
+        logits = model.forward_head(y) if self.shapes.classes else None
+        return Features(penultimate, self.finish(final), logits)
 
-    def forward_features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The model's own output before its head, and the two maps."""
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The two maps without the head; the final one before `finish`."""
+        _, penultimate, final = self._run(images)
+        return penultimate, final
+
+    def finish(self, final: Tensor) -> Tensor:
+        """The norm that the model has after its pooling, on each token, where that is asked for."""
+        if self.plan.norm != "pooled":
+            return final
+        assert self.plan.norm_module is not None
+        norm = self.model.get_submodule(self.plan.norm_module)
+        if "2d" in type(norm).__name__:
+            normed: Tensor = norm(final)
+            return normed
+        by_token: Tensor = norm(final.movedim(1, -1))
+        return by_token.movedim(-1, 1)
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         model: Any = self.model
         y, (penultimate, final) = model.forward_intermediates(
             images,
@@ -110,41 +87,31 @@ class Taps:
             norm=False,
             output_fmt="NCHW",
         )
-        if self.plan.final_norm:
+        if self.plan.whole:
             final = as_map(y, map_shape(final))
         return y, penultimate, final
 
 
-def _on_meta(model: nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, list[Tensor], int | None]:
-    """Output of `forward_features`, all intermediates and the number of classes, without data."""
-    if not (hasattr(model, "forward_intermediates") and hasattr(model, "forward_head")):
+def taps(
+    model: nn.Module,
+    size: tuple[int, int] | None = None,
+    settings: TapSettings | None = None,
+    of_teacher: bool = False,
+) -> Taps | OwnTaps:
+    """`Taps` of one of timm's models, `OwnTaps` of a module that offers its features itself."""
+    if not offers_features(model):
+        return Taps(model, size, settings, of_teacher)
+    if settings not in (None, TapSettings()):
         raise InputError(
-            f"{_name(model)} has no forward_intermediates and forward_head, timm's way to features"
+            f"{type(model).__name__} offers its features itself, and {settings} choose among those "
+            "of timm's models: leave them out"
         )
-    # deepcopy takes what its memo holds for done: weights are replaced, not copied.
-    memo: dict[int, Any] = {id(b): b.to("meta") for b in model.buffers()}
-    memo |= {id(p): nn.Parameter(p.to("meta"), False) for p in model.parameters()}
-    double: Any = copy.deepcopy(model, memo).eval()
-    try:
-        with torch.no_grad():
-            y, maps = double.forward_intermediates(
-                torch.empty(shape, device="meta"), norm=False, output_fmt="NCHW"
-            )
-            classes = None
-            if getattr(model, "num_classes", 0):
-                classes = double.forward_head(y).shape[1]
-        if not isinstance(y, Tensor):
-            raise InputError(f"{_name(model)} has several final features: one is needed")
-    except (AssertionError, RuntimeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{_name(model)} refuses images of {shape[2]}x{shape[3]} pixels: {reason.rstrip('.')}; "
-            "give it a size that it takes, or build it for this one (img_size among its arguments)"
-        ) from error
-    return y, maps, classes
+    return OwnTaps(model, size)
 
 
-def _name(model: nn.Module) -> str:
-    return config(model).get("architecture") or type(model).__name__
+def _known(model: nn.Module, name: str, of_teacher: bool) -> TapSettings:
+    """The paper's choice for its own models, and what a family needs."""
+    if not of_teacher:
+        return paper.STUDENT_TAPS.get(name, TapSettings())
+    family = families.TEACHER_TAPS.get(type(model).__name__, TapSettings())
+    return paper.TEACHER_TAPS.get(name, TapSettings()).over(family)

@@ -1,32 +1,21 @@
-"""The teacher: frozen by construction, and able to run its last stage on others' tokens.
+"""The teacher: frozen by construction, and able to run its last stage on others' tokens."""
 
-The tail is everything that the teacher runs after its penultimate feature, its final norm
-included. It is found by watching one pass, and replayed by calling the same modules with the same
-other arguments (rotary tables, masks, prefix tokens) as the teacher's pass just used.
-"""
-
-from dataclasses import dataclass
-from typing import Any
+import copy
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalekd.errors import InputError
-from scalekd.features import Features, FeatureShapes
-from scalekd.networks.taps import Taps, as_map, map_shape
+from scalekd.features import Features
+from scalekd.networks.layout import map_of_tokens, tokens_of_map
+from scalekd.networks.plan import TapSettings
+from scalekd.networks.tail import Tail, find_tail
+from scalekd.networks.taps import taps
 
-TOLERANCE = 1e-4
-"""Largest difference between replay and teacher, relative to the largest value of its output."""
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call of a tail module in the teacher's last pass, less the feature that it was given."""
-
-    module: nn.Module
-    others: tuple[Any, ...]
-    keywords: dict[str, Any]
+Prefix = Literal["own", "none"]
 
 
 class FrozenTeacher:
@@ -37,57 +26,69 @@ class FrozenTeacher:
     is shown to their device, and to float64.
 
     Args:
-        model: a timm model with pretrained weights. It is put into eval mode and its parameters
-            are frozen, in place.
+        model: a timm model with pretrained weights, or a module that offers its features. It is
+            put into eval mode and its parameters are frozen, in place.
         size: (height, width) that it works at; default its own. Other images are resized.
-        penultimate: index of the feature that the tail starts from; default, of a pyramid, before
-            its last stage, and of a plain ViT before its last third of blocks (8..11 of 12).
+        settings: which features of a timm model. Where they leave the norm open and the final
+            norm cannot be replayed, the target is the last stage's output without it.
+        prefix: the prefix tokens (class, registers) that the tail sees beside others' tokens: the
+            teacher's "own", of the same image, or "none", as in the released code.
 
     Attributes:
         shapes: `FeatureShapes` of what it gives.
         input: its channels, size and normalisation.
+        taps: its `Taps`, with the settings resolved.
         difference: largest difference between the replayed tail and the teacher's own output on
-            a random image, relative to the largest value of that output.
+            noise, relative to the largest value of that output.
+        tail_modules: names of the modules that the tail runs.
+        prefix_tokens: how many of its own prefix tokens they see beside others' tokens.
 
     Raises:
-        InputError: no tail can be found, or its replay differs by more than `TOLERANCE`.
+        InputError: no tail can be found, its replay differs by more than `TOLERANCE`, or it cannot
+            run without prefix tokens.
     """
 
     def __init__(
         self,
         model: nn.Module,
         size: tuple[int, int] | None = None,
-        penultimate: int | None = None,
+        settings: TapSettings | None = None,
+        prefix: Prefix = "own",
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        taps = Taps(model, size, penultimate)
-        if penultimate is None and taps.shapes.penultimate == taps.shapes.final:
-            # An isotropic model: its tail is a third of its blocks, so it starts one before.
-            taps = Taps(model, size, max(0, taps.plan.penultimate - 1))
-        self._taps = taps
-        self.input = taps.input
-        self.shapes: FeatureShapes = taps.shapes
-        self._calls: list[_Call] = []
-        self._prefix: Tensor | None = None
-        self._recording = False
-        assert taps.shapes.penultimate is not None
-        self._grid = taps.shapes.penultimate[1:]
-        parameter = next(model.parameters())
-        shape = (2, self.input.channels, *self.input.size)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(parameter)
-        hooks = [
-            module.register_forward_pre_hook(self._record, with_kwargs=True)
-            for module in self._find_tail(noise)
-        ]
+        self.prefix = prefix
+        self.settings = settings or TapSettings()
+        self.taps = taps(model, size, self.settings, of_teacher=True)
         try:
-            self.difference = self._verify(noise)
-        except Exception as error:
-            for hook in hooks:
-                hook.remove()
-            if isinstance(error, InputError):
+            self._tail = self._verified()
+        except InputError:
+            plan = self.taps.plan
+            if self.settings.norm is not None or plan is None or not plan.whole:
                 raise
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise self._refusal(f"replaying its last stage fails ({reason})") from error
+            self.settings = replace(self.settings, norm="none")
+            self.taps = taps(model, size, self.settings, of_teacher=True)
+            self._tail = self._verified()
+        self.input, self.shapes = self.taps.input, self.taps.shapes
+        self.difference = self._tail.difference
+        names = {module: name for name, module in model.named_modules()}
+        self.tail_modules = [names[step.module] for step in self._tail.steps]
+        assert self.shapes.penultimate is not None
+        cells = self.shapes.penultimate[1] * self.shapes.penultimate[2]
+        first = self._tail.first
+        shown = prefix == "own" and first.dim() == 3
+        self.prefix_tokens = first.shape[1] - cells if shown else 0
+
+    def outlined(self, model: nn.Module, size: tuple[int, int] | None = None) -> "FrozenTeacher":
+        """This teacher with another `model` of its architecture, perhaps of another size.
+
+        Nothing is verified again: it serves to count on the meta device.
+        """
+        twin = copy.copy(self)
+        twin.model = model.eval().requires_grad_(False)
+        twin.taps = taps(model, size, self.settings, of_teacher=True)
+        twin.input, twin.shapes = twin.taps.input, twin.taps.shapes
+        twin._tail = self._tail.of([model.get_submodule(name) for name in self.tail_modules])
+        return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenTeacher":
         return self
@@ -99,12 +100,8 @@ class FrozenTeacher:
         if tuple(images.shape[2:]) != self.input.size:
             images = F.interpolate(images, self.input.size, mode="bicubic", antialias=True)
         self.model.eval()
-        self._calls.clear()
-        self._recording = True
-        try:
-            return self._taps(images)
-        finally:
-            self._recording = False
+        with self._tail.record.active():
+            return self.taps(images)
 
     def tail(self, tokens: Tensor) -> Tensor:
         """Tokens (N, L, C) on the penultimate grid -> (N, L', C') on the final one.
@@ -112,97 +109,42 @@ class FrozenTeacher:
         To be called after the teacher's pass on the same N images, whose other inputs it reuses.
         Gradients run through it to the tokens.
         """
-        x = self._layout(tokens.to(next(self.model.parameters()).dtype))
-        for call in self._calls:
-            x = call.module(x, *call.others, **call.keywords)
-        final = as_map(x, self.shapes.final)
-        assert final is not None, "the verified tail ends in the final feature"
-        return final.flatten(2).transpose(1, 2)
+        x = self._tail(tokens.to(self._parameter().dtype), self.prefix == "own")
+        return tokens_of_map(self.taps.finish(map_of_tokens(x, self.shapes.final)))
+
+    def _parameter(self) -> Tensor:
+        return next(self.model.parameters(), torch.empty(0))
 
     def _follow(self, images: Tensor) -> torch.dtype:
         """To the images' device, and to a wider precision; never to a narrower one, for good."""
-        parameter = next(self.model.parameters())
+        parameter = self._parameter()
         dtype = torch.promote_types(parameter.dtype, images.dtype)
         if (parameter.device, parameter.dtype) != (images.device, dtype):
             self.model.to(images.device, dtype)
         return dtype
 
-    def _record(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if not self._recording:
-            return
-        feature, *others = inputs
-        if not self._calls:
-            self._first, self._entrance = feature.shape[1:], feature.data_ptr()
-            tokens = self._grid[0] * self._grid[1]
-            self._prefix = feature[:, :-tokens] if feature.dim() == 3 else None
-        self._calls.append(_Call(module, tuple(others), keywords))
-
-    def _layout(self, tokens: Tensor) -> Tensor:
-        """`tokens` in the layout that the tail's first module was given."""
-        if self._prefix is not None:
-            return torch.cat([self._prefix, tokens], 1)
-        grid = tokens.reshape(len(tokens), *self._grid, -1)
-        return grid if self._first == grid.shape[1:] else grid.permute(0, 3, 1, 2)
-
     @torch.no_grad()
-    def _find_tail(self, images: Tensor) -> list[nn.Module]:
-        """The modules called, by the model itself, after the one that gave the penultimate map."""
-        calls: list[tuple[nn.Module, Any]] = []
-        depth = 0
-
-        def enter(module: nn.Module, inputs: Any) -> None:
-            nonlocal depth
-            depth += 1
-
-        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-            nonlocal depth
-            depth -= 1
-            if depth == 0:
-                calls.append((module, output))
-
-        hooks = [
-            hook
-            for module in self.model.modules()
-            for hook in (
-                module.register_forward_pre_hook(enter),
-                module.register_forward_hook(leave),
-            )
-        ]
-        _, penultimate, _ = self._taps.forward_features(images)
-        for hook in hooks:
-            hook.remove()
-        shape = map_shape(penultimate)
-        cut = [
-            i
-            for i, (_, output) in enumerate(calls)
-            if isinstance(output, Tensor)
-            and (seen := as_map(output, shape)) is not None
-            and torch.equal(seen, penultimate)
-        ]
-        if not cut or cut[-1] == len(calls) - 1:
+    def _verified(self) -> Tail:
+        """The tail, if it gives what the teacher gives."""
+        shape = (2, self.taps.input.channels, *self.taps.input.size)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(shape, generator=generator).to(self._parameter())
+        shapes = self.taps.shapes
+        assert shapes.penultimate is not None
+        channels, height, width = shapes.penultimate
+        try:
+            tail = find_tail(self.model, self.taps.maps, noise, (shapes.penultimate, shapes.final))
+            if self.prefix == "none":
+                tail(noise.new_zeros(2, height * width, channels), own_prefix=False)
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            remedy = "take another penultimate index, or another teacher"
+            if self.taps.plan is None:
+                remedy = (
+                    "let modules do all that happens between its features (docs/own-modules.md)"
+                )
             raise InputError(
-                f"no tail found in the teacher {type(self.model).__name__}: its penultimate "
-                f"feature {shape} is not the output of a module with others after it; try another "
-                "`penultimate` index, or another teacher"
-            )
-        return [module for module, _ in calls[cut[-1] + 1 :]]
-
-    def _verify(self, images: Tensor) -> float:
-        features = self(images)
-        for call in self._calls:
-            others = [t for t in (*call.others, *call.keywords.values()) if isinstance(t, Tensor)]
-            if any(t.data_ptr() == self._entrance for t in others):
-                raise self._refusal("a later module takes the penultimate feature once more")
-        own = features.final.flatten(2).transpose(1, 2)
-        replayed = self.tail(features.penultimate.flatten(2).transpose(1, 2))
-        difference = ((replayed - own).abs().max() / own.abs().max()).item()
-        if not difference <= TOLERANCE:
-            raise self._refusal(
-                "its last stage, run on its own penultimate feature, differs from its output by "
-                f"{difference:.1e} of the largest value (allowed: {TOLERANCE:.0e})"
-            )
-        return difference
-
-    def _refusal(self, reason: str) -> InputError:
-        name = type(self.model).__name__
-        return InputError(f"the teacher {name} cannot be replayed: {reason}; take another teacher")
+                f"the teacher {type(self.model).__name__} cannot be replayed: "
+                f"{reason.rstrip('.')}; {remedy}"
+            ) from error
+        return tail

@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scalekd import LossWeights, ScaleKD
 from scalekd.features import FeatureShapes
-from scalekd.networks import Taps
-from scalekd.networks.paper import STUDENT_TAPS
+from scalekd.networks import Taps, TapSettings
+from scalekd.networks.plan import Norm
 
 STAGES = {
     "ResNet": ("layer3", "layer4"),
@@ -159,9 +159,7 @@ def test_full_size_shapes_are_the_papers(name: str) -> None:
     arguments, penultimate, final = FULL_SIZE[name]
     with torch.device("meta"):
         model = timm.create_model(name, **arguments)
-    paper = STUDENT_TAPS.get(name)
-    chosen = {} if paper is None else vars(paper)
-    taps = Taps(model, **chosen)
+    taps = Taps(model)
     assert taps.input.size == (224, 224)
     assert taps.shapes == FeatureShapes(penultimate, final, 1000)
 
@@ -207,30 +205,30 @@ def test_final_norm_decides_whether_the_final_feature_is_normed(
     model: Any = build()
     x = images()
     with torch.no_grad():
-        normed = Taps(model, SIZE, final_norm=True)(x).final
-        bare = Taps(model, SIZE, final_norm=False)(x).final
+        normed = Taps(model, SIZE, TapSettings(norm="final"))(x).final
+        bare = Taps(model, SIZE, TapSettings(norm="none"))(x).final
         by_hand = model.norm(bare.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     assert not torch.allclose(normed, bare, atol=0.1)
     torch.testing.assert_close(normed, by_hand)
 
 
-@pytest.mark.parametrize("final_norm", [True, False])
-def test_final_norm_changes_no_logits(final_norm: bool) -> None:
+@pytest.mark.parametrize("norm", ["final", "none"])
+def test_final_norm_changes_no_logits(norm: Norm) -> None:
     model, x = vit(), images()
-    assert torch.equal(Taps(model, final_norm=final_norm)(x).logits, model(x))
+    assert torch.equal(Taps(model, settings=TapSettings(norm=norm))(x).logits, model(x))
 
 
 @pytest.mark.parametrize("index", [0, 2, 4])
 def test_penultimate_feature_can_be_chosen(index: int) -> None:
     model, x = vit(), images()
-    feature = Taps(model, penultimate=index)(x).penultimate
+    feature = Taps(model, settings=TapSettings(penultimate=index))(x).penultimate
     assert torch.equal(feature, hand_taken(model, f"blocks.{index}", x, (4, 4)))
 
 
 @pytest.mark.parametrize("index", [-1, 5, 99])
 def test_a_penultimate_feature_that_is_not_before_the_last_is_refused(index: int) -> None:
     with refused(str(index), "0 to 5", "vit_tiny_patch16_224"):
-        Taps(vit(), penultimate=index)
+        Taps(vit(), settings=TapSettings(penultimate=index))
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
