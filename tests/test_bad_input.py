@@ -16,6 +16,9 @@ PAIR += ["--student", "test_resnet", "--data.workers", "0", "--epochs", "1", "--
 PAIR += ["--optim.warmup_epochs", "0", "--seeds", "[1]", "--compare", "[]", "--parallel", "1"]
 
 VIT = ["--student", "vit_tiny_patch16_224"]
+FEATURES = ["tpp_original", "tpp_alternative", "final_original", "final_alternative"]
+NO_FEATURES = [part for name in FEATURES for part in (f"--weights.{name}", "0")]
+NO_FEATURES += ["--weights.logits", "0"]
 
 OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "an unknown teacher": (["--teacher", "swin_smal"], ["swin_smal", "did you mean", "swin_s"]),
@@ -56,11 +59,14 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
         ["no classifier", "logits is 0.5"],
     ),
     "logits of other classes": (["--compare", "[logits]"], ["logits", "1000", "3"]),
-    "a student's size that it refuses": ([*VIT, "--data.image_size", "100"], ["100", "224"]),
+    "a student's size that it refuses": ([*VIT, "--data.image_size", "8"], ["vit_tiny", "8"]),
     "a teacher's size that it refuses": (["--teacher_args", "{img_size: 8}"], ["test_vit", "8"]),
     "an image too small": (["--data.image_size", "8"], ["1x1", "final_alternative"]),
     "an image below 0": (["--data.image_size", "-8"], ["data.image_size is -8"]),
-    "a penultimate feature too many": (["--penultimate", "50"], ["50", "0 to 4"]),
+    "an image of no width": (["--data.image_size", "[64,0]"], ["data.image_size is (64, 0)"]),
+    "one number of two": (["--data.image_size", "[64]"], ["--data.image_size is '[64]'"]),
+    "letters for a size": (["--data.image_size", "64x96"], ["--data.image_size is '64x96'"]),
+    "a penultimate feature too many": (["--student_taps.penultimate", "50"], ["50", "0 to 4"]),
     "a headless student": (["--student_args", "{num_classes: 0}"], ["num_classes", "0"]),
     "fewer classes than the data": (["--student_args", "{num_classes: 2}"], ["2", "3", "classes"]),
     "other channels": (["--student_args", "{in_chans: 1}"], ["1 channel", "3"]),
@@ -200,6 +206,35 @@ def test_bad_images_are_refused_by_name(
 ) -> None:
     said = spoil(root)
     assert said in refused([*PAIR, f"--data.root={root}", "--out=out"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([*PAIR, "--compare", "[alone]"], ["compare", "alone", "no labels", "train/CLASS"]),
+        ([*PAIR, "--label_smoothing", "0.1"], ["label_smoothing is 0.1", "no labels"]),
+        (
+            [*PAIR, "--compare", "[logits]", "--teacher_args", "{num_classes: 0}"],
+            ["compare", "logits", "no classifier"],
+        ),
+        (
+            [*PAIR, "--teacher_args", "{num_classes: 0}", *NO_FEATURES],
+            ["nothing is left to learn"],
+        ),
+        ([*PAIR, "--data.train_images", "99"], ["data.train_images is 99", "24 images"]),
+        ([*PAIR, "--batch_size", "99"], ["batch_size is 99", "24"]),
+        (["evaluate", "test_resnet", "--weights=random"], ["no labels", "val/CLASS"]),
+    ],
+    ids=["alone", "smoothing", "logits", "nothing", "images", "batch", "evaluate"],
+)
+def test_what_images_without_labels_do_not_allow_is_refused(
+    arguments: list[str], said: list[str], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        (root / split).rename(root / f"some-{split}")
+    out = ["--out=out"] if arguments[0] == "distill" else []
+    line = refused([*arguments, f"--data.root={root}", *out], capsys)
+    assert [piece for piece in said if piece not in line] == [], line
 
 
 @pytest.mark.parametrize("out", ["pictures", "pictures/train/ant/0.jpg"])

@@ -10,35 +10,59 @@ from torch import Tensor, nn
 from scalekd.errors import InputError
 from scalekd.export import export_student
 from scalekd.networks import InputConfig, build
-from scalekd.networks.build import load_weights, read_checkpoint
+from scalekd.networks.build import build_unfilled
+from scalekd.networks.weights import load_weights, read_checkpoint
 
 STUDENT = "method.student."
 
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """What rebuilds the student without its run: timm's name, arguments, classes and input."""
+    """What rebuilds the student without its run.
+
+    name, arguments: timm's.
+    classes: of its classifier; 0 for none.
+    input: what its images are, where their source decides; None where timm's configuration does.
+    size: (height, width) of its images, where somebody chose it.
+    """
 
     name: str
     arguments: dict[str, Any]
     classes: int
     input: InputConfig | None
+    size: tuple[int, int] | None = None
 
     def build(self) -> nn.Module:
-        """The student, untrained."""
+        """The student, untrained, for images of its size."""
         # What timm knows of its own weights for this name would be untrue of these.
         overlay: dict[str, Any] = {"tag": "scalekd", "license": None, "test_input_size": None}
         arguments = {"num_classes": self.classes, **self.arguments}
+        size = self.size
         if self.input is not None:
-            size = (self.input.channels, *self.input.size)
-            overlay |= {"mean": self.input.mean, "std": self.input.std, "input_size": size}
-            arguments["in_chans"] = self.input.channels
-        return build(self.name, "random", pretrained_cfg_overlay=overlay, **arguments)
+            overlay |= {"mean": self.input.mean, "std": self.input.std}
+            arguments["in_chans"], size = self.input.channels, self.input.size
+        if size is not None:
+            overlay["input_size"] = (arguments.get("in_chans", 3), *size)
+        arguments["pretrained_cfg_overlay"] = overlay
+        student, _ = build(self.name, "random", self.size, **arguments)
+        return student
 
     def export(self, student: nn.Module, folder: Path) -> None:
         """Write the trained `student` to `folder`; see `export_student`."""
-        channels = {"in_chans": self.input.channels} if self.input else {}
-        export_student(student, folder, {**self.arguments, **channels})
+        arguments = dict(self.arguments)
+        if self.input is not None:
+            arguments["in_chans"] = self.input.channels
+        if self.size is not None and self._takes_size():
+            arguments["img_size"] = self.size
+        export_student(student, folder, arguments)
+
+    def _takes_size(self) -> bool:
+        """Whether timm builds this model for a size: found as `build` does, by asking for it."""
+        try:
+            build_unfilled(self.name, **{**self.arguments, "img_size": self.size})
+        except InputError:
+            return False
+        return True
 
 
 def save(trainer: L.Trainer, file: Path) -> None:

@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -22,6 +22,9 @@ from scalekd.training.recipe import Data
 DECODED_BEFOREHAND = 5_000
 """Folders of up to so many images are decoded once before training, to name broken files early."""
 
+SPLITS = ("train", "training", "val", "valid", "validation")
+"""Names, in any case, of folders that are no part of a pool without labels."""
+
 VIRTUALLY_ENDLESS = 1_000_000
 """How many renderings of the digits there are to draw an epoch from."""
 
@@ -30,22 +33,53 @@ VIRTUALLY_ENDLESS = 1_000_000
 class Source:
     """Where images come from.
 
-    classes: how many.
+    classes: how many; None of images without labels.
     input: what the images are, where the source alone decides; None where the student does.
     workers: loading processes that are worth their cost.
-    train, validation: data sets for the student's input; `train` also takes the run's seed.
+    train, validation: data sets for the student's input; `train` also takes the run's seed. Items
+        are (image, class). Without labels they are (image,), and there is no validation.
+    notes: one line for each thing that was decided here and not by the caller.
     """
 
-    classes: int
+    classes: int | None
     workers: int
     input: InputConfig | None
     train: Callable[[InputConfig, int], Dataset[Any]]
-    validation: Callable[[InputConfig], Dataset[Any]]
+    validation: Callable[[InputConfig], Dataset[Any]] | None
+    notes: list[str] = field(default_factory=list)
+
+
+Layout = Literal["digits", "classes", "flat"]
+"""The packaged digits; train/ and val/ with a folder for each class; images without labels."""
 
 
 def open_source(data: Data) -> Source:
     """The images that `data` names; InputError for whatever is wrong with them."""
-    return digits_source(data) if data.root == "digits" else folder_source(data)
+    openers = {"digits": digits_source, "classes": folder_source, "flat": flat_source}
+    return openers[layout(data)](data)
+
+
+def layout(data: Data) -> Layout:
+    """How `data.root` is laid out, which no image is read for; InputError where it is nothing."""
+    root = Path(data.root)
+    if data.root == "digits":
+        return "digits"
+    if not root.is_dir():
+        raise InputError(
+            f"no folder {data.root!r}; --data.root takes one with train/ and val/ in it, or one of "
+            "images without labels"
+        )
+    if (root / "train").is_dir() and (root / "val").is_dir():
+        return "classes"
+    # Training/ and Valid/ are meant to have labels: they must not be learnt from as one pool.
+    splits = [p for p in root.iterdir() if p.is_dir() and p.name.lower() in SPLITS]
+    if not splits and next(_files(root, IMG_EXTENSIONS), None):
+        return "flat"
+    raise InputError(
+        f"{data.root!r} must hold train/CLASS/*.jpg and val/CLASS/*.jpg, or, to train without "
+        "labels, images and neither train/ nor val/; it holds "
+        f"{', '.join(sorted(p.name for p in root.iterdir())[:5]) or 'nothing'}"
+    )
 
 
 def digits_source(data: Data) -> Source:
@@ -57,7 +91,7 @@ def digits_source(data: Data) -> Source:
             f"{len(digits.originals('train'))} to train on"
         )
     size = (digits.SIZE, digits.SIZE)
-    if data.image_size not in (None, digits.SIZE):
+    if data.size not in (None, size):
         raise InputError(f"data.image_size is {data.image_size}: the digits are 32x32")
 
     def train(_: InputConfig, seed: int) -> Dataset[Any]:
@@ -75,15 +109,6 @@ def digits_source(data: Data) -> Source:
 def folder_source(data: Data) -> Source:
     """ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg."""
     root = Path(data.root)
-    if not root.is_dir():
-        raise InputError(
-            f"no folder {data.root!r}; --data.root takes one with train/ and val/ in it"
-        )
-    if not (root / "train").is_dir() or not (root / "val").is_dir():
-        raise InputError(
-            f"{data.root!r} must hold train/CLASS/*.jpg and val/CLASS/*.jpg; it holds "
-            f"{', '.join(sorted(p.name for p in root.iterdir())[:5]) or 'nothing'}"
-        )
     training, validating = _image_folder(root / "train"), _image_folder(root / "val")
     if training.classes != validating.classes:
         odd = sorted(set(training.classes) ^ set(validating.classes))
@@ -91,32 +116,11 @@ def folder_source(data: Data) -> Source:
             f"{data.root!r}: train/ and val/ have different classes, only one has: "
             f"{', '.join(odd[:5])}"
         )
-    if data.train_images and data.train_images > len(training):
-        raise InputError(
-            f"data.train_images is {data.train_images} and there are {len(training)} images in "
-            f"{str(root / 'train')!r}"
-        )
-    if len(training) + len(validating) <= DECODED_BEFOREHAND:
-        for path, _ in training.samples + validating.samples:
-            load_image(path)
+    _enough(data, len(training), root / "train")
+    _decode_few([path for path, _ in training.samples + validating.samples])
 
     def train(config: InputConfig, seed: int) -> Dataset[Any]:
-        try:
-            transform = create_transform(
-                config.size,
-                is_training=True,
-                mean=config.mean,
-                std=config.std,
-                auto_augment=data.auto_augment,
-                re_prob=data.erasing,
-                color_jitter=None,
-            )
-        except Exception as error:  # whatever timm makes of a policy that it cannot read
-            raise InputError(
-                f"data.auto_augment is {data.auto_augment!r}, no policy that timm knows; one is "
-                "rand-m9-n2-mstd0.5"
-            ) from error
-        images = _image_folder(root / "train", transform)
+        images = _image_folder(root / "train", _training_transform(data, config))
         if data.train_images is None:
             everything: Dataset[Any] = images
             return everything
@@ -130,11 +134,48 @@ def folder_source(data: Data) -> Source:
     return Source(len(training.classes), min(8, os.cpu_count() or 1), None, train, validation)
 
 
+def flat_source(data: Data) -> Source:
+    """Images without labels: all below ROOT, whatever its folders are called."""
+    root = Path(data.root)
+    files = sorted(_files(root))
+    images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
+    others = [file for file in files if not file.lower().endswith(IMG_EXTENSIONS)]
+    _enough(data, len(images), root)
+    _decode_few(images)
+
+    def train(config: InputConfig, seed: int) -> Dataset[Any]:
+        chosen = images
+        if data.train_images is not None:
+            chosen = [images[i] for i in _balanced([0] * len(images), data.train_images, seed)]
+        return Unlabelled(chosen, _training_transform(data, config))
+
+    notes = []
+    if others:
+        notes.append(
+            f"left out, no images by their names: {len(others)} of the files in {data.root}, "
+            f"for example {others[0]}"
+        )
+    return Source(None, min(8, os.cpu_count() or 1), None, train, None, notes)
+
+
+class Unlabelled(Dataset[tuple[Tensor]]):
+    """The images of `files`, each as (image,)."""
+
+    def __init__(self, files: list[str], transform: Callable[[Image.Image], Tensor]) -> None:
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor]:
+        return (self.transform(load_image(self.files[index])),)
+
+
 def loaders(
     source: Source, data: Data, config: InputConfig, batch_size: int, seed: int
-) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Training and validation batches for one run."""
-    train, validation = source.train(config, seed), source.validation(config)
+) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
+    """Training and validation batches for one run; no validation where there are no labels."""
+    train = source.train(config, seed)
     sampler = EpochSampler(len(train), data.epoch_images, seed)  # type: ignore[arg-type]
     if len(sampler) < batch_size:
         raise InputError(
@@ -143,18 +184,19 @@ def loaders(
         )
     workers = source.workers if data.workers is None else data.workers
     keep = workers > 0
-    return (
-        DataLoader(
-            train,
-            batch_size,
-            sampler=sampler,
-            drop_last=True,
-            num_workers=workers,
-            persistent_workers=keep,
-            pin_memory=torch.cuda.is_available(),
-        ),
-        DataLoader(validation, 250, num_workers=workers, persistent_workers=keep),
+    batches = DataLoader(
+        train,
+        batch_size,
+        sampler=sampler,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=keep,
+        pin_memory=torch.cuda.is_available(),
     )
+    if source.validation is None:
+        return batches, None
+    validation = source.validation(config)
+    return batches, DataLoader(validation, 250, num_workers=workers, persistent_workers=keep)
 
 
 class EpochSampler(Sampler[int]):
@@ -192,6 +234,51 @@ def load_image(path: str) -> Image.Image:
         raise InputError(
             f"cannot read the image {path!r} ({error}): repair or remove it"
         ) from error
+
+
+def _files(root: Path, endings: tuple[str, ...] = ("",)) -> Iterator[str]:
+    """Files below `root` whose names end so, but for hidden ones; links to folders are followed."""
+    for folder, below, names in os.walk(root, followlinks=True):
+        below[:] = [name for name in below if name[0] != "."]
+        for name in names:
+            if name[0] != "." and name.lower().endswith(endings):
+                yield os.path.join(folder, name)
+
+
+def _enough(data: Data, images: int, folder: Path) -> None:
+    if data.train_images and data.train_images > images:
+        raise InputError(
+            f"data.train_images is {data.train_images} and there are {images} images in "
+            f"{str(folder)!r}"
+        )
+
+
+def _decode_few(files: list[str]) -> None:
+    if len(files) <= DECODED_BEFOREHAND:
+        for file in files:
+            load_image(file)
+
+
+def _training_transform(data: Data, config: InputConfig) -> Callable[[Image.Image], Tensor]:
+    shape = config.size[1] / config.size[0]
+    try:
+        transform: Callable[[Image.Image], Tensor] = create_transform(
+            config.size,
+            is_training=True,
+            # Crops have about the shape of what they are resized to, as they have in validation.
+            ratio=(3 / 4 * shape, 4 / 3 * shape),
+            mean=config.mean,
+            std=config.std,
+            auto_augment=data.auto_augment,
+            re_prob=data.erasing,
+            color_jitter=None,
+        )
+    except Exception as error:  # whatever timm makes of a policy that it cannot read
+        raise InputError(
+            f"data.auto_augment is {data.auto_augment!r}, no policy that timm knows; one is "
+            "rand-m9-n2-mstd0.5"
+        ) from error
+    return transform
 
 
 def _image_folder(

@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import math
 import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,7 +23,7 @@ from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.networks import input_config
 from scalekd.training import jobs, report
-from scalekd.training.data import loaders, open_source
+from scalekd.training.data import layout, loaders, open_source
 from scalekd.training.evaluate import best_device, top1
 from scalekd.training.loop import Interrupted, Progress
 from scalekd.training.recipe import Recipe
@@ -89,32 +91,81 @@ def distill(recipe: Recipe, out: Path | None = None, parallel: int | None = None
 
 def check(recipe: Recipe) -> report.Pair:
     """Build everything once, before the expensive part, and measure the teacher."""
+    if layout(recipe.data) == "flat":
+        _refuse_what_needs_labels(recipe)
     source = open_source(recipe.data)
     method = build_method(recipe, Run("scalekd", recipe.seeds[0]), source)
     assert isinstance(method, ScaleKD)
     if "logits" in recipe.compare and not method.method.weights.logits:
-        why = "; ".join(method.notes) or "the weight logits is 0"
+        why = "; ".join(n for n in method.notes if "logit" in n or "no classifier" in n)
+        why = why or "the weight logits is 0"
         raise InputError(f"compare has logits, and there is no logit distillation here ({why})")
-    size = recipe.data.image_size
-    config = input_config(method.student, (size, size) if size else None)
+    config = input_config(method.student, recipe.data.size)
     batches, validation = loaders(source, recipe.data, config, recipe.batch_size, recipe.seeds[0])
-    if method.student.num_classes != source.classes:
+    if source.classes is not None and method.student.num_classes != source.classes:
         raise InputError(
             f"the student has {method.student.num_classes} classes and {recipe.data.root!r} has "
             f"{source.classes}: leave num_classes out of student_args"
         )
     method.to(best_device())
     _try_one_step(method, batches)
+    notes = [*_without_labels(method, recipe.data.root)] if source.classes is None else []
+    notes += source.notes + method.notes
     teacher_top1 = None
-    if method.teacher.shapes.classes == source.classes:
+    if validation is not None and method.teacher.shapes.classes == source.classes:
+        assert source.classes is not None
         teacher_top1 = top1(method.classify_by_teacher, validation, source.classes)
+        images = len(validation.dataset)  # type: ignore[arg-type]
+        notes += remarks_on_the_teacher(teacher_top1, source.classes, images)
     return report.Pair(
         teacher_top1=teacher_top1,
         teacher_parameters=_parameters(method.teacher.model),
         student_parameters=_parameters(method.student),
         projector_parameters=_parameters(method.method),
-        notes=method.notes,
+        notes=notes,
+        labels=source.classes is not None,
     )
+
+
+def remarks_on_the_teacher(top1: float, classes: int, images: int) -> list[str]:
+    """A note where a teacher right on this share of the images may as well be guessing.
+
+    Guessing is right on 1 / classes of them. Whatever is below three standard errors above that is
+    called chance; of fewer than 50 images nothing is said.
+    """
+    chance = 1 / classes
+    if images < 50 or top1 >= chance + 3 * math.sqrt(chance * (1 - chance) / images):
+        return []
+    return [
+        f"the teacher is right on {top1:.2%} of these images, which is chance for {classes} "
+        "classes: are its weights random, or its classes in another order?"
+    ]
+
+
+def _refuse_what_needs_labels(recipe: Recipe) -> None:
+    there_are_none = f"and there are no labels in {recipe.data.root!r}"
+    if "alone" in recipe.compare:
+        raise InputError(
+            f"compare has alone, which learns from labels, {there_are_none}: leave it out, or give "
+            "--data.root a folder with train/CLASS/*.jpg and val/CLASS/*.jpg"
+        )
+    if recipe.label_smoothing:
+        raise InputError(
+            f"label_smoothing is {recipe.label_smoothing} {there_are_none} to smooth: leave it out"
+        )
+
+
+def _without_labels(method: ScaleKD, root: str) -> Iterator[str]:
+    """What there is to say of a training without labels."""
+    weights = asdict(method.method.weights)
+    logits = weights.pop("logits")
+    kinds = [k for k, some in (("features", any(weights.values())), ("logits", logits)) if some]
+    yield f"no labels in {root}: {' and '.join(kinds)} alone are distilled"
+    if method.student.num_classes and not logits:
+        yield (
+            f"nothing trains the student's classifier of {method.student.num_classes} classes: "
+            "leave num_classes out of student_args for a student without one"
+        )
 
 
 @torch.no_grad()
@@ -125,9 +176,9 @@ def _try_one_step(method: ScaleKD, batches: DataLoader[Any]) -> None:
     """
     assert batches.batch_size is not None
     indices = itertools.islice(batches.sampler, min(batches.batch_size, 2))
-    images, targets = default_collate([batches.dataset[i] for i in indices])
+    batch = default_collate([batches.dataset[i] for i in indices])
     method.train()
-    method(images.to(best_device()), targets.to(best_device()))
+    method(*(part.to(best_device()) for part in batch))
     method.eval()
 
 
@@ -142,7 +193,10 @@ def _can_be_made(folder: Path) -> None:
 def summarise(
     recipe: Recipe, pair: report.Pair, results: list[Result], seconds: float
 ) -> dict[str, Any]:
-    """summary.json: means over the seeds, each seed's, and what they were measured with."""
+    """summary.json: means over the seeds, each seed's, and what they were measured with.
+
+    Without labels there is no top-1, and instead the loss and its terms at the end.
+    """
     names = {"scalekd": "student", "alone": "alone", "logits": "kd"}
     summary: dict[str, Any] = {"teacher_top1": pair.teacher_top1}
     for arm in ("alone", "logits", "scalekd"):
@@ -154,6 +208,12 @@ def summarise(
         summary[f"{names[arm]}_seconds_per_step"] = report.mean(
             [r.seconds / r.steps for r in of_arm]
         )
+        if of_arm and not report.measured(results):
+            summary |= {
+                f"{names[arm]}_loss": report.mean([r.loss for r in of_arm]),
+                f"{names[arm]}_loss_by_seed": {r.run.seed: r.loss for r in of_arm},
+                f"{names[arm]}_terms": report.mean_terms(of_arm),
+            }
     distilled = report.of_arm(results, "scalekd")
     return summary | {
         "seeds": recipe.seeds,

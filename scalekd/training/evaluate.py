@@ -1,16 +1,17 @@
 """How often a network is right."""
 
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from scalekd.errors import InputError
 from scalekd.networks import build, input_config
-from scalekd.training.data import open_source
+from scalekd.training.data import layout, open_source
 from scalekd.training.recipe import Data
 
 
@@ -46,15 +47,23 @@ def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:
         data: the images, as for distill.
         weights: of a timm name: pretrained, or a file.
     """
+    if layout(data) == "flat":
+        raise InputError(
+            f"there are no labels in {data.root!r} to measure with: give --data.root a folder with "
+            "val/CLASS/*.jpg and train/CLASS/*.jpg"
+        )
     source = open_source(data)
+    assert source.classes is not None
+    assert source.validation is not None
     if (Path(model) / "student").is_dir():
         model = str(Path(model) / "student")  # a run folder: its student is meant
     name = f"local-dir:{model}" if Path(model).is_dir() else model
-    network: nn.Module = build(name, weights).eval().to(best_device())
+    network, loaded = build(name, weights, data.size)
+    print(f"scalekd: {loaded}", file=sys.stderr)
+    network.eval().to(best_device())
     if network.num_classes != source.classes:
         raise InputError(
             f"{model} knows {network.num_classes} classes and {data.root} has {source.classes}"
         )
-    size = (data.image_size, data.image_size) if data.image_size else None
-    validation = source.validation(input_config(network, size))
+    validation = source.validation(input_config(network, data.size))
     return top1(network, DataLoader(validation, 250), source.classes)

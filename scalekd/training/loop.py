@@ -1,7 +1,8 @@
 """One run: one student, one seed, trained by Lightning."""
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,13 +19,16 @@ from scalekd.errors import InputError
 from scalekd.training.checkpoint import StudentSpec, save
 from scalekd.training.recipe import Optim
 
+AVERAGED = 50
+"""Over how many of a run's last steps its final loss is the mean: one step's alone is noise."""
+
 
 class Method(Protocol):
     """What can be trained: `ScaleKD`, or one of `scalekd.baselines`."""
 
     student: nn.Module
 
-    def __call__(self, images: Tensor, targets: Tensor) -> Step:
+    def __call__(self, images: Tensor, targets: Tensor | None = None) -> Step:
         """One step's loss."""
 
 
@@ -41,7 +45,8 @@ class Interrupted(Exception):  # noqa: N818 -- no error: somebody's wish
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `top1` (a share) only when it was just measured; `terms` are weighted."""
+    """Where a run stands. `top1` (a share) only when it was just measured, which takes labels;
+    `terms` are weighted."""
 
     step: int
     steps: int
@@ -59,7 +64,7 @@ class TrainingModule(L.LightningModule):
     Args:
         method: what trains.
         optim: how.
-        classes: of the task.
+        classes: of the task; None without labels, where no accuracy is measured.
         steps: of the whole run.
         steps_per_epoch: of them.
         metrics: the file to name when the loss is no number.
@@ -69,7 +74,7 @@ class TrainingModule(L.LightningModule):
         self,
         method: Method,
         optim: Optim,
-        classes: int,
+        classes: int | None,
         steps: int,
         steps_per_epoch: int,
         metrics: Path,
@@ -79,7 +84,7 @@ class TrainingModule(L.LightningModule):
         self.optim = optim
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.metrics = metrics
-        self.accuracy = MulticlassAccuracy(classes, average="micro")
+        self.accuracy = MulticlassAccuracy(classes, average="micro") if classes else None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """timm's optimizer; its schedule is stepped in `on_train_batch_end`."""
@@ -101,8 +106,9 @@ class TrainingModule(L.LightningModule):
         self.schedule.step_update(0)
         return optimizer
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> dict[str, Any]:
-        """One batch; InputError before a loss that is no number can reach the weights."""
+    def training_step(self, batch: Sequence[Tensor], index: int) -> dict[str, Any]:
+        """One batch, (images, targets) or (images,); InputError before a loss that is no number
+        can reach the weights."""
         step = self.method(*batch)
         if not torch.isfinite(step.loss):  # waits for the GPU, once a step
             terms = ", ".join(f"{name} {value.item():.3g}" for name, value in step.terms.items())
@@ -119,6 +125,7 @@ class TrainingModule(L.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """The student alone, as it will be used."""
         images, targets = batch
+        assert self.accuracy is not None
         self.accuracy.update(self.method.student(images), targets)
 
 
@@ -126,7 +133,8 @@ class Watch(L.Callback):
     """Reports progress, keeps the checkpoint, and ends a run that diverges or is told to stop.
 
     Args:
-        report: called at the start, every half second and after every measurement.
+        report: called at the start, every half second and after every measurement; without labels
+            also after the last step.
         stop: ends the run after the current step.
         checkpoint: file that always holds the newest complete state.
         student: stored with the checkpoint, for whoever exports the student.
@@ -144,8 +152,9 @@ class Watch(L.Callback):
         self.began: float | None = None
         self.training_seconds = 0.0
         self.images = 0
-        self.top1 = 0.0
+        self.top1: float | None = None
         self.last: Progress | None = None
+        self.newest: deque[dict[str, Tensor]] = deque(maxlen=AVERAGED)
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The clock runs while the student trains, and only then."""
@@ -164,12 +173,15 @@ class Watch(L.Callback):
         batch_idx: int,
     ) -> None:
         """After each step."""
+        assert isinstance(module, TrainingModule)
         self.images += len(batch[0])
+        self.newest.append(outputs["terms"])
         if self.stop.is_set():
             save(trainer, self.checkpoint)
             raise Interrupted
         now = time.perf_counter()
-        if now - self.reported > 0.5 or self.last is None:
+        the_end = module.accuracy is None and trainer.global_step == module.steps
+        if now - self.reported > 0.5 or self.last is None or the_end:
             self.reported = now
             self._tell(trainer, float(outputs["loss"]), outputs["terms"])
 
@@ -181,6 +193,7 @@ class Watch(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The accuracy just measured."""
         assert isinstance(module, TrainingModule)
+        assert module.accuracy is not None
         self.top1 = float(module.accuracy.compute())
         module.accuracy.reset()
         if self.last is not None:
@@ -192,6 +205,13 @@ class Watch(L.Callback):
                     top1=self.top1,
                 )
             )
+
+    def mean_terms(self) -> dict[str, float]:
+        """The weighted terms by name, means over the last steps; see `AVERAGED`."""
+        return {
+            name: float(torch.stack([terms[name] for terms in self.newest]).mean())
+            for name in self.newest[0]
+        }
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]

@@ -1,6 +1,7 @@
 """Everything that decides a training run, as data."""
 
 import difflib
+import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from timm.optim import list_optimizers
 
 from scalekd.errors import InputError
 from scalekd.method import LossWeights
+from scalekd.networks import TapSettings
+from scalekd.networks.teacher import Prefix
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 DEFAULT = "digits"
@@ -22,8 +25,10 @@ class Data:
     """Images and what is done to them.
 
     Args:
-        root: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, or `digits` (packaged).
-        image_size: side of the student's images in pixels; default the student's own.
+        root: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, or a flat one of images, which is
+            training without labels, or `digits` (packaged).
+        image_size: of the student's images in pixels: a side, or [height, width]; default the
+            student's own.
         train_images: how many training images may be used, as many of each class; default all.
         epoch_images: how many images make an epoch; default all of them once.
         auto_augment: timm's policy, for example rand-m9-n2-mstd0.5 (folders only).
@@ -32,7 +37,7 @@ class Data:
     """
 
     root: str
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
     train_images: int | None = None
     epoch_images: int | None = None
     auto_augment: str | None = None
@@ -40,14 +45,26 @@ class Data:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "train_images", "epoch_images"):
+        for name in ("train_images", "epoch_images"):
             value = getattr(self, name)
             if value is not None:
                 _positive(**{f"data.{name}": value})
+        if self.size is not None and not (len(self.size) == 2 and min(self.size) > 0):
+            raise InputError(
+                f"data.image_size is {self.image_size}: it must be a side, or height and width, "
+                "each more than 0"
+            )
         if not (self.workers or 0) >= 0:
             raise InputError(f"data.workers is {self.workers}: it must be 0 or more")
         if not 0 <= self.erasing <= 1:
             raise InputError(f"data.erasing is {self.erasing}: it must be in [0, 1]")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the student's images, where `image_size` says it."""
+        if self.image_size is None or isinstance(self.image_size, tuple):
+            return self.image_size
+        return self.image_size, self.image_size
 
 
 @dataclass(frozen=True)
@@ -89,7 +106,10 @@ class Recipe:
         temperature: of the logits.
         heads: attention heads of the two projectors; default the paper's, or one for 64 channels.
         label_smoothing: of the task's loss.
-        penultimate: the student's penultimate feature by index; default found by its grid.
+        teacher_size: (height, width) that the teacher works at; default its own.
+        teacher_taps: which of the teacher's features; the tail begins after the penultimate one.
+        student_taps: which of the student's features.
+        teacher_prefix: the prefix tokens in the teacher's tail; none as in the released code.
         one_token: refuse or drop alternative views of one-token grids.
         precision: of the arithmetic; the final alternative view is float32 in all of them.
         seeds: one run for each.
@@ -110,7 +130,10 @@ class Recipe:
     temperature: float = 1.0
     heads: tuple[int, int] | None = None
     label_smoothing: float = 0.0
-    penultimate: int | None = None
+    teacher_size: tuple[int, int] | None = None
+    teacher_taps: TapSettings = field(default_factory=TapSettings)
+    student_taps: TapSettings = field(default_factory=TapSettings)
+    teacher_prefix: Prefix = "own"
     one_token: Literal["refuse", "drop"] = "refuse"
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -147,8 +170,7 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as in a recipe's YAML file."""
-        plain = asdict(self)
-        plain["heads"] = list(self.heads) if self.heads else None
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # lists in place of tuples
         return plain
 
 

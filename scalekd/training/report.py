@@ -1,16 +1,20 @@
 """What a person sees of a job: progress while it runs, then a table, a picture and plain words."""
 
 import json
+import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import matplotlib
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
+from scalekd.training.loop import AVERAGED
 from scalekd.training.loop import Progress as News
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Arm, Result, Run
@@ -29,13 +33,17 @@ COLOURS: dict[Arm, str] = {"alone": "#8a8a8a", "logits": "#d98c21", "scalekd": "
 
 @dataclass(frozen=True)
 class Pair:
-    """What is known before training: who teaches whom, and how good the teacher is here."""
+    """What is known before training: who teaches whom, and how good the teacher is here.
+
+    labels: whether the images have any; without them nothing is measured.
+    """
 
     teacher_top1: float | None
     teacher_parameters: int
     student_parameters: int
     projector_parameters: int
     notes: list[str]
+    labels: bool = True
 
 
 def of_arm(results: list[Result], arm: str) -> list[Result]:
@@ -43,13 +51,25 @@ def of_arm(results: list[Result], arm: str) -> list[Result]:
     return sorted((r for r in results if r.run.arm == arm), key=lambda r: r.run.seed)
 
 
-def mean(values: list[float]) -> float | None:
-    """The mean, or None of nothing."""
-    return statistics.fmean(values) if values else None
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known, or None of nothing."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def mean_terms(results: list[Result]) -> dict[str, float]:
+    """The loss's terms at the end of one arm's runs, by name."""
+    return {name: statistics.fmean(r.terms[name] for r in results) for name in results[0].terms}
+
+
+def measured(results: list[Result]) -> bool:
+    """Whether there were labels to measure with."""
+    return all(r.top1 is not None for r in results)
 
 
 class Display:
-    """Live bars on a terminal; in a log file one line for each measurement."""
+    """Live bars on a terminal; in a log file one line for each measurement, and without labels,
+    where nothing is measured, for each tenth of a run."""
 
     def __init__(self, recipe: Recipe, pair: Pair, out: Path) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
@@ -60,7 +80,9 @@ class Display:
             f"{pair.projector_parameters / 1e6:.2f} M, thrown away afterwards)"
         )
         for note in pair.notes:
-            self.console.print(f"[yellow]note:[/] {note}")
+            loud = any(word in note for word in ("RANDOM", "UNTRAINED", "chance"))
+            label = "[bold red]WARNING:[/]" if loud else "[yellow]note:[/]"
+            self.console.print(label, escape(note))
         self.console.print(f"writing to {out}/")
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -72,6 +94,8 @@ class Display:
             expand=True,
         )
         self.tasks: dict[Run, TaskID] = {}
+        self.labels = pair.labels
+        self.tenths: dict[Run, int] = {}
 
     def __enter__(self) -> "Display":
         self.bars.start()
@@ -94,16 +118,26 @@ class Display:
         pace = f"{news.images_per_second:.0f} images/s, {left:.0f} s left"
         loss = f"loss {news.loss:.2f} = {terms}"
         self.bars.update(self.tasks[run], completed=news.step, state=f"{pace}\n{loss}")
-        if news.top1 is not None and not self.console.is_terminal:
+        if self.console.is_terminal:
+            return
+        tenth = 10 * news.step // news.steps
+        if news.top1 is not None:
             self.console.print(
                 f"{run}: step {news.step}/{news.steps}, top-1 {news.top1:.2%}, {pace}, {loss}"
             )
+        elif not self.labels and tenth > self.tenths.get(run, 0):
+            self.tenths[run] = tenth
+            self.console.print(f"{run}: step {news.step}/{news.steps}, {pace}, {loss}")
 
     def finished(self, result: Result) -> None:
         """Say a run's result, once and for good."""
         self.bars.update(self.tasks[result.run], visible=False)
+        if result.top1 is None:
+            came_to = f"loss [bold]{result.loss:.4f}[/]"
+        else:
+            came_to = f"top-1 [bold]{result.top1:.2%}[/]"
         self.console.print(
-            f"[bold]{result.run}[/]: top-1 [bold]{result.top1:.2%}[/] after {result.steps} steps, "
+            f"[bold]{result.run}[/]: {came_to} after {result.steps} steps, "
             f"{result.seconds:.0f} s of training"
         )
 
@@ -111,30 +145,8 @@ class Display:
 def conclude(recipe: Recipe, pair: Pair, results: list[Result], out: Path) -> None:
     """Print the table, and in words what it says and does not say."""
     console = Console(highlight=False)
-    table = Table(title=f"top-1 (%) on the validation images, {results[0].steps} steps each")
-    table.add_column("")
-    for column in ("mean", "sd", *(f"seed {s}" for s in recipe.seeds), "M params", "s/step"):
-        table.add_column(column, justify="right")
-    if pair.teacher_top1 is not None:
-        empty = [""] * len(recipe.seeds)
-        size = f"{pair.teacher_parameters / 1e6:.3f}"
-        table.add_row("teacher", f"{pair.teacher_top1:.2%}"[:-1], "", *empty, size, "")
-    for arm, label in LABELS.items():
-        runs = of_arm(results, arm)
-        if not runs:
-            continue
-        tops = [100 * r.top1 for r in runs]
-        spread = f"{statistics.stdev(tops):.2f}" if len(tops) > 1 else "-"
-        by_seed = {r.run.seed: f"{100 * r.top1:.2f}" for r in runs}
-        table.add_row(
-            label,
-            f"{statistics.fmean(tops):.2f}",
-            spread,
-            *(by_seed[s] for s in recipe.seeds),
-            f"{pair.student_parameters / 1e6:.3f}",
-            f"{seconds_per_step(runs):.4f}",
-        )
-    console.print(table)
+    table = _accuracies if measured(results) else _losses
+    console.print(table(recipe, pair, results))
     for sentence in in_words(results):
         console.print(sentence, soft_wrap=True)
     console.print(
@@ -147,15 +159,63 @@ def conclude(recipe: Recipe, pair: Pair, results: list[Result], out: Path) -> No
     )
 
 
+def _accuracies(recipe: Recipe, pair: Pair, results: list[Result]) -> Table:
+    table = Table(title=f"top-1 (%) on the validation images, {results[0].steps} steps each")
+    table.add_column("")
+    for column in ("mean", "sd", *(f"seed {s}" for s in recipe.seeds), "M params", "s/step"):
+        table.add_column(column, justify="right")
+    if pair.teacher_top1 is not None:
+        empty = [""] * len(recipe.seeds)
+        size = f"{pair.teacher_parameters / 1e6:.3f}"
+        table.add_row("teacher", f"{pair.teacher_top1:.2%}"[:-1], "", *empty, size, "")
+    for arm, label in LABELS.items():
+        if runs := of_arm(results, arm):
+            tops = {r.run.seed: 100 * r.top1 for r in runs if r.top1 is not None}
+            table.add_row(label, *_numbers(tops, recipe.seeds, 2), *_costs(pair, runs))
+    return table
+
+
+def _losses(recipe: Recipe, pair: Pair, results: list[Result]) -> Table:
+    steps = results[0].steps
+    last = min(AVERAGED, steps)
+    table = Table(title=f"loss on the training images, mean of the last {last} of {steps} steps")
+    table.add_column("")
+    for column in ("mean", "sd", *(f"seed {s}" for s in recipe.seeds), "M params", "s/step"):
+        table.add_column(column, justify="right")
+    for arm, label in LABELS.items():
+        if runs := of_arm(results, arm):
+            losses = {r.run.seed: r.loss for r in runs}
+            table.add_row(label, *_numbers(losses, recipe.seeds, 3), *_costs(pair, runs))
+    return table
+
+
+def _numbers(by_seed: dict[int, float], seeds: list[int], digits: int) -> list[str]:
+    """Mean, standard deviation and each seed's."""
+    values = list(by_seed.values())
+    spread = f"{statistics.stdev(values):.{digits}f}" if len(values) > 1 else "-"
+    each = [f"{by_seed[s]:.{digits}f}" for s in seeds]
+    return [f"{statistics.fmean(values):.{digits}f}", spread, *each]
+
+
+def _costs(pair: Pair, runs: list[Result]) -> list[str]:
+    return [f"{pair.student_parameters / 1e6:.3f}", f"{seconds_per_step(runs):.4f}"]
+
+
 def in_words(results: list[Result]) -> list[str]:
     """One sentence for each comparison: the paired gain, its spread, and what it cost in time."""
+    if not measured(results):
+        return _words_without_labels(results)
     sentences = []
     distilled = of_arm(results, "scalekd")
     for arm in ("alone", "logits"):
         others = of_arm(results, arm)
         if not others:
             continue
-        gains = [100 * (s.top1 - o.top1) for s, o in zip(distilled, others, strict=True)]
+        gains = [
+            100 * (s.top1 - o.top1)
+            for s, o in zip(distilled, others, strict=True)
+            if s.top1 is not None and o.top1 is not None
+        ]
         cost = seconds_per_step(distilled) / seconds_per_step(others)
         sentences.append(
             f"ScaleKD against {LABELS[arm]}, the same steps: {_verdict(gains)}; "
@@ -165,6 +225,24 @@ def in_words(results: list[Result]) -> list[str]:
         sentences.append(
             "At equal time instead of equal steps logit KD would train that much longer; this "
             "table does not show how far it would then come."
+        )
+    return sentences
+
+
+def _words_without_labels(results: list[Result]) -> list[str]:
+    sentences = []
+    for arm, label in LABELS.items():
+        if runs := of_arm(results, arm):
+            terms = [f"{SHORT.get(n, n)} {value:.3f}" for n, value in mean_terms(runs).items()]
+            sentences.append(f"{label}: {' + '.join(terms)}.")
+    sentences.append("How good a student is these losses do not say: that takes a task's labels.")
+    distilled, others = of_arm(results, "scalekd"), of_arm(results, "logits")
+    if others:
+        kd, alone = (mean_terms(runs)["logits"] for runs in (distilled, others))
+        cost = seconds_per_step(distilled) / seconds_per_step(others)
+        sentences.append(
+            f"The logits' term alone can be compared: {kd:.3f} beside the features', {alone:.3f} "
+            f"without them; a step of ScaleKD took {cost:.1f} times as long."
         )
     return sentences
 
@@ -186,33 +264,53 @@ def seconds_per_step(results: list[Result]) -> float:
     return statistics.fmean(r.seconds / r.steps for r in results)
 
 
+Point = tuple[float, float, float]
+"""Step, seconds, and what is drawn over them."""
+
+
+def _thinned(points: list[Point], most: int = 100) -> list[Point]:
+    """At most so many points, each the mean of neighbours, for losses of single steps."""
+    size = math.ceil(len(points) / most)
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [
+        (statistics.fmean(s), statistics.fmean(t), statistics.fmean(y))
+        for s, t, y in (zip(*group, strict=True) for group in groups)
+    ]
+
+
 def draw_curves(metrics: Path, teacher_top1: float | None, file: Path) -> None:
-    """Accuracy over steps and over time, a line for each run, by arm, from metrics.jsonl."""
+    """Accuracy over steps and over time, a line for each run, by arm, from metrics.jsonl.
+
+    Without labels, where no accuracy was measured, the loss.
+    """
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    lines: dict[tuple[Arm, int], list[tuple[float, float, float]]] = {}
-    for text in metrics.read_text().splitlines():
-        entry = json.loads(text)
-        if entry["top1"] is not None:
-            point = entry["step"], entry["seconds"], 100 * entry["top1"]
-            lines.setdefault((entry["arm"], entry["seed"]), []).append(point)
+    entries = [json.loads(text) for text in metrics.read_text().splitlines()]
+    accuracies = [e | {"y": 100 * e["top1"]} for e in entries if e["top1"] is not None]
+    lines: dict[tuple[Arm, int], list[Point]] = {}
+    for entry in accuracies or [e | {"y": e["loss"]} for e in entries]:
+        point = entry["step"], entry["seconds"], entry["y"]
+        lines.setdefault((entry["arm"], entry["seed"]), []).append(point)
+    if not accuracies:
+        lines = {run: _thinned(points) for run, points in lines.items()}
     figure, (by_step, by_time) = plt.subplots(
         1, 2, figsize=(10, 4.2), sharey=True, layout="constrained"
     )
     for arm, label in LABELS.items():
         of_this = [points for (a, _), points in sorted(lines.items()) if a == arm]
         for index, points in enumerate(of_this):
-            steps, seconds, tops = zip(*points, strict=True)
+            steps, seconds, heights = zip(*points, strict=True)
             name = label if index == 0 else None
             for axes, x in ((by_step, steps), (by_time, seconds)):
-                axes.plot(x, tops, color=COLOURS[arm], label=name, marker=".", alpha=0.8)
+                axes.plot(x, heights, color=COLOURS[arm], label=name, marker=".", alpha=0.8)
     for axes in (by_step, by_time):
         if teacher_top1 is not None:
             axes.axhline(100 * teacher_top1, color="black", linestyle=":", label="teacher")
         axes.grid(alpha=0.3)
-    by_step.set(xlabel="step", ylabel="top-1 on the validation images (%)")
+    what = "top-1 on the validation images (%)" if accuracies else "loss on the training images"
+    by_step.set(xlabel="step", ylabel=what)
     by_time.set(xlabel="seconds of training")
-    by_step.legend(loc="lower right")
+    by_step.legend(loc="lower right" if accuracies else "best")
     figure.savefig(file, dpi=150)
     plt.close(figure)

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.method import LossWeights
 from scalekd.networks import FrozenTeacher, build, input_config
+from scalekd.networks.weights import Loaded
 from scalekd.training.checkpoint import StudentSpec
 from scalekd.training.data import Source, loaders, open_source
 from scalekd.training.loop import Progress, StopSignal, TrainingModule, Watch
@@ -41,51 +42,66 @@ class Run:
 class Result:
     """What a run gave.
 
-    top1: share of validation images right at the end.
+    top1: share of validation images right at the end; None without labels.
     seconds: of training, without measuring and without start-up.
+    terms: of the loss, weighted, by name: means over the last steps.
     """
 
     run: Run
-    top1: float
+    top1: float | None
     seconds: float
     steps: int
     images_per_second: float
+    terms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        """Sum of the terms."""
+        return sum(self.terms.values())
 
 
-def student_spec(recipe: Recipe, source: Source) -> StudentSpec:
-    """What builds the recipe's student for these images."""
-    return StudentSpec(recipe.student, recipe.student_args, source.classes, source.input)
+def student_spec(recipe: Recipe, source: Source, teacher: FrozenTeacher | None) -> StudentSpec:
+    """What builds the recipe's student for these images.
+
+    Its classes are the labels', and without labels the teacher's, whose logits are all that a
+    classifier can learn from then, or none.
+    """
+    classes = source.classes
+    if classes is None and teacher and (recipe.weights or LossWeights()).logits:
+        classes = teacher.shapes.classes
+    given = recipe.student_args
+    return StudentSpec(recipe.student, given, classes or 0, source.input, recipe.data.size)
 
 
-def build_teacher(recipe: Recipe) -> FrozenTeacher:
-    """The recipe's teacher, verified."""
-    return FrozenTeacher(build(recipe.teacher, recipe.teacher_weights, **recipe.teacher_args))
+def build_teacher(recipe: Recipe) -> tuple[FrozenTeacher, Loaded]:
+    """The recipe's teacher, verified, and what was loaded into it."""
+    size = recipe.teacher_size
+    model, loaded = build(recipe.teacher, recipe.teacher_weights, size, **recipe.teacher_args)
+    return FrozenTeacher(model, size, recipe.teacher_taps, recipe.teacher_prefix), loaded
 
 
 def build_method(recipe: Recipe, run: Run, source: Source) -> ScaleKD | Alone:
     """What a run trains. The student starts the same in every arm of a seed."""
-    teacher = None if run.arm == "alone" else build_teacher(recipe)
+    teacher, loaded = (None, None) if run.arm == "alone" else build_teacher(recipe)
     L.seed_everything(run.seed, verbose=False)
-    student = student_spec(recipe, source).build()
+    student = student_spec(recipe, source, teacher).build()
     if teacher is None:
         return Alone(student, recipe.label_smoothing)
     weights = recipe.weights
     if run.arm == "logits":
         weights = LossWeights(0, 0, 0, 0, logits=(weights or LossWeights()).logits)
-    size = recipe.data.image_size
     method = ScaleKD(
         teacher,
         student,
-        size=(size, size) if size else None,
+        size=recipe.data.size,
         weights=weights,
         temperature=recipe.temperature,
         heads=recipe.heads,
         label_smoothing=recipe.label_smoothing,
-        penultimate=recipe.penultimate,
+        student_taps=recipe.student_taps,
         one_token=recipe.one_token,
     )
-    if recipe.teacher_weights == "random":
-        method.notes.append("the teacher's weights are RANDOM, as asked: it knows nothing")
+    method.notes.append(str(loaded))
     return method
 
 
@@ -105,10 +121,9 @@ def train(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its advertisements
     source = open_source(recipe.data)
     method = build_method(recipe, run, source)
-    size = recipe.data.image_size
-    config = input_config(method.student, (size, size) if size else None)
+    config = input_config(method.student, recipe.data.size)
     batches, validation = loaders(source, recipe.data, config, recipe.batch_size, run.seed)
-    spec = student_spec(recipe, source)
+    spec = student_spec(recipe, source, getattr(method, "teacher", None))
     checkpoint = run.checkpoint(out)
     module = TrainingModule(
         method,
@@ -136,8 +151,9 @@ def train(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
+        warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")
         trainer.fit(module, batches, validation)
-        if recipe.epochs % recipe.validate_every:
+        if validation is not None and recipe.epochs % recipe.validate_every:
             trainer.validate(module, validation, verbose=False)
     if run == Run("scalekd", recipe.seeds[0]):
         try:
@@ -149,5 +165,10 @@ def train(
             ) from error
     assert watch.last is not None
     return Result(
-        run, watch.top1, watch.training_seconds, trainer.global_step, watch.last.images_per_second
+        run,
+        watch.top1,
+        watch.training_seconds,
+        trainer.global_step,
+        watch.last.images_per_second,
+        watch.mean_terms(),
     )

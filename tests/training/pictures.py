@@ -19,3 +19,14 @@ def image_folder(
                 file = root / split / name / f"{index}.{('jpg', 'png')[index % 2]}"
                 Image.fromarray(pixels).save(file)
     return root
+
+
+def flat_folder(root: Path, count: int = 8, size: tuple[int, int] = (40, 60)) -> Path:
+    """Half of `count` JPEG files of noise in ROOT, half in ROOT/more/and more; (height, width)."""
+    noise = np.random.default_rng(0)
+    (root / "more" / "and more").mkdir(parents=True)
+    for index in range(count):
+        pixels = noise.integers(0, 256, (*size, 3), dtype=np.uint8)
+        folder = root if index % 2 else root / "more" / "and more"
+        Image.fromarray(pixels).save(folder / f"{index}.jpg")
+    return root

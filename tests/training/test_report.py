@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scalekd.training.report import draw_curves, in_words, mean, of_arm
+from scalekd.training.recipe import Data, Recipe
+from scalekd.training.report import (
+    Pair,
+    _thinned,
+    conclude,
+    draw_curves,
+    in_words,
+    mean,
+    measured,
+    of_arm,
+)
 from scalekd.training.run import Arm, Result, Run
 
 
@@ -59,6 +69,47 @@ def test_the_cost_in_time_is_said_for_each_comparison_and_equal_time_left_open()
     assert "does not show" in open_question
 
 
+def unmeasured(arm: Arm, *losses: float, logits: float = 0.5) -> list[Result]:
+    return [
+        Result(Run(arm, seed), None, 10.0, 100, 320.0, {"final_original": loss, "logits": logits})
+        for seed, loss in enumerate(losses, 1)
+    ]
+
+
+def test_without_labels_only_the_terms_are_said_and_no_winner() -> None:
+    (said, warned) = in_words(unmeasured("scalekd", 2.0, 3.0))
+    assert said == "ScaleKD: final 2.500 + kd 0.500."
+    assert "do not say" in warned
+
+
+def test_without_labels_the_logits_term_is_compared() -> None:
+    runs = unmeasured("scalekd", 2.0, logits=0.25) + unmeasured("logits", 0.0, logits=0.75)
+    said = in_words(runs)[-1]
+    assert "0.250 beside the features', 0.750 without them" in said
+    assert "1.0 times as long" in said
+
+
+def test_what_was_measured_is_known_of_all_or_none() -> None:
+    assert measured(results("scalekd", 0.7))
+    assert not measured(unmeasured("scalekd", 2.0))
+    assert unmeasured("scalekd", 2.0)[0].loss == 2.5
+
+
+def test_a_table_of_losses_shows_every_number_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    recipe = Recipe("a", "b", Data("c"), seeds=[1, 2, 3])
+    runs = unmeasured("scalekd", 51.0, 52.0, 53.5) + unmeasured("logits", 3.0, 3.0, 3.0)
+    conclude(recipe, Pair(None, 10, 10, 10, [], labels=False), runs, tmp_path)
+    printed = capsys.readouterr().out
+    assert "mean of the last 50 of 100 steps" in printed
+    for number in ("52.667", "1.258", "51.500", "52.500", "54.000", "3.500", "0.1000"):
+        assert number in printed
+    assert "top-1" not in printed
+    assert "…" not in printed
+
+
 def test_nothing_compared_is_nothing_said() -> None:
     assert in_words(results("scalekd", 0.8, 0.9)) == []
 
@@ -72,6 +123,7 @@ def test_gains_are_paired_by_seed_in_whatever_order_runs_end() -> None:
 
 def test_the_mean_of_nothing_is_none() -> None:
     assert mean([]) is None
+    assert mean([None, None]) is None
     assert mean([1.0, 2.0]) == 1.5
 
 
@@ -94,3 +146,25 @@ def test_the_curves_are_a_picture(tmp_path: Path, teacher_top1: float | None) ->
     seen = {colour for _, colour in colours or []}
     assert (255, 255, 255) in seen
     assert len(seen) > 10
+
+
+@pytest.mark.parametrize("steps", [1, 3, 1000])
+def test_the_curves_without_labels_are_of_the_loss(tmp_path: Path, steps: int) -> None:
+    lines = [
+        {"arm": arm, "seed": 1, "step": s, "seconds": s / 10, "top1": None, "loss": 9 - s / 1000}
+        for arm in ("logits", "scalekd")
+        for s in range(1, steps + 1)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    draw_curves(tmp_path / "metrics.jsonl", None, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+
+
+def test_many_losses_are_drawn_as_the_means_of_neighbours() -> None:
+    points = [(float(s), s / 2, float(s % 2)) for s in range(1000)]
+    thinned = _thinned(points)
+    assert len(thinned) == 100
+    assert thinned[0] == (4.5, 2.25, 0.5)
+    assert _thinned(points[:7]) == points[:7]
