@@ -7,6 +7,8 @@ watching it; most families need no entry.
 from scalekd.networks.plan import TapSettings
 
 TEACHER_TAPS = {
+    # Positions are added between two modules, after the first stage: the tail starts behind them.
+    "VOLO": TapSettings(penultimate=1),
     # Its blocks pass on a second stream, of pixels, beside the patches: only the last block can
     # be run on patches alone.
     "TNT": TapSettings(penultimate=-2),
