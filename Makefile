@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-slow lint types teacher clean
+.PHONY: help demo test test-slow test-pairs lint types teacher tables clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -18,6 +18,9 @@ test: $(STAMP)  ## all tests but the slow ones
 test-slow: $(STAMP)  ## the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
+test-pairs: $(STAMP)  ## a real full-size step of each of the paper's pairs (slow; 10 GB)
+	$(BIN)/python -m pytest -m slow tests/test_pairs.py
+
 lint: $(STAMP)  ## ruff: style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,6 +30,10 @@ types: $(STAMP)  ## mypy on the package
 
 teacher: $(STAMP)  ## train the digits teacher anew (half an hour; goes on where it was stopped)
 	$(BIN)/python experiments/digits_teacher.py
+
+tables: $(STAMP)  ## try the pairs and timm's families anew; writes docs/pairs.md, docs/families.md
+	$(BIN)/python experiments/pairs.py
+	$(BIN)/python experiments/families.py
 
 clean:  ## remove the environment, not the runs
 	rm -rf $(VENV)

@@ -3,9 +3,12 @@
 import argparse
 import difflib
 import itertools
+import json
 import re
 import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,18 +16,24 @@ import jsonargparse
 import yaml
 
 from scalekd.errors import InputError
-from scalekd.training.checkpoint import export_checkpoint
-from scalekd.training.distill import distill
-from scalekd.training.evaluate import evaluate
-from scalekd.training.loop import Interrupted
-from scalekd.training.recipe import DEFAULT, Recipe, recipe_file
 
 EXAMPLES = """\
   scalekd distill                                    digits: 2 CPU cores, no download
+  scalekd check --teacher swin_small_patch4_window7_224 --student resnet50
   scalekd distill --teacher swin_small_patch4_window7_224 --student resnet50 --data.root DIR
   scalekd evaluate runs/digits/student --data.root digits
   scalekd export runs/digits/checkpoints/scalekd-seed4.ckpt --out student
+  scalekd models "*dinov3*"
 """
+
+
+COMMANDS = {
+    "distill": "train a student under a teacher, compare",
+    "check": "how a teacher and a student fit, before any training",
+    "models": "models that are known to fit",
+    "evaluate": "measure a model on validation images",
+    "export": "a checkpoint's student, for plain timm",
+}
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -34,7 +43,7 @@ class Parser(jsonargparse.ArgumentParser):
         """Print one line and exit with 2."""
         line = re.sub(r"\s+", " ", _plainly(message)).strip()
         line = re.sub(r"\bevaluate\.model\b", "model", line)
-        line = re.sub(r"\b(distill|evaluate|export)\.(?=[a-z])", "--", line)
+        line = re.sub(r"\b(distill|evaluate|export|check|models)\.(?=[a-z])", "--", line)
         _fail(line + self._nearest(line))
 
     def _nearest(self, message: str) -> str:
@@ -67,40 +76,72 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    parser = _parser()
+    parser = _parser(arguments[0] if arguments else "")
     options = parser.instantiate(parser.parse_args(arguments))
     chosen = options[options.subcommand]
-    if options.subcommand == "distill":
-        chosen.pop("config")
-        chosen.pop("recipe")
-        out, parallel = chosen.pop("out"), chosen.pop("parallel")
-        try:
-            distill(Recipe(**vars(chosen)), out, parallel)
-        except Interrupted as stopped:
-            print(f"scalekd: {stopped}", file=sys.stderr)
-            sys.exit(130)
-    elif options.subcommand == "evaluate":
-        print(f"top-1 {evaluate(chosen.model, chosen.data, chosen.weights):.2%}")
-    else:
-        export_checkpoint(chosen.checkpoint, chosen.out)
-        print(f'timm.create_model("local-dir:{chosen.out}", pretrained=True)')
+    run: Callable[[Any], None] = {
+        "distill": _distill,
+        "check": _check,
+        "models": _models,
+        "evaluate": _evaluate,
+        "export": _export,
+    }[options.subcommand]
+    run(chosen)
 
 
-def _parser() -> Parser:
-    distilling, evaluating, exporting = (Parser(allow_abbrev=False) for _ in range(3))
-    distilling.description = (
-        "Train a student under a teacher, and compare. Without a teacher, student or data: digits."
-    )
-    distilling.add_argument("--recipe", type=str | None, help="a packaged recipe, by its name")
-    distilling.add_argument("--config", action="config", help="a recipe of your own, YAML")
-    distilling.add_class_arguments(Recipe)
-    distilling.add_argument("--out", type=Path | None, help="run folder to write; must not exist")
-    distilling.add_argument("--parallel", type=int | None, help="runs side by side")
-    evaluating.add_function_arguments(evaluate, as_positional=True)
-    exporting.add_argument("checkpoint", type=Path, help="a .ckpt file of a run folder")
-    exporting.add_argument(
-        "--out", type=Path, required=True, help="folder to write; must not exist"
-    )
+# What a command needs is imported when it is run: the trainer alone takes seconds.
+
+
+def _distill(chosen: Any) -> None:
+    from scalekd.training.distill import distill
+    from scalekd.training.loop import Interrupted
+    from scalekd.training.recipe import Recipe
+
+    chosen.pop("config")
+    chosen.pop("recipe")
+    out, parallel = chosen.pop("out"), chosen.pop("parallel")
+    try:
+        distill(Recipe(**vars(chosen)), out, parallel)
+    except Interrupted as stopped:
+        print(f"scalekd: {stopped}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _check(chosen: Any) -> None:
+    from scalekd.check import check
+    from scalekd.describe import describe
+
+    as_json = chosen.pop("json")
+    try:
+        checked = check(**vars(chosen))
+    except InputError as error:
+        if as_json:
+            print(json.dumps({"verified": False, "reason": str(error)}))
+        raise
+    print(json.dumps(asdict(checked), indent=2) if as_json else describe(checked))
+
+
+def _models(chosen: Any) -> None:
+    from scalekd.describe import listed
+
+    print(listed(chosen.pattern))
+
+
+def _evaluate(chosen: Any) -> None:
+    from scalekd.training.evaluate import evaluate
+
+    print(f"top-1 {evaluate(chosen.model, chosen.data, chosen.weights):.2%}")
+
+
+def _export(chosen: Any) -> None:
+    from scalekd.training.checkpoint import export_checkpoint
+
+    export_checkpoint(chosen.checkpoint, chosen.out)
+    print(f'timm.create_model("local-dir:{chosen.out}", pretrained=True)')
+
+
+def _parser(command: str) -> Parser:
+    """All commands, of which only `command` has its options."""
     parser = Parser(
         prog="scalekd",
         description="Knowledge distillation from vision transformers into any small network.",
@@ -109,9 +150,36 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     commands = parser.add_subcommands(required=True)
-    commands.add_subcommand("distill", distilling, help="train a student under a teacher, compare")
-    commands.add_subcommand("evaluate", evaluating, help="measure a model on validation images")
-    commands.add_subcommand("export", exporting, help="a checkpoint's student, for plain timm")
+    of = Parser(allow_abbrev=False)
+    if command == "distill":
+        from scalekd.training.recipe import Recipe
+
+        of.description = (
+            "Train a student under a teacher, and compare. Without a teacher, student or data: "
+            "digits."
+        )
+        of.add_argument("--recipe", type=str | None, help="a packaged recipe, by its name")
+        of.add_argument("--config", action="config", help="a recipe of your own, YAML")
+        of.add_class_arguments(Recipe)
+        of.add_argument("--out", type=Path | None, help="run folder to write; must not exist")
+        of.add_argument("--parallel", type=int | None, help="runs side by side")
+    elif command == "check":
+        from scalekd.check import check
+
+        of.add_function_arguments(check)
+        of.add_argument("--json", action="store_true", help="the same as data")
+    elif command == "models":
+        of.description = "Models that are known to fit, or not, from a sweep over timm's."
+        of.add_argument("pattern", nargs="?", default="", help="part of a name, or with * and ?")
+    elif command == "evaluate":
+        from scalekd.training.evaluate import evaluate
+
+        of.add_function_arguments(evaluate, as_positional=True)
+    elif command == "export":
+        of.add_argument("checkpoint", type=Path, help="a .ckpt file of a run folder")
+        of.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
+    for name, told in COMMANDS.items():
+        commands.add_subcommand(name, of if name == command else Parser(), help=told)
     return parser
 
 
@@ -119,6 +187,8 @@ def _with_recipe(arguments: list[str]) -> list[str]:
     """`--recipe NAME` is the packaged YAML file of that name; the digits where nothing is named."""
     if "distill" not in arguments[:1] or "--help" in arguments or "-h" in arguments:
         return arguments
+    from scalekd.training.recipe import DEFAULT, recipe_file
+
     rest, given = arguments[1:], {a.partition("=")[0] for a in arguments}
     rest = [part for a in rest for part in (a.split("=", 1) if a[:9] == "--recipe=" else [a])]
     if "--recipe" in rest:

@@ -121,8 +121,10 @@ class CrossAttentionProjector(nn.Module):
 
     def in_full_precision(self, features: Tensor, query: Tensor | None = None) -> Tensor:
         """The same outside of autocast, in the precision of the projector's own weights."""
-        dtype = self.position.dtype
-        with torch.autocast(features.device.type, enabled=False):
+        dtype, device = self.position.dtype, features.device.type
+        if not torch.amp.is_autocast_available(device):  # the meta device, where costs are counted
+            device = "cpu"
+        with torch.autocast(device, enabled=False):
             projected: Tensor = self(features.to(dtype), None if query is None else query.to(dtype))
         return projected
 
