@@ -68,13 +68,20 @@ def members() -> list[tuple[str, str, bool]]:
     """Names from timm's registry, with their family and whether they are its smallest member."""
     found = []
     for family in timm.list_modules():
-        sizes = {name: n for name in timm.list_models(module=family) if (n := _parameters(name))}
+        names = [n for n in timm.list_models(module=family) if not _ours(n)]
+        sizes = {name: n for name in names if (n := _parameters(name))}
+        if not sizes:
+            continue
         by_size = sorted(sizes, key=lambda name: sizes[name])
         fitting = [n for n in by_size if sizes[n] <= LARGEST] or by_size[:1]
         chosen = {*fitting[:1], *fitting[-1:], *(n for n in NAMED if n in sizes)}
         found += [(n, family, n == by_size[0]) for n in by_size if n in chosen]
         print(f"{family}: {len(sizes)} models", flush=True)
     return found
+
+
+def _ours(name: str) -> bool:
+    return not timm.models.model_entrypoint(name).__module__.startswith("timm.")
 
 
 def _parameters(name: str) -> int:

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from scalekd.check import Checked, Side
+from scalekd.distiller import ScaleKD
 from scalekd.features import MapShape
 from scalekd.known import Known, matching, sweep
 from scalekd.networks.plan import TapPlan
@@ -40,6 +41,17 @@ def describe(pair: Checked) -> str:
         ("train it", pair.command),
     ]
     return "\n".join(f"{label:<11}{text}".rstrip() for label, text in rows)
+
+
+def fit(pair: ScaleKD) -> str:
+    """In one line what was resolved for a pair; printed before it trains."""
+    teacher, student = pair.teacher, pair.student_taps
+    return (
+        f"{_map(student.shapes.penultimate)} -> {_map(teacher.shapes.penultimate)} -> "
+        f"{_modules(teacher.tail_modules)} (replayed, differs by {teacher.difference:.0e}); "
+        f"{_map(student.shapes.final)} -> {_map(teacher.shapes.final)} {_norm(teacher.taps.plan)}; "
+        f"heads {pair.heads[0]} and {pair.heads[1]}"
+    )
 
 
 def _side(label: str, side: Side) -> list[tuple[str, str]]:

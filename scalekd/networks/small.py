@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from scalekd.errors import InputError
 from scalekd.networks.build import Size, build_unfilled, resize
 from scalekd.networks.plan import TapSettings
 from scalekd.networks.taps import Taps
@@ -49,43 +50,51 @@ def verify(
         InputError: it cannot be replayed.
     """
     taps = Taps(whole, size, settings, of_teacher=True)
-    try:
-        return _on_copy(name, taps, arguments, settings, prefix)
-    except Exception:  # a copy need not work: the model itself decides
-        model = build_unfilled(name, **arguments)
-        resize(name, model, size, arguments.get("img_size"))
-        frozen = FrozenTeacher(model, size, settings, prefix)
-        height, width = frozen.input.size
-        return Verified(
-            frozen, f"the model itself, with random weights, at {height}x{width} pixels"
-        )
+    own, copy = taps.input.size, _Copy(name, arguments, taps)
+    # A copy need not work: a smaller image may be refused, a block that was left out be needed.
+    for pixels in dict.fromkeys((_small_size(taps), own)):
+        try:
+            return copy.verified(pixels, settings, prefix)
+        except Exception:
+            continue
+    model = build_unfilled(name, **arguments)
+    resize(name, model, size, arguments.get("img_size"))
+    teacher = FrozenTeacher(model, own, settings, prefix)
+    return Verified(teacher, f"the model itself, with random weights, at {own[0]}x{own[1]} pixels")
 
 
-def _on_copy(
-    name: str, whole: Taps, arguments: dict[str, Any], settings: TapSettings, prefix: Prefix
-) -> Verified:
-    count, plan = whole.count, whole.plan
-    names: dict[nn.Module, str] = {}
-    kept = count - plan.penultimate
+class _Copy:
+    """The teacher with fewer blocks."""
 
-    def shorten(model: nn.Module) -> None:
-        names.update((module, module_name) for module_name, module in model.named_modules())
-        for container in list(model.modules()):
+    def __init__(self, name: str, arguments: dict[str, Any], whole: Taps) -> None:
+        self.name, self.whole, self.built = name, whole, arguments.get("img_size")
+        self.names: dict[nn.Module, str] = {}
+        self.model = build_unfilled(name, self._shorten, **arguments)
+
+    def _shorten(self, model: nn.Module) -> None:
+        self.names = {module: name for name, module in model.named_modules()}
+        kept = self.whole.count - self.whole.plan.penultimate
+        for container in self.names:
             if isinstance(container, nn.Sequential | nn.ModuleList):
                 _shorten(container, kept)
 
-    model: Any = build_unfilled(name, shorten, **arguments)
-    size = _small_size(whole)
-    if size and hasattr(model, "set_input_size"):
-        resize(name, model, size, arguments.get("img_size"))
-    else:
-        size = whole.input.size
-    from_end = replace(settings, penultimate=plan.penultimate - count, final=plan.final - count)
-    frozen = FrozenTeacher(model, size, from_end, prefix)
-    frozen.tail_modules = [names[model.get_submodule(n)] for n in frozen.tail_modules]
-    left = sum(1 for module in model.modules() if module in names)
-    what = f"a copy of {left} of its {len(names)} modules, with random weights, at "
-    return Verified(frozen, f"{what}{size[0]}x{size[1]} pixels")
+    def verified(self, size: Size, settings: TapSettings, prefix: Prefix) -> Verified:
+        """Its tail, by the names in the whole model, verified on images of this size."""
+        count, plan, model = self.whole.count, self.whole.plan, self.model
+        if hasattr(model, "set_input_size"):
+            resize(self.name, model, size, self.built)
+        penultimate, final = plan.penultimate - count, plan.final - count  # from the end
+        asked = replace(settings, penultimate=penultimate, final=final)
+        teacher = FrozenTeacher(model, size, asked, prefix)
+        if teacher.ordered and size != self.whole.input.size:
+            raise InputError("tokens in an order of their own have another one at another size")
+        teacher.tail_modules = [self.names[model.get_submodule(n)] for n in teacher.tail_modules]
+        left = sum(module in self.names for module in model.modules())
+        return Verified(
+            teacher,
+            f"a copy of {left} of its {len(self.names)} modules, with random weights, at "
+            f"{size[0]}x{size[1]} pixels",
+        )
 
 
 def _shorten(blocks: nn.Sequential | nn.ModuleList, kept: int) -> None:
@@ -100,9 +109,9 @@ def _shape(block: nn.Module) -> tuple[Any, ...]:
     return type(block), *(tuple(p.shape) for p in block.parameters())
 
 
-def _small_size(whole: Taps) -> Size | None:
-    """Pixels for `SMALL_GRID` cells, where the grid divides the image; None where it is smaller."""
+def _small_size(whole: Taps) -> Size:
+    """Pixels for `SMALL_GRID` cells, where the grid divides the image, else its own size."""
     (_, height, width), (rows, columns) = whole.shapes.final, whole.input.size
     if rows % height or columns % width or min(height, width) <= SMALL_GRID:
-        return None
+        return whole.input.size
     return SMALL_GRID * rows // height, SMALL_GRID * columns // width

@@ -1,10 +1,10 @@
 """The tail: all that a teacher runs after its penultimate feature, replayed on others' tokens.
 
-It is found by two passes over noise. The first is watched: which call of which module gave the
-penultimate map, and which calls follow until the final map. In the second the penultimate map is
-disturbed on its way, and what those calls are given is recorded. The first pass's penultimate map,
-replayed with all else from the second, must then end in the first pass's final map: it does only
-where nothing but the recorded calls carries the feature on.
+It is found by three passes over noise. The first gives the two maps. The second is watched: which
+call of which module gave the penultimate map, and which calls follow until the final map. In the
+third the penultimate map is disturbed on its way, and what those calls are given is recorded. The
+first pass's penultimate map, replayed with all else from the third, must then end in the first
+pass's final map: it does only where nothing but the recorded calls carries the feature on.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from scalekd.errors import InputError
-from scalekd.features import MapShape
 from scalekd.networks.layout import (
     Layout,
     Reader,
@@ -127,35 +126,37 @@ class Tail:
 
 
 @torch.no_grad()
-def find_tail(
-    model: nn.Module, maps: Maps, images: Tensor, shapes: tuple[MapShape, MapShape]
-) -> Tail:
+def find_tail(model: nn.Module, maps: Maps, images: Tensor) -> Tail:
     """The tail of `model`, verified.
 
     Args:
         model: the teacher, in eval mode.
         maps: runs it once; the final map as the last module leaves it.
         images: noise to watch it on, at least two.
-        shapes: of the two maps.
 
     Raises:
         InputError: no chain of calls leads from the penultimate to the final map, or its replay
             differs from the teacher by more than `TOLERANCE`.
     """
-    calls, penultimate, final = watch(model, maps, images, shapes)
+    penultimate, final = maps(images)
     if not (penultimate.isfinite().all() and final.isfinite().all()):
         raise InputError("its features are nan or inf on noise: are its weights whole?")
     if not (penultimate.any() and final.any()):
         raise InputError("its features are zero on noise: are its weights whole?")
+    calls = watch(model, lambda: maps(images), penultimate, final)
+    starts = cuts(calls)
+    if not starts:
+        shape = tuple(penultimate.shape[1:])
+        raise InputError(f"its penultimate feature {shape} is not the output of a module")
     refusals = []
-    for cut in cuts(calls, penultimate):
-        followers = until(after(cut, calls), final)
+    for cut in starts:
+        followers = until(after(cut, calls))
         record = Record(list(dict.fromkeys(call.module for call in followers)))
         try:
             kept, changed = outputs_kept(followers), disturbed(cut, penultimate)
             with kept as returned, changed as start, record.active():
                 maps(images)
-            steps, read = _chain(followers, final, record, [[start], *returned])
+            steps, read = _chain(followers, record, [[start], *returned])
             tail = Tail(steps, read, record)
             return replace(tail, difference=_difference(tail, penultimate, final))
         except Exception as error:  # whatever a module makes of what it is given
@@ -165,14 +166,14 @@ def find_tail(
 
 
 def _chain(
-    followers: list[Call], final: Tensor, record: Record, ends: list[list[Any]]
+    followers: list[Call], record: Record, ends: list[list[Any]]
 ) -> tuple[list[Step], Reader]:
     """The followers that carry the feature on, and how to read tokens from their end.
 
     Backwards, from each call to the nearest one before whose output it was given: calls that only
     feed others (tables of positions, blocks of class tokens) stay outside of the chain.
     """
-    reading = followers[-1].reading(final)
+    reading = followers[-1].final
     assert reading is not None
     output, steps, at = reading[0], list[Step](), len(followers)
     while at > 0:

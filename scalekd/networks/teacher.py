@@ -78,6 +78,11 @@ class FrozenTeacher:
         shown = prefix == "own" and first.dim() == 3
         self.prefix_tokens = first.shape[1] - cells if shown else 0
 
+    @property
+    def ordered(self) -> bool:
+        """Whether its tail takes tokens in an order of its own, which depends on the size."""
+        return any(step.layout.order is not None for step in self._tail.steps)
+
     def outlined(self, model: nn.Module, size: tuple[int, int] | None = None) -> "FrozenTeacher":
         """This teacher with another `model` of its architecture, perhaps of another size.
 
@@ -133,7 +138,7 @@ class FrozenTeacher:
         assert shapes.penultimate is not None
         channels, height, width = shapes.penultimate
         try:
-            tail = find_tail(self.model, self.taps.maps, noise, (shapes.penultimate, shapes.final))
+            tail = find_tail(self.model, self.taps.maps, noise)
             if self.prefix == "none":
                 tail(noise.new_zeros(2, height * width, channels), own_prefix=False)
         except Exception as error:

@@ -1,6 +1,5 @@
 """What a network's modules do in one pass: which calls contain, follow and feed one another."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,45 +11,44 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
 from scalekd.errors import InputError
-from scalekd.features import MapShape
 from scalekd.networks.layout import Layout, layout_between
 
 Maps = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Runs a network once: images to its penultimate and final map, both (N, C, H, W)."""
 
 
+Reading = tuple[int, Layout]
+"""Which leaf of an output is a feature, and in which layout."""
+
+
 @dataclass
 class Call:
-    """A module's call in the watched pass: the module's `nth`."""
+    """A module's call in the watched pass: the module's `nth`.
+
+    penultimate, final: where its output holds these maps, if it does.
+    """
 
     module: nn.Module
     nth: int
     parent: "Call | None"
     children: list["Call"] = field(default_factory=list)
-    outputs: list[Any] = field(default_factory=list)
+    penultimate: Reading | None = None
+    final: Reading | None = None
 
     def depth(self) -> int:
         """How many calls contain it."""
         return 0 if self.parent is None else 1 + self.parent.depth()
 
-    def reading(self, feature: Tensor) -> tuple[int, Layout] | None:
-        """Which leaf of the output is the `feature` map, and in which layout."""
-        for index, leaf in enumerate(self.outputs):
-            if layout := layout_between(leaf, feature):
-                return index, layout
-        return None
-
-    def holds(self, feature: Tensor) -> bool:
-        """Whether a call within it gives the `feature` map."""
-        return any(c.reading(feature) or c.holds(feature) for c in self.children)
+    def holds_final(self) -> bool:
+        """Whether a call within it gives the final map."""
+        return any(c.final or c.holds_final() for c in self.children)
 
 
-@torch.no_grad()
 def watch(
-    model: nn.Module, maps: Maps, images: Tensor, shapes: tuple[MapShape, MapShape]
-) -> tuple[list[Call], Tensor, Tensor]:
-    """All calls of one pass, as they contain one another, and its two maps."""
-    sizes = [len(images) * math.prod(shape) for shape in shapes]
+    model: nn.Module, run: Callable[[], object], penultimate: Tensor, final: Tensor
+) -> list[Call]:
+    """All calls while `model` is run once more on what gave these two maps, as they contain one
+    another. No output is kept: all activations of a large teacher are many."""
     root = Call(model, 0, None)
     stack, counts = [root], dict[nn.Module, int]()
 
@@ -62,13 +60,8 @@ def watch(
         stack.append(call)
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        # All activations of a large teacher are many: those too large or small are let go.
-        stack.pop().outputs = [
-            leaf
-            if isinstance(leaf, Tensor) and any(n <= leaf.numel() < 2 * n for n in sizes)
-            else None
-            for leaf in tree_flatten(output)[0]
-        ]
+        call, leaves = stack.pop(), tree_flatten(output)[0]
+        call.penultimate, call.final = _reading(leaves, penultimate), _reading(leaves, final)
 
     hooks = [
         hook
@@ -76,17 +69,24 @@ def watch(
         for hook in (module.register_forward_pre_hook(enter), module.register_forward_hook(leave))
     ]
     try:
-        return root.children, *maps(images)
+        run()
     finally:
         _remove(hooks)
+    return root.children
 
 
-def cuts(calls: list[Call], penultimate: Tensor) -> list[Call]:
+def _reading(leaves: list[Any], feature: Tensor) -> Reading | None:
+    for index, leaf in enumerate(leaves):
+        # Prefix tokens make an output larger than the map in it, but not much.
+        fits = isinstance(leaf, Tensor) and feature.numel() <= leaf.numel() < 2 * feature.numel()
+        if fits and (layout := layout_between(leaf, feature)):
+            return index, layout
+    return None
+
+
+def cuts(calls: list[Call]) -> list[Call]:
     """The calls that gave the penultimate map, the outermost first, and the last of those."""
-    found = [call for call in _all(calls) if call.reading(penultimate)]
-    if not found:
-        shape = tuple(penultimate.shape[1:])
-        raise InputError(f"its penultimate feature {shape} is not the output of a module")
+    found = [call for call in _all(calls) if call.penultimate]
     found.reverse()
     return sorted(found, key=Call.depth)
 
@@ -104,14 +104,14 @@ def after(cut: Call, calls: list[Call]) -> list[Call]:
     return later + (after(cut.parent, calls) if cut.parent else [])
 
 
-def until(calls: list[Call], final: Tensor) -> list[Call]:
+def until(calls: list[Call]) -> list[Call]:
     """Of the calls those to the first that gives the final map, looking into one that holds it."""
     for index, call in enumerate(calls):
-        if call.reading(final):
+        if call.final:
             return calls[: index + 1]
     for index, call in enumerate(calls):
-        if call.holds(final):
-            return calls[:index] + until(call.children, final)
+        if call.holds_final():
+            return calls[:index] + until(call.children)
     raise InputError("its final feature is not the output of a module after the penultimate one")
 
 

@@ -19,6 +19,7 @@ import yaml
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
+from scalekd.describe import fit
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.networks import input_config
@@ -124,6 +125,7 @@ def check(recipe: Recipe) -> report.Pair:
         projector_parameters=_parameters(method.method),
         notes=notes,
         labels=source.classes is not None,
+        fit=fit(method),
     )
 
 

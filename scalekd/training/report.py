@@ -36,6 +36,7 @@ class Pair:
     """What is known before training: who teaches whom, and how good the teacher is here.
 
     labels: whether the images have any; without them nothing is measured.
+    fit: what is projected to what, in one line.
     """
 
     teacher_top1: float | None
@@ -44,6 +45,7 @@ class Pair:
     projector_parameters: int
     notes: list[str]
     labels: bool = True
+    fit: str = ""
 
 
 def of_arm(results: list[Result], arm: str) -> list[Result]:
@@ -79,6 +81,8 @@ class Display:
             f"teaches [bold]{recipe.student}[/] ({pair.student_parameters / 1e6:.2f} M; projectors "
             f"{pair.projector_parameters / 1e6:.2f} M, thrown away afterwards)"
         )
+        if pair.fit:
+            self.console.print("projected:", escape(pair.fit))
         for note in pair.notes:
             loud = any(word in note for word in ("RANDOM", "UNTRAINED", "chance"))
             label = "[bold red]WARNING:[/]" if loud else "[yellow]note:[/]"

@@ -366,19 +366,16 @@ def test_the_models_that_can_be_replayed_are_accepted() -> None:
     assert teacher.shapes == Taps(Pyramid(), SIZE).shapes
 
 
-@pytest.mark.parametrize("case", [DoublesAfterwards, AddsAnEarlierFeature])
+@pytest.mark.parametrize("case", [DoublesAfterwards, AddsAnEarlierFeature, DrawsAtRandom])
 def test_what_is_done_outside_of_modules_is_refused(case: type[Pyramid]) -> None:
     with refused(case.__name__, "final feature is not the output of a module"):
         FrozenTeacher(case(), SIZE)
 
 
-@pytest.mark.parametrize("case", [HandsTheFeatureOnTwice, DrawsAtRandom])
-def test_a_replay_that_differs_is_refused_with_the_size_of_the_difference(
-    case: type[Pyramid],
-) -> None:
+def test_a_replay_that_differs_is_refused_with_the_size_of_the_difference() -> None:
     with pytest.raises(InputError, match=r"differs from its output by \d\.\de[-+]\d\d ") as caught:
-        FrozenTeacher(case(), SIZE)
-    assert case.__name__ in str(caught.value)
+        FrozenTeacher(HandsTheFeatureOnTwice(), SIZE)
+    assert "HandsTheFeatureOnTwice" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
