@@ -59,11 +59,11 @@ def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:
         model = str(Path(model) / "student")  # a run folder: its student is meant
     name = f"local-dir:{model}" if Path(model).is_dir() else model
     network, loaded = build(name, weights, data.size)
-    print(f"scalekd: {loaded}", file=sys.stderr)
     network.eval().to(best_device())
     if network.num_classes != source.classes:
         raise InputError(
             f"{model} knows {network.num_classes} classes and {data.root} has {source.classes}"
         )
     validation = source.validation(input_config(network, data.size))
+    print(f"scalekd: {loaded}", file=sys.stderr)
     return top1(network, DataLoader(validation, 250), source.classes)

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import timm
 import torch
+from timm.models.metaformer import LayerNorm2dNoBias, MetaFormer, SepConv
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ Made = TypeVar("Made")
 SIZE = (64, 64)
 CLASSES = 5
 SWIN = {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (1, 2)}
+EVA = {"img_size": 56, "embed_dim": 48, "depth": 4, "num_heads": 2}
 VIT = {"img_size": 64, "embed_dim": 32, "depth": 6, "num_heads": 2}
 
 
@@ -84,6 +86,47 @@ def mixer(**arguments: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return lively(MlpMixer(**{**sizes, **arguments}))
+
+
+def registers(**arguments: Any) -> nn.Module:
+    """A class token and four registers."""
+    return make("vit_small_patch14_reg4_dinov2", **{**EVA, **arguments})
+
+
+def beit(**arguments: Any) -> nn.Module:
+    """A class token, biases by relative position in every block, and the norm after pooling."""
+    return make("beit_base_patch16_224", **{**EVA, "img_size": 64, **arguments})
+
+
+def eva02(**arguments: Any) -> nn.Module:
+    """A class token, rotary embeddings handed to every block, and the norm after pooling."""
+    return make("eva02_tiny_patch14_224", **{**EVA, **arguments})
+
+
+def cait(**arguments: Any) -> nn.Module:
+    """Its class token comes after its blocks of patches."""
+    return make("cait_xxs24_224", **{**EVA, "img_size": 64, "embed_dim": 32, **arguments})
+
+
+def hiera(**arguments: Any) -> nn.Module:
+    """Its tokens go by mask unit, not by row."""
+    sizes = {"img_size": 64, "embed_dim": 16, "num_heads": 1, "stages": (1, 1, 2, 1)}
+    return make("hiera_tiny_224", **{**sizes, **arguments})
+
+
+def levit(**arguments: Any) -> nn.Module:
+    """Three stages; 128x128 -> 16x8x8 -> 24x4x4 -> 32x2x2."""
+    sizes = {"img_size": 128, "embed_dim": (16, 24, 32), "key_dim": 8, "num_heads": (2, 2, 2)}
+    return make("levit_128s", **{**sizes, "depth": (1, 1, 2), **arguments})
+
+
+def convformer(**arguments: Any) -> nn.Module:
+    """Built by its class, as the Mixer; its head has the norm, after the pooling."""
+    sizes = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "num_classes": CLASSES}
+    kind = {"token_mixers": SepConv, "use_mlp_head": True, "norm_layers": LayerNorm2dNoBias}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return lively(MetaFormer(**{**sizes, **kind, **arguments}))
 
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {

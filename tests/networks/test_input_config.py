@@ -1,7 +1,6 @@
 import pytest
 import timm
 import torch
-from refusals import refused
 from small_models import mixer, resnet, swin, vit
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
@@ -54,6 +53,15 @@ def test_the_size_asked_for_wins() -> None:
     assert input_config(resnet(), (48, 96)).size == (48, 96)
 
 
-def test_a_module_without_convolutions_is_refused() -> None:
-    with refused("Linear"):
-        input_config(nn.Linear(3, 3))
+def test_a_model_without_convolutions_is_as_its_configuration_says() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("naflexvit_base_patch16_gap")
+    assert not any(isinstance(m, nn.Conv2d) for m in model.modules())
+    assert input_config(model).channels == 3
+
+
+def test_pixels_that_are_rearranged_first_are_counted_before_that() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("tresnet_m")
+    assert next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels == 48
+    assert input_config(model).channels == 3
