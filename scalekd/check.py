@@ -115,11 +115,13 @@ def check(
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     teacher_args, student_args = teacher_args or {}, student_args or {}
-    with torch.device("meta"), _suggesting("student", student):
+    of_student = bool(student_args or size or student_taps)
+    of_teacher = bool(teacher_args or teacher_size or teacher_taps) or teacher_prefix == "none"
+    with torch.device("meta"), _suggesting("student", student, of_student):
         learner, _ = build(student, "random", size, **student_args)
         Taps(learner, size, student_taps)
     settings = teacher_taps or TapSettings()
-    with _suggesting("teacher", teacher):
+    with _suggesting("teacher", teacher, of_teacher):
         with torch.device("meta"):
             whole, _ = build(teacher, "random", teacher_size, **teacher_args)
         verified = verify(teacher, whole, teacher_args, teacher_size, settings, teacher_prefix)
@@ -233,12 +235,12 @@ def _leaves(seen: Features) -> Features:
 
 
 @contextmanager
-def _suggesting(role: Role, name: str) -> Iterator[None]:
-    """An InputError about `name` also says which model fits."""
+def _suggesting(role: Role, name: str, asked: bool) -> Iterator[None]:
+    """An InputError about `name` also says which model fits, unless more was `asked` of it."""
     try:
         yield
     except InputError as error:
-        if not timm.is_model(name.split(".")[0]):
+        if asked or not timm.is_model(name.split(".")[0]):
             raise
         raise InputError(f"{error}; a {role} that fits: {nearest(role, name)}") from error
 

@@ -44,7 +44,7 @@ def test_the_help_fits_a_screen_and_has_examples(
     assert max(map(len, lines)) <= 100
     text = "\n".join(lines)
     assert "examples:" in text
-    for command in ("distill", "evaluate", "export"):
+    for command in ("distill", "check", "models", "evaluate", "export"):
         assert f"  scalekd {command}" in text
 
 
@@ -52,6 +52,8 @@ def test_the_help_fits_a_screen_and_has_examples(
     ("command", "told"),
     [
         ("distill", ["--recipe", "--config", "--teacher", "--data.root", "--weights.logits"]),
+        ("check", ["--teacher", "--student", "--image_size", "--teacher_taps", "--json"]),
+        ("models", ["pattern"]),
         ("evaluate", ["--data.root", "model"]),
         ("export", ["checkpoint", "--out"]),
     ],
@@ -69,11 +71,15 @@ def test_each_command_lists_its_options(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], ["distill", "evaluate", "export"]),
+        ([], ["distill", "check", "models", "evaluate", "export"]),
         (["distil"], ["distil", "distill"]),
         (["distill", "--epoch", "3"], ["--epoch", "--epochs"]),
         (["distill", "--optim.lrr", "1"], ["--optim.lrr", "--optim.lr"]),
         (["distill", "--data.rooot", "x"], ["--data.rooot", "--data.root"]),
+        (["chek"], ["chek", "check"]),
+        (["check", "--techer", "a"], ["--techer", "--teacher"]),
+        (["check", "--teacher", "a"], ["--student"]),
+        (["models", "a", "b"], ["b"]),
         (["export", "--output", "x"], ["--out"]),
         (["distill", "--epochs", "many"], ["epochs", "many"]),
         (["distill", "--compare", "[kd]"], ["compare", "kd", "alone", "logits"]),
@@ -100,6 +106,8 @@ def test_a_slip_is_answered_by_one_line_that_names_it(
         ["distill", "--compare", "[kd]"],
         ["distill", "--heads", "[1]"],
         ["distill", "--out"],
+        ["check", "--image_size", "large"],
+        ["check", "--teacher_prefix", "all"],
     ],
 )
 def test_no_line_speaks_of_the_parsers_own_types(

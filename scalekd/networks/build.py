@@ -5,7 +5,7 @@ import socket
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -335,7 +335,10 @@ def _no_waiting_without_network() -> Iterator[None]:
 
 def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
     try:
-        with warnings.catch_warnings(), _no_waiting_without_network():
+        with (
+            warnings.catch_warnings(),
+            _no_waiting_without_network() if pretrained else nullcontext(),
+        ):
             warnings.simplefilter("ignore", UserWarning)  # timm's remarks on its own registry
             model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:

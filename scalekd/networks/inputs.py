@@ -26,8 +26,7 @@ def input_config(model: nn.Module, size: tuple[int, int] | None = None) -> Input
     channels, bound = _first_layer(model)
     if channels is None:
         channels = config["input_size"][0]
-    if size is None:
-        size = tuple(bound or config["input_size"][-2:])
+    size = tuple(size or bound or config["input_size"][-2:])
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if len(mean) != channels:
         # timm keeps the three-channel statistics of a model whose first layer was made smaller.

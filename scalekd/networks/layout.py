@@ -119,5 +119,7 @@ def _order(tokens: Tensor, like: Tensor) -> Tensor | None:
     """Where each token of `like` (N, ..., C) is in `tokens`, going by their first channel."""
     if tokens.numel() != like.numel() or tokens.shape[2] != like.shape[-1]:
         return None
+    if tokens.is_complex() or like.is_complex():
+        return None
     here, there = (t.reshape(tokens.shape)[0, :, 0].argsort() for t in (tokens, like))
     return here[there.argsort()]

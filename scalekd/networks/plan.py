@@ -72,6 +72,8 @@ class Seen:
 def resolve(settings: TapSettings, seen: Seen, of_teacher: bool) -> TapPlan:
     """The plan for a model; InputError where it has not what `settings` ask for."""
     last = len(seen.maps) - 1
+    if last < 1:
+        raise InputError(f"{seen.name} has one feature, and two are needed: take another model")
     final = last if settings.final is None else _from_start(settings.final, last)
     if not 0 < final <= last:
         raise InputError(
@@ -93,9 +95,9 @@ def resolve(settings: TapSettings, seen: Seen, of_teacher: bool) -> TapPlan:
             f"{seen.name} has no norm between feature {final} and its pooling: take the norm "
             f"{'pooled or none' if seen.pooled_norm else 'none'}"
         )
-    if settings.norm == "pooled" and not seen.pooled_norm:
+    if settings.norm == "pooled" and not (seen.pooled_norm and final == last):
         raise InputError(
-            f"{seen.name} has no norm after its pooling: take the norm "
+            f"{seen.name} has no norm after its pooling of feature {final}: take the norm "
             f"{'final or none' if seen.final_norm else 'none'}"
         )
     if settings.norm == "pooled":

@@ -150,9 +150,10 @@ def find_tail(model: nn.Module, maps: Maps, images: Tensor) -> Tail:
         raise InputError(f"its penultimate feature {shape} is not the output of a module")
     refusals = []
     for cut in starts:
-        followers = until(after(cut, calls))
-        record = Record(list(dict.fromkeys(call.module for call in followers)))
+        record = Record([])
         try:
+            followers = until(after(cut, calls))
+            record = Record(list(dict.fromkeys(call.module for call in followers)))
             kept, changed = outputs_kept(followers), disturbed(cut, penultimate)
             with kept as returned, changed as start, record.active():
                 maps(images)
@@ -175,21 +176,33 @@ def _chain(
     """
     reading = followers[-1].final
     assert reading is not None
-    output, steps, at = reading[0], list[Step](), len(followers)
-    while at > 0:
+
+    def paths(at: int, output: int) -> Iterator[list[Step]]:
+        """Chains from the start to the call before number `at`, the last one read at `output`."""
+        if at == 0:
+            yield []
+            return
         call = followers[at - 1]
         given = record.given[call.module, call.nth][0]
-        links = ((i, *link) for i in range(at - 1, -1, -1) for link in _links(ends[i], given))
-        if (link := next(links, None)) is None:
-            raise InputError(
-                f"what its module {type(call.module).__name__} is given is no output of another"
-            )
-        at, before, slot, layout = link
-        if at == 0:  # the replay starts from tokens, whatever the penultimate feature was
-            layout = replace(layout, read=tokens_as_they_are)
-        steps.insert(0, Step(call.module, call.nth, slot, output, layout))
-        output = before
+        for before in range(at - 1, -1, -1):
+            for end, slot, layout in _links(ends[before], given):
+                if before == 0:  # the replay starts from tokens, whatever the feature was
+                    layout = replace(layout, read=tokens_as_they_are)
+                step = Step(call.module, call.nth, slot, output, layout)
+                yield from ([*path, step] for path in paths(before, end))
+
+    steps = next(paths(len(followers), reading[0]), None)
+    if steps is None:
+        names = [type(call.module).__name__ for call in followers]
+        raise InputError(
+            f"no chain of modules, each given what one before it returned, leads to {names[-1]}: "
+            f"code between {_few(names)} changes the feature"
+        )
     return steps, reading[1].read
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names if len(names) < 5 else [*names[:2], "...", names[-1]])
 
 
 def _links(ends: list[Any], given: list[Any]) -> Iterator[tuple[int, int, Layout]]:

@@ -137,11 +137,14 @@ class FrozenTeacher:
         shapes = self.taps.shapes
         assert shapes.penultimate is not None
         channels, height, width = shapes.penultimate
+        tail: Tail | None = None
         try:
             tail = find_tail(self.model, self.taps.maps, noise)
             if self.prefix == "none":
                 tail(noise.new_zeros(2, height * width, channels), own_prefix=False)
         except Exception as error:
+            if tail is not None:
+                tail.record.remove()
             reason = (str(error) or type(error).__name__).splitlines()[0]
             remedy = "take another penultimate index, or another teacher"
             if self.taps.plan is None:

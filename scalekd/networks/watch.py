@@ -17,6 +17,9 @@ Maps = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Runs a network once: images to its penultimate and final map, both (N, C, H, W)."""
 
 
+MOST_PREFIX = 64
+"""Prefix tokens that are looked for."""
+
 Reading = tuple[int, Layout]
 """Which leaf of an output is a feature, and in which layout."""
 
@@ -76,9 +79,10 @@ def watch(
 
 
 def _reading(leaves: list[Any], feature: Tensor) -> Reading | None:
+    # Prefix tokens make an output larger than the map in it, but not much.
+    most = feature.numel() + MOST_PREFIX * feature.shape[0] * feature.shape[1]
     for index, leaf in enumerate(leaves):
-        # Prefix tokens make an output larger than the map in it, but not much.
-        fits = isinstance(leaf, Tensor) and feature.numel() <= leaf.numel() < 2 * feature.numel()
+        fits = isinstance(leaf, Tensor) and feature.numel() <= leaf.numel() <= most
         if fits and (layout := layout_between(leaf, feature)):
             return index, layout
     return None

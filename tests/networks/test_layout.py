@@ -278,7 +278,6 @@ def test_tokens_and_maps_are_each_others_inverse(count: int) -> None:
     assert torch.equal(tokens_of_map(x)[:, 7], x[:, :, 1, 1])
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="complex values cannot be sorted")
 @pytest.mark.parametrize("real", [True, False])
 def test_complex_values_have_a_layout_or_none(real: bool) -> None:
     x = a_map() if real else a_map().to(torch.complex64)

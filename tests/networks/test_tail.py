@@ -195,11 +195,6 @@ class ReturnsBoth(Wrapper):
         return last
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=InputError,
-    reason="where nothing follows the outermost cut, those within it are not tried",
-)
 def test_an_encoder_may_return_its_intermediate_maps_too() -> None:
     hooked = HookedFeatures(
         lively(ReturnsBoth()), "encoder.stages.0", "encoder.stages.1", INPUT, None
@@ -426,11 +421,6 @@ def test_a_side_module_between_them_is_left_out_and_what_it_gave_is_used(of_imag
     check_table(of_images, just_before=False)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=InputError,
-    reason="the nearest call before that feeds a call is taken for the one that carries it on",
-)
 @pytest.mark.parametrize("of_images", [False, True])
 def test_and_so_is_one_just_before_the_call_that_uses_it(of_images: bool) -> None:
     check_table(of_images, just_before=True)
@@ -553,7 +543,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     ),
     "streams that cross": (CrossedStream, ["differs from its output by"]),
     "a second path": (MergedAtTheEnd, ["differs from its output by"]),
-    "code between modules": (BetweenModules, ["is no output of another"]),
+    "code between modules": (BetweenModules, ["no chain of modules", "code between"]),
     "a change in place": (InPlace, []),
     "a dead final feature": (Dead, ["zero"]),
 }
@@ -849,16 +839,12 @@ class Transformed(Own):
         self.first = nn.Sequential(stem(), self.Forth(), self.Back())
 
 
-@pytest.mark.xfail(strict=True, raises=InputError, reason="complex values cannot be sorted")
 def test_complex_values_before_the_penultimate_feature_do_no_harm() -> None:
     teacher = FrozenTeacher(lively(Transformed()))
     assert teacher.tail_modules == ["last"]
     check_tail(teacher)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=InputError, reason="an output of twice the map's size is not looked at"
-)
 def test_more_prefix_tokens_than_cells_are_found() -> None:
     teacher = FrozenTeacher(registers(img_size=28))
     assert teacher.shapes.final == (48, 2, 2)
