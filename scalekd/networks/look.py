@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,9 @@ def look(model: nn.Module, shape: tuple[int, ...]) -> Seen:
             calls.clear()
             if headed:
                 logits = double.forward_head(y)
+            else:
+                with suppress(Exception):  # only its norm is looked for
+                    double.forward_head(y)
         if not isinstance(y, Tensor):
             raise InputError(f"{_name(model)} has several final features: one is needed")
     except InputError:

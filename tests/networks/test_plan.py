@@ -242,6 +242,15 @@ def test_a_norm_after_the_pooling_is_none_of_an_earlier_stage() -> None:
         Taps(convnext(), SIZE, TapSettings(final=2, norm="pooled"))
 
 
+@pytest.mark.parametrize("make", [vit_mean, beit, eva02, convnext])
+def test_a_model_without_classifier_has_its_norm_after_the_pooling_too(
+    make: Callable[..., nn.Module],
+) -> None:
+    model = make(num_classes=0)
+    asked = TapSettings(norm="pooled")
+    assert taps_of(model, asked).plan.norm_module == taps_of(make(), asked).plan.norm_module
+
+
 def hand_normed(model: nn.Module, norm: str, bare: Tensor) -> Tensor:
     """`bare` through the norm, one token at a time, as the head runs it on its one."""
     module = model.get_submodule(norm)
