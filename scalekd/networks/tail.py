@@ -177,10 +177,13 @@ def _chain(
     reading = followers[-1].final
     assert reading is not None
 
+    dead = set[int]()
+
     def paths(at: int, output: int) -> Iterator[list[Step]]:
         """Chains from the start to the call before number `at`, the last one read at `output`."""
         if at == 0:
             yield []
+        if at == 0 or at in dead:
             return
         call = followers[at - 1]
         given = record.given[call.module, call.nth][0]
@@ -190,6 +193,7 @@ def _chain(
                     layout = replace(layout, read=tokens_as_they_are)
                 step = Step(call.module, call.nth, slot, output, layout)
                 yield from ([*path, step] for path in paths(before, end))
+        dead.add(at)  # only the first chain is taken: who comes back here found none
 
     steps = next(paths(len(followers), reading[0]), None)
     if steps is None:
