@@ -1,5 +1,6 @@
 """Whether and how a pair fits, before anything is trained: shapes, tail, heads, size, cost."""
 
+import json
 import math
 import shlex
 from collections.abc import Callable, Iterator
@@ -254,10 +255,15 @@ def _command(**options: Any) -> str:
             value = asdict(value)
         nested = value.items() if isinstance(value, dict) else [("", value)]
         for key, inner in nested:
-            if inner is not None and inner != defaults.get(name):
-                plain = list(inner) if isinstance(inner, tuple) else inner
-                words += [f"--{name}.{key}" if key else f"--{name}", str(plain)]
+            said = inner is not None or name.endswith("_args")
+            if said and inner != defaults.get(name, ...):
+                words += [f"--{name}.{key}" if key else f"--{name}", _written(inner)]
     return shlex.join(words)
+
+
+def _written(value: Any) -> str:
+    """As the command line reads it back."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _size(model: nn.Module) -> int:

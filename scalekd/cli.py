@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,14 +37,25 @@ COMMANDS = {
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line.
+
+    given: what was typed; jsonargparse names of a nested option only the last part.
+    """
+
+    given: Sequence[str] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with 2."""
         line = re.sub(r"\s+", " ", _plainly(message)).strip()
+        line = re.sub(r"^Option '(\w+)' is not accepted", r"Unrecognized arguments: --\1", line)
+        near = self._nearest(line)
+        for option in (a.partition("=")[0] for a in self.given if re.match(r"--\w+\.", a)):
+            beginning, _, last = option.rpartition(".")
+            line, found = re.subn(rf"--{re.escape(last)}(?![\w.-])", option, line)
+            near = re.sub("--(?!help)", f"{beginning}.", near) if found else near
         line = re.sub(r"\bevaluate\.model\b", "model", line)
         line = re.sub(r"\b(distill|evaluate|export|check|models)\.(?=[a-z])", "--", line)
-        _fail(line + self._nearest(line))
+        _fail(line + near)
 
     def _nearest(self, message: str) -> str:
         unknown = re.search(r"[Uu]nrecognized arguments?: (--[\w.-]+)", message)
@@ -65,18 +76,18 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _run(_readable(_with_recipe(arguments)))
     except InputError as error:
-        _fail(str(error))
+        _refuse(arguments, str(error))
     except ValueError as error:  # jsonargparse wraps what a class refuses
         if not isinstance(error.__cause__, InputError):
             raise
-        _fail(str(error.__cause__))
+        _refuse(arguments, str(error.__cause__))
     except KeyboardInterrupt:
         print("scalekd: stopped at once; what a run wrote before is in its folder", file=sys.stderr)
         sys.exit(130)
 
 
 def _run(arguments: list[str]) -> None:
-    parser = _parser(arguments[0] if arguments else "")
+    parser = _parser(arguments)
     options = parser.instantiate(parser.parse_args(arguments))
     chosen = options[options.subcommand]
     run: Callable[[Any], None] = {
@@ -112,12 +123,7 @@ def _check(chosen: Any) -> None:
     from scalekd.describe import describe
 
     as_json = chosen.pop("json")
-    try:
-        checked = check(**vars(chosen))
-    except InputError as error:
-        if as_json:
-            print(json.dumps({"verified": False, "reason": str(error)}))
-        raise
+    checked = check(**vars(chosen))
     print(json.dumps(asdict(checked), indent=2) if as_json else describe(checked))
 
 
@@ -140,9 +146,14 @@ def _export(chosen: Any) -> None:
     print(f'timm.create_model("local-dir:{chosen.out}", pretrained=True)')
 
 
-def _parser(command: str) -> Parser:
-    """All commands, of which only `command` has its options."""
-    parser = Parser(
+def _parser(arguments: Sequence[str]) -> Parser:
+    """All commands, of which only the first argument has its options."""
+    command = arguments[0] if arguments else ""
+
+    class Given(Parser):  # a class, since jsonargparse makes more of it for nested options
+        given = arguments
+
+    parser = Given(
         prog="scalekd",
         description="Knowledge distillation from vision transformers into any small network.",
         epilog="examples:\n" + EXAMPLES,
@@ -150,7 +161,7 @@ def _parser(command: str) -> Parser:
         allow_abbrev=False,
     )
     commands = parser.add_subcommands(required=True)
-    of = Parser(allow_abbrev=False)
+    of = Given(allow_abbrev=False)
     if command == "distill":
         from scalekd.training.recipe import Recipe
 
@@ -227,6 +238,12 @@ def _plainly(message: str) -> str:
 
 def _one_line(message: Warning | str, category: type[Warning], *_: Any) -> None:
     print(f"scalekd: warning: {message}", file=sys.stderr)
+
+
+def _refuse(arguments: Sequence[str], reason: str) -> NoReturn:
+    if arguments[:1] == ["check"] and "--json" in arguments:
+        print(json.dumps({"verified": False, "reason": reason}))
+    _fail(reason)
 
 
 def _fail(message: str) -> NoReturn:

@@ -14,6 +14,7 @@ def describe(pair: Checked) -> str:
     kind = "verified" if pair.verified else "NOT verified"
     weights = asdict(pair.weights)
     mine, theirs = pair.student.shapes, pair.teacher.shapes
+    on = [f"{name} {weight:g}" for name, weight in weights.items() if weight]
     off = [name for name, weight in weights.items() if not weight]
     rows = [
         *_side("teacher", pair.teacher),
@@ -35,7 +36,7 @@ def describe(pair: Checked) -> str:
             f"an image and step {pair.step_gflop:.1f}: teacher {pair.teacher.gflop:.1f}, student "
             f"{pair.student.gflop:.1f}, projectors, tail and losses {pair.rest_gflop:.1f}",
         ),
-        ("loss", ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)),
+        ("loss", ", ".join(on) or "nothing but the task"),
         *([("off", ", ".join(off))] if off else []),
         *(("note", note) for note in pair.notes),
         ("train it", pair.command),

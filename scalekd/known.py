@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import timm
+
 FILE = Path(__file__).with_name("known.json")
 
 Role = Literal["teacher", "student"]
@@ -64,8 +66,12 @@ def sweep() -> Sweep:
 
 def matching(pattern: str) -> list[Known]:
     """Those whose name or family has `pattern` in it, or matches it where it has * or ?."""
-    wild = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
-    return [m for m in sweep().models if any(fnmatch.fnmatch(n, wild) for n in (m.name, m.family))]
+    wild = (pattern if set(pattern) & set("*?[") else f"*{pattern}*").lower()
+    return [
+        m
+        for m in sweep().models
+        if any(fnmatch.fnmatchcase(n.lower(), wild) for n in (m.name, m.family))
+    ]
 
 
 def nearest(role: Role, name: str) -> str:
@@ -74,6 +80,8 @@ def nearest(role: Role, name: str) -> str:
     name = name.split(".")[0]
     fit = [m for m in models if m.role == role and m.status != "refused" and m.name != name]
     family = next((m.family for m in models if m.name == name), None)
+    if family is None and timm.is_model(name):
+        family = timm.model_entrypoint(name).__module__.rpartition(".")[2]
     related = [m.name for m in fit if m.family == family] or [m.name for m in fit]
     return difflib.get_close_matches(name, related, n=1, cutoff=0.0)[0]
 

@@ -137,6 +137,8 @@ def test_the_page_of_families_is_this_sweeps() -> None:
         ("lark_[hx]*", ["lark_huge"]),
         ("other", ["lark_tine", "wrens_all"]),
         ("finch", []),
+        ("LARK_Ti", ["lark_tiny", "lark_tine", "lark_tiny"]),
+        ("Wren?_*", ["wrens_all"]),
         ("lark_tin?x", []),
     ],
 )
@@ -168,6 +170,13 @@ def test_the_nearest_is_of_the_family_and_else_spelt_alike(
     role: Role, name: str, near: str
 ) -> None:
     assert nearest(role, name) == near
+
+
+def test_the_family_of_a_model_that_was_not_tried_is_timms() -> None:
+    name = "volo_d3_448"
+    assert name not in {m.name for m in sweep().models}
+    near = nearest("teacher", name)
+    assert next(m.family for m in of("teacher") if m.name == near) == "volo"
 
 
 @pytest.mark.usefixtures("made_up")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from scalekd.errors import InputError
+from scalekd.networks.inputs import check_size
 from scalekd.networks.weights import (
     Loaded,
     Misfit,
@@ -257,6 +258,7 @@ def resize(name: str, model: Any, size: Size | None, built: Any) -> tuple[str, .
     Raises:
         InputError: it cannot be resized, or not to this size.
     """
+    check_size(size)
     bound = _bound_size(model, built)
     if size is None or bound is None or bound == tuple(size):
         return ()

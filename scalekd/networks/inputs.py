@@ -1,10 +1,13 @@
 """The input that a model wants: channels, size, normalisation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import timm.data
 from timm.layers import PatchEmbed
 from torch import nn
+
+from scalekd.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,11 @@ def input_config(model: nn.Module, size: tuple[int, int] | None = None) -> Input
     """What `model` was made and trained for; `size` where the user says another one.
 
     The size is the one that the model is bound to (a ViT's positions), else its configuration's.
+
+    Raises:
+        InputError: `size` is not two numbers.
     """
+    check_size(size)
     config = timm.data.resolve_model_data_config(model)
     channels, bound = _first_layer(model)
     if channels is None:
@@ -33,6 +40,13 @@ def input_config(model: nn.Module, size: tuple[int, int] | None = None) -> Input
         mean = (sum(mean) / len(mean),) * channels
         std = (sum(std) / len(std),) * channels
     return InputConfig(channels, size, mean, std)
+
+
+def check_size(size: object) -> None:
+    """InputError unless it is None or (height, width)."""
+    pair = isinstance(size, Sequence) and [type(side) for side in size] == [int, int]
+    if size is not None and not pair:
+        raise InputError(f"the size of the images is {size!r}: it must be (height, width)")
 
 
 def _first_layer(model: nn.Module) -> tuple[int | None, tuple[int, int] | None]:

@@ -71,6 +71,9 @@ class Record:
         for hook in self._hooks:
             hook.remove()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "given": {}, "_counts": {}}  # a pass's tensors are no one else's
+
     def _keep(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if self._active:
             nth = self._counts[module] = self._counts.get(module, -1) + 1
@@ -113,7 +116,7 @@ class Tail:
 
         Without `own_prefix` no module is given the teacher's prefix tokens.
         """
-        x = tokens
+        x = tokens.clone()  # its first module may work in place
         for step in self.steps:
             leaves, spec = self.record.given[step.module, step.nth]
             like = leaves[step.slot]

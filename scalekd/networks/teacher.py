@@ -147,6 +147,8 @@ class FrozenTeacher:
                 tail.record.remove()
             reason = (str(error) or type(error).__name__).splitlines()[0]
             remedy = "take another penultimate index, or another teacher"
+            if tail is not None:
+                remedy = "leave it its own prefix tokens (teacher_prefix own)"
             if self.taps.plan is None:
                 remedy = (
                     "let modules do all that happens between its features (docs/own-modules.md)"

@@ -1,6 +1,9 @@
+from typing import Any
+
 import pytest
 import timm
 import torch
+from refusals import refused
 from small_models import mixer, resnet, swin, vit
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
@@ -65,3 +68,14 @@ def test_pixels_that_are_rearranged_first_are_counted_before_that() -> None:
         model = timm.create_model("tresnet_m")
     assert next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels == 48
     assert input_config(model).channels == 3
+
+
+@pytest.mark.parametrize("size", [64, (64,), (64, 64, 3), (64.0, 64.0), "64"])
+def test_a_size_that_is_not_two_numbers_is_refused(size: Any) -> None:
+    for make in (
+        lambda: scalekd.FrozenTeacher(vit(), size),
+        lambda: scalekd.ScaleKD(vit(), resnet(), size=size),
+        lambda: scalekd.ScaleKD(vit(), "test_resnet", size=size),
+    ):
+        with refused(f"{size!r}", "(height, width)"):
+            make()
