@@ -385,6 +385,16 @@ def test_nothing_is_asked_of_the_network(asked: list[str]) -> None:
     assert asked == []
 
 
+PAPERS_HEADS = {
+    (paper.SWIN_S, "resnet50"): (3, 6),
+    (paper.SWIN_B, "resnet50"): (8, 16),
+    (paper.SWIN_L, "resnet50"): (16, 24),
+    (paper.SWIN_L, "mobilenetv1_100"): (16, 24),
+    (paper.SWIN_L, "vit_base_patch16_224"): (8, 8),
+}
+"""Heads that the paper or its code gives; those of other pairs are open."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", paper.PAIRS + paper.ABLATION_PAIRS, ids=str)
 def test_the_papers_pairs_are_answered(pair: paper.Published) -> None:
@@ -399,6 +409,9 @@ def test_the_papers_pairs_are_answered(pair: paper.Published) -> None:
     assert said.student.parameters / 1e6 == pytest.approx(pair.parameters, rel=0.02)
     # Of which the forward pass is a third, and a multiply-add counts 2.
     assert said.student.gflop / 6 == pytest.approx(pair.gmac, rel=0.1)
+    assert said.heads == PAPERS_HEADS.get((pair.teacher, pair.student), said.heads)
+    last_blocks = ["blocks.22", "blocks.23"]
+    assert said.tail == (last_blocks if pair.teacher == paper.EVA_L else ["layers.3", "norm"])
     assert [note for note in said.notes if "left out" in note] == []
 
 
