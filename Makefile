@@ -15,8 +15,8 @@ demo: $(STAMP)  ## distil the digits default: three seeds, two baselines, a tabl
 test: $(STAMP)  ## all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-slow: $(STAMP)  ## the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+test-slow: $(STAMP)  ## the slow tests, but for the pairs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --ignore tests/test_pairs.py
 
 test-pairs: $(STAMP)  ## a real full-size step of each of the paper's pairs (slow; 10 GB)
 	$(BIN)/python -m pytest -m slow tests/test_pairs.py
