@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from scalekd.baselines import Alone
 from scalekd.distiller import Step
 from scalekd.training.checkpoint import StudentSpec
-from scalekd.training.loop import Interrupted, Progress, TrainingModule, Watch
+from scalekd.training.loop import Every, Progress, TrainingModule, Watch
 from scalekd.training.recipe import Optim
+from scalekd.training.signals import Interrupted
 
 SPEC = StudentSpec("none", {}, 3, None)
 
@@ -69,19 +70,21 @@ def fit(
     per_epoch: int = 10,
     report: Callable[[Progress], None] = lambda _: None,
     stop: Event | None = None,
+    save_steps: int | None = None,
     callbacks: tuple[L.Callback, ...] = (),
 ) -> tuple[TrainingModule, Watch]:
     module = TrainingModule(
         method,
         optim or Optim(warmup_epochs=0),
-        3,
+        1,
         epochs * per_epoch,
         per_epoch,
         out / "metrics.jsonl",
     )
-    watch = Watch(report, stop or Event(), out / "run.ckpt", SPEC)
+    every = Every(10, per_epoch, save_steps, 60.0)
+    watch = Watch(report, stop or Event(), out / "run.ckpt", SPEC, accuracy, every, {})
     trainer = L.Trainer(
-        max_epochs=epochs,
+        max_epochs=1,
         callbacks=[watch, *callbacks],
         accelerator="cpu",
         logger=False,
@@ -90,8 +93,17 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, batches(per_epoch), batches(2))
+    trainer.fit(module, batches(epochs * per_epoch))
     return module, watch
+
+
+def accuracy(student: nn.Module) -> float:
+    right = total = 0
+    with torch.no_grad():
+        for images, targets in batches(2):
+            right += int((student(images).argmax(1) == targets).sum())
+            total += len(targets)
+    return right / total
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine(tmp_path: Path) -> None:
@@ -127,7 +139,7 @@ def test_a_warm_up_that_rounds_to_the_whole_training_still_trains(tmp_path: Path
 
 def test_biases_and_norms_are_not_decayed(tmp_path: Path) -> None:
     method = Alone(student())
-    module = TrainingModule(method, Optim(weight_decay=0.3, warmup_epochs=0), 3, 10, 10, tmp_path)
+    module = TrainingModule(method, Optim(weight_decay=0.3, warmup_epochs=0), 1, 10, 10, tmp_path)
     groups = module.configure_optimizers().param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decay) == len(list(method.parameters()))
@@ -171,13 +183,15 @@ def test_progress_is_told_at_the_start_and_at_each_measurement(tmp_path: Path) -
 def test_the_accuracy_is_that_of_the_student_in_its_final_state(tmp_path: Path) -> None:
     method = Alone(student())
     _, watch = fit(method, tmp_path, epochs=2)
-    right = total = 0
-    method.eval()
-    with torch.no_grad():
-        for images, targets in batches(2):
-            right += int((method.student(images).argmax(1) == targets).sum())
-            total += len(targets)
-    assert watch.top1 == pytest.approx(right / total)
+    assert watch.top1 == accuracy(method.student.eval())
+
+
+def test_measuring_leaves_the_student_in_training(tmp_path: Path) -> None:
+    modes = []
+    method = Alone(student())
+    method.student.register_forward_hook(lambda m, given, out: modes.append(m.training))
+    fit(method, tmp_path, epochs=2, per_epoch=3)
+    assert modes == [True] * 3 + [False] * 2 + [True] * 3 + [False] * 2
 
 
 def test_a_stop_signal_ends_the_run_after_the_step_and_keeps_its_state(tmp_path: Path) -> None:
@@ -187,7 +201,7 @@ def test_a_stop_signal_ends_the_run_after_the_step_and_keeps_its_state(tmp_path:
     with pytest.raises(Interrupted):
         fit(method, tmp_path, epochs=50, report=lambda _: stop.set(), stop=stop)
     kept = torch.load(tmp_path / "run.ckpt", weights_only=True)
-    assert kept["global_step"] == 2  # told at step 1, so the next one is the last
+    assert kept["step"] == 1
     moved = [n for n, t in before.items() if not torch.equal(t, kept["state_dict"][STUDENT + n])]
     assert moved
 
@@ -195,7 +209,20 @@ def test_a_stop_signal_ends_the_run_after_the_step_and_keeps_its_state(tmp_path:
 STUDENT = "method.student."
 
 
-def test_the_checkpoint_is_kept_each_epoch_and_leaves_nothing_partial(tmp_path: Path) -> None:
-    fit(Alone(student()), tmp_path, epochs=2)
-    assert [f.name for f in tmp_path.iterdir()] == ["run.ckpt"]
-    assert torch.load(tmp_path / "run.ckpt", weights_only=True)["global_step"] == 20
+def steps(out: Path) -> dict[str, int]:
+    return {f.name: torch.load(f, weights_only=True)["step"] for f in out.iterdir()}
+
+
+def test_the_newest_two_states_and_the_best_are_kept_and_nothing_partial(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    fit(Alone(student()), tmp_path, epochs=2, save_steps=8, report=told.append)
+    tops = [(n.top1, -n.step) for n in told if n.top1 is not None]
+    best = -max(tops)[1]
+    assert steps(tmp_path) == {"run.ckpt": 20, "run.before.ckpt": 16, "run.best.ckpt": best}
+
+
+def test_the_record_is_a_matter_of_steps(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    fit(Alone(student()), tmp_path, epochs=3, per_epoch=8, report=told.append)
+    kept = [(n.step, n.top1 is not None) for n in told if n.kept]
+    assert kept == [(8, True), (10, False), (16, True), (20, False), (24, True)]
