@@ -1,11 +1,12 @@
 """Images to train and to measure on. A new source is one more function that gives a `Source`."""
 
-import atexit
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, Literal
 
@@ -199,12 +200,15 @@ def loaders(
             "not one batch; make the batch smaller"
         )
     workers = source.workers if data.workers is None else data.workers
-    atexit.register(_end_workers)
+    Finalize(None, _end_workers, exitpriority=100)
+    # A run beside others is a spawned process, whose own would be spawned too: seconds for each.
+    context = "fork" if workers and sys.platform == "linux" else None
     batches = DataLoader(
         train,
         batch_sampler=RunBatches(images, per_epoch, batch_size, seed, epochs, start),
         num_workers=workers,
         worker_init_fn=_outlive_signals,
+        multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
     )
     if source.validation is None:
@@ -215,6 +219,7 @@ def loaders(
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_outlive_signals,
+        multiprocessing_context=context,
     )
 
 
@@ -225,7 +230,7 @@ def _outlive_signals(_: int) -> None:
 
 
 def _end_workers() -> None:
-    """At the end of python, which would wait for those that outlive its signal to end."""
+    """At the end of a process, which would wait for those that outlive its signal to end."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
@@ -253,24 +258,23 @@ class RunBatches(Sampler[list[int]]):
         self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
         self.steps_per_epoch = per_epoch // batch_size
         self.steps = epochs * self.steps_per_epoch
+        self._order: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
         return self.steps - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        order: list[int] = []
-        for step in range(self.start, self.steps):
-            epoch, nth = divmod(step, self.steps_per_epoch)
-            if nth == 0 or step == self.start:
-                order = self._order(epoch)
-            chosen = order[nth * self.batch_size : (nth + 1) * self.batch_size]
-            yield [epoch * self.images + index for index in chosen]
+        return map(self.batch, range(self.start, self.steps))
 
-    def _order(self, epoch: int) -> list[int]:
-        generator = Generator().manual_seed(self.seed * 100_003 + epoch)
-        order = torch.randperm(self.images, generator=generator)
-        used: list[int] = order[: self.steps_per_epoch * self.batch_size].tolist()
-        return used
+    def batch(self, step: int) -> list[int]:
+        """The names of the images that step number `step`, from 0 on, learns from."""
+        epoch, nth = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            generator = Generator().manual_seed(self.seed * 100_003 + epoch)
+            order = torch.randperm(self.images, generator=generator)
+            self._order = epoch, order[: self.steps_per_epoch * self.batch_size].tolist()
+        chosen = self._order[1][nth * self.batch_size : (nth + 1) * self.batch_size]
+        return [epoch * self.images + index for index in chosen]
 
 
 class Seeded(Dataset[Any]):

@@ -12,7 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from scalekd.distiller import Step
 from scalekd.errors import InputError
 from scalekd.training.checkpoint import StudentSpec, before, best, write
+from scalekd.training.data import RunBatches
 from scalekd.training.randomness import seed_all
 from scalekd.training.recipe import Optim
 from scalekd.training.signals import Interrupted
@@ -55,7 +56,8 @@ class StopSignal(Protocol):
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands. `top1` (a share) only when it was just measured, which takes labels;
-    `terms` are weighted; `kept` where it belongs in the record, which is a matter of steps alone.
+    `terms` are weighted; `kept` where it belongs in the record, which is a matter of steps alone;
+    `gradients` are the norms of the student's and the projectors', before clipping.
     """
 
     step: int
@@ -67,6 +69,7 @@ class Progress:
     terms: dict[str, float]
     top1: float | None = None
     kept: bool = False
+    gradients: dict[str, float] = field(default_factory=dict)
 
 
 class TrainingModule(L.LightningModule):
@@ -75,10 +78,9 @@ class TrainingModule(L.LightningModule):
     Args:
         method: what trains.
         optim: how.
-        seed: of the run.
-        steps: of the whole run.
-        steps_per_epoch: of them.
-        metrics: the file to name when the loss is no number.
+        order: the run's batches.
+        max_skipped: how many steps may be left out because their loss is no number.
+        checkpoint: the file to name when there are more.
         state: of the run so far, to go on from.
     """
 
@@ -86,18 +88,18 @@ class TrainingModule(L.LightningModule):
         self,
         method: Method,
         optim: Optim,
-        seed: int,
-        steps: int,
-        steps_per_epoch: int,
-        metrics: Path,
+        order: RunBatches,
+        max_skipped: int,
+        checkpoint: Path,
         state: State | None = None,
     ) -> None:
         super().__init__()
         self.method = method
-        self.optim, self.seed = optim, seed
-        self.steps, self.steps_per_epoch = steps, steps_per_epoch
-        self.metrics = metrics
+        self.optim, self.order = optim, order
+        self.steps, self.steps_per_epoch = order.steps, order.steps_per_epoch
+        self.max_skipped, self.checkpoint = max_skipped, checkpoint
         self.start: int = state["step"] if state else 0
+        self.skipped: int = state["skipped"] if state else 0
         self.optimizer_state = state["optimizer"] if state else None
         if state:
             self.load_state_dict(state["state_dict"])
@@ -132,19 +134,38 @@ class TrainingModule(L.LightningModule):
 
     def on_train_batch_start(self, *_: Any) -> None:
         """A step's random numbers are its own."""
-        seed_all(self.seed, self.step)
+        seed_all(self.order.seed, self.step)
 
-    def training_step(self, batch: Sequence[Tensor], index: int) -> dict[str, Any]:
-        """One batch, (images, targets) or (images,); InputError before a loss that is no number
-        can reach the weights."""
+    def training_step(self, batch: Sequence[Tensor], index: int) -> dict[str, Any] | None:
+        """One batch, (images, targets) or (images,).
+
+        A loss that is no number never reaches the weights: the step is left out, or, where too
+        many were, InputError.
+        """
         step = self.method(*batch)
         if not torch.isfinite(step.loss):  # waits for the GPU, once a step
-            terms = ", ".join(f"{name} {value.item():.3g}" for name, value in step.terms.items())
-            raise InputError(
-                f"the loss is {step.loss.item()} at step {self.step + 1} ({terms}): lower "
-                f"optim.lr or the weight of the term that left; see {self.metrics}"
-            )
+            self._skip(step)
+            return None
         return {"loss": step.loss, "terms": {k: v.detach() for k, v in step.terms.items()}}
+
+    def _skip(self, step: Step) -> None:
+        terms = ", ".join(f"{name} {value.item():.3g}" for name, value in step.terms.items())
+        said = f"the loss is {step.loss.item()} at step {self.step + 1} ({terms})"
+        self.skipped += 1
+        images = [name % self.order.images for name in self.order.batch(self.step)]
+        if self.skipped <= self.max_skipped:
+            warnings.warn(
+                f"{said}: left out, {self.skipped} of {self.max_skipped} that may be; its images "
+                f"were numbers {images}",
+                stacklevel=2,
+            )
+            return
+        kept = f"the newest state is in {self.checkpoint}" if self.checkpoint.exists() else ""
+        raise InputError(
+            f"{said}, of images number {images}: lower optim.lr or the weight of the term that "
+            f"left, or let max_skipped be more than {self.max_skipped}"
+            + (f"; {kept}" if kept else "")
+        )
 
     def on_train_batch_end(self, *_: Any) -> None:
         """The schedule moves by steps, not epochs."""
@@ -203,6 +224,7 @@ class Watch(L.Callback):
         self.top1: float | None = watched.get("top1")
         self.highest: float = watched.get("highest", -1.0)
         self.last = Progress(**watched["last"]) if watched.get("last") else None
+        self.gradients: dict[str, float] = {}
         self.newest = deque[dict[str, Tensor]](watched.get("newest", []), maxlen=AVERAGED)
         self.scaler: dict[str, Any] = state["precision"] if state else {}
 
@@ -217,6 +239,22 @@ class Watch(L.Callback):
             self._measure(module)  # stopped between a step and its measurement
         self.began = time.perf_counter()
 
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Norms of the gradients, before they are clipped, for what is about to be recorded."""
+        assert isinstance(module, TrainingModule)
+        if (module.step + 1) % self.every.log and module.step + 1 < module.steps:
+            return
+        student = {id(p) for p in module.method.student.parameters()}
+        parts: dict[str, list[Tensor]] = {"student": [], "projectors": []}
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                part = "student" if id(parameter) in student else "projectors"
+                parts[part].append(parameter.grad)
+        norms = {name: nn.utils.get_total_norm(gs) for name, gs in parts.items() if gs}
+        self.gradients = {name: float(norm) for name, norm in norms.items()}
+
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
@@ -228,13 +266,14 @@ class Watch(L.Callback):
         """After each step."""
         assert isinstance(module, TrainingModule)
         self.images += len(batch[0])
-        self.newest.append(outputs["terms"])
+        if outputs:  # none of a step that was left out
+            self.newest.append(outputs["terms"])
         the_end = module.step == module.steps
         measuring = the_end or self._due(module, self.every.measure)
         recorded = the_end or self._due(module, self.every.log)
-        if recorded or measuring or self._told_long_ago():
+        if self.newest and (recorded or measuring or self._told_long_ago()):
             told_with_accuracy = measuring and self.measure is not None
-            self._tell(trainer, module, outputs, recorded and not told_with_accuracy)
+            self._tell(trainer, module, recorded and not told_with_accuracy)
         if self.stop.is_set() and not the_end:
             with self._paused():
                 self._save(trainer, module)
@@ -262,6 +301,7 @@ class Watch(L.Callback):
             "scalekd_student": asdict(self.student),
             "marks": self.marks,
             "step": module.step,
+            "skipped": module.skipped,
             "state_dict": module.state_dict(),
             "optimizer": trainer.optimizers[0].state_dict(),
             "precision": trainer.precision_plugin.state_dict(),
@@ -317,10 +357,10 @@ class Watch(L.Callback):
         student = module.method.student.eval()
         self.top1 = self.measure(student)
         student.train()
-        assert self.last is not None, "told before"
-        self.report(replace(self.last, top1=self.top1, kept=True))
+        if self.last is not None:
+            self.report(replace(self.last, top1=self.top1, kept=True))
 
-    def _tell(self, trainer: L.Trainer, module: TrainingModule, outputs: Any, kept: bool) -> None:
+    def _tell(self, trainer: L.Trainer, module: TrainingModule, kept: bool) -> None:
         assert self.began is not None, "it trains"
         self.reported = time.perf_counter()
         seconds = self.training_seconds + self.reported - self.began
@@ -330,8 +370,9 @@ class Watch(L.Callback):
             seconds=seconds,
             images_per_second=self.images / seconds,
             learning_rate=trainer.optimizers[0].param_groups[0]["lr"],
-            loss=float(outputs["loss"]),
-            terms={name: float(value) for name, value in outputs["terms"].items()},
+            loss=float(torch.stack(list(self.newest[-1].values())).sum()),
+            terms={name: float(value) for name, value in self.newest[-1].items()},
             kept=kept,
+            gradients=self.gradients,
         )
         self.report(self.last)

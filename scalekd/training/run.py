@@ -149,15 +149,7 @@ def train(
     marks = {"images": order.images, "teacher": loaded and (loaded.sha256 or loaded.source)}
     if state and state["marks"] != marks:
         raise InputError(_changed(state["marks"], marks, checkpoint))
-    module = TrainingModule(
-        method,
-        recipe.optim,
-        run.seed,
-        order.steps,
-        order.steps_per_epoch,
-        out / "metrics.jsonl",
-        state,
-    )
+    module = TrainingModule(method, recipe.optim, order, recipe.max_skipped, checkpoint, state)
     every = Every(
         recipe.log_every,
         recipe.validate_every * order.steps_per_epoch,
@@ -184,7 +176,9 @@ def train(
     if module.start < module.steps:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers")
+            warnings.filterwarnings("ignore", message="Consider setting `persistent_workers")
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
+            warnings.filterwarnings("ignore", message=".*training_step. returned .None.")
             trainer.fit(module, batches)
     if run == Run("scalekd", recipe.seeds[0]):
         _export(spec, method.student, out / "student", checkpoint)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from scalekd.baselines import Alone
 from scalekd.distiller import Step
 from scalekd.training.checkpoint import StudentSpec
+from scalekd.training.data import RunBatches
 from scalekd.training.loop import Every, Progress, TrainingModule, Watch
 from scalekd.training.recipe import Optim
 from scalekd.training.signals import Interrupted
@@ -71,15 +72,12 @@ def fit(
     report: Callable[[Progress], None] = lambda _: None,
     stop: Event | None = None,
     save_steps: int | None = None,
+    max_skipped: int = 0,
     callbacks: tuple[L.Callback, ...] = (),
 ) -> tuple[TrainingModule, Watch]:
+    order = RunBatches(4 * per_epoch, 4 * per_epoch, 4, 1, epochs)
     module = TrainingModule(
-        method,
-        optim or Optim(warmup_epochs=0),
-        1,
-        epochs * per_epoch,
-        per_epoch,
-        out / "metrics.jsonl",
+        method, optim or Optim(warmup_epochs=0), order, max_skipped, out / "run.ckpt"
     )
     every = Every(10, per_epoch, save_steps, 60.0)
     watch = Watch(report, stop or Event(), out / "run.ckpt", SPEC, accuracy, every, {})
@@ -139,7 +137,8 @@ def test_a_warm_up_that_rounds_to_the_whole_training_still_trains(tmp_path: Path
 
 def test_biases_and_norms_are_not_decayed(tmp_path: Path) -> None:
     method = Alone(student())
-    module = TrainingModule(method, Optim(weight_decay=0.3, warmup_epochs=0), 1, 10, 10, tmp_path)
+    optim = Optim(weight_decay=0.3, warmup_epochs=0)
+    module = TrainingModule(method, optim, RunBatches(40, 40, 4, 1, 1), 0, tmp_path)
     groups = module.configure_optimizers().param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decay) == len(list(method.parameters()))
@@ -152,9 +151,65 @@ MATRICES = {"student.1.weight", "student.3.weight"}
 
 def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(tmp_path: Path) -> None:
     method = Breaking(at=4)
-    with refused("nan", "step 4", "left nan", "task", str(tmp_path / "metrics.jsonl"), "optim.lr"):
+    with refused("nan", "step 4", "left nan", "task", "images number", "optim.lr", "max_skipped"):
         fit(method, tmp_path)
     assert all(bool(p.isfinite().all()) for p in method.student.parameters())
+
+
+def test_and_the_newest_state_is_named(tmp_path: Path) -> None:
+    with refused("step 4", str(tmp_path / "run.ckpt")):
+        fit(Breaking(at=4), tmp_path, save_steps=2)
+    assert steps(tmp_path) == {"run.ckpt": 2}
+
+
+class BreakingAt(Breaking):
+    """In these steps alone."""
+
+    def __init__(self, *at: int) -> None:
+        super().__init__(0)
+        self.those = at
+
+    def forward(self, images: Tensor, targets: Tensor) -> Step:
+        self.at = 0 if self.step + 1 in self.those else 10_000
+        return super().forward(images, targets)
+
+
+def test_a_step_whose_loss_is_no_number_is_left_out_where_that_is_allowed(tmp_path: Path) -> None:
+    weights: list[Tensor] = []
+
+    class Weights(L.Callback):
+        def on_train_batch_end(
+            self, trainer: L.Trainer, module: L.LightningModule, *_: Any
+        ) -> None:
+            weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+
+    told: list[Progress] = []
+    order = RunBatches(40, 40, 4, 1, 1)
+    with pytest.warns(UserWarning, match="left out, 1 of 2") as said:
+        module, _ = fit(
+            BreakingAt(1, 4),
+            tmp_path,
+            max_skipped=2,
+            report=told.append,
+            callbacks=(Weights(),),
+        )
+    assert module.skipped == 2
+    assert module.step == 10
+    changed = [not torch.equal(a, b) for a, b in pairwise(weights)]
+    assert changed == [True, True, False] + [True] * 6
+    (fourth,) = [str(w.message) for w in said if "2 of 2" in str(w.message)]
+    assert f"images were numbers {order.batch(3)}" in fourth
+    assert torch.load(tmp_path / "run.ckpt", weights_only=True)["skipped"] == 2
+    with refused("step 6", "max_skipped be more than 2"), pytest.warns(UserWarning, match="left"):
+        fit(BreakingAt(1, 4, 6), tmp_path / "other", max_skipped=2)
+
+
+def test_the_gradients_norms_are_recorded_by_part_before_clipping(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    fit(Alone(student()), tmp_path, optim=Optim(warmup_epochs=0, clip=1e-6), report=told.append)
+    (recorded,) = [n for n in told if n.kept]
+    assert recorded.gradients.keys() == {"student"}
+    assert recorded.gradients["student"] > 1e-3
 
 
 def test_a_rate_far_too_large_is_said_by_its_name(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def settings(root: Path) -> dict[str, Any]:
     return {
         "teacher": "test_vit",
         "teacher_weights": "random",
-        "teacher_args": {"img_size": 48},
+        "teacher_args": {"img_size": 48, "num_classes": 3},
         "student": "test_vit",
         "student_args": small,
         "data": {
@@ -49,10 +49,10 @@ def settings(root: Path) -> dict[str, Any]:
     }
 
 
-def begin(root: Path, out: str, *words: str) -> subprocess.Popen[str]:
+def begin(root: Path, out: str, *words: str, recipe: str = "recipe.yaml") -> subprocess.Popen[str]:
     command = [sys.executable, "-c", "from scalekd.cli import main; main()", "distill"]
     return subprocess.Popen(
-        [*command, "--config", str(root / "recipe.yaml"), "--out", str(root / out), *words],
+        [*command, "--config", str(root / recipe), "--out", str(root / out), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -132,6 +132,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_same_again_is_the_same(undisturbed: Path) -> None:
     finish(begin(undisturbed, "again"))
     assert_alike(undisturbed / "undisturbed", undisturbed / "again")
@@ -166,7 +167,12 @@ def test_and_so_does_one_that_is_killed_at_ten_points(undisturbed: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143),
+        pytest.param(signal.SIGUSR1, 143, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_is_told_to_stop_saves_that_step_and_goes_on(
     undisturbed: Path, number: signal.Signals, code: int
@@ -183,3 +189,68 @@ def test_a_run_that_is_told_to_stop_saves_that_step_and_goes_on(
     assert state["step"] == lines(out)[-1]["step"]
     finish(begin(undisturbed, number.name, "--resume"))
     assert_alike(undisturbed / "undisturbed", out)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def refusal(root: Path, out: str, **changes: Any) -> str:
+    """What is said of a command with other settings, which must change nothing."""
+    recipe = yaml.safe_dump({**settings(root), **changes})
+    (root / "other.yaml").write_text(recipe)
+    before = contents(root / out)
+    process = begin(root, out, "--resume", recipe="other.yaml")
+    said, _ = process.communicate(timeout=SECONDS_TO_START)
+    assert process.returncode == 2, said
+    assert contents(root / out) == before
+    return said.splitlines()[-1]
+
+
+def test_a_run_is_not_resumed_with_other_settings(undisturbed: Path) -> None:
+    said = refusal(undisturbed, "undisturbed", epochs=9)
+    assert "epochs 6, now it is 9" in said
+
+
+def test_a_finished_run_that_is_resumed_says_its_result_again(undisturbed: Path) -> None:
+    out = undisturbed / "undisturbed"
+    before = (out / "summary.json").read_text()
+    said = finish(begin(undisturbed, "undisturbed", "--resume"))
+    top1 = json.loads(before)["student_top1"]
+    assert json.loads((out / "summary.json").read_text())["student_top1"] == top1
+    assert f"{100 * top1:.2f}" in said
+
+
+def test_runs_side_by_side_are_each_resumed(undisturbed: Path) -> None:
+    several = {**settings(undisturbed), "compare": ["alone", "logits"], "seeds": [7, 8]}
+    (undisturbed / "several.yaml").write_text(yaml.safe_dump(several))
+    out = undisturbed / "several"
+    process = begin(undisturbed, "several", "--parallel", "2", recipe="several.yaml")
+    assert begun(process, out)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    finish(begin(undisturbed, "several", "--parallel", "2", "--resume", recipe="several.yaml"))
+    assert len((out / "results.jsonl").read_text().splitlines()) == 6
+    assert json.loads((out / "summary.json").read_text())["seeds"] == [7, 8]
+    one, other = (
+        (folder / "student" / "model.safetensors").read_bytes()
+        for folder in (undisturbed / "undisturbed", out)
+    )
+    assert one == other
+
+
+def test_a_run_is_not_resumed_on_other_images(undisturbed: Path) -> None:
+    out = undisturbed / "fewer"
+    process = begin(undisturbed, "fewer")
+    assert begun(process, out)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    added = undisturbed / "images" / "train" / "ant" / "more.png"
+    shutil.copy(added.with_name("1.png"), added)
+    try:
+        assert "another images (30; now 31)" in refusal(undisturbed, "fewer")
+    finally:
+        added.unlink()
