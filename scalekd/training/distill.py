@@ -25,7 +25,6 @@ from scalekd.training import jobs, report
 from scalekd.training.data import layout, loaders, open_source
 from scalekd.training.evaluate import best_device, top1
 from scalekd.training.folder import RunFolder, free_folder
-from scalekd.training.loop import Progress
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Arm, Result, Run, build_method
 from scalekd.training.signals import Interrupted
@@ -68,24 +67,16 @@ def distill(
     left = [run for run in runs if run not in {result.run for result in results}]
     out = folder.path
     folder.trim_metrics(left)
-    with folder.metrics.open("a") as metrics, report.Display(recipe, pair, out) as display:
-
-        def progress(run: Run, news: Progress) -> None:
-            if news.kept:
-                line = {"arm": run.arm, "seed": run.seed, **asdict(news)}
-                line.pop("kept")
-                metrics.write(json.dumps(line) + "\n")
-                metrics.flush()
-            display.progress(run, news)
+    with report.Display(recipe, pair, out) as display:
 
         def finished(result: Result) -> None:
             results.append(result)
-            folder.keep(result)
+            folder.keep(results)
             display.finished(result)
 
         side_by_side = parallel or jobs.default_jobs(len(left))
         try:
-            jobs.run_all(recipe, left, out, side_by_side, progress, finished)
+            jobs.run_all(recipe, left, out, side_by_side, display.progress, finished)
         except Interrupted as stopped:
             raise Interrupted(
                 f"stopped; the state of each run that had begun is in {out}/checkpoints/: the same "

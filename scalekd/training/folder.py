@@ -12,7 +12,7 @@ import yaml
 from scalekd.errors import InputError
 from scalekd.training.checkpoint import newest
 from scalekd.training.recipe import Recipe
-from scalekd.training.run import Result, Run
+from scalekd.training.run import Result, Run, metrics_file
 
 FREE = {"log_every", "save_minutes", "save_steps", "data.workers"}
 """Settings that a resumed run may have otherwise: no weight depends on them."""
@@ -32,7 +32,7 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         """A line for each report of a run."""
-        return self.path / "metrics.jsonl"
+        return metrics_file(self.path)
 
     @property
     def results(self) -> Path:
@@ -52,9 +52,7 @@ class RunFolder:
         plain = yaml.safe_dump(recipe.as_dict(), sort_keys=False)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            partial = self.settings.with_suffix(".part")
-            partial.write_text(plain)
-            partial.replace(self.settings)
+            _write(self.settings, plain)
         except OSError as error:
             raise InputError(f"{str(self.path)!r} cannot be made: {error}") from error
 
@@ -83,12 +81,9 @@ class RunFolder:
             Result(**{**plain, "run": Run(**plain["run"])}) for plain in _whole_lines(self.results)
         ]
 
-    def keep(self, result: Result) -> None:
-        """Remember that a run is finished."""
-        with self.results.open("a") as lines:
-            lines.write(json.dumps(asdict(result)) + "\n")
-            lines.flush()
-            os.fsync(lines.fileno())
+    def keep(self, results: list[Result]) -> None:
+        """Remember which runs are finished."""
+        _write(self.results, "".join(json.dumps(asdict(result)) + "\n" for result in results))
 
     def trim_metrics(self, left: list[Run]) -> None:
         """Leave out what the runs that are `left` reported after their last checkpoint."""
@@ -99,9 +94,7 @@ class RunFolder:
             for plain in _whole_lines(self.metrics)
             if plain["step"] <= steps.get(Run(plain["arm"], plain["seed"]), plain["step"])
         ]
-        partial = self.metrics.with_suffix(".part")
-        partial.write_text("".join(lines))
-        partial.replace(self.metrics)
+        _write(self.metrics, "".join(lines))
 
 
 def free_folder(recipe: Recipe, newest: bool = False) -> Path:
@@ -115,6 +108,16 @@ def free_folder(recipe: Recipe, newest: bool = False) -> Path:
     if newest and taken:
         return taken[-1]
     return base.with_name(f"{base.name}-{len(taken) + 1}") if taken else base
+
+
+def _write(file: Path, text: str) -> None:
+    """All of it or nothing, whenever this is killed."""
+    partial = file.with_suffix(".part")
+    with partial.open("w") as content:
+        content.write(text)
+        content.flush()
+        os.fsync(content.fileno())
+    partial.replace(file)
 
 
 def _whole_lines(file: Path) -> list[dict[str, Any]]:

@@ -236,7 +236,7 @@ class Watch(L.Callback):
             # Lightning's own handler would end the run with exit code 0.
             signal.signal(signal.SIGTERM, self.on_sigterm)
         if module.step and self._due(module, self.every.measure) and self.measured < module.step:
-            self._measure(module)  # stopped between a step and its measurement
+            self._measure(trainer, module)  # stopped between a step and its measurement
         self.began = time.perf_counter()
 
     def on_before_optimizer_step(
@@ -244,7 +244,8 @@ class Watch(L.Callback):
     ) -> None:
         """Norms of the gradients, before they are clipped, for what is about to be recorded."""
         assert isinstance(module, TrainingModule)
-        if (module.step + 1) % self.every.log and module.step + 1 < module.steps:
+        after = module.step + 1
+        if after % self.every.log and after % self.every.measure and after < module.steps:
             return
         student = {id(p) for p in module.method.student.parameters()}
         parts: dict[str, list[Tensor]] = {"student": [], "projectors": []}
@@ -280,10 +281,7 @@ class Watch(L.Callback):
             raise Interrupted
         if measuring:
             with self._paused():
-                self._measure(module)
-                if self.top1 is not None and self.top1 > self.highest:
-                    self.highest = self.top1
-                    self._write(trainer, module, best(self.checkpoint))
+                self._measure(trainer, module)
         if the_end or self._due(module, self.every.save_steps) or self._saved_long_ago():
             with self._paused():
                 self._save(trainer, module)
@@ -350,7 +348,7 @@ class Watch(L.Callback):
                 stacklevel=2,
             )
 
-    def _measure(self, module: TrainingModule) -> None:
+    def _measure(self, trainer: L.Trainer, module: TrainingModule) -> None:
         self.measured = module.step
         if self.measure is None:
             return
@@ -359,6 +357,9 @@ class Watch(L.Callback):
         student.train()
         if self.last is not None:
             self.report(replace(self.last, top1=self.top1, kept=True))
+        if self.top1 > self.highest:
+            self.highest = self.top1
+            self._write(trainer, module, best(self.checkpoint))
 
     def _tell(self, trainer: L.Trainer, module: TrainingModule, kept: bool) -> None:
         assert self.began is not None, "it trains"

@@ -1,10 +1,11 @@
 """One run of a recipe: one arm of the comparison, with one seed."""
 
+import json
 import logging
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,11 @@ class Run:
     def checkpoint(self, out: Path) -> Path:
         """The run's checkpoint in the run folder."""
         return out / "checkpoints" / f"{self.arm}-seed{self.seed}.ckpt"
+
+
+def metrics_file(out: Path) -> Path:
+    """What the runs of a run folder record, a line for each report."""
+    return out / "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,15 @@ def train(
     if validation is not None:
         assert source.classes is not None
         measure = partial(top1, batches=validation, classes=source.classes)
-    watch = Watch(report, stop, checkpoint, spec, measure, every, marks, state)
+
+    def tell(news: Progress) -> None:
+        if news.kept:
+            line = {"arm": run.arm, "seed": run.seed, **asdict(news)}
+            line.pop("kept")
+            metrics.write(json.dumps(line) + "\n")
+        report(news)
+
+    watch = Watch(tell, stop, checkpoint, spec, measure, every, marks, state)
     trainer = L.Trainer(
         max_epochs=1,
         precision=recipe.precision,
@@ -174,7 +188,8 @@ def train(
         enable_model_summary=False,
     )
     if module.start < module.steps:
-        with warnings.catch_warnings():
+        # One line, one write at the file's end: runs side by side share it.
+        with metrics_file(out).open("a", buffering=1) as metrics, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message="Consider setting `persistent_workers")
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")

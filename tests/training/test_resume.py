@@ -43,7 +43,7 @@ def settings(root: Path) -> dict[str, Any]:
         "batch_size": 4,
         "optim": {"warmup_epochs": 1.0},
         "validate_every": 2,
-        "log_every": 1,
+        "log_every": 2,
         "save_steps": 3,
         "seeds": [7],
     }
@@ -186,7 +186,7 @@ def test_a_run_that_is_told_to_stop_saves_that_step_and_goes_on(
     assert "--resume" in said.splitlines()[-1]
     state = newest(out / "checkpoints" / "scalekd-seed7.ckpt")
     assert state is not None
-    assert state["step"] == lines(out)[-1]["step"]
+    assert state["step"] - lines(out)[-1]["step"] in (0, 1)
     finish(begin(undisturbed, number.name, "--resume"))
     assert_alike(undisturbed / "undisturbed", out)
 
