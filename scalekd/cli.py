@@ -105,17 +105,17 @@ def _run(arguments: list[str]) -> None:
 
 def _distill(chosen: Any) -> None:
     from scalekd.training.distill import distill
-    from scalekd.training.loop import Interrupted
     from scalekd.training.recipe import Recipe
+    from scalekd.training.signals import Interrupted
 
     chosen.pop("config")
     chosen.pop("recipe")
-    out, parallel = chosen.pop("out"), chosen.pop("parallel")
+    out, parallel, resume = (chosen.pop(name) for name in ("out", "parallel", "resume"))
     try:
-        distill(Recipe(**vars(chosen)), out, parallel)
+        distill(Recipe(**vars(chosen)), out, parallel, resume)
     except Interrupted as stopped:
         print(f"scalekd: {stopped}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(stopped.code)
 
 
 def _check(chosen: Any) -> None:
@@ -174,6 +174,7 @@ def _parser(arguments: Sequence[str]) -> Parser:
         of.add_class_arguments(Recipe)
         of.add_argument("--out", type=Path | None, help="run folder to write; must not exist")
         of.add_argument("--parallel", type=int | None, help="runs side by side")
+        of.add_argument("--resume", action="store_true", help="go on with what is in --out")
     elif command == "check":
         from scalekd.check import check
 

@@ -106,7 +106,7 @@ class Renderings(Dataset[tuple[Tensor, Tensor]]):
     """`count` different renderings of a few originals, made when asked for.
 
     A batch is rendered in one go (`__getitems__`), from a generator seeded by its first index: the
-    same indices in the same order give the same images, whoever asks.
+    same indices in the same order give the same images, whoever asks. They begin anew at `count`.
     """
 
     def __init__(self, digits: Originals, count: int, seed: int) -> None:
@@ -119,8 +119,9 @@ class Renderings(Dataset[tuple[Tensor, Tensor]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        generator = Generator().manual_seed(self.seed * self.count + indices[0])
-        chosen = self.digits.subset(torch.tensor(indices) % len(self.digits))
+        first = indices[0] % self.count
+        generator = Generator().manual_seed(self.seed * self.count + first)
+        chosen = self.digits.subset(torch.tensor(indices) % self.count % len(self.digits))
         images = render(chosen, self.digits, generator)
         return list(zip(images, chosen.labels, strict=True))
 

@@ -1,10 +1,13 @@
 """The state of a run in a file: student, projectors, optimizer. Never the teacher."""
 
+import os
+import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import torch
 from torch import Tensor, nn
 
 from scalekd.errors import InputError
@@ -65,21 +68,65 @@ class StudentSpec:
         return True
 
 
-def save(trainer: L.Trainer, file: Path) -> None:
-    """Write the run's state to `file`; an older state there stays whole until the new one is.
+def write(state: dict[str, Any], file: Path, aside: Path | None = None) -> None:
+    """Keep `state` in `file`; what was there is replaced, or moved `aside`.
+
+    Killed at whatever moment, this leaves one whole state in `file` or `aside`.
 
     Raises:
-        InputError: the disk is full or the like; the state before is still in `file`.
+        OSError: the disk is full or the like; all is as it was.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".part")
     try:
-        trainer.save_checkpoint(partial)
-        partial.replace(file)
-    except OSError as error:
+        with partial.open("wb") as content:
+            torch.save(state, content)
+            content.flush()
+            os.fsync(content.fileno())
+    except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        kept = f"the state of an epoch ago is in {file}" if file.exists() else "none was kept"
-        raise InputError(f"the checkpoint could not be written ({error}): {kept}") from error
+        # torch's writer, when the disk has said what is wrong, says something of its own.
+        said = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(str(said).splitlines()[0]) from error
+    if aside is not None and file.exists():
+        file.replace(aside)
+    partial.replace(file)
+
+
+def before(file: Path) -> Path:
+    """Where the state before that in `file` is kept."""
+    return file.with_suffix(".before.ckpt")
+
+
+def best(file: Path) -> Path:
+    """Where the state with the highest accuracy is kept."""
+    return file.with_suffix(".best.ckpt")
+
+
+def newest(file: Path) -> dict[str, Any] | None:
+    """The state in `file`, or the one before where that is damaged; None where there is none.
+
+    Raises:
+        InputError: there were some and all are damaged.
+    """
+    there = [candidate for candidate in (file, before(file)) if candidate.exists()]
+    for candidate in there:
+        if _whole(candidate):
+            state: dict[str, Any] = read_checkpoint(candidate)
+            return state
+        warnings.warn(f"{candidate} is damaged; looking for the state before it", stacklevel=2)
+    if there:
+        raise InputError(f"{file} and the state before it are damaged: remove them to begin anew")
+    return None
+
+
+def _whole(file: Path) -> bool:
+    """Whether each part of the file has the checksum that it was written with."""
+    try:
+        with zipfile.ZipFile(file) as parts:
+            return parts.testzip() is None
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def load_student(file: Path) -> tuple[nn.Module, StudentSpec]:

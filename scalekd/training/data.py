@@ -1,8 +1,12 @@
 """Images to train and to measure on. A new source is one more function that gives a `Source`."""
 
+import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +21,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from scalekd.digits import images as digits
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
+from scalekd.training.randomness import seed_all
 from scalekd.training.recipe import Data
+from scalekd.training.signals import STOPPING
 
 DECODED_BEFOREHAND = 5_000
 """Folders of up to so many images are decoded once before training, to name broken files early."""
@@ -36,8 +42,9 @@ class Source:
     classes: how many; None of images without labels.
     input: what the images are, where the source alone decides; None where the student does.
     workers: loading processes that are worth their cost.
-    train, validation: data sets for the student's input; `train` also takes the run's seed. Items
-        are (image, class). Without labels they are (image,), and there is no validation.
+    train, validation: data sets for the student's input; `train` also takes the run's seed, and is
+        indexed by the names that `RunBatches` gives. Items are (image, class). Without labels they
+        are (image,), and there is no validation.
     notes: one line for each thing that was decided here and not by the caller.
     """
 
@@ -122,9 +129,8 @@ def folder_source(data: Data) -> Source:
     def train(config: InputConfig, seed: int) -> Dataset[Any]:
         images = _image_folder(root / "train", _training_transform(data, config))
         if data.train_images is None:
-            everything: Dataset[Any] = images
-            return everything
-        return Subset(images, _balanced(images.targets, data.train_images, seed))
+            return Seeded(images, seed)
+        return Seeded(Subset(images, _balanced(images.targets, data.train_images, seed)), seed)
 
     def validation(config: InputConfig) -> Dataset[Any]:
         transform = create_transform(config.size, mean=config.mean, std=config.std, crop_pct=0.875)
@@ -147,7 +153,7 @@ def flat_source(data: Data) -> Source:
         chosen = images
         if data.train_images is not None:
             chosen = [images[i] for i in _balanced([0] * len(images), data.train_images, seed)]
-        return Unlabelled(chosen, _training_transform(data, config))
+        return Seeded(Unlabelled(chosen, _training_transform(data, config)), seed)
 
     notes = []
     if others:
@@ -172,57 +178,121 @@ class Unlabelled(Dataset[tuple[Tensor]]):
 
 
 def loaders(
-    source: Source, data: Data, config: InputConfig, batch_size: int, seed: int
+    source: Source,
+    data: Data,
+    config: InputConfig,
+    batch_size: int,
+    seed: int,
+    epochs: int = 1,
+    start: int = 0,
 ) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
-    """Training and validation batches for one run; no validation where there are no labels."""
+    """Training batches of a whole run from step `start` on, and those to validate on.
+
+    There are none of the latter where there are no labels. `loaders(...)[0].batch_sampler` are the
+    `RunBatches`.
+    """
     train = source.train(config, seed)
-    sampler = EpochSampler(len(train), data.epoch_images, seed)  # type: ignore[arg-type]
-    if len(sampler) < batch_size:
+    images = len(train)  # type: ignore[arg-type]
+    per_epoch = min(data.epoch_images or images, images)
+    if per_epoch < batch_size:
         raise InputError(
-            f"an epoch has {len(sampler)} images and batch_size is {batch_size}: "
+            f"an epoch has {per_epoch} images and batch_size is {batch_size}: "
             "not one batch; make the batch smaller"
         )
     workers = source.workers if data.workers is None else data.workers
-    keep = workers > 0
+    Finalize(None, _end_workers, exitpriority=100)
+    # A run beside others is a spawned process, whose own would be spawned too: seconds for each.
+    context = "fork" if workers and sys.platform == "linux" else None
     batches = DataLoader(
         train,
-        batch_size,
-        sampler=sampler,
-        drop_last=True,
+        batch_sampler=RunBatches(images, per_epoch, batch_size, seed, epochs, start),
         num_workers=workers,
-        persistent_workers=keep,
+        worker_init_fn=_outlive_signals,
+        multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
     )
     if source.validation is None:
         return batches, None
-    validation = source.validation(config)
-    return batches, DataLoader(validation, 250, num_workers=workers, persistent_workers=keep)
+    return batches, DataLoader(
+        source.validation(config),
+        250,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=_outlive_signals,
+        multiprocessing_context=context,
+    )
 
 
-class EpochSampler(Sampler[int]):
-    """Indices in an order that seed and epoch alone decide.
+def _outlive_signals(_: int) -> None:
+    """What ends a run goes to all its processes; the main one still needs this one's batches."""
+    for received in STOPPING:
+        signal.signal(received, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """At the end of a process, which would wait for those that outlive its signal to end."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+class RunBatches(Sampler[list[int]]):
+    """The batches of a whole run, epoch after epoch, in an order that seed and epoch alone decide.
+
+    An image is named by epoch * images + its index, so that whoever loads it knows which pass over
+    the images it is for; see `Seeded`. What is left of an epoch after its last whole batch is left
+    out.
 
     Args:
-        population: how many items there are.
-        per_epoch: how many make an epoch; default all.
+        images: how many there are.
+        per_epoch: how many of them make an epoch.
+        batch_size: of them.
         seed: of the run.
+        epochs: of the run.
+        start: steps that were done before.
     """
 
-    def __init__(self, population: int, per_epoch: int | None, seed: int) -> None:
-        self.population, self.seed, self.epoch = population, seed, 0
-        self.per_epoch = min(per_epoch or population, population)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        self.epoch = epoch
+    def __init__(
+        self, images: int, per_epoch: int, batch_size: int, seed: int, epochs: int, start: int = 0
+    ) -> None:
+        self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
+        self.steps_per_epoch = per_epoch // batch_size
+        self.steps = epochs * self.steps_per_epoch
+        self._order: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
-        return self.per_epoch
+        return self.steps - self.start
 
-    def __iter__(self) -> Iterator[int]:
-        generator = Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        order = torch.randperm(self.population, generator=generator)
-        return iter(order[: self.per_epoch].tolist())
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(self.batch, range(self.start, self.steps))
+
+    def batch(self, step: int) -> list[int]:
+        """The names of the images that step number `step`, from 0 on, learns from."""
+        epoch, nth = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            generator = Generator().manual_seed(self.seed * 100_003 + epoch)
+            order = torch.randperm(self.images, generator=generator)
+            self._order = epoch, order[: self.steps_per_epoch * self.batch_size].tolist()
+        chosen = self._order[1][nth * self.batch_size : (nth + 1) * self.batch_size]
+        return [epoch * self.images + index for index in chosen]
+
+
+class Seeded(Dataset[Any]):
+    """The items of `images` by the names that `RunBatches` gives them.
+
+    A transform's random numbers depend on seed and name alone: all arms of a seed see the same
+    crops, in whichever process they are made.
+    """
+
+    def __init__(self, images: Dataset[Any], seed: int) -> None:
+        self.images, self.seed = images, seed
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, name: int) -> Any:
+        seed_all(self.seed, name)
+        return self.images[name % len(self)]
 
 
 def load_image(path: str) -> Image.Image:

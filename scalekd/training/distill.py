@@ -1,6 +1,5 @@
 """The main job: distil, compare, and leave a folder that says what came out."""
 
-import itertools
 import json
 import math
 import os
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
@@ -26,18 +24,23 @@ from scalekd.networks import input_config
 from scalekd.training import jobs, report
 from scalekd.training.data import layout, loaders, open_source
 from scalekd.training.evaluate import best_device, top1
-from scalekd.training.loop import Interrupted, Progress
+from scalekd.training.folder import RunFolder, free_folder
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Arm, Result, Run, build_method
+from scalekd.training.signals import Interrupted
 
 
-def distill(recipe: Recipe, out: Path | None = None, parallel: int | None = None) -> Path:
+def distill(
+    recipe: Recipe, out: Path | None = None, parallel: int | None = None, resume: bool = False
+) -> Path:
     """Train the recipe's students and write the run folder.
 
     Args:
         recipe: what to train.
         out: the run folder, which must not exist; default runs/NAME, numbered if that exists.
         parallel: runs side by side; default one for each CPU core, or one on a GPU.
+        resume: go on with the run folder, or with the newest of that default name, where it
+            stands; begin where there is none.
 
     Returns:
         The run folder: settings.yaml, metrics.jsonl, curves.png, summary.json, checkpoints/, and
@@ -45,47 +48,45 @@ def distill(recipe: Recipe, out: Path | None = None, parallel: int | None = None
 
     Raises:
         InputError: see its message; nothing was overwritten.
-        Interrupted: Ctrl-C; checkpoints/ holds the state.
+        Interrupted: by Ctrl-C or a signal; checkpoints/ holds the state.
     """
     began = time.perf_counter()
     if parallel is not None and parallel < 1:
         raise InputError(f"parallel is {parallel}: it must be 1 or more")
-    if out is not None and out.exists():
-        raise InputError(f"{str(out)!r} exists and is not overwritten: give another --out")
-    out = out or _free_folder(recipe)
-    _can_be_made(out)
+    folder = RunFolder(out or free_folder(recipe, newest=resume))
+    results = folder.finished(recipe) if resume else []
+    if not resume and folder.path.exists():
+        raise InputError(
+            f"{str(folder.path)!r} exists and is not overwritten: give another --out, or --resume"
+        )
+    folder.can_be_made()
     pair = check(recipe)
-    try:
-        out.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{str(out)!r} cannot be made: {error}") from error
-    (out / "settings.yaml").write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+    folder.make(recipe)
     arms: list[Arm] = ["scalekd", *reversed(recipe.compare)]  # the longest first
     runs = [Run(arm, seed) for seed in recipe.seeds for arm in arms]
-    results: list[Result] = []
-    with (out / "metrics.jsonl").open("w") as metrics, report.Display(recipe, pair, out) as display:
-
-        def progress(run: Run, news: Progress) -> None:
-            line = {"arm": run.arm, "seed": run.seed, **asdict(news)}
-            metrics.write(json.dumps(line) + "\n")
-            metrics.flush()
-            display.progress(run, news)
+    left = [run for run in runs if run not in {result.run for result in results}]
+    out = folder.path
+    folder.trim_metrics(left)
+    with report.Display(recipe, pair, out) as display:
 
         def finished(result: Result) -> None:
             results.append(result)
+            folder.keep(results)
             display.finished(result)
 
-        side_by_side = parallel or jobs.default_jobs(len(runs))
+        side_by_side = parallel or jobs.default_jobs(len(left))
         try:
-            jobs.run_all(recipe, runs, out, side_by_side, progress, finished)
+            jobs.run_all(recipe, left, out, side_by_side, display.progress, finished)
         except Interrupted as stopped:
             raise Interrupted(
-                f"stopped; the state of each run that had begun is in {out}/checkpoints/, and "
-                "`scalekd export FILE.ckpt --out FOLDER` makes a timm model of one"
+                f"stopped; the state of each run that had begun is in {out}/checkpoints/: the same "
+                "command with --resume goes on, and `scalekd export FILE.ckpt --out FOLDER` makes "
+                "a timm model of one",
+                stopped.received,
             ) from stopped
     summary = summarise(recipe, pair, results, time.perf_counter() - began)
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    report.draw_curves(out / "metrics.jsonl", pair.teacher_top1, out / "curves.png")
+    report.draw_curves(folder.metrics, pair.teacher_top1, out / "curves.png")
     report.conclude(recipe, pair, results, out)
     return out
 
@@ -95,7 +96,7 @@ def check(recipe: Recipe) -> report.Pair:
     if layout(recipe.data) == "flat":
         _refuse_what_needs_labels(recipe)
     source = open_source(recipe.data)
-    method = build_method(recipe, Run("scalekd", recipe.seeds[0]), source)
+    method, _ = build_method(recipe, Run("scalekd", recipe.seeds[0]), source)
     assert isinstance(method, ScaleKD)
     if "logits" in recipe.compare and not method.method.weights.logits:
         why = "; ".join(n for n in method.notes if "logit" in n or "no classifier" in n)
@@ -176,20 +177,12 @@ def _try_one_step(method: ScaleKD, batches: DataLoader[Any]) -> None:
 
     Two images show it as well as a batch, which may be large.
     """
-    assert batches.batch_size is not None
-    indices = itertools.islice(batches.sampler, min(batches.batch_size, 2))
-    batch = default_collate([batches.dataset[i] for i in indices])
+    assert batches.batch_sampler is not None
+    names = next(iter(batches.batch_sampler))[:2]
+    batch = default_collate([batches.dataset[name] for name in names])
     method.train()
     method(*(part.to(best_device()) for part in batch))
     method.eval()
-
-
-def _can_be_made(folder: Path) -> None:
-    existing = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(
-            f"{str(folder)!r} cannot be made: {str(existing)!r} is not a folder to write to"
-        )
 
 
 def summarise(
@@ -255,10 +248,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
-
-
-def _free_folder(recipe: Recipe) -> Path:
-    name = "digits" if recipe.data.root == "digits" else f"{recipe.teacher}-{recipe.student}"
-    base = Path("runs") / name.replace("/", "_").replace(":", "_")
-    numbered = (base.with_name(f"{base.name}-{n}") for n in itertools.count(2))
-    return next(folder for folder in itertools.chain([base], numbered) if not folder.exists())

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from scalekd.errors import InputError
-from scalekd.training.loop import Interrupted, Progress
+from scalekd.training.loop import Progress
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Result, Run, train
+from scalekd.training.signals import STOPPING, Interrupted, stopping
 
 Report = Callable[[Run, Progress], None]
 
@@ -36,15 +37,15 @@ def run_all(
     report: Report,
     finished: Callable[[Result], None],
 ) -> None:
-    """Train all `runs`, `jobs` at a time. Ctrl-C stops each after its step, checkpoint written.
+    """Train all `runs`, `jobs` at a time. What stops them does so after a step, state saved.
 
     Raises:
-        Interrupted: it was stopped.
+        Interrupted: it was stopped, by Ctrl-C or a signal of `STOPPING`.
         InputError: of the first run that failed; the others are stopped with their checkpoints.
     """
     if jobs == 1:
         stop = threading.Event()
-        with _stopping_on_interrupt(stop.set):
+        with stopping(stop.set) as received, _telling(received):
             for run in runs:
                 finished(train(recipe, run, out, lambda p, run=run: report(run, p), stop))  # type: ignore[misc]
         return
@@ -53,7 +54,8 @@ def run_all(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with (
         ProcessPoolExecutor(jobs, context, _start_worker, (stop_all, progress, threads)) as pool,
-        _stopping_on_interrupt(stop_all.set),
+        stopping(stop_all.set) as received,
+        _telling(received),
     ):
         pending = {pool.submit(_train_in_worker, recipe, run, out) for run in runs}
         failure: BaseException | None = None
@@ -71,6 +73,15 @@ def run_all(
             report(run, news)
         if failure is not None:
             raise failure
+
+
+@contextmanager
+def _telling(received: list[int]) -> Iterator[None]:
+    """An Interrupted says by what."""
+    try:
+        yield
+    except Interrupted as stopped:
+        raise Interrupted(stopped.message, *received[:1]) from stopped
 
 
 def _orphaned() -> bool:
@@ -94,7 +105,8 @@ _worker: tuple[_StopOrOrphaned, Any]
 def _start_worker(stop: Event, progress: Any, threads: int) -> None:
     global _worker
     _worker = _StopOrOrphaned(stop), progress
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle: it sets `stop`
+    for number in STOPPING:  # the parent's to handle: it sets `stop`
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
 
 
@@ -123,22 +135,3 @@ def _conclude(future: Future[Result], finished: Callable[[Result], None]) -> Bas
 def _drain(progress: Any) -> Iterator[tuple[Run, Progress]]:
     while not progress.empty():
         yield progress.get()
-
-
-@contextmanager
-def _stopping_on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C stops gently, a second one at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def gently(*_: Any) -> None:
-        signal.signal(signal.SIGINT, before)
-        stop()
-
-    signal.signal(signal.SIGINT, gently)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

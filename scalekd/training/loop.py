@@ -1,9 +1,18 @@
-"""One run: one student, one seed, trained by Lightning."""
+"""One run: one student, one seed, trained by Lightning.
 
+For Lightning a run is one pass over its batches, from wherever it stands. Epochs, measurements and
+checkpoints are told by the count of steps here, so that a run resumed in the middle of an epoch is
+as far as it was, and nothing of Lightning's own progress needs restoring.
+"""
+
+import signal
+import threading
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,15 +21,20 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from scalekd.distiller import Step
 from scalekd.errors import InputError
-from scalekd.training.checkpoint import StudentSpec, save
+from scalekd.training.checkpoint import StudentSpec, before, best, write
+from scalekd.training.data import RunBatches
+from scalekd.training.randomness import seed_all
 from scalekd.training.recipe import Optim
+from scalekd.training.signals import Interrupted
 
 AVERAGED = 50
 """Over how many of a run's last steps its final loss is the mean: one step's alone is noise."""
+
+State = dict[str, Any]
+"""All that a run needs to go on, as `Watch.state` makes it: tensors and plain data."""
 
 
 class Method(Protocol):
@@ -39,14 +53,12 @@ class StopSignal(Protocol):
         """Whether to end."""
 
 
-class Interrupted(Exception):  # noqa: N818 -- no error: somebody's wish
-    """The run was asked to stop; its state is in the checkpoint."""
-
-
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands. `top1` (a share) only when it was just measured, which takes labels;
-    `terms` are weighted."""
+    `terms` are weighted; `kept` where it belongs in the record, which is a matter of steps alone;
+    `gradients` are the norms of the student's and the projectors', before clipping.
+    """
 
     step: int
     steps: int
@@ -56,35 +68,46 @@ class Progress:
     loss: float
     terms: dict[str, float]
     top1: float | None = None
+    kept: bool = False
+    gradients: dict[str, float] = field(default_factory=dict)
 
 
 class TrainingModule(L.LightningModule):
-    """A method, its optimizer and its accuracy, in Lightning's terms.
+    """A method and its optimizer, in Lightning's terms.
 
     Args:
         method: what trains.
         optim: how.
-        classes: of the task; None without labels, where no accuracy is measured.
-        steps: of the whole run.
-        steps_per_epoch: of them.
-        metrics: the file to name when the loss is no number.
+        order: the run's batches.
+        max_skipped: how many steps may be left out because their loss is no number.
+        checkpoint: the file to name when there are more.
+        state: of the run so far, to go on from.
     """
 
     def __init__(
         self,
         method: Method,
         optim: Optim,
-        classes: int | None,
-        steps: int,
-        steps_per_epoch: int,
-        metrics: Path,
+        order: RunBatches,
+        max_skipped: int,
+        checkpoint: Path,
+        state: State | None = None,
     ) -> None:
         super().__init__()
         self.method = method
-        self.optim = optim
-        self.steps, self.steps_per_epoch = steps, steps_per_epoch
-        self.metrics = metrics
-        self.accuracy = MulticlassAccuracy(classes, average="micro") if classes else None
+        self.optim, self.order = optim, order
+        self.steps, self.steps_per_epoch = order.steps, order.steps_per_epoch
+        self.max_skipped, self.checkpoint = max_skipped, checkpoint
+        self.start: int = state["step"] if state else 0
+        self.skipped: int = state["skipped"] if state else 0
+        self.optimizer_state = state["optimizer"] if state else None
+        if state:
+            self.load_state_dict(state["state_dict"])
+
+    @property
+    def step(self) -> int:
+        """How many steps of the whole run are done."""
+        return self.start + self.global_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """timm's optimizer; its schedule is stepped in `on_train_batch_end`."""
@@ -103,41 +126,79 @@ class TrainingModule(L.LightningModule):
             warmup_prefix=True,
             t_in_epochs=False,
         )
-        self.schedule.step_update(0)
+        if self.optimizer_state is not None:
+            optimizer.load_state_dict(self.optimizer_state)
+            self.optimizer_state = None
+        self.schedule.step_update(self.start)
         return optimizer
 
-    def training_step(self, batch: Sequence[Tensor], index: int) -> dict[str, Any]:
-        """One batch, (images, targets) or (images,); InputError before a loss that is no number
-        can reach the weights."""
+    def on_train_batch_start(self, *_: Any) -> None:
+        """A step's random numbers are its own."""
+        seed_all(self.order.seed, self.step)
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> dict[str, Any] | None:
+        """One batch, (images, targets) or (images,).
+
+        A loss that is no number never reaches the weights: the step is left out, or, where too
+        many were, InputError.
+        """
         step = self.method(*batch)
         if not torch.isfinite(step.loss):  # waits for the GPU, once a step
-            terms = ", ".join(f"{name} {value.item():.3g}" for name, value in step.terms.items())
-            raise InputError(
-                f"the loss is {step.loss.item()} at step {self.global_step + 1} ({terms}): lower "
-                f"optim.lr or the weight of the term that left; see {self.metrics}"
-            )
+            self._skip(step)
+            return None
         return {"loss": step.loss, "terms": {k: v.detach() for k, v in step.terms.items()}}
+
+    def _skip(self, step: Step) -> None:
+        terms = ", ".join(f"{name} {value.item():.3g}" for name, value in step.terms.items())
+        said = f"the loss is {step.loss.item()} at step {self.step + 1} ({terms})"
+        self.skipped += 1
+        images = [name % self.order.images for name in self.order.batch(self.step)]
+        if self.skipped <= self.max_skipped:
+            warnings.warn(
+                f"{said}: left out, {self.skipped} of {self.max_skipped} that may be; its images "
+                f"were numbers {images}",
+                stacklevel=2,
+            )
+            return
+        kept = f"the newest state is in {self.checkpoint}" if self.checkpoint.exists() else ""
+        raise InputError(
+            f"{said}, of images number {images}: lower optim.lr or the weight of the term that "
+            f"left, or let max_skipped be more than {self.max_skipped}"
+            + (f"; {kept}" if kept else "")
+        )
 
     def on_train_batch_end(self, *_: Any) -> None:
         """The schedule moves by steps, not epochs."""
-        self.schedule.step_update(self.global_step)
+        self.schedule.step_update(self.step)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        """The student alone, as it will be used."""
-        images, targets = batch
-        assert self.accuracy is not None
-        self.accuracy.update(self.method.student(images), targets)
+
+@dataclass(frozen=True)
+class Every:
+    """How often.
+
+    log, measure: in steps.
+    save_steps: the same; None for by time alone.
+    save_minutes: of training and measuring between two checkpoints.
+    """
+
+    log: int
+    measure: int
+    save_steps: int | None
+    save_minutes: float
 
 
 class Watch(L.Callback):
-    """Reports progress, keeps the checkpoint, and ends a run that diverges or is told to stop.
+    """Reports progress, measures, keeps checkpoints, and ends a run that is told to stop.
 
     Args:
-        report: called at the start, every half second and after every measurement; without labels
-            also after the last step.
+        report: called every half second, and whenever something is for the record.
         stop: ends the run after the current step.
-        checkpoint: file that always holds the newest complete state.
+        checkpoint: file for the newest state; see `write`.
         student: stored with the checkpoint, for whoever exports the student.
+        measure: the student's accuracy (a share); None without labels.
+        every: how often.
+        marks: plain data that a resumed run must have alike, stored with the checkpoint.
+        state: of the run so far, to go on from.
     """
 
     def __init__(
@@ -146,23 +207,54 @@ class Watch(L.Callback):
         stop: StopSignal,
         checkpoint: Path,
         student: StudentSpec,
+        measure: Callable[[nn.Module], float] | None,
+        every: Every,
+        marks: dict[str, Any],
+        state: State | None = None,
     ) -> None:
         self.report, self.stop, self.checkpoint, self.student = report, stop, checkpoint, student
-        self.reported = time.perf_counter()
+        self.measure, self.every, self.marks = measure, every, marks
+        self.on_sigterm = signal.getsignal(signal.SIGTERM)
+        self.reported = self.saved = time.perf_counter()
         self.began: float | None = None
-        self.training_seconds = 0.0
-        self.images = 0
-        self.top1: float | None = None
-        self.last: Progress | None = None
-        self.newest: deque[dict[str, Tensor]] = deque(maxlen=AVERAGED)
+        watched = state["watch"] if state else {}
+        self.training_seconds: float = watched.get("training_seconds", 0.0)
+        self.images: int = watched.get("images", 0)
+        self.measured: int = watched.get("measured", 0)
+        self.top1: float | None = watched.get("top1")
+        self.highest: float = watched.get("highest", -1.0)
+        self.last = Progress(**watched["last"]) if watched.get("last") else None
+        self.gradients: dict[str, float] = {}
+        self.newest = deque[dict[str, Tensor]](watched.get("newest", []), maxlen=AVERAGED)
+        self.scaler: dict[str, Any] = state["precision"] if state else {}
 
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The clock runs while the student trains, and only then."""
+        assert isinstance(module, TrainingModule)
+        trainer.precision_plugin.load_state_dict(self.scaler)
+        if threading.current_thread() is threading.main_thread():
+            # Lightning's own handler would end the run with exit code 0.
+            signal.signal(signal.SIGTERM, self.on_sigterm)
+        if module.step and self._due(module, self.every.measure) and self.measured < module.step:
+            self._measure(trainer, module)  # stopped between a step and its measurement
         self.began = time.perf_counter()
 
-    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Measuring is not training."""
-        self._pause()
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Norms of the gradients, before they are clipped, for what is about to be recorded."""
+        assert isinstance(module, TrainingModule)
+        after = module.step + 1
+        if after % self.every.log and after % self.every.measure and after < module.steps:
+            return
+        student = {id(p) for p in module.method.student.parameters()}
+        parts: dict[str, list[Tensor]] = {"student": [], "projectors": []}
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                part = "student" if id(parameter) in student else "projectors"
+                parts[part].append(parameter.grad)
+        norms = {name: nn.utils.get_total_norm(gs) for name, gs in parts.items() if gs}
+        self.gradients = {name: float(norm) for name, norm in norms.items()}
 
     def on_train_batch_end(
         self,
@@ -175,65 +267,113 @@ class Watch(L.Callback):
         """After each step."""
         assert isinstance(module, TrainingModule)
         self.images += len(batch[0])
-        self.newest.append(outputs["terms"])
-        if self.stop.is_set():
-            save(trainer, self.checkpoint)
+        if outputs:  # none of a step that was left out
+            self.newest.append(outputs["terms"])
+        the_end = module.step == module.steps
+        measuring = the_end or self._due(module, self.every.measure)
+        recorded = the_end or self._due(module, self.every.log)
+        if self.newest and (recorded or measuring or self._told_long_ago()):
+            told_with_accuracy = measuring and self.measure is not None
+            self._tell(trainer, module, recorded and not told_with_accuracy)
+        if self.stop.is_set() and not the_end:
+            with self._paused():
+                self._save(trainer, module)
             raise Interrupted
-        now = time.perf_counter()
-        the_end = module.accuracy is None and trainer.global_step == module.steps
-        if now - self.reported > 0.5 or self.last is None or the_end:
-            self.reported = now
-            self._tell(trainer, float(outputs["loss"]), outputs["terms"])
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """A checkpoint each epoch."""
-        self._pause()
-        save(trainer, self.checkpoint)
-
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The accuracy just measured."""
-        assert isinstance(module, TrainingModule)
-        assert module.accuracy is not None
-        self.top1 = float(module.accuracy.compute())
-        module.accuracy.reset()
-        if self.last is not None:
-            self.report(
-                replace(
-                    self.last,
-                    step=trainer.global_step,
-                    seconds=self.training_seconds,
-                    top1=self.top1,
-                )
-            )
+        if measuring:
+            with self._paused():
+                self._measure(trainer, module)
+        if the_end or self._due(module, self.every.save_steps) or self._saved_long_ago():
+            with self._paused():
+                self._save(trainer, module)
 
     def mean_terms(self) -> dict[str, float]:
         """The weighted terms by name, means over the last steps; see `AVERAGED`."""
         return {
-            name: float(torch.stack([terms[name] for terms in self.newest]).mean())
+            name: float(torch.stack([terms[name].cpu() for terms in self.newest]).mean())
             for name in self.newest[0]
         }
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Plain data beside the tensors."""
-        checkpoint["scalekd_student"] = asdict(self.student)
+    def state(self, trainer: L.Trainer, module: TrainingModule) -> State:
+        """All that the run needs to go on."""
+        return {
+            "scalekd_student": asdict(self.student),
+            "marks": self.marks,
+            "step": module.step,
+            "skipped": module.skipped,
+            "state_dict": module.state_dict(),
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "precision": trainer.precision_plugin.state_dict(),
+            "watch": {
+                "training_seconds": self.training_seconds,
+                "images": self.images,
+                "measured": self.measured,
+                "top1": self.top1,
+                "highest": self.highest,
+                "last": self.last and asdict(self.last),
+                "newest": list(self.newest),
+            },
+        }
 
-    def _pause(self) -> None:
-        if self.began is not None:
-            self.training_seconds += time.perf_counter() - self.began
-        self.began = None
+    def _due(self, module: TrainingModule, every: int | None) -> bool:
+        return every is not None and module.step % every == 0
 
-    def _tell(self, trainer: L.Trainer, loss: float, terms: dict[str, Tensor]) -> None:
+    def _told_long_ago(self) -> bool:
+        return self.last is None or time.perf_counter() - self.reported > 0.5
+
+    def _saved_long_ago(self) -> bool:
+        return time.perf_counter() - self.saved > 60 * self.every.save_minutes
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Measuring and saving are not training."""
         assert self.began is not None, "it trains"
-        seconds = self.training_seconds + time.perf_counter() - self.began
+        self.training_seconds += time.perf_counter() - self.began
+        yield
+        self.began = time.perf_counter()
+
+    def _save(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        self.saved = time.perf_counter()
+        self._write(trainer, module, self.checkpoint, before(self.checkpoint))
+
+    def _write(
+        self, trainer: L.Trainer, module: TrainingModule, file: Path, aside: Path | None = None
+    ) -> None:
+        try:
+            write(self.state(trainer, module), file, aside)
+        except OSError as error:
+            kept = "the one before is whole" if file.exists() else "there is none before it"
+            warnings.warn(
+                f"{file} could not be written at step {module.step} ({error}): {kept}, and "
+                "training goes on; make room for the next one",
+                stacklevel=2,
+            )
+
+    def _measure(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        self.measured = module.step
+        if self.measure is None:
+            return
+        student = module.method.student.eval()
+        self.top1 = self.measure(student)
+        student.train()
+        if self.last is not None:
+            self.report(replace(self.last, top1=self.top1, kept=True))
+        if self.top1 > self.highest:
+            self.highest = self.top1
+            self._write(trainer, module, best(self.checkpoint))
+
+    def _tell(self, trainer: L.Trainer, module: TrainingModule, kept: bool) -> None:
+        assert self.began is not None, "it trains"
+        self.reported = time.perf_counter()
+        seconds = self.training_seconds + self.reported - self.began
         self.last = Progress(
-            step=trainer.global_step,
-            steps=int(trainer.estimated_stepping_batches),
+            step=module.step,
+            steps=module.steps,
             seconds=seconds,
             images_per_second=self.images / seconds,
             learning_rate=trainer.optimizers[0].param_groups[0]["lr"],
-            loss=loss,
-            terms={name: float(value) for name, value in terms.items()},
+            loss=float(torch.stack(list(self.newest[-1].values())).sum()),
+            terms={name: float(value) for name, value in self.newest[-1].items()},
+            kept=kept,
+            gradients=self.gradients,
         )
         self.report(self.last)

@@ -115,6 +115,10 @@ class Recipe:
         seeds: one run for each.
         compare: the same student trained without a teacher (alone), by logits only (logits).
         validate_every: epochs between two measurements on the validation images.
+        max_skipped: steps of a run that may be left out because their loss is no number.
+        log_every: steps between two lines of metrics.jsonl.
+        save_minutes: between two checkpoints of a run.
+        save_steps: the same in steps, where that comes sooner.
     """
 
     teacher: str
@@ -139,10 +143,19 @@ class Recipe:
     seeds: list[int] = field(default_factory=lambda: [0])
     compare: list[Baseline] = field(default_factory=list)
     validate_every: int = 1
+    max_skipped: int = 0
+    log_every: int = 10
+    save_minutes: float = 5.0
+    save_steps: int | None = None
 
     def __post_init__(self) -> None:
         _positive(epochs=self.epochs, batch_size=self.batch_size)
         _positive(validate_every=self.validate_every, temperature=self.temperature)
+        _positive(log_every=self.log_every, save_minutes=self.save_minutes)
+        if self.max_skipped < 0:
+            raise InputError(f"max_skipped is {self.max_skipped}: it must be 0 or more")
+        if self.save_steps is not None:
+            _positive(save_steps=self.save_steps)
         _positive(**{"optim.lr": self.optim.lr})
         for name in ("weight_decay", "warmup_epochs", "min_lr", "clip"):
             value = getattr(self.optim, name)

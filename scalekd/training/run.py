@@ -1,13 +1,17 @@
 """One run of a recipe: one arm of the comparison, with one seed."""
 
+import json
 import logging
+import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
+from torch import nn
 
 from scalekd.baselines import Alone
 from scalekd.distiller import ScaleKD
@@ -15,9 +19,10 @@ from scalekd.errors import InputError
 from scalekd.method import LossWeights
 from scalekd.networks import FrozenTeacher, build, input_config
 from scalekd.networks.weights import Loaded
-from scalekd.training.checkpoint import StudentSpec
-from scalekd.training.data import Source, loaders, open_source
-from scalekd.training.loop import Progress, StopSignal, TrainingModule, Watch
+from scalekd.training.checkpoint import StudentSpec, newest
+from scalekd.training.data import RunBatches, Source, loaders, open_source
+from scalekd.training.evaluate import top1
+from scalekd.training.loop import Every, Progress, StopSignal, TrainingModule, Watch
 from scalekd.training.recipe import Recipe
 
 Arm = Literal["scalekd", "alone", "logits"]
@@ -36,6 +41,11 @@ class Run:
     def checkpoint(self, out: Path) -> Path:
         """The run's checkpoint in the run folder."""
         return out / "checkpoints" / f"{self.arm}-seed{self.seed}.ckpt"
+
+
+def metrics_file(out: Path) -> Path:
+    """What the runs of a run folder record, a line for each report."""
+    return out / "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -80,13 +90,17 @@ def build_teacher(recipe: Recipe) -> tuple[FrozenTeacher, Loaded]:
     return FrozenTeacher(model, size, recipe.teacher_taps, recipe.teacher_prefix), loaded
 
 
-def build_method(recipe: Recipe, run: Run, source: Source) -> ScaleKD | Alone:
-    """What a run trains. The student starts the same in every arm of a seed."""
+def build_method(recipe: Recipe, run: Run, source: Source) -> tuple[ScaleKD | Alone, Loaded | None]:
+    """What a run trains, and what was loaded into its teacher.
+
+    The student starts the same in every arm of a seed.
+    """
+    L.seed_everything(recipe.seeds[0], verbose=False)  # of a teacher that is random, as asked
     teacher, loaded = (None, None) if run.arm == "alone" else build_teacher(recipe)
     L.seed_everything(run.seed, verbose=False)
     student = student_spec(recipe, source, teacher).build()
     if teacher is None:
-        return Alone(student, recipe.label_smoothing)
+        return Alone(student, recipe.label_smoothing), None
     weights = recipe.weights
     if run.arm == "logits":
         weights = LossWeights(0, 0, 0, 0, logits=(weights or LossWeights()).logits)
@@ -102,7 +116,7 @@ def build_method(recipe: Recipe, run: Run, source: Source) -> ScaleKD | Alone:
         one_token=recipe.one_token,
     )
     method.notes.append(str(loaded))
-    return method
+    return method, loaded
 
 
 def train(
@@ -114,61 +128,106 @@ def train(
 ) -> Result:
     """Train one student; leaves its checkpoint and, of the first ScaleKD run, `out/student`.
 
+    A checkpoint that is there is gone on from.
+
     Raises:
         Interrupted: `stop` was set; the state is in the checkpoint.
         InputError: see its message.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its advertisements
     source = open_source(recipe.data)
-    method = build_method(recipe, run, source)
+    method, loaded = build_method(recipe, run, source)
     config = input_config(method.student, recipe.data.size)
-    batches, validation = loaders(source, recipe.data, config, recipe.batch_size, run.seed)
     spec = student_spec(recipe, source, getattr(method, "teacher", None))
     checkpoint = run.checkpoint(out)
-    module = TrainingModule(
-        method,
-        recipe.optim,
-        source.classes,
-        recipe.epochs * len(batches),
-        len(batches),
-        out / "metrics.jsonl",
+    state = newest(checkpoint)
+    batches, validation = loaders(
+        source,
+        recipe.data,
+        config,
+        recipe.batch_size,
+        run.seed,
+        recipe.epochs,
+        state["step"] if state else 0,
     )
-    watch = Watch(report, stop, checkpoint, spec)
+    order = batches.batch_sampler
+    assert isinstance(order, RunBatches)
+    marks = {"images": order.images, "teacher": loaded and (loaded.sha256 or loaded.source)}
+    if state and state["marks"] != marks:
+        raise InputError(_changed(state["marks"], marks, checkpoint))
+    module = TrainingModule(method, recipe.optim, order, recipe.max_skipped, checkpoint, state)
+    every = Every(
+        recipe.log_every,
+        recipe.validate_every * order.steps_per_epoch,
+        recipe.save_steps,
+        recipe.save_minutes,
+    )
+    measure = None
+    if validation is not None:
+        assert source.classes is not None
+        measure = partial(top1, batches=validation, classes=source.classes)
+
+    def tell(news: Progress) -> None:
+        if news.kept:
+            line = {"arm": run.arm, "seed": run.seed, **asdict(news)}
+            line.pop("kept")
+            metrics.write(json.dumps(line) + "\n")
+        report(news)
+
+    watch = Watch(tell, stop, checkpoint, spec, measure, every, marks, state)
     trainer = L.Trainer(
-        max_epochs=recipe.epochs,
+        max_epochs=1,
         precision=recipe.precision,
         gradient_clip_val=recipe.optim.clip or None,
-        check_val_every_n_epoch=recipe.validate_every,
         callbacks=[watch],
         devices=1,
         use_distributed_sampler=False,
-        num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
-        warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")
-        trainer.fit(module, batches, validation)
-        if validation is not None and recipe.epochs % recipe.validate_every:
-            trainer.validate(module, validation, verbose=False)
+    if module.start < module.steps:
+        # One line, one write at the file's end: runs side by side share it.
+        with metrics_file(out).open("a", buffering=1) as metrics, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
+            warnings.filterwarnings("ignore", message="Consider setting `persistent_workers")
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
+            warnings.filterwarnings("ignore", message=".*training_step. returned .None.")
+            trainer.fit(module, batches)
     if run == Run("scalekd", recipe.seeds[0]):
-        try:
-            spec.export(method.student.cpu().eval(), out / "student")
-        except OSError as error:
-            raise InputError(
-                f"the student is trained and could not be written to {out / 'student'} ({error}); "
-                f"it is not lost: make room, then `scalekd export {checkpoint} --out FOLDER`"
-            ) from error
+        _export(spec, method.student, out / "student", checkpoint)
     assert watch.last is not None
     return Result(
         run,
         watch.top1,
         watch.training_seconds,
-        trainer.global_step,
+        module.steps,
         watch.last.images_per_second,
         watch.mean_terms(),
     )
+
+
+def _changed(then: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> str:
+    name = next(name for name in now if then[name] != now[name])
+    return (
+        f"{checkpoint} was made with another {name} ({then[name]}; now {now[name]}): what comes "
+        f"of both is neither; bring that back, or give another --out to begin anew"
+    )
+
+
+def _export(spec: StudentSpec, student: nn.Module, folder: Path, checkpoint: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed just after this
+    try:
+        spec.export(student.cpu().eval(), folder)
+    except OSError as error:
+        state = newest(checkpoint)
+        rescue = (
+            f"it is not lost: make room, then `scalekd export {checkpoint} --out FOLDER` gives it "
+            f"as of step {state['step']}"
+            if state
+            else "and there was no room for a checkpoint either"
+        )
+        raise InputError(
+            f"the student is trained and could not be written to {folder} ({error}); {rescue}"
+        ) from error

@@ -1,19 +1,21 @@
 """A run's checkpoint: what it holds, what reads it, and a disk that takes no more."""
 
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from full_disk import a_disk_that_takes_no_file_larger_than
 from pictures import image_folder
 from refusals import refused
 
-from scalekd.training.checkpoint import export_checkpoint, load_student, save
-from scalekd.training.loop import Interrupted, Progress
+from scalekd.training.checkpoint import before, export_checkpoint, load_student, newest, write
+from scalekd.training.loop import Progress
 from scalekd.training.recipe import Data, Optim, Recipe
 from scalekd.training.run import Run, train
+from scalekd.training.signals import Interrupted
 
 RUN = Run("scalekd", 1)
 
@@ -50,8 +52,8 @@ def test_it_holds_student_projectors_and_optimizer_and_no_teacher(trained: Path)
     assert any(n.startswith("method.student.") for n in names)
     assert any(n.startswith("method.method.") for n in names)
     assert not [n for n in names if "teacher" in n]
-    assert kept["optimizer_states"]
-    assert kept["global_step"] == 6
+    assert kept["optimizer"]["state"]
+    assert kept["step"] == 6
     # Weights and AdamW's two moments of what trains, and hardly anything beside.
     trains = sum(t.numel() for t in kept["state_dict"].values())
     assert file.stat().st_size < 3 * 4 * trains * 1.1
@@ -85,52 +87,67 @@ def test_a_stopped_run_leaves_a_checkpoint_that_gives_the_student(
     assert (tmp_path / "rescued" / "config.json").is_file()
 
 
-class _Model(L.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(100, 100)
-
-    def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
-        return self.layer(batch).square().mean()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.1)
+STATE = {"step": 1, "state_dict": {"weight": torch.zeros(10_000)}}
 
 
-@pytest.fixture
-def trainer() -> L.Trainer:
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(_Model(), torch.utils.data.DataLoader(torch.zeros(4, 100)))
-    return trainer
+def of_step(step: int) -> dict[str, Any]:
+    return {**STATE, "step": step}
 
 
-def test_on_a_full_disk_the_older_checkpoint_survives(trainer: L.Trainer, tmp_path: Path) -> None:
+def test_on_a_full_disk_the_older_states_survive(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "run.ckpt"
-    save(trainer, file)
-    before = file.read_bytes()
+    for step in (1, 2):
+        write(of_step(step), file, before(file))
+    contents = {f: f.read_bytes() for f in file.parent.iterdir()}
     with (
-        refused("could not be written", str(file), "File too large"),
+        pytest.raises(OSError, match="File too large"),
         a_disk_that_takes_no_file_larger_than(1000),
     ):
-        save(trainer, file)
-    assert file.read_bytes() == before
-    assert [f.name for f in file.parent.iterdir()] == ["run.ckpt"]
+        write(of_step(3), file, before(file))
+    assert {f: f.read_bytes() for f in file.parent.iterdir()} == contents
 
 
-def test_on_a_full_disk_without_an_older_checkpoint_it_says_so(
-    trainer: L.Trainer, tmp_path: Path
+def test_on_a_full_disk_training_goes_on_and_says_so(pictures: Path, tmp_path: Path) -> None:
+    often = replace(recipe(pictures), save_steps=2)
+    with (
+        pytest.warns(UserWarning, match=r"scalekd-seed1.ckpt could not be written at step 2"),
+        a_disk_that_takes_no_file_larger_than(4_000_000),
+    ):
+        result = train(often, RUN, tmp_path, lambda _: None, Event())
+    assert result.steps == 6
+    assert (tmp_path / "student" / "model.safetensors").is_file()
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_where_the_newest_state_is_damaged_the_one_before_is_taken(
+    tmp_path: Path, damage: str
 ) -> None:
     file = tmp_path / "run.ckpt"
-    with refused("none was kept"), a_disk_that_takes_no_file_larger_than(1000):
-        save(trainer, file)
-    assert not list(tmp_path.iterdir())
+    for step in (1, 2):
+        write(of_step(step), file, before(file))
+    content = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+        state = newest(file)
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+        with pytest.warns(UserWarning, match=r"run.ckpt is damaged"):
+            state = newest(file)
+    assert state is not None
+    assert state["step"] == 1
+
+
+def test_where_all_states_are_damaged_it_is_refused_and_where_there_is_none_it_is_none(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "run.ckpt"
+    assert newest(file) is None
+    for path in (file, before(file)):
+        path.write_bytes(b"PK and then nothing")
+    with pytest.warns(UserWarning, match="damaged"), refused(str(file), "begin anew"):
+        newest(file)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

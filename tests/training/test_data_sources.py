@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from refusals import refused
 
 from scalekd.networks import InputConfig
-from scalekd.training.data import EpochSampler, Source, loaders, open_source
+from scalekd.training.data import RunBatches, Source, loaders, open_source
 from scalekd.training.recipe import Data
 
 SMALL = InputConfig(3, (32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -28,30 +29,56 @@ def source(root: Path, **options: int) -> Source:
 
 def test_an_epoch_is_ordered_by_seed_and_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        sampler = EpochSampler(50, None, seed)
-        sampler.set_epoch(epoch)
-        return list(sampler)
+        batches = list(RunBatches(50, 50, 5, seed, 2))[epoch * 10 : (epoch + 1) * 10]
+        names = [name for batch in batches for name in batch]
+        assert {name // 50 for name in names} == {epoch}
+        return [name % 50 for name in names]
 
     assert order(1, 0) == order(1, 0)
-    assert sorted(order(1, 0)) == list(range(50))
+    assert sorted(order(1, 0)) == sorted(order(1, 1)) == list(range(50))
     assert order(1, 0) != order(1, 1)
     assert order(1, 0) != order(2, 0)
 
 
+@pytest.mark.parametrize(("images", "per_epoch", "batch_size"), [(50, 50, 7), (1000, 20, 4)])
+def test_a_run_goes_on_with_the_batches_that_are_left(
+    images: int, per_epoch: int, batch_size: int
+) -> None:
+    whole = list(RunBatches(images, per_epoch, batch_size, 3, epochs=3))
+    assert len(whole) == 3 * (per_epoch // batch_size)
+    for start in range(len(whole) + 1):
+        left = RunBatches(images, per_epoch, batch_size, 3, 3, start)
+        assert list(left) == whole[start:]
+        assert len(left) == len(whole) - start
+
+
 def test_a_part_of_an_epoch_is_other_images_each_time() -> None:
-    sampler = EpochSampler(1000, 20, 3)
-    seen = []
-    for epoch in range(3):
-        sampler.set_epoch(epoch)
-        seen.append(list(sampler))
+    whole = list(RunBatches(1000, 20, 10, 3, epochs=3))
+    seen = [{name % 1000 for batch in whole[i : i + 2] for name in batch} for i in (0, 2, 4)]
     assert [len(s) for s in seen] == [20, 20, 20]
-    assert len(set(seen[0])) == 20
     assert seen[0] != seen[1] != seen[2]
-    assert len(sampler) == 20
 
 
-def test_an_epoch_is_never_more_than_all_images() -> None:
-    assert len(EpochSampler(10, 50, 0)) == 10
+def test_an_epoch_is_never_more_than_all_images(root: Path) -> None:
+    train, _ = loaders(source(root), Data(str(root), epoch_images=50, workers=0), SMALL, 4, 0)
+    assert len(train) == 3
+
+
+def test_an_image_is_transformed_alike_wherever_and_whenever_it_is_loaded(root: Path) -> None:
+    options: dict[str, Any] = {"auto_augment": "rand-m9-n2-mstd0.5", "erasing": 0.5}
+    batches = []
+    for workers, start in ((0, 0), (2, 0), (1, 3)):
+        data = Data(str(root), workers=workers, **options)
+        torch.manual_seed(workers)
+        train, _ = loaders(open_source(data), data, SMALL, 4, 5, epochs=2, start=start)
+        batches.append([images for images, _ in train])
+    assert len(batches[0]) == 6
+    assert all(torch.equal(a, b) for a, b in zip(batches[0], batches[1], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(batches[0][3:], batches[2], strict=True))
+    of_image = open_source(Data(str(root), workers=0, **options)).train(SMALL, 5)
+    first, again, in_another_epoch = of_image[0][0], of_image[0][0], of_image[12][0]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, in_another_epoch)
 
 
 def test_a_folder_has_its_classes_and_the_students_normalisation(root: Path) -> None:
@@ -82,7 +109,7 @@ def test_grey_and_transparent_files_become_rgb(root: Path) -> None:
 
 
 def test_a_part_of_the_training_images_has_as_many_of_each_class(root: Path) -> None:
-    train = source(root, train_images=6).train(SMALL, 1)
+    train = source(root, train_images=6).train(SMALL, 1).images  # type: ignore[attr-defined]
     assert sorted(target for _, target in train) == [0, 0, 1, 1, 2, 2]  # type: ignore[attr-defined]
 
 
@@ -90,7 +117,7 @@ def test_another_seed_takes_other_training_images(tmp_path: Path) -> None:
     opened = source(image_folder(tmp_path / "many", each=20, side=8), train_images=6)
 
     def chosen(seed: int) -> list[int]:
-        return sorted(opened.train(SMALL, seed).indices)  # type: ignore[attr-defined]
+        return sorted(opened.train(SMALL, seed).images.indices)  # type: ignore[attr-defined]
 
     assert chosen(1) == chosen(1)
     assert chosen(1) != chosen(2)

@@ -73,13 +73,14 @@ def test_the_run_folder_holds_what_it_says(in_turn: Path) -> None:
     assert {p.name for p in in_turn.iterdir()} == {
         "settings.yaml",
         "metrics.jsonl",
+        "results.jsonl",
         "curves.png",
         "summary.json",
         "checkpoints",
         "student",
     }
     assert {p.name for p in (in_turn / "checkpoints").iterdir()} == {
-        f"{run.arm}-seed{run.seed}.ckpt" for run in RUNS
+        f"{run.arm}-seed{run.seed}{which}.ckpt" for run in RUNS for which in ("", ".best")
     }
     assert yaml.safe_load((in_turn / "settings.yaml").read_text()) == TINY.as_dict()
     with Image.open(in_turn / "curves.png") as picture:
@@ -150,7 +151,7 @@ def test_arms_of_a_seed_start_from_the_same_student_and_see_the_same_images(seed
     assert source.input is not None
     starts, firsts = [], []
     for arm in ARMS:
-        method = build_method(TINY, Run(arm, seed), source)
+        method, _ = build_method(TINY, Run(arm, seed), source)
         starts.append(method.student.state_dict())
         batches, _ = loaders(source, TINY.data, source.input, TINY.batch_size, seed)
         firsts.append(next(iter(batches)))
@@ -162,12 +163,12 @@ def test_arms_of_a_seed_start_from_the_same_student_and_see_the_same_images(seed
 
 def test_seeds_start_from_different_students() -> None:
     source = open_source(TINY.data)
-    one, two = (build_method(TINY, Run("alone", s), source).student for s in (1, 2))
+    one, two = (build_method(TINY, Run("alone", s), source)[0].student for s in (1, 2))
     assert not torch.equal(next(one.parameters()), next(two.parameters()))
 
 
 def test_the_logits_arm_has_no_projectors_and_keeps_the_weight() -> None:
-    method = build_method(TINY, Run("logits", 1), open_source(TINY.data))
+    method, _ = build_method(TINY, Run("logits", 1), open_source(TINY.data))
     assert method.method.weights == LossWeights(0, 0, 0, 0, logits=0.5)  # type: ignore[union-attr]
     assert not list(method.method.parameters())  # type: ignore[union-attr, operator]
 
@@ -209,7 +210,7 @@ def test_default_folders_are_numbered_and_clipping_is_heeded(
         optim = Optim(name="momentum", lr=1.0, weight_decay=0, warmup_epochs=0, clip=clip)
         distill(replace(step, optim=optim), parallel=1)
     assert sorted(p.name for p in Path("runs").iterdir()) == ["digits", "digits-2"]
-    start = build_method(step, Run("scalekd", 1), open_source(step.data)).student
+    start = build_method(step, Run("scalekd", 1), open_source(step.data))[0].student
     moved = []
     for out in (Path("runs/digits"), Path("runs/digits-2")):
         end, _ = load_student(Run("scalekd", 1).checkpoint(out))

@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from scalekd.baselines import Alone
 from scalekd.distiller import Step
 from scalekd.training.checkpoint import StudentSpec
-from scalekd.training.loop import Interrupted, Progress, TrainingModule, Watch
+from scalekd.training.data import RunBatches
+from scalekd.training.loop import Every, Progress, TrainingModule, Watch
 from scalekd.training.recipe import Optim
+from scalekd.training.signals import Interrupted
 
 SPEC = StudentSpec("none", {}, 3, None)
 
@@ -69,19 +71,18 @@ def fit(
     per_epoch: int = 10,
     report: Callable[[Progress], None] = lambda _: None,
     stop: Event | None = None,
+    save_steps: int | None = None,
+    max_skipped: int = 0,
     callbacks: tuple[L.Callback, ...] = (),
 ) -> tuple[TrainingModule, Watch]:
+    order = RunBatches(4 * per_epoch, 4 * per_epoch, 4, 1, epochs)
     module = TrainingModule(
-        method,
-        optim or Optim(warmup_epochs=0),
-        3,
-        epochs * per_epoch,
-        per_epoch,
-        out / "metrics.jsonl",
+        method, optim or Optim(warmup_epochs=0), order, max_skipped, out / "run.ckpt"
     )
-    watch = Watch(report, stop or Event(), out / "run.ckpt", SPEC)
+    every = Every(10, per_epoch, save_steps, 60.0)
+    watch = Watch(report, stop or Event(), out / "run.ckpt", SPEC, accuracy, every, {})
     trainer = L.Trainer(
-        max_epochs=epochs,
+        max_epochs=1,
         callbacks=[watch, *callbacks],
         accelerator="cpu",
         logger=False,
@@ -90,8 +91,17 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, batches(per_epoch), batches(2))
+    trainer.fit(module, batches(epochs * per_epoch))
     return module, watch
+
+
+def accuracy(student: nn.Module) -> float:
+    right = total = 0
+    with torch.no_grad():
+        for images, targets in batches(2):
+            right += int((student(images).argmax(1) == targets).sum())
+            total += len(targets)
+    return right / total
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine(tmp_path: Path) -> None:
@@ -127,7 +137,8 @@ def test_a_warm_up_that_rounds_to_the_whole_training_still_trains(tmp_path: Path
 
 def test_biases_and_norms_are_not_decayed(tmp_path: Path) -> None:
     method = Alone(student())
-    module = TrainingModule(method, Optim(weight_decay=0.3, warmup_epochs=0), 3, 10, 10, tmp_path)
+    optim = Optim(weight_decay=0.3, warmup_epochs=0)
+    module = TrainingModule(method, optim, RunBatches(40, 40, 4, 1, 1), 0, tmp_path)
     groups = module.configure_optimizers().param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decay) == len(list(method.parameters()))
@@ -140,9 +151,65 @@ MATRICES = {"student.1.weight", "student.3.weight"}
 
 def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(tmp_path: Path) -> None:
     method = Breaking(at=4)
-    with refused("nan", "step 4", "left nan", "task", str(tmp_path / "metrics.jsonl"), "optim.lr"):
+    with refused("nan", "step 4", "left nan", "task", "images number", "optim.lr", "max_skipped"):
         fit(method, tmp_path)
     assert all(bool(p.isfinite().all()) for p in method.student.parameters())
+
+
+def test_and_the_newest_state_is_named(tmp_path: Path) -> None:
+    with refused("step 4", str(tmp_path / "run.ckpt")):
+        fit(Breaking(at=4), tmp_path, save_steps=2)
+    assert steps(tmp_path) == {"run.ckpt": 2}
+
+
+class BreakingAt(Breaking):
+    """In these steps alone."""
+
+    def __init__(self, *at: int) -> None:
+        super().__init__(0)
+        self.those = at
+
+    def forward(self, images: Tensor, targets: Tensor) -> Step:
+        self.at = 0 if self.step + 1 in self.those else 10_000
+        return super().forward(images, targets)
+
+
+def test_a_step_whose_loss_is_no_number_is_left_out_where_that_is_allowed(tmp_path: Path) -> None:
+    weights: list[Tensor] = []
+
+    class Weights(L.Callback):
+        def on_train_batch_end(
+            self, trainer: L.Trainer, module: L.LightningModule, *_: Any
+        ) -> None:
+            weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+
+    told: list[Progress] = []
+    order = RunBatches(40, 40, 4, 1, 1)
+    with pytest.warns(UserWarning, match="left out, 1 of 2") as said:
+        module, _ = fit(
+            BreakingAt(1, 4),
+            tmp_path,
+            max_skipped=2,
+            report=told.append,
+            callbacks=(Weights(),),
+        )
+    assert module.skipped == 2
+    assert module.step == 10
+    changed = [not torch.equal(a, b) for a, b in pairwise(weights)]
+    assert changed == [True, True, False] + [True] * 6
+    (fourth,) = [str(w.message) for w in said if "2 of 2" in str(w.message)]
+    assert f"images were numbers {order.batch(3)}" in fourth
+    assert torch.load(tmp_path / "run.ckpt", weights_only=True)["skipped"] == 2
+    with refused("step 6", "max_skipped be more than 2"), pytest.warns(UserWarning, match="left"):
+        fit(BreakingAt(1, 4, 6), tmp_path / "other", max_skipped=2)
+
+
+def test_the_gradients_norms_are_recorded_by_part_before_clipping(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    fit(Alone(student()), tmp_path, optim=Optim(warmup_epochs=0, clip=1e-6), report=told.append)
+    (recorded,) = [n for n in told if n.kept]
+    assert recorded.gradients.keys() == {"student"}
+    assert recorded.gradients["student"] > 1e-3
 
 
 def test_a_rate_far_too_large_is_said_by_its_name(tmp_path: Path) -> None:
@@ -171,13 +238,15 @@ def test_progress_is_told_at_the_start_and_at_each_measurement(tmp_path: Path) -
 def test_the_accuracy_is_that_of_the_student_in_its_final_state(tmp_path: Path) -> None:
     method = Alone(student())
     _, watch = fit(method, tmp_path, epochs=2)
-    right = total = 0
-    method.eval()
-    with torch.no_grad():
-        for images, targets in batches(2):
-            right += int((method.student(images).argmax(1) == targets).sum())
-            total += len(targets)
-    assert watch.top1 == pytest.approx(right / total)
+    assert watch.top1 == accuracy(method.student.eval())
+
+
+def test_measuring_leaves_the_student_in_training(tmp_path: Path) -> None:
+    modes = []
+    method = Alone(student())
+    method.student.register_forward_hook(lambda m, given, out: modes.append(m.training))
+    fit(method, tmp_path, epochs=2, per_epoch=3)
+    assert modes == [True] * 3 + [False] * 2 + [True] * 3 + [False] * 2
 
 
 def test_a_stop_signal_ends_the_run_after_the_step_and_keeps_its_state(tmp_path: Path) -> None:
@@ -187,7 +256,7 @@ def test_a_stop_signal_ends_the_run_after_the_step_and_keeps_its_state(tmp_path:
     with pytest.raises(Interrupted):
         fit(method, tmp_path, epochs=50, report=lambda _: stop.set(), stop=stop)
     kept = torch.load(tmp_path / "run.ckpt", weights_only=True)
-    assert kept["global_step"] == 2  # told at step 1, so the next one is the last
+    assert kept["step"] == 1
     moved = [n for n, t in before.items() if not torch.equal(t, kept["state_dict"][STUDENT + n])]
     assert moved
 
@@ -195,7 +264,20 @@ def test_a_stop_signal_ends_the_run_after_the_step_and_keeps_its_state(tmp_path:
 STUDENT = "method.student."
 
 
-def test_the_checkpoint_is_kept_each_epoch_and_leaves_nothing_partial(tmp_path: Path) -> None:
-    fit(Alone(student()), tmp_path, epochs=2)
-    assert [f.name for f in tmp_path.iterdir()] == ["run.ckpt"]
-    assert torch.load(tmp_path / "run.ckpt", weights_only=True)["global_step"] == 20
+def steps(out: Path) -> dict[str, int]:
+    return {f.name: torch.load(f, weights_only=True)["step"] for f in out.iterdir()}
+
+
+def test_the_newest_two_states_and_the_best_are_kept_and_nothing_partial(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    fit(Alone(student()), tmp_path, epochs=2, save_steps=8, report=told.append)
+    tops = [(n.top1, -n.step) for n in told if n.top1 is not None]
+    best = -max(tops)[1]
+    assert steps(tmp_path) == {"run.ckpt": 20, "run.before.ckpt": 16, "run.best.ckpt": best}
+
+
+def test_the_record_is_a_matter_of_steps(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    fit(Alone(student()), tmp_path, epochs=3, per_epoch=8, report=told.append)
+    kept = [(n.step, n.top1 is not None) for n in told if n.kept]
+    assert kept == [(8, True), (10, False), (16, True), (20, False), (24, True)]

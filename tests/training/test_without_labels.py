@@ -202,7 +202,7 @@ def test_links_to_folders_are_followed(root: Path, tmp_path: Path) -> None:
 
 def test_a_part_of_the_images_is_another_one_for_each_seed(root: Path) -> None:
     source = open_source(Data(str(root), train_images=4))
-    one, again, other = (source.train(SMALL, seed).files for seed in (1, 1, 2))  # type: ignore[attr-defined]
+    one, again, other = (source.train(SMALL, seed).images.files for seed in (1, 1, 2))  # type: ignore[attr-defined]
     assert one == again != other
     assert len(set(one)) == len(set(other)) == 4
     with refused("data.train_images is 9", "8", str(root)):
