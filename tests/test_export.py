@@ -107,21 +107,22 @@ def test_a_disk_full_at_the_very_end_loses_no_student(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def full_when_kept(_: object) -> None:
-        # The last epoch's measurement comes just before its checkpoint, which has room still.
         kept = RUN.checkpoint(out)
         if kept.is_file():
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
 
-    # Not measured at the end of the epoch but after the checkpoint, so that it is told in between.
-    recipe = Recipe(**{**RECIPE.__dict__, "validate_every": 2})
+    recipe = Recipe(**{**RECIPE.__dict__, "save_steps": 1, "log_every": 1})
     try:
-        with pytest.raises(InputError) as caught:
+        with (
+            pytest.raises(InputError) as caught,
+            pytest.warns(UserWarning, match=r"could not be written at step 2 .* is whole"),
+        ):
             train(recipe, RUN, out, full_when_kept, Full())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     message = str(caught.value)
-    assert "scalekd export" in message
-    assert str(RUN.checkpoint(out)) in message
+    assert f"scalekd export {RUN.checkpoint(out)}" in message
+    assert "as of step 1" in message
     assert "\n" not in message
     assert not (out / "student").exists()
     assert not (out / "student.part").exists()

@@ -171,7 +171,7 @@ def train(
         if news.kept:
             line = {"arm": run.arm, "seed": run.seed, **asdict(news)}
             line.pop("kept")
-            metrics.write(json.dumps(line) + "\n")
+            _record(metrics_file(out), json.dumps(line))
         report(news)
 
     watch = Watch(tell, stop, checkpoint, spec, measure, every, marks, state)
@@ -188,8 +188,7 @@ def train(
         enable_model_summary=False,
     )
     if module.start < module.steps:
-        # One line, one write at the file's end: runs side by side share it.
-        with metrics_file(out).open("a", buffering=1) as metrics, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message="Consider setting `persistent_workers")
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
@@ -214,6 +213,16 @@ def _changed(then: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> str
         f"{checkpoint} was made with another {name} ({then[name]}; now {now[name]}): what comes "
         f"of both is neither; bring that back, or give another --out to begin anew"
     )
+
+
+def _record(metrics: Path, line: str) -> None:
+    """One write at the file's end, which runs side by side share; a full disk ends no run."""
+    try:
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+        with metrics.open("a") as lines:
+            lines.write(line + "\n")
+    except OSError as error:
+        warnings.warn(f"{metrics} takes no more ({error}): a line is lost", stacklevel=2)
 
 
 def _export(spec: StudentSpec, student: nn.Module, folder: Path, checkpoint: Path) -> None:
