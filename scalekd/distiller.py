@@ -57,7 +57,8 @@ class ScaleKD(nn.Module):
             case, and `notes` says so.
         temperature: T of the logits.
         heads: of CAP3 and CAP4; default the paper's for its teachers, else one for 64 channels.
-        label_smoothing: of the cross-entropy with the targets.
+        task: loss of the student's logits (N, classes) and the targets (N,); default the
+            cross-entropy.
         one_token: "refuse" or "drop" alternative views of one-token grids; see `ScaleKDLoss`.
 
     Attributes:
@@ -89,7 +90,7 @@ class ScaleKD(nn.Module):
         weights: LossWeights | None = None,
         temperature: float = 1.0,
         heads: tuple[int, int] | None = None,
-        label_smoothing: float = 0.0,
+        task: nn.Module | None = None,
         one_token: Literal["refuse", "drop"] = "refuse",
     ) -> None:
         super().__init__()
@@ -129,7 +130,7 @@ class ScaleKD(nn.Module):
             _stem_norm(student),
             one_token=one_token,
         )
-        self.task = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.task = task or nn.CrossEntropyLoss()
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Step:
         """One step's loss.

@@ -12,6 +12,7 @@ from networks.small_models import (
 )
 from refusals import refused
 from timm.optim import create_optimizer_v2
+from torch import nn
 from torch.nn import functional as F
 
 from scalekd import Step
@@ -45,7 +46,7 @@ def test_alone_holds_the_student_and_nothing_else() -> None:
 
 
 def test_alone_smooths_labels() -> None:
-    step = Alone(resnet(), label_smoothing=0.1)(images(4), TARGETS)
+    step = Alone(resnet(), nn.CrossEntropyLoss(label_smoothing=0.1))(images(4), TARGETS)
     expected = F.cross_entropy(step.logits, TARGETS, label_smoothing=0.1)
     torch.testing.assert_close(step.loss, expected)
 

@@ -108,7 +108,9 @@ def test_logits_are_the_students_own_and_its_teachers_are_distilled() -> None:
 
 
 def test_label_smoothing_reaches_the_task() -> None:
-    step = step_of(distilling(label_smoothing=0.1, weights=LossWeights(logits=0.0)))
+    step = step_of(
+        distilling(task=nn.CrossEntropyLoss(label_smoothing=0.1), weights=LossWeights(logits=0.0))
+    )
     expected = F.cross_entropy(step.logits, TARGETS, label_smoothing=0.1)
     torch.testing.assert_close(step.terms["task"], expected)
     assert not torch.isclose(expected, F.cross_entropy(step.logits, TARGETS))

@@ -7,13 +7,18 @@ from scalekd.errors import InputError
 
 
 class Alone(nn.Module):
-    """`Alone(student)(images, targets)` -> `Step` with the task's loss and nothing else."""
+    """`Alone(student)(images, targets)` -> `Step` with the task's loss and nothing else.
 
-    def __init__(self, student: nn.Module, label_smoothing: float = 0.0) -> None:
+    Args:
+        student: what trains.
+        task: loss of logits (N, classes) and targets (N,); default the cross-entropy.
+    """
+
+    def __init__(self, student: nn.Module, task: nn.Module | None = None) -> None:
         super().__init__()
         self.student = student
         self.notes: list[str] = []
-        self.task = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.task = task or nn.CrossEntropyLoss()
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Step:
         """One step's loss; `images` (N, channels, H, W), `targets` classes (N,).

@@ -17,6 +17,8 @@ from scalekd.networks.build import build_unfilled
 from scalekd.networks.weights import load_weights, read_checkpoint
 
 STUDENT = "method.student."
+AVERAGE = "average.module."
+"""The same student, averaged over the steps, which is what is meant where it is there."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def load_student(file: Path) -> tuple[nn.Module, StudentSpec]:
     spec = StudentSpec(**plain)
     student = spec.build()
     tensors: dict[str, Tensor] = checkpoint["state_dict"]
-    own = {n.removeprefix(STUDENT): t for n, t in tensors.items() if n.startswith(STUDENT)}
+    prefix = AVERAGE if any(n.startswith(AVERAGE) for n in tensors) else STUDENT
+    own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     load_weights(student, own, str(file))
     return student.eval(), spec
 

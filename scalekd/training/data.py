@@ -185,6 +185,7 @@ def loaders(
     seed: int,
     epochs: int = 1,
     start: int = 0,
+    parts: int = 1,
 ) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
     """Training batches of a whole run from step `start` on, and those to validate on.
 
@@ -205,7 +206,7 @@ def loaders(
     context = "fork" if workers and sys.platform == "linux" else None
     batches = DataLoader(
         train,
-        batch_sampler=RunBatches(images, per_epoch, batch_size, seed, epochs, start),
+        batch_sampler=RunBatches(images, per_epoch, batch_size, seed, epochs, start, parts),
         num_workers=workers,
         worker_init_fn=_outlive_signals,
         multiprocessing_context=context,
@@ -250,21 +251,33 @@ class RunBatches(Sampler[list[int]]):
         seed: of the run.
         epochs: of the run.
         start: steps that were done before.
+        parts: equal ones that each batch is given in, one after another.
     """
 
     def __init__(
-        self, images: int, per_epoch: int, batch_size: int, seed: int, epochs: int, start: int = 0
+        self,
+        images: int,
+        per_epoch: int,
+        batch_size: int,
+        seed: int,
+        epochs: int,
+        start: int = 0,
+        parts: int = 1,
     ) -> None:
         self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
+        self.parts = parts
         self.steps_per_epoch = per_epoch // batch_size
         self.steps = epochs * self.steps_per_epoch
         self._order: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
-        return self.steps - self.start
+        return (self.steps - self.start) * self.parts
 
     def __iter__(self) -> Iterator[list[int]]:
-        return map(self.batch, range(self.start, self.steps))
+        size = self.batch_size // self.parts
+        for step in range(self.start, self.steps):
+            names = self.batch(step)
+            yield from (names[i : i + size] for i in range(0, self.batch_size, size))
 
     def batch(self, step: int) -> list[int]:
         """The names of the images that step number `step`, from 0 on, learns from."""

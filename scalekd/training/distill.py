@@ -113,6 +113,11 @@ def check(recipe: Recipe) -> report.Pair:
     _try_one_step(method, batches)
     notes = [*_without_labels(method, recipe.data.root)] if source.classes is None else []
     notes += source.notes + method.notes
+    if recipe.learning_rate != recipe.optim.lr:
+        notes.append(
+            f"the learning rate is {recipe.learning_rate:.3g}: {recipe.optim.lr} for "
+            f"{recipe.optim.batch} images a step, in proportion to these {recipe.batch_size}"
+        )
     teacher_top1 = None
     if validation is not None and method.teacher.shapes.classes == source.classes:
         assert source.classes is not None

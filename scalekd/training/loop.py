@@ -19,8 +19,10 @@ from typing import Any, Protocol
 import lightning as L
 import torch
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalekd.distiller import Step
 from scalekd.errors import InputError
@@ -78,6 +80,8 @@ class TrainingModule(L.LightningModule):
     Args:
         method: what trains.
         optim: how.
+        learning_rate: of the optimizer after the warm-up.
+        ema: decay of the average of the student's weights; None for no average.
         order: the run's batches.
         max_skipped: how many steps may be left out because their loss is no number.
         checkpoint: the file to name when there are more.
@@ -88,6 +92,8 @@ class TrainingModule(L.LightningModule):
         self,
         method: Method,
         optim: Optim,
+        learning_rate: float,
+        ema: float | None,
         order: RunBatches,
         max_skipped: int,
         checkpoint: Path,
@@ -95,7 +101,12 @@ class TrainingModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.method = method
-        self.optim, self.order = optim, order
+        self.optim, self.learning_rate, self.order = optim, learning_rate, order
+        self.average: AveragedModel | None = None
+        if ema is not None:
+            rule = get_ema_multi_avg_fn(ema)  # type: ignore[no-untyped-call]
+            averaged = AveragedModel(method.student, multi_avg_fn=rule)
+            self.average = averaged.requires_grad_(False)
         self.steps, self.steps_per_epoch = order.steps, order.steps_per_epoch
         self.max_skipped, self.checkpoint = max_skipped, checkpoint
         self.start: int = state["step"] if state else 0
@@ -109,32 +120,54 @@ class TrainingModule(L.LightningModule):
         """How many steps of the whole run are done."""
         return self.start + self.global_step
 
+    @property
+    def student(self) -> nn.Module:
+        """What is measured and kept: the average, where there is one."""
+        return self.method.student if self.average is None else self.average.module
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """timm's optimizer; its schedule is stepped in `on_train_batch_end`."""
         optim = self.optim
         assert isinstance(self.method, nn.Module)
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            self.method, opt=optim.name, lr=optim.lr, weight_decay=optim.weight_decay
+            self.method,
+            opt=optim.name,
+            lr=self.learning_rate,
+            weight_decay=optim.weight_decay,
+            filter_bias_and_bn=not optim.decay_all,
         )
-        warmup = min(round(optim.warmup_epochs * self.steps_per_epoch), self.steps - 1)
-        self.schedule = CosineLRScheduler(
-            optimizer,
-            t_initial=self.steps - warmup,
-            lr_min=optim.min_lr,
-            warmup_t=warmup,
-            warmup_lr_init=optim.lr / max(warmup, 1),
-            warmup_prefix=True,
-            t_in_epochs=False,
-        )
+        self.schedule = self._schedule(optimizer)
         if self.optimizer_state is not None:
             optimizer.load_state_dict(self.optimizer_state)
             self.optimizer_state = None
         self.schedule.step_update(self.start)
         return optimizer
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        """A step's random numbers are its own."""
-        seed_all(self.order.seed, self.step)
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> Scheduler:
+        optim = self.optim
+        warmup = min(round(optim.warmup_epochs * self.steps_per_epoch), self.steps - 1)
+        rising: dict[str, Any] = {
+            "warmup_t": warmup,
+            "warmup_lr_init": self.learning_rate / max(warmup, 1),
+            "t_in_epochs": False,
+        }
+        if optim.drops:
+            # timm's rate falls one step before the one that it is given.
+            steps = [round(epoch * self.steps_per_epoch) + 1 for epoch in optim.drops]
+            return MultiStepLRScheduler(
+                optimizer, steps, decay_rate=0.1, warmup_prefix=False, **rising
+            )
+        return CosineLRScheduler(
+            optimizer,
+            t_initial=self.steps - warmup,
+            lr_min=optim.min_lr,
+            warmup_prefix=True,
+            **rising,
+        )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """The random numbers of a step, and of each of its parts, are its own."""
+        seed_all(self.order.seed, self.step, batch_idx % self.order.parts)
 
     def training_step(self, batch: Sequence[Tensor], index: int) -> dict[str, Any] | None:
         """One batch, (images, targets) or (images,).
@@ -225,6 +258,7 @@ class Watch(L.Callback):
         self.highest: float = watched.get("highest", -1.0)
         self.last = Progress(**watched["last"]) if watched.get("last") else None
         self.gradients: dict[str, float] = {}
+        self.parts: list[dict[str, Tensor]] = []
         self.newest = deque[dict[str, Tensor]](watched.get("newest", []), maxlen=AVERAGED)
         self.scaler: dict[str, Any] = state["precision"] if state else {}
 
@@ -267,8 +301,16 @@ class Watch(L.Callback):
         """After each step."""
         assert isinstance(module, TrainingModule)
         self.images += len(batch[0])
-        if outputs:  # none of a step that was left out
-            self.newest.append(outputs["terms"])
+        if outputs:  # none of what was left out
+            self.parts.append(outputs["terms"])
+        if (batch_idx + 1) % module.order.parts:
+            return
+        if self.parts:
+            names = self.parts[0]
+            self.newest.append({n: torch.stack([p[n] for p in self.parts]).mean() for n in names})
+            self.parts.clear()
+        if module.average is not None:
+            module.average.update_parameters(module.method.student)
         the_end = module.step == module.steps
         measuring = the_end or self._due(module, self.every.measure)
         recorded = the_end or self._due(module, self.every.log)
@@ -352,7 +394,7 @@ class Watch(L.Callback):
         self.measured = module.step
         if self.measure is None:
             return
-        student = module.method.student.eval()
+        student = module.student.eval()
         self.top1 = self.measure(student)
         student.train()
         if self.last is not None:

@@ -69,22 +69,29 @@ class Data:
 
 @dataclass(frozen=True)
 class Optim:
-    """The optimizer and its schedule: linear warm-up, then cosine to `min_lr`.
+    """The optimizer and its schedule: linear warm-up, then cosine to `min_lr`, or drops.
 
     Args:
         name: timm's name of the optimizer.
-        lr: learning rate after the warm-up, for the batch size given.
+        lr: learning rate after the warm-up.
+        batch: images a step that lr is for: with another batch_size it changes in proportion.
+            Default: lr is for any.
         weight_decay: of all but biases, norms and positions.
+        decay_all: whether of these too.
         warmup_epochs: epochs of warm-up, also a fraction of one.
-        min_lr: learning rate at the end.
+        min_lr: learning rate at the end of the cosine.
+        drops: epochs at which the rate falls to a tenth, in place of the cosine.
         clip: largest gradient norm; 0 for no clipping.
     """
 
     name: str = "adamw"
     lr: float = 5e-4
+    batch: int | None = None
     weight_decay: float = 0.05
+    decay_all: bool = False
     warmup_epochs: float = 5.0
     min_lr: float = 0.0
+    drops: list[float] = field(default_factory=list)
     clip: float = 5.0
 
 
@@ -101,11 +108,16 @@ class Recipe:
         student_args: more arguments for timm's create_model.
         epochs: passes over the data (or over data.epoch_images).
         batch_size: images a step.
+        accumulate: parts that a step's batch is computed in, one after another, to fit in memory.
         optim: the optimizer.
         weights: of the loss's terms, --weights.logits and so on; 0 switches one off.
         temperature: of the logits.
         heads: attention heads of the two projectors; default the paper's, or one for 64 channels.
-        label_smoothing: of the task's loss.
+        task: loss of the student's logits and the labels: cross-entropy, or binary cross-entropy
+            over the classes, their mean (bce) or their sum (bce_sum, as in the released code).
+        label_smoothing: of it.
+        ema: decay of an average of the student's weights over the steps, which is then what is
+            measured and exported; default none.
         teacher_size: (height, width) that the teacher works at; default its own.
         teacher_taps: which of the teacher's features; the tail begins after the penultimate one.
         student_taps: which of the student's features.
@@ -129,11 +141,14 @@ class Recipe:
     student_args: dict[str, Any] = field(default_factory=dict)
     epochs: int = 100
     batch_size: int = 128
+    accumulate: int = 1
     optim: Optim = field(default_factory=Optim)
     weights: LossWeights | None = None
     temperature: float = 1.0
     heads: tuple[int, int] | None = None
+    task: Literal["cross_entropy", "bce", "bce_sum"] = "cross_entropy"
     label_smoothing: float = 0.0
+    ema: float | None = None
     teacher_size: tuple[int, int] | None = None
     teacher_taps: TapSettings = field(default_factory=TapSettings)
     student_taps: TapSettings = field(default_factory=TapSettings)
@@ -149,7 +164,16 @@ class Recipe:
     save_steps: int | None = None
 
     def __post_init__(self) -> None:
-        _positive(epochs=self.epochs, batch_size=self.batch_size)
+        _positive(epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate)
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"accumulate is {self.accumulate} and batch_size {self.batch_size}: the parts must "
+                "be equal, so batch_size a multiple of accumulate"
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"ema is {self.ema}: it must be between 0 and 1, for example 0.9999")
+        if self.optim.batch is not None:
+            _positive(**{"optim.batch": self.optim.batch})
         _positive(validate_every=self.validate_every, temperature=self.temperature)
         _positive(log_every=self.log_every, save_minutes=self.save_minutes)
         if self.max_skipped < 0:
@@ -168,6 +192,11 @@ class Recipe:
                 f"optim.warmup_epochs is {self.optim.warmup_epochs} and epochs is {self.epochs}: "
                 "the warm-up must be shorter than the training"
             )
+        if any(not 0 < drop < self.epochs for drop in self.optim.drops):
+            raise InputError(
+                f"optim.drops are {self.optim.drops}: they must lie between 0 and the "
+                f"{self.epochs} epochs"
+            )
         if self.optim.name not in (known := list_optimizers()):
             near = difflib.get_close_matches(self.optim.name, known, n=3) or ["adamw", "sgd"]
             raise InputError(
@@ -180,6 +209,11 @@ class Recipe:
             raise InputError(f"seeds are {self.seeds}: they must be 0 to {2**32 - 1}")
         if len(set(self.compare)) < len(self.compare):
             raise InputError(f"compare is {self.compare}: name each once")
+
+    @property
+    def learning_rate(self) -> float:
+        """optim.lr for this batch_size."""
+        return self.optim.lr * self.batch_size / (self.optim.batch or self.batch_size)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as in a recipe's YAML file."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+from timm.loss import BinaryCrossEntropy
 from torch import nn
 
 from scalekd.baselines import Alone
@@ -90,6 +91,16 @@ def build_teacher(recipe: Recipe) -> tuple[FrozenTeacher, Loaded]:
     return FrozenTeacher(model, size, recipe.teacher_taps, recipe.teacher_prefix), loaded
 
 
+def task_loss(recipe: Recipe) -> nn.Module:
+    """Of the student's logits (N, classes) and the labels (N,)."""
+    if recipe.task == "cross_entropy":
+        return nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    loss: nn.Module = BinaryCrossEntropy(
+        recipe.label_smoothing, sum_classes=recipe.task == "bce_sum"
+    )
+    return loss
+
+
 def build_method(recipe: Recipe, run: Run, source: Source) -> tuple[ScaleKD | Alone, Loaded | None]:
     """What a run trains, and what was loaded into its teacher.
 
@@ -100,7 +111,7 @@ def build_method(recipe: Recipe, run: Run, source: Source) -> tuple[ScaleKD | Al
     L.seed_everything(run.seed, verbose=False)
     student = student_spec(recipe, source, teacher).build()
     if teacher is None:
-        return Alone(student, recipe.label_smoothing), None
+        return Alone(student, task_loss(recipe)), None
     weights = recipe.weights
     if run.arm == "logits":
         weights = LossWeights(0, 0, 0, 0, logits=(weights or LossWeights()).logits)
@@ -111,7 +122,7 @@ def build_method(recipe: Recipe, run: Run, source: Source) -> tuple[ScaleKD | Al
         weights=weights,
         temperature=recipe.temperature,
         heads=recipe.heads,
-        label_smoothing=recipe.label_smoothing,
+        task=task_loss(recipe),
         student_taps=recipe.student_taps,
         one_token=recipe.one_token,
     )
@@ -149,13 +160,23 @@ def train(
         run.seed,
         recipe.epochs,
         state["step"] if state else 0,
+        recipe.accumulate,
     )
     order = batches.batch_sampler
     assert isinstance(order, RunBatches)
     marks = {"images": order.images, "teacher": loaded and (loaded.sha256 or loaded.source)}
     if state and state["marks"] != marks:
         raise InputError(_changed(state["marks"], marks, checkpoint))
-    module = TrainingModule(method, recipe.optim, order, recipe.max_skipped, checkpoint, state)
+    module = TrainingModule(
+        method,
+        recipe.optim,
+        recipe.learning_rate,
+        recipe.ema,
+        order,
+        recipe.max_skipped,
+        checkpoint,
+        state,
+    )
     every = Every(
         recipe.log_every,
         recipe.validate_every * order.steps_per_epoch,
@@ -178,6 +199,7 @@ def train(
     trainer = L.Trainer(
         max_epochs=1,
         precision=recipe.precision,
+        accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=recipe.optim.clip or None,
         callbacks=[watch],
         devices=1,
@@ -195,7 +217,7 @@ def train(
             warnings.filterwarnings("ignore", message=".*training_step. returned .None.")
             trainer.fit(module, batches)
     if run == Run("scalekd", recipe.seeds[0]):
-        _export(spec, method.student, out / "student", checkpoint)
+        _export(spec, module.student, out / "student", checkpoint)
     assert watch.last is not None
     return Result(
         run,

@@ -52,6 +52,13 @@ def test_a_run_goes_on_with_the_batches_that_are_left(
         assert len(left) == len(whole) - start
 
 
+def test_a_batch_may_come_in_equal_parts() -> None:
+    whole, parts = (RunBatches(50, 50, 6, 3, 2, start=5, parts=n) for n in (1, 3))
+    assert len(parts) == 3 * len(whole)
+    given = list(parts)
+    assert [sum(given[i : i + 3], []) for i in range(0, len(given), 3)] == list(whole)  # noqa: RUF017
+
+
 def test_a_part_of_an_epoch_is_other_images_each_time() -> None:
     whole = list(RunBatches(1000, 20, 10, 3, epochs=3))
     seen = [{name % 1000 for batch in whole[i : i + 2] for name in batch} for i in (0, 2, 4)]

@@ -46,10 +46,10 @@ def student() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
 
 
-def batches(count: int) -> DataLoader[Any]:
+def batches(count: int, parts: int = 1) -> DataLoader[Any]:
     numbers = torch.Generator().manual_seed(1)
     images = torch.randn(count * 4, 1, 2, 2, generator=numbers)
-    return DataLoader(TensorDataset(images, torch.arange(count * 4) % 3), 4)
+    return DataLoader(TensorDataset(images, torch.arange(count * 4) % 3), 4 // parts)
 
 
 class Rates(L.Callback):
@@ -73,16 +73,18 @@ def fit(
     stop: Event | None = None,
     save_steps: int | None = None,
     max_skipped: int = 0,
+    ema: float | None = None,
+    parts: int = 1,
     callbacks: tuple[L.Callback, ...] = (),
 ) -> tuple[TrainingModule, Watch]:
-    order = RunBatches(4 * per_epoch, 4 * per_epoch, 4, 1, epochs)
-    module = TrainingModule(
-        method, optim or Optim(warmup_epochs=0), order, max_skipped, out / "run.ckpt"
-    )
+    order = RunBatches(4 * per_epoch, 4 * per_epoch, 4, 1, epochs, parts=parts)
+    optim = optim or Optim(warmup_epochs=0)
+    module = TrainingModule(method, optim, optim.lr, ema, order, max_skipped, out / "run.ckpt")
     every = Every(10, per_epoch, save_steps, 60.0)
     watch = Watch(report, stop or Event(), out / "run.ckpt", SPEC, accuracy, every, {})
     trainer = L.Trainer(
         max_epochs=1,
+        accumulate_grad_batches=parts,
         callbacks=[watch, *callbacks],
         accelerator="cpu",
         logger=False,
@@ -91,7 +93,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, batches(epochs * per_epoch))
+    trainer.fit(module, batches(epochs * per_epoch, parts))
     return module, watch
 
 
@@ -138,7 +140,7 @@ def test_a_warm_up_that_rounds_to_the_whole_training_still_trains(tmp_path: Path
 def test_biases_and_norms_are_not_decayed(tmp_path: Path) -> None:
     method = Alone(student())
     optim = Optim(weight_decay=0.3, warmup_epochs=0)
-    module = TrainingModule(method, optim, RunBatches(40, 40, 4, 1, 1), 0, tmp_path)
+    module = TrainingModule(method, optim, 1e-3, None, RunBatches(40, 40, 4, 1, 1), 0, tmp_path)
     groups = module.configure_optimizers().param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decay) == len(list(method.parameters()))
@@ -281,3 +283,73 @@ def test_the_record_is_a_matter_of_steps(tmp_path: Path) -> None:
     fit(Alone(student()), tmp_path, epochs=3, per_epoch=8, report=told.append)
     kept = [(n.step, n.top1 is not None) for n in told if n.kept]
     assert kept == [(8, True), (10, False), (16, True), (20, False), (24, True)]
+
+
+def test_the_rate_falls_to_a_tenth_at_each_drop(tmp_path: Path) -> None:
+    rates = Rates()
+    optim = Optim(lr=0.5, warmup_epochs=0, drops=[1, 2.5])
+    fit(Alone(student()), tmp_path, optim=optim, epochs=3, per_epoch=4, callbacks=(rates,))
+    assert rates.used == pytest.approx([0.5] * 4 + [0.05] * 6 + [0.005] * 2)
+
+
+def test_drops_may_follow_a_warm_up(tmp_path: Path) -> None:
+    rates = Rates()
+    optim = Optim(lr=0.4, warmup_epochs=1, drops=[2])
+    fit(Alone(student()), tmp_path, optim=optim, epochs=3, per_epoch=4, callbacks=(rates,))
+    assert rates.used[:4] == sorted(rates.used[:4])
+    assert rates.used[4:] == pytest.approx([0.4] * 4 + [0.04] * 4)
+
+
+def test_decay_of_all_reaches_biases_and_norms(tmp_path: Path) -> None:
+    method = Alone(student())
+    optim = Optim(weight_decay=0.3, warmup_epochs=0, decay_all=True)
+    order = RunBatches(40, 40, 4, 1, 1)
+    module = TrainingModule(method, optim, 1e-3, None, order, 0, tmp_path)
+    groups = module.configure_optimizers().param_groups
+    assert {group["weight_decay"] for group in groups} == {0.3}
+    assert sum(len(group["params"]) for group in groups) == len(list(method.parameters()))
+
+
+def test_the_average_follows_the_student_and_is_what_is_measured(tmp_path: Path) -> None:
+    method = Alone(student())
+    seen: list[dict[str, Tensor]] = []
+
+    class Weights(L.Callback):
+        def on_train_batch_end(
+            self, trainer: L.Trainer, module: L.LightningModule, *_: Any
+        ) -> None:
+            seen.append({n: t.clone() for n, t in method.student.state_dict().items()})
+
+    module, watch = fit(method, tmp_path, ema=0.75, callbacks=(Weights(),))
+    average = module.student.state_dict()
+    parameters = {name for name, _ in method.student.named_parameters()}
+    for name, value in average.items():
+        expected = seen[0][name]
+        for after in seen[1:]:
+            expected = 0.75 * expected + 0.25 * after[name] if name in parameters else after[name]
+        torch.testing.assert_close(value, expected)
+    assert not torch.equal(average["1.weight"], seen[-1]["1.weight"])
+    assert watch.top1 == accuracy(module.student.eval())
+    names = {id(p) for g in module.configure_optimizers().param_groups for p in g["params"]}
+    assert names == {id(p) for p in method.parameters()}
+
+
+def linear() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+
+
+def test_a_batch_in_parts_gives_the_step_of_the_whole(tmp_path: Path) -> None:
+    optim = Optim(name="sgd", lr=0.1, warmup_epochs=0)
+    whole, parts = Alone(linear()), Alone(linear())
+    told: dict[int, list[Progress]] = {1: [], 2: []}
+    fit(whole, tmp_path / "whole", optim=optim, report=told[1].append)
+    module, watch = fit(parts, tmp_path / "parts", optim=optim, parts=2, report=told[2].append)
+    assert module.step == 10
+    assert watch.images == 40
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    last, same = told[1][-1], told[2][-1]
+    assert (last.step, last.kept) == (same.step, same.kept) == (10, True)
+    assert same.loss == pytest.approx(last.loss, rel=1e-5)
+    assert same.gradients == pytest.approx(last.gradients, rel=1e-5)

@@ -24,7 +24,8 @@ KILLS = 10
 
 
 def settings(root: Path) -> dict[str, Any]:
-    """Much that is random: RandAugment, erasing, dropout, stochastic depth, two loaders."""
+    """Much that is random, and has a state: RandAugment, erasing, dropout, stochastic depth, two
+    loaders, an average."""
     small = {"img_size": 48, "drop_path_rate": 0.2, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1}
     return {
         "teacher": "test_vit",
@@ -41,6 +42,9 @@ def settings(root: Path) -> dict[str, Any]:
         },
         "epochs": 6,
         "batch_size": 4,
+        "accumulate": 2,
+        "ema": 0.9,
+        "task": "bce",
         "optim": {"warmup_epochs": 1.0},
         "validate_every": 2,
         "log_every": 2,
