@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -107,12 +108,17 @@ def _distill(chosen: Any) -> None:
     from scalekd.training.distill import distill
     from scalekd.training.recipe import Recipe
     from scalekd.training.signals import Interrupted
+    from scalekd.training.smoke import smoke
 
     chosen.pop("config")
     chosen.pop("recipe")
     out, parallel, resume = (chosen.pop(name) for name in ("out", "parallel", "resume"))
+    shrunk = chosen.pop("smoke")
+    recipe = Recipe(**vars(chosen))
     try:
-        distill(Recipe(**vars(chosen)), out, parallel, resume)
+        with tempfile.TemporaryDirectory() as images:
+            recipe = smoke(recipe, Path(images)) if shrunk else recipe
+            distill(recipe, out, parallel, resume)
     except Interrupted as stopped:
         print(f"scalekd: {stopped}", file=sys.stderr)
         sys.exit(stopped.code)
@@ -174,6 +180,9 @@ def _parser(arguments: Sequence[str]) -> Parser:
         of.add_class_arguments(Recipe)
         of.add_argument("--out", type=Path | None, help="run folder to write; must not exist")
         of.add_argument("--parallel", type=int | None, help="runs side by side")
+        of.add_argument(
+            "--smoke", action="store_true", help="the same in a minute, on noise: does it run?"
+        )
         of.add_argument("--resume", action="store_true", help="go on with what is in --out")
     elif command == "check":
         from scalekd.check import check
