@@ -1,12 +1,8 @@
 """Images to train and to measure on. A new source is one more function that gives a `Source`."""
 
-import multiprocessing
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import Dataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -23,7 +19,6 @@ from scalekd.errors import InputError
 from scalekd.networks import InputConfig
 from scalekd.training.randomness import seed_all
 from scalekd.training.recipe import Data
-from scalekd.training.signals import STOPPING
 
 DECODED_BEFOREHAND = 5_000
 """Folders of up to so many images are decoded once before training, to name broken files early."""
@@ -175,119 +170,6 @@ class Unlabelled(Dataset[tuple[Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor]:
         return (self.transform(load_image(self.files[index])),)
-
-
-def loaders(
-    source: Source,
-    data: Data,
-    config: InputConfig,
-    batch_size: int,
-    seed: int,
-    epochs: int = 1,
-    start: int = 0,
-    parts: int = 1,
-) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
-    """Training batches of a whole run from step `start` on, and those to validate on.
-
-    There are none of the latter where there are no labels. `loaders(...)[0].batch_sampler` are the
-    `RunBatches`.
-    """
-    train = source.train(config, seed)
-    images = len(train)  # type: ignore[arg-type]
-    per_epoch = min(data.epoch_images or images, images)
-    if per_epoch < batch_size:
-        raise InputError(
-            f"an epoch has {per_epoch} images and batch_size is {batch_size}: "
-            "not one batch; make the batch smaller"
-        )
-    workers = source.workers if data.workers is None else data.workers
-    Finalize(None, _end_workers, exitpriority=100)
-    # A run beside others is a spawned process, whose own would be spawned too: seconds for each.
-    context = "fork" if workers and sys.platform == "linux" else None
-    batches = DataLoader(
-        train,
-        batch_sampler=RunBatches(images, per_epoch, batch_size, seed, epochs, start, parts),
-        num_workers=workers,
-        worker_init_fn=_outlive_signals,
-        multiprocessing_context=context,
-        pin_memory=torch.cuda.is_available(),
-    )
-    if source.validation is None:
-        return batches, None
-    return batches, DataLoader(
-        source.validation(config),
-        250,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=_outlive_signals,
-        multiprocessing_context=context,
-    )
-
-
-def _outlive_signals(_: int) -> None:
-    """What ends a run goes to all its processes; the main one still needs this one's batches."""
-    for received in STOPPING:
-        signal.signal(received, signal.SIG_IGN)
-
-
-def _end_workers() -> None:
-    """At the end of a process, which would wait for those that outlive its signal to end."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
-class RunBatches(Sampler[list[int]]):
-    """The batches of a whole run, epoch after epoch, in an order that seed and epoch alone decide.
-
-    An image is named by epoch * images + its index, so that whoever loads it knows which pass over
-    the images it is for; see `Seeded`. What is left of an epoch after its last whole batch is left
-    out.
-
-    Args:
-        images: how many there are.
-        per_epoch: how many of them make an epoch.
-        batch_size: of them.
-        seed: of the run.
-        epochs: of the run.
-        start: steps that were done before.
-        parts: equal ones that each batch is given in, one after another.
-    """
-
-    def __init__(
-        self,
-        images: int,
-        per_epoch: int,
-        batch_size: int,
-        seed: int,
-        epochs: int,
-        start: int = 0,
-        parts: int = 1,
-    ) -> None:
-        self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
-        self.parts = parts
-        self.steps_per_epoch = per_epoch // batch_size
-        self.steps = epochs * self.steps_per_epoch
-        self._order: tuple[int, list[int]] = (-1, [])
-
-    def __len__(self) -> int:
-        return (self.steps - self.start) * self.parts
-
-    def __iter__(self) -> Iterator[list[int]]:
-        size = self.batch_size // self.parts
-        for step in range(self.start, self.steps):
-            names = self.batch(step)
-            yield from (names[i : i + size] for i in range(0, self.batch_size, size))
-
-    def batch(self, step: int) -> list[int]:
-        """The names of the images that step number `step`, from 0 on, learns from."""
-        epoch, nth = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            generator = Generator().manual_seed(self.seed * 100_003 + epoch)
-            order = torch.randperm(self.images, generator=generator)
-            self._order = epoch, order[: self.steps_per_epoch * self.batch_size].tolist()
-        chosen = self._order[1][nth * self.batch_size : (nth + 1) * self.batch_size]
-        return [epoch * self.images + index for index in chosen]
 
 
 class Seeded(Dataset[Any]):

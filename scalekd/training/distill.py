@@ -22,7 +22,8 @@ from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.networks import input_config
 from scalekd.training import jobs, report
-from scalekd.training.data import layout, loaders, open_source
+from scalekd.training.batches import loaders
+from scalekd.training.data import layout, open_source
 from scalekd.training.evaluate import best_device, top1
 from scalekd.training.folder import RunFolder, free_folder
 from scalekd.training.recipe import Recipe

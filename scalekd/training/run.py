@@ -20,10 +20,12 @@ from scalekd.errors import InputError
 from scalekd.method import LossWeights
 from scalekd.networks import FrozenTeacher, build, input_config
 from scalekd.networks.weights import Loaded
+from scalekd.training.batches import RunBatches, loaders
 from scalekd.training.checkpoint import StudentSpec, newest
-from scalekd.training.data import RunBatches, Source, loaders, open_source
+from scalekd.training.data import Source, open_source
 from scalekd.training.evaluate import top1
-from scalekd.training.loop import Every, Progress, StopSignal, TrainingModule, Watch
+from scalekd.training.loop import Every, Progress, StopSignal, Watch
+from scalekd.training.module import TrainingModule
 from scalekd.training.recipe import Recipe
 
 Arm = Literal["scalekd", "alone", "logits"]

@@ -11,7 +11,8 @@ from PIL import Image
 from refusals import refused
 
 from scalekd.networks import InputConfig
-from scalekd.training.data import RunBatches, Source, loaders, open_source
+from scalekd.training.batches import RunBatches, loaders
+from scalekd.training.data import Source, open_source
 from scalekd.training.recipe import Data
 
 SMALL = InputConfig(3, (32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

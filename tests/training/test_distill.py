@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from scalekd.digits import images
 from scalekd.method import LossWeights
+from scalekd.training.batches import loaders
 from scalekd.training.checkpoint import load_student
-from scalekd.training.data import loaders, open_source
+from scalekd.training.data import open_source
 from scalekd.training.distill import distill
 from scalekd.training.evaluate import best_device, evaluate, top1
 from scalekd.training.recipe import Data, Optim, Recipe

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from scalekd.cli import main
 from scalekd.networks import InputConfig
+from scalekd.training.batches import loaders
 from scalekd.training.checkpoint import StudentSpec, export_checkpoint, load_student
-from scalekd.training.data import loaders, open_source
+from scalekd.training.data import open_source
 from scalekd.training.distill import distill
 from scalekd.training.evaluate import evaluate
 from scalekd.training.recipe import Data, Optim, Recipe

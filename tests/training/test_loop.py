@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from scalekd.baselines import Alone
 from scalekd.distiller import Step
+from scalekd.training.batches import RunBatches
 from scalekd.training.checkpoint import StudentSpec
-from scalekd.training.data import RunBatches
-from scalekd.training.loop import Every, Progress, TrainingModule, Watch
+from scalekd.training.loop import Every, Progress, Watch
+from scalekd.training.module import TrainingModule
 from scalekd.training.recipe import Optim
 from scalekd.training.signals import Interrupted
 

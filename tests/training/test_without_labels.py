@@ -17,8 +17,9 @@ from refusals import refused
 from scalekd.method import LossWeights
 from scalekd.networks import InputConfig
 from scalekd.training import data as sources
+from scalekd.training.batches import loaders
 from scalekd.training.checkpoint import load_student
-from scalekd.training.data import loaders, open_source
+from scalekd.training.data import open_source
 from scalekd.training.distill import check, distill
 from scalekd.training.evaluate import evaluate
 from scalekd.training.recipe import Data, Optim, Recipe
