@@ -40,7 +40,7 @@ def settings(root: Path) -> dict[str, Any]:
             "erasing": 0.25,
             "workers": 2,
         },
-        "epochs": 6,
+        "epochs": 12,
         "batch_size": 4,
         "accumulate": 2,
         "ema": 0.9,
@@ -149,7 +149,8 @@ def killed_again_and_again(root: Path, out: str, times: int, seed: int) -> list[
     for _ in range(times):
         process = begin(root, out, "--resume")
         if begun(process, root / out):
-            time.sleep(chance.uniform(0, 1.0))
+            time.sleep(chance.uniform(0, 0.6))
+        assert process.poll() is None, "ended before it was killed: give it more epochs"
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         state = newest(root / out / "checkpoints" / "scalekd-seed7.ckpt")
@@ -213,7 +214,7 @@ def refusal(root: Path, out: str, **changes: Any) -> str:
 
 def test_a_run_is_not_resumed_with_other_settings(undisturbed: Path) -> None:
     said = refusal(undisturbed, "undisturbed", epochs=9)
-    assert "epochs 6, now it is 9" in said
+    assert "epochs 12, now it is 9" in said
 
 
 def test_a_finished_run_that_is_resumed_says_its_result_again(undisturbed: Path) -> None:
