@@ -87,14 +87,18 @@ class RunFolder:
 
     def trim_metrics(self, left: list[Run]) -> None:
         """Leave out what the runs that are `left` reported after their last checkpoint."""
-        states = {run: newest(run.checkpoint(self.path)) for run in left}
-        steps = {run: state["step"] if state else 0 for run, state in states.items()}
+        steps = {run: self._steps_kept(run) for run in left}
         lines = [
             json.dumps(plain) + "\n"
             for plain in _whole_lines(self.metrics)
             if plain["step"] <= steps.get(Run(plain["arm"], plain["seed"]), plain["step"])
         ]
         _write(self.metrics, "".join(lines))
+
+    def _steps_kept(self, run: Run) -> int:
+        # One state at a time: they are as large as the models.
+        state = newest(run.checkpoint(self.path))
+        return state["step"] if state else 0
 
 
 def free_folder(recipe: Recipe, newest: bool = False) -> Path:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def run_all(
     """
     if jobs == 1:
         stop = threading.Event()
-        with stopping(stop.set) as received, _telling(received):
+        with stopping(stop.set):
             for run in runs:
                 finished(train(recipe, run, out, lambda p, run=run: report(run, p), stop))  # type: ignore[misc]
         return
@@ -54,8 +53,7 @@ def run_all(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with (
         ProcessPoolExecutor(jobs, context, _start_worker, (stop_all, progress, threads)) as pool,
-        stopping(stop_all.set) as received,
-        _telling(received),
+        stopping(stop_all.set),
     ):
         pending = {pool.submit(_train_in_worker, recipe, run, out) for run in runs}
         failure: BaseException | None = None
@@ -73,15 +71,6 @@ def run_all(
             report(run, news)
         if failure is not None:
             raise failure
-
-
-@contextmanager
-def _telling(received: list[int]) -> Iterator[None]:
-    """An Interrupted says by what."""
-    try:
-        yield
-    except Interrupted as stopped:
-        raise Interrupted(stopped.message, *received[:1]) from stopped
 
 
 def _orphaned() -> bool:

@@ -151,11 +151,10 @@ class TrainingModule(L.LightningModule):
                 stacklevel=2,
             )
             return
-        kept = f"the newest state is in {self.checkpoint}" if self.checkpoint.exists() else ""
+        kept = f"; the newest state is in {self.checkpoint}" if self.checkpoint.exists() else ""
         raise InputError(
             f"{said}, of images number {images}: lower optim.lr or the weight of the term that "
-            f"left, or let max_skipped be more than {self.max_skipped}"
-            + (f"; {kept}" if kept else "")
+            f"left, or let max_skipped be more than {self.max_skipped}{kept}"
         )
 
     def on_train_batch_end(self, *_: Any) -> None:

@@ -28,13 +28,15 @@ class Interrupted(Exception):  # noqa: N818 -- no error: somebody's wish
 
 
 @contextmanager
-def stopping(stop: Callable[[], None]) -> Iterator[list[int]]:
-    """Call `stop` at the first of `STOPPING`, which the list then holds; a second Ctrl-C ends at
-    once."""
-    received: list[int] = []
+def stopping(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at the first of `STOPPING`; an Interrupted then says by which it was.
+
+    A second Ctrl-C ends at once.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield
         return
+    received: list[int] = []
     before = {number: signal.getsignal(number) for number in STOPPING}
 
     def gently(number: int, _: Any) -> None:
@@ -45,7 +47,9 @@ def stopping(stop: Callable[[], None]) -> Iterator[list[int]]:
     for number in STOPPING:
         signal.signal(number, gently)
     try:
-        yield received
+        yield
+    except Interrupted as stopped:
+        raise Interrupted(stopped.message, *received[:1]) from stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
