@@ -103,7 +103,9 @@ class RunFolder:
 
 def free_folder(recipe: Recipe, newest: bool = False) -> Path:
     """runs/NAME, numbered if that exists; or the `newest` that does."""
-    name = "digits" if recipe.data.root == "digits" else f"{recipe.teacher}-{recipe.student}"
+    name = f"{recipe.teacher or 'alone'}-{recipe.student}"
+    if recipe.data.root == "digits":
+        name = "digits" if recipe.teacher else "digits-alone"
     base = Path("runs") / name.replace("/", "_").replace(":", "_")
     numbered = itertools.chain(
         [base], (base.with_name(f"{base.name}-{n}") for n in itertools.count(2))

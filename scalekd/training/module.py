@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalekd.distiller import Step
 from scalekd.errors import InputError
+from scalekd.training import ranks
 from scalekd.training.batches import RunBatches
 from scalekd.training.randomness import seed_all
 from scalekd.training.recipe import Optim
@@ -69,6 +70,7 @@ class TrainingModule(L.LightningModule):
         self.max_skipped, self.checkpoint = max_skipped, checkpoint
         self.start: int = state["step"] if state else 0
         self.skipped: int = state["skipped"] if state else 0
+        self.left_out = False
         self.optimizer_state = state["optimizer"] if state else None
         if state:
             self.load_state_dict(state["state_dict"])
@@ -124,32 +126,47 @@ class TrainingModule(L.LightningModule):
         )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """The random numbers of a step, and of each of its parts, are its own."""
-        seed_all(self.order.seed, self.step, batch_idx % self.order.parts)
+        """The random numbers of a step, and of each of its parts in each rank, are its own."""
+        part = batch_idx % self.order.parts
+        if part == 0:
+            self.left_out = False
+        seed_all(self.order.seed, self.step, self.order.rank * self.order.parts + part)
 
-    def training_step(self, batch: Sequence[Tensor], index: int) -> dict[str, Any] | None:
-        """One batch, (images, targets) or (images,).
+    def training_step(self, batch: Sequence[Tensor], index: int) -> dict[str, Any]:
+        """One batch, (images, targets) or (images,); `terms` are means over all ranks.
 
-        A loss that is no number never reaches the weights: the step is left out, or, where too
-        many were, InputError.
+        A loss that is no number, in whichever rank, never reaches the weights: all ranks leave the
+        step out, or, where too many were, InputError.
         """
         step = self.method(*batch)
-        if not torch.isfinite(step.loss):  # waits for the GPU, once a step
-            self._skip(step)
-            return None
-        return {"loss": step.loss, "terms": {k: v.detach() for k, v in step.terms.items()}}
+        terms = ranks.mean({name: value.detach() for name, value in step.terms.items()})
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):  # waits for the GPU, once a step
+            self._leave_out(loss, terms)
+        if not self.left_out:
+            return {"loss": step.loss, "terms": terms}
+        # Every rank must have gradients to exchange; none of them is used.
+        trained = (p for p in self.parameters() if p.requires_grad)
+        return {"loss": torch.stack([0 * p.sum() for p in trained]).sum(), "terms": None}
 
-    def _skip(self, step: Step) -> None:
-        terms = ", ".join(f"{name} {value.item():.3g}" for name, value in step.terms.items())
-        said = f"the loss is {step.loss.item()} at step {self.step + 1} ({terms})"
-        self.skipped += 1
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer leaves alone what has no gradients."""
+        if self.left_out:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _leave_out(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
+        listed = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
+        said = f"the loss is {loss.item()} at step {self.step + 1} ({listed})"
+        self.skipped += not self.left_out
+        self.left_out = True
         images = [name % self.order.images for name in self.order.batch(self.step)]
         if self.skipped <= self.max_skipped:
-            warnings.warn(
-                f"{said}: left out, {self.skipped} of {self.max_skipped} that may be; its images "
-                f"were numbers {images}",
-                stacklevel=2,
-            )
+            if ranks.rank() == 0:
+                warnings.warn(
+                    f"{said}: left out, {self.skipped} of {self.max_skipped} that may be; its "
+                    f"images were numbers {images}",
+                    stacklevel=2,
+                )
             return
         kept = f"; the newest state is in {self.checkpoint}" if self.checkpoint.exists() else ""
         raise InputError(

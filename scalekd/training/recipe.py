@@ -100,7 +100,7 @@ class Recipe:
     """One distillation, and what it is compared with.
 
     Args:
-        teacher: a timm name, or local-dir:FOLDER.
+        teacher: a timm name, or local-dir:FOLDER; None where the student is trained alone.
         student: a timm name; trained from random initialisation.
         data: the images.
         teacher_weights: pretrained, a file of weights, or random.
@@ -133,7 +133,7 @@ class Recipe:
         save_steps: the same in steps, where that comes sooner.
     """
 
-    teacher: str
+    teacher: str | None
     student: str
     data: Data
     teacher_weights: str = "pretrained"

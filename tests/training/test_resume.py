@@ -101,7 +101,7 @@ def parts(nested: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from parts(inner, f"{name}.{key}")
 
 
-TIMES = ("seconds", "images_per_second", "training_seconds")
+TIMES = ("seconds", "images_per_second", "training_seconds", "waiting", "memory")
 
 
 def assert_alike(one: Path, other: Path) -> None:
