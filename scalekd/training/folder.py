@@ -14,8 +14,9 @@ from scalekd.training.checkpoint import newest
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Result, Run, metrics_file
 
-FREE = {"log_every", "save_minutes", "save_steps", "data.workers"}
-"""Settings that a resumed run may have otherwise: no weight depends on them."""
+FREE = {"log_every", "save_minutes", "save_steps", "data.workers", "accumulate"}
+"""Settings that a resumed run may have otherwise. No weight depends on them, but on `accumulate` as
+much as on the number of devices, with which it changes."""
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,8 @@ def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
     """Waits for all, or for the first that fails."""
     while True:
         codes = [process.poll() for process in ranks]
-        for rank, code in enumerate(codes):
-            if code:
-                return rank
+        if failed := [(code, rank) for rank, code in enumerate(codes) if code]:
+            return min(failed)[1]  # one that was killed, which the others only noticed
         if all(code == 0 for code in codes):
             return None
         time.sleep(0.1)

@@ -212,6 +212,7 @@ class Watch(L.Callback):
         return {
             "scalekd_student": asdict(self.student),
             "marks": self.marks,
+            "ranks": ranks.world(),
             "step": module.step,
             "skipped": module.skipped,
             "state_dict": module.state_dict(),

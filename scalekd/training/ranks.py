@@ -4,6 +4,7 @@ Outside of `joined` there is one rank, number 0 of 1, and nothing here talks to 
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -95,9 +96,9 @@ def joined() -> Iterator[None]:
     except (Interrupted, KeyboardInterrupt):  # all of them at once
         raise
     except BaseException as error:
-        if _first_to_fail(store) == number:
-            raise
-        raise AnotherFailed from error
+        if _of_connection(error) or _first_to_fail(store) != number:
+            raise AnotherFailed from error
+        raise
     distributed.destroy_process_group()
 
 
@@ -160,6 +161,14 @@ def take_buffers_of_first(module: nn.Module) -> None:
     if world() > 1:
         for buffer in module.buffers():
             distributed.broadcast(buffer, src=0)
+
+
+def _of_connection(error: BaseException) -> bool:
+    """Whether it says that another rank is gone, which gloo does in no type of its own."""
+    of_gloo = isinstance(error, RuntimeError) and re.search(
+        r"gloo|Connection (closed|reset)", str(error)
+    )
+    return isinstance(error, distributed.DistError) or bool(of_gloo)
 
 
 def _first_to_fail(store: Store) -> int:

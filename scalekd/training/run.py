@@ -182,6 +182,12 @@ def train(
     ranks.same(**marks)
     if state and state["marks"] != marks:
         raise InputError(_changed(state["marks"], marks, checkpoint))
+    if state and state["ranks"] != ranks.world() and ranks.rank() == 0:
+        warnings.warn(
+            f"{checkpoint} was begun on {state['ranks']} devices and goes on on {ranks.world()}: "
+            "the same images in the same order, but no longer the same to the bit",
+            stacklevel=2,
+        )
     module = TrainingModule(
         method,
         recipe.optim,
