@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from scalekd.training import ranks
@@ -21,7 +23,12 @@ def trainer(recipe: Recipe, watch: L.Callback, every_parameter: bool) -> L.Train
         every_parameter: whether each gets a gradient in each step; ranks must know beforehand.
     """
     strategy: str | Strategy = "auto"
-    if ranks.world() > 1:
+    devices: int | list[int] = [torch.cuda.current_device()] if torch.cuda.is_available() else 1
+    nodes = 1
+    started_by: ClusterEnvironment = LightningEnvironment()
+    if ranks.world() > 1 and "student" not in recipe.shard:  # shards exchange by themselves
+        devices, nodes = ranks.here(), ranks.world() // ranks.here()
+        started_by = ranks.environment()
         strategy = DDPStrategy(
             find_unused_parameters=not every_parameter, gradient_as_bucket_view=True
         )
@@ -29,9 +36,9 @@ def trainer(recipe: Recipe, watch: L.Callback, every_parameter: bool) -> L.Train
         max_epochs=1,
         strategy=strategy,
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
-        devices=ranks.here(),
-        num_nodes=ranks.world() // ranks.here(),
-        plugins=[ranks.environment()],
+        devices=devices,
+        num_nodes=nodes,
+        plugins=[started_by],
         precision=recipe.precision,
         accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=recipe.optim.clip or None,

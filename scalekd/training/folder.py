@@ -14,9 +14,9 @@ from scalekd.training.checkpoint import newest
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Result, Run, metrics_file
 
-FREE = {"log_every", "save_minutes", "save_steps", "data.workers", "accumulate"}
-"""Settings that a resumed run may have otherwise. No weight depends on them, but on `accumulate` as
-much as on the number of devices, with which it changes."""
+FREE = {"log_every", "save_minutes", "save_steps", "data.workers", "accumulate", "shard"}
+"""Settings that a resumed run may have otherwise. No weight depends on them; on `accumulate` and
+`shard` as much as on the number of devices, with which they change."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from scalekd.training import ranks
 from scalekd.training.checkpoint import StudentSpec, before, best, write
 from scalekd.training.module import State, TrainingModule
+from scalekd.training.sharding import runnable, whole
 from scalekd.training.signals import Interrupted
 
 AVERAGED = 50
@@ -154,7 +155,7 @@ class Watch(L.Callback):
             if parameter.grad is not None:
                 part = "student" if id(parameter) in student else "projectors"
                 parts[part].append(parameter.grad)
-        norms = {name: nn.utils.get_total_norm(gs) for name, gs in parts.items() if gs}
+        norms = {name: whole(nn.utils.get_total_norm(gs)) for name, gs in parts.items() if gs}
         self.gradients = {name: float(norm) for name, norm in norms.items()}
 
     def on_train_batch_end(
@@ -215,8 +216,8 @@ class Watch(L.Callback):
             "ranks": ranks.world(),
             "step": module.step,
             "skipped": module.skipped,
-            "state_dict": module.state_dict(),
-            "optimizer": trainer.optimizers[0].state_dict(),
+            "state_dict": whole(module.state_dict()),
+            "optimizer": whole(trainer.optimizers[0].state_dict()),
             "precision": trainer.precision_plugin.state_dict(),
             "watch": {
                 "training_seconds": self.training_seconds,
@@ -274,7 +275,9 @@ class Watch(L.Callback):
             return
         student = module.student.eval()
         ranks.take_buffers_of_first(student)
-        self.top1 = self.measure(student)
+        assert isinstance(module.method, nn.Module)
+        with runnable(module.method, student):
+            self.top1 = self.measure(student)
         student.train()
         if self.last is not None:
             self.report(replace(self.last, top1=self.top1, kept=True))

@@ -15,10 +15,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalekd.distiller import Step
 from scalekd.errors import InputError
+from scalekd.networks.blocks import blocks
 from scalekd.training import ranks
 from scalekd.training.batches import RunBatches
 from scalekd.training.randomness import seed_all
 from scalekd.training.recipe import Optim
+from scalekd.training.sharding import in_pieces, shard
 
 State = dict[str, Any]
 """All that a run needs to go on, as `Watch.state` makes it: tensors and plain data."""
@@ -70,10 +72,20 @@ class TrainingModule(L.LightningModule):
         self.max_skipped, self.checkpoint = max_skipped, checkpoint
         self.start: int = state["step"] if state else 0
         self.skipped: int = state["skipped"] if state else 0
-        self.left_out = False
+        self.left_out = self.sharded = False
         self.optimizer_state = state["optimizer"] if state else None
         if state:
             self.load_state_dict(state["state_dict"])
+
+    def shard(self) -> None:
+        """Keep the weights, gradients and optimizer in pieces, one a rank."""
+        student, projectors = self.method.student, getattr(self.method, "method", nn.Module())
+        assert isinstance(self.method, nn.Module)
+        parts = [m for kind in projectors.children() for m in kind.children()]
+        shard(self.method, [*blocks(student), *parts])
+        if self.average is not None:
+            shard(self.average.module, blocks(self.average.module))
+        self.sharded = True
 
     @property
     def step(self) -> int:
@@ -98,7 +110,7 @@ class TrainingModule(L.LightningModule):
         )
         self.schedule = self._schedule(optimizer)
         if self.optimizer_state is not None:
-            optimizer.load_state_dict(self.optimizer_state)
+            optimizer.load_state_dict(in_pieces(self.optimizer_state, optimizer))
             self.optimizer_state = None
         self.schedule.step_update(self.start)
         return optimizer
@@ -130,6 +142,8 @@ class TrainingModule(L.LightningModule):
         part = batch_idx % self.order.parts
         if part == 0:
             self.left_out = False
+            if self.sharded and isinstance(self.method, nn.Module):  # else DDP does it
+                ranks.take_buffers_of_first(self.method)
         seed_all(self.order.seed, self.step, self.order.rank * self.order.parts + part)
 
     def training_step(self, batch: Sequence[Tensor], index: int) -> dict[str, Any]:

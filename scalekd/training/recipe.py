@@ -123,6 +123,8 @@ class Recipe:
         student_taps: which of the student's features.
         teacher_prefix: the prefix tokens in the teacher's tail; none as in the released code.
         one_token: refuse or drop alternative views of one-token grids.
+        shard: whose weights are kept in pieces, one on each of several devices: those of the
+            teacher, and of the student with all that trains beside it.
         precision: of the arithmetic; the final alternative view is float32 in all of them.
         seeds: one run for each.
         compare: the same student trained without a teacher (alone), by logits only (logits).
@@ -154,6 +156,7 @@ class Recipe:
     student_taps: TapSettings = field(default_factory=TapSettings)
     teacher_prefix: Prefix = "own"
     one_token: Literal["refuse", "drop"] = "refuse"
+    shard: list[Literal["student", "teacher"]] = field(default_factory=list)
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     seeds: list[int] = field(default_factory=lambda: [0])
     compare: list[Baseline] = field(default_factory=list)

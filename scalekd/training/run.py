@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import lightning as L
 from timm.loss import BinaryCrossEntropy
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from scalekd.baselines import Alone
@@ -31,6 +31,7 @@ from scalekd.training.evaluate import best_device, top1
 from scalekd.training.loop import Every, Progress, StopSignal, Watch
 from scalekd.training.module import TrainingModule
 from scalekd.training.recipe import Recipe
+from scalekd.training.sharding import shard_frozen, whole
 from scalekd.training.trial import trial, untouched
 
 Arm = Literal["scalekd", "alone", "logits"]
@@ -188,6 +189,7 @@ def train(
             "the same images in the same order, but no longer the same to the bit",
             stacklevel=2,
         )
+    complete = _every_parameter(method, batches)
     module = TrainingModule(
         method,
         recipe.optim,
@@ -198,6 +200,10 @@ def train(
         checkpoint,
         state,
     )
+    if ranks.world() > 1 and "student" in recipe.shard:
+        module.shard()
+    if ranks.world() > 1 and "teacher" in recipe.shard and isinstance(method, ScaleKD):
+        shard_frozen(method.teacher.model)
     every = Every(
         recipe.log_every,
         recipe.validate_every * order.steps_per_epoch,
@@ -221,9 +227,11 @@ def train(
     watch = Watch(tell, stop, checkpoint, spec, measure, every, marks, state)
     if module.start < module.steps:
         with quietly():
-            trainer(recipe, watch, _every_parameter(method, batches)).fit(module, batches)
-    if run == Run(arms(recipe)[0], recipe.seeds[0]) and ranks.rank() == 0:
-        _export(spec, module.student, out / "student", checkpoint)
+            trainer(recipe, watch, complete).fit(module, batches)
+    if run == Run(arms(recipe)[0], recipe.seeds[0]):
+        weights = whole(module.student.state_dict())
+        if ranks.rank() == 0:
+            _export(spec, weights, out / "student", checkpoint)
     assert watch.last is not None
     return Result(
         run,
@@ -262,10 +270,12 @@ def _record(metrics: Path, line: str) -> None:
         warnings.warn(f"{metrics} takes no more ({error}): a line is lost", stacklevel=2)
 
 
-def _export(spec: StudentSpec, student: nn.Module, folder: Path, checkpoint: Path) -> None:
+def _export(spec: StudentSpec, weights: dict[str, Tensor], folder: Path, checkpoint: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed just after this
+    student = spec.build()
+    student.load_state_dict(weights)
     try:
-        spec.export(student.cpu().eval(), folder)
+        spec.export(student.eval(), folder)
     except OSError as error:
         state = newest(checkpoint)
         rescue = (

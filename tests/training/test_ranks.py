@@ -107,6 +107,30 @@ def test_two_ranks_are_one_that_computes_its_batch_in_two_parts(root: Path) -> N
         assert_same_gradients(root / f"{student} parts", root / f"{student} ranks")
 
 
+def test_weights_in_pieces_get_the_gradients_of_whole_ones(root: Path) -> None:
+    (root / "pieces.yaml").write_text(yaml.safe_dump(one_step(root)))
+    finish(begin(root, "whole", *TWO, recipe="pieces.yaml"))
+    finish(begin(root, "pieces", *TWO, "--shard", "[student,teacher]", recipe="pieces.yaml"))
+    assert_same_gradients(root / "whole", root / "pieces")
+    (told,), (same,) = (lines(root / out) for out in ("whole", "pieces"))
+    assert told["gradients"] == pytest.approx(same["gradients"], rel=1e-5)
+    assert (told["top1"], told["loss"]) == pytest.approx((same["top1"], same["loss"]), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_in_pieces_is_killed_and_resumed_and_can_go_on_whole(root: Path) -> None:
+    pieces = ("--shard", "[student,teacher]")
+    finish(begin(root, "undisturbed pieces", *TWO, *pieces))
+    killed_again_and_again(root, "killed pieces", 3, 2, *TWO, *pieces)
+    assert_alike(root / "undisturbed pieces", root / "killed pieces")
+    process = begin(root, "once in pieces", *TWO, *pieces)
+    assert begun(process, root / "once in pieces")
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    finish(begin(root, "once in pieces", *TWO, "--resume"))
+
+
 def test_every_image_is_measured_on_once(root: Path, undisturbed: Path) -> None:
     """29 of them, by two ranks."""
     summary = json.loads((undisturbed / "summary.json").read_text())
@@ -228,6 +252,36 @@ with ranks.joined():
 """)
     assert [e.returncode for e in ended] == [0, 0], [e.stderr for e in ended]
     assert all("rank 1 has another teacher than rank 0 (b; a)" in e.stdout for e in ended)
+
+
+def test_each_rank_keeps_its_own_pieces_of_student_projectors_and_teacher() -> None:
+    ended = in_two_ranks("""
+import torch
+from timm import create_model
+from scalekd import ScaleKD
+from scalekd.networks.blocks import blocks
+from scalekd.training import ranks
+from scalekd.training.sharding import shard, shard_frozen, whole
+with ranks.joined():
+    torch.manual_seed(0)
+    teacher = create_model("test_vit", img_size=48)
+    method = ScaleKD(teacher, create_model("test_convnext2"), size=(64, 64))
+    of_both = [method, method.teacher.model]
+    before = [sum(p.numel() for p in m.parameters()) for m in of_both]
+    values = {n: t.clone() for n, t in method.state_dict().items()}
+    projectors = [*method.method.penultimate.values(), *method.method.final.values()]
+    shard(method, [*blocks(method.student), *projectors])
+    shard_frozen(method.teacher.model)
+    mine = [sum(getattr(p, "_local_tensor", p).numel() for p in m.parameters()) for m in of_both]
+    assert abs(mine[0] / before[0] - 0.5) < 0.01, (mine, before)
+    assert mine[1] < 0.7 * before[1], (mine, before)
+    again = whole(method.state_dict())
+    assert all(torch.equal(values[n], again[n]) for n in values)
+    method(torch.randn(2, 3, 64, 64), torch.tensor([0, 1])).loss.backward()
+    assert all(p.grad is not None for p in method.parameters())
+    assert all(p.grad is None for p in method.teacher.model.parameters())
+""")
+    assert [e.returncode for e in ended] == [0, 0], [e.stderr for e in ended]
 
 
 @pytest.mark.parametrize("broken", [0, 1])
