@@ -36,9 +36,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 def test_it_is_the_baseline_of_the_distillation_to_the_bit(recipe: Recipe, tmp_path: Path) -> None:
     compared = distill(recipe, tmp_path / "compared", parallel=1)
     alone = distill(replace(recipe, teacher=None, compare=[]), tmp_path / "alone", parallel=1)
-    one, other = (
-        (out / "checkpoints" / "alone-seed3.ckpt").exists() for out in (compared, alone)
-    )
+    one, other = ((out / "checkpoints" / "alone-seed3.ckpt").exists() for out in (compared, alone))
     assert one
     assert other
     told = [
