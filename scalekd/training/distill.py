@@ -1,6 +1,5 @@
 """The main job: distil, compare, and leave a folder that says what came out."""
 
-import json
 import math
 import os
 import platform
@@ -62,13 +61,11 @@ def distill(
         )
     folder.can_be_made()
     pair = check(recipe)
-    folder.make(recipe)
     arms: list[Arm] = ["scalekd", *reversed(recipe.compare)]  # the longest first
     runs = [Run(arm, seed) for seed in recipe.seeds for arm in arms]
     left = [run for run in runs if run not in {result.run for result in results}]
     out = folder.path
-    folder.trim_metrics(left)
-    with report.Display(recipe, pair, out) as display:
+    with folder.taken(recipe, left), report.Display(recipe, pair, out) as display:
 
         def finished(result: Result) -> None:
             results.append(result)
@@ -86,9 +83,8 @@ def distill(
                 stopped.received,
             ) from stopped
     summary = summarise(recipe, pair, results, time.perf_counter() - began)
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    report.draw_curves(folder.metrics, pair.teacher_top1, out / "curves.png")
     report.conclude(recipe, pair, results, out)
+    folder.conclude(summary)
     return out
 
 

@@ -1,14 +1,11 @@
 """What a person sees of a job: progress while it runs, then a table, a picture and plain words."""
 
-import json
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import matplotlib
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -28,7 +25,6 @@ SHORT = {
     "logits": "kd",
 }
 """Terms on the progress line; a prime marks the alternative view."""
-COLOURS: dict[Arm, str] = {"alone": "#8a8a8a", "logits": "#d98c21", "scalekd": "#2166ac"}
 
 
 @dataclass(frozen=True)
@@ -266,55 +262,3 @@ def _verdict(gains: list[float]) -> str:
 def seconds_per_step(results: list[Result]) -> float:
     """Mean over runs."""
     return statistics.fmean(r.seconds / r.steps for r in results)
-
-
-Point = tuple[float, float, float]
-"""Step, seconds, and what is drawn over them."""
-
-
-def _thinned(points: list[Point], most: int = 100) -> list[Point]:
-    """At most so many points, each the mean of neighbours, for losses of single steps."""
-    size = math.ceil(len(points) / most)
-    groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [
-        (statistics.fmean(s), statistics.fmean(t), statistics.fmean(y))
-        for s, t, y in (zip(*group, strict=True) for group in groups)
-    ]
-
-
-def draw_curves(metrics: Path, teacher_top1: float | None, file: Path) -> None:
-    """Accuracy over steps and over time, a line for each run, by arm, from metrics.jsonl.
-
-    Without labels, where no accuracy was measured, the loss.
-    """
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    entries = [json.loads(text) for text in metrics.read_text().splitlines()]
-    accuracies = [e | {"y": 100 * e["top1"]} for e in entries if e["top1"] is not None]
-    lines: dict[tuple[Arm, int], list[Point]] = {}
-    for entry in accuracies or [e | {"y": e["loss"]} for e in entries]:
-        point = entry["step"], entry["seconds"], entry["y"]
-        lines.setdefault((entry["arm"], entry["seed"]), []).append(point)
-    if not accuracies:
-        lines = {run: _thinned(points) for run, points in lines.items()}
-    figure, (by_step, by_time) = plt.subplots(
-        1, 2, figsize=(10, 4.2), sharey=True, layout="constrained"
-    )
-    for arm, label in LABELS.items():
-        of_this = [points for (a, _), points in sorted(lines.items()) if a == arm]
-        for index, points in enumerate(of_this):
-            steps, seconds, heights = zip(*points, strict=True)
-            name = label if index == 0 else None
-            for axes, x in ((by_step, steps), (by_time, seconds)):
-                axes.plot(x, heights, color=COLOURS[arm], label=name, marker=".", alpha=0.8)
-    for axes in (by_step, by_time):
-        if teacher_top1 is not None:
-            axes.axhline(100 * teacher_top1, color="black", linestyle=":", label="teacher")
-        axes.grid(alpha=0.3)
-    what = "top-1 on the validation images (%)" if accuracies else "loss on the training images"
-    by_step.set(xlabel="step", ylabel=what)
-    by_time.set(xlabel="seconds of training")
-    by_step.legend(loc="lower right" if accuracies else "best")
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
