@@ -22,6 +22,7 @@ EXAMPLES = """\
   scalekd distill                                    digits: 2 CPU cores, no download
   scalekd check --teacher swin_small_patch4_window7_224 --student resnet50
   scalekd distill --teacher swin_small_patch4_window7_224 --student resnet50 --data.root DIR
+  scalekd train --recipe swin_large-resnet50 --data.root DIR
   scalekd evaluate runs/digits/student --data.root digits
   scalekd export runs/digits/checkpoints/scalekd-seed4.ckpt --out student
   scalekd models "*dinov3*"
@@ -30,6 +31,7 @@ EXAMPLES = """\
 
 COMMANDS = {
     "distill": "train a student under a teacher, compare",
+    "train": "train the student alone, by the same recipe",
     "check": "how a teacher and a student fit, before any training",
     "models": "models that are known to fit",
     "evaluate": "measure a model on validation images",
@@ -54,8 +56,10 @@ class Parser(jsonargparse.ArgumentParser):
             beginning, _, last = option.rpartition(".")
             line, found = re.subn(rf"--{re.escape(last)}(?![\w.-])", option, line)
             near = re.sub("--(?!help)", f"{beginning}.", near) if found else near
+        # jsonargparse cuts off long lists.
+        line = re.sub(r"\{distill,[^}]*\}", f"{{{', '.join(COMMANDS)}}}", line)
         line = re.sub(r"\bevaluate\.model\b", "model", line)
-        line = re.sub(r"\b(distill|evaluate|export|check|models)\.(?=[a-z])", "--", line)
+        line = re.sub(r"\b(distill|train|evaluate|export|check|models)\.(?=[a-z])", "--", line)
         _fail(line + near)
 
     def _nearest(self, message: str) -> str:
@@ -91,8 +95,10 @@ def _run(arguments: list[str]) -> None:
     parser = _parser(arguments)
     options = parser.instantiate(parser.parse_args(arguments))
     chosen = options[options.subcommand]
+    if options.subcommand in ("distill", "train"):
+        _fit(options.subcommand, chosen, arguments)
+        return
     run: Callable[[Any], None] = {
-        "distill": _distill,
         "check": _check,
         "models": _models,
         "evaluate": _evaluate,
@@ -104,8 +110,10 @@ def _run(arguments: list[str]) -> None:
 # What a command needs is imported when it is run: the trainer alone takes seconds.
 
 
-def _distill(chosen: Any) -> None:
+def _fit(command: str, chosen: Any, arguments: list[str]) -> None:
+    from scalekd.training import ranks
     from scalekd.training.distill import distill
+    from scalekd.training.launch import check_devices, launch
     from scalekd.training.recipe import Recipe
     from scalekd.training.signals import Interrupted
     from scalekd.training.smoke import smoke
@@ -113,14 +121,26 @@ def _distill(chosen: Any) -> None:
     chosen.pop("config")
     chosen.pop("recipe")
     out, parallel, resume = (chosen.pop(name) for name in ("out", "parallel", "resume"))
-    shrunk = chosen.pop("smoke")
+    devices, shrunk = chosen.pop("devices"), chosen.pop("smoke")
+    if command == "train":
+        chosen.teacher, chosen.compare = None, []
+    elif chosen.teacher is None:
+        raise InputError("no --teacher is named: name one, or `scalekd train` the student alone")
     recipe = Recipe(**vars(chosen))
+    check_devices(devices)
+    if devices > 1 and ranks.environment().world_size() == 1:
+        sys.exit(launch(devices, arguments))
     try:
         with tempfile.TemporaryDirectory() as images:
             recipe = smoke(recipe, Path(images)) if shrunk else recipe
             distill(recipe, out, parallel, resume)
+    except ranks.AnotherFailed:
+        sys.exit(2)
+    except InputError as error:
+        raise InputError(f"rank {ranks.rank()}: {error}" if ranks.rank() else str(error)) from error
     except Interrupted as stopped:
-        print(f"scalekd: {stopped}", file=sys.stderr)
+        if ranks.rank() == 0:
+            print(f"scalekd: {stopped}", file=sys.stderr)
         sys.exit(stopped.code)
 
 
@@ -168,18 +188,22 @@ def _parser(arguments: Sequence[str]) -> Parser:
     )
     commands = parser.add_subcommands(required=True)
     of = Given(allow_abbrev=False)
-    if command == "distill":
+    if command in ("distill", "train"):
         from scalekd.training.recipe import Recipe
 
-        of.description = (
-            "Train a student under a teacher, and compare. Without a teacher, student or data: "
-            "digits."
-        )
+        of.description = {
+            "distill": "Train a student under a teacher, and compare. Without a teacher, student "
+            "or data: digits.",
+            "train": "Train the student of a recipe alone: what its distillation is compared with.",
+        }[command]
         of.add_argument("--recipe", type=str | None, help="a packaged recipe, by its name")
         of.add_argument("--config", action="config", help="a recipe of your own, YAML")
         of.add_class_arguments(Recipe)
         of.add_argument("--out", type=Path | None, help="run folder to write; must not exist")
         of.add_argument("--parallel", type=int | None, help="runs side by side")
+        of.add_argument(
+            "--devices", type=int, default=1, help="of this machine, for each run: a process each"
+        )
         of.add_argument(
             "--smoke", action="store_true", help="the same in a minute, on noise: does it run?"
         )
@@ -206,7 +230,7 @@ def _parser(arguments: Sequence[str]) -> Parser:
 
 def _with_recipe(arguments: list[str]) -> list[str]:
     """`--recipe NAME` is the packaged YAML file of that name; the digits where nothing is named."""
-    if "distill" not in arguments[:1] or "--help" in arguments or "-h" in arguments:
+    if arguments[:1] not in (["distill"], ["train"]) or "--help" in arguments or "-h" in arguments:
         return arguments
     from scalekd.training.recipe import DEFAULT, recipe_file
 
@@ -219,7 +243,7 @@ def _with_recipe(arguments: list[str]) -> list[str]:
         return arguments
     else:
         name = DEFAULT
-    return ["distill", "--config", str(recipe_file(name)), *rest]
+    return [arguments[0], "--config", str(recipe_file(name)), *rest]
 
 
 def _readable(arguments: list[str]) -> list[str]:

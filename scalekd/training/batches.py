@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
+from scalekd.training import ranks
 from scalekd.training.data import Source
 from scalekd.training.recipe import Data
 from scalekd.training.signals import STOPPING
@@ -30,6 +31,8 @@ def loaders(
 ) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
     """Training batches of a whole run from step `start` on, and those to validate on.
 
+    Of several ranks each gets its share of every batch, and of the images to validate on.
+
     There are none of the latter where there are no labels. `loaders(...)[0].batch_sampler` are the
     `RunBatches`.
     """
@@ -41,13 +44,23 @@ def loaders(
             f"an epoch has {per_epoch} images and batch_size is {batch_size}: "
             "not one batch; make the batch smaller"
         )
-    workers = source.workers if data.workers is None else data.workers
+    shares = parts * ranks.world()
+    if batch_size % shares:
+        raise InputError(
+            f"batch_size is {batch_size}, for {ranks.world()} devices in {parts} parts each: it "
+            f"must be a multiple of {shares}"
+        )
+    workers = data.workers
+    if workers is None:
+        workers = max(1, source.workers // ranks.here()) if source.workers else 0
     Finalize(None, _end_workers, exitpriority=100)
     # A run beside others is a spawned process, whose own would be spawned too: seconds for each.
     context = "fork" if workers and sys.platform == "linux" else None
     batches = DataLoader(
         train,
-        batch_sampler=RunBatches(images, per_epoch, batch_size, seed, epochs, start, parts),
+        batch_sampler=RunBatches(
+            images, per_epoch, batch_size, seed, epochs, start, parts, ranks.rank(), ranks.world()
+        ),
         num_workers=workers,
         worker_init_fn=_outlive_signals,
         multiprocessing_context=context,
@@ -55,9 +68,11 @@ def loaders(
     )
     if source.validation is None:
         return batches, None
+    measured = source.validation(config)
     return batches, DataLoader(
-        source.validation(config),
+        measured,
         250,
+        sampler=range(ranks.rank(), len(measured), ranks.world()),  # type: ignore[arg-type]
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_outlive_signals,
@@ -92,7 +107,9 @@ class RunBatches(Sampler[list[int]]):
         seed: of the run.
         epochs: of the run.
         start: steps that were done before.
-        parts: equal ones that each batch is given in, one after another.
+        parts: equal ones that a rank is given its share of each batch in, one after another.
+        rank, ranks: whose share, and of how many. Together they learn from the same batches as
+            one rank alone.
     """
 
     def __init__(
@@ -104,9 +121,12 @@ class RunBatches(Sampler[list[int]]):
         epochs: int,
         start: int = 0,
         parts: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
-        self.parts = parts
+        self.parts, self.rank = parts, rank
+        self.share = batch_size // ranks
         self.steps_per_epoch = per_epoch // batch_size
         self.steps = epochs * self.steps_per_epoch
         self._order: tuple[int, list[int]] = (-1, [])
@@ -115,10 +135,11 @@ class RunBatches(Sampler[list[int]]):
         return (self.steps - self.start) * self.parts
 
     def __iter__(self) -> Iterator[list[int]]:
-        size = self.batch_size // self.parts
+        size = self.share // self.parts
+        first = self.rank * self.share
         for step in range(self.start, self.steps):
-            names = self.batch(step)
-            yield from (names[i : i + size] for i in range(0, self.batch_size, size))
+            names = self.batch(step)[first : first + self.share]
+            yield from (names[i : i + size] for i in range(0, self.share, size))
 
     def batch(self, step: int) -> list[int]:
         """The names of the images that step number `step`, from 0 on, learns from."""

@@ -6,7 +6,8 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,26 +15,29 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, default_collate
 
 from scalekd.describe import fit
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.networks import input_config
-from scalekd.training import jobs, report
+from scalekd.training import jobs, lock, ranks, report
 from scalekd.training.batches import loaders
 from scalekd.training.data import layout, open_source
 from scalekd.training.evaluate import best_device, top1
 from scalekd.training.folder import RunFolder, free_folder
 from scalekd.training.recipe import Recipe
-from scalekd.training.run import Arm, Result, Run, build_method
+from scalekd.training.run import Result, Run, arms, build_method
 from scalekd.training.signals import Interrupted
+from scalekd.training.trial import trial, untouched
 
 
 def distill(
     recipe: Recipe, out: Path | None = None, parallel: int | None = None, resume: bool = False
 ) -> Path:
     """Train the recipe's students and write the run folder.
+
+    Where this process is one of several ranks (see `ranks.environment`), each of them calls this
+    with the same arguments, and sees the same folder.
 
     Args:
         recipe: what to train.
@@ -49,27 +53,34 @@ def distill(
     Raises:
         InputError: see its message; nothing was overwritten.
         Interrupted: by Ctrl-C or a signal; checkpoints/ holds the state.
+        AnotherFailed: this is one of several ranks, and another failed.
     """
+    with ranks.joined():
+        return _distill(recipe, out, parallel, resume)
+
+
+def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: bool) -> Path:
     began = time.perf_counter()
     if parallel is not None and parallel < 1:
         raise InputError(f"parallel is {parallel}: it must be 1 or more")
-    folder = RunFolder(out or free_folder(recipe, newest=resume))
-    results = folder.finished(recipe) if resume else []
-    if not resume and folder.path.exists():
+    if ranks.world() > 1 and (parallel or 1) > 1:
         raise InputError(
-            f"{str(folder.path)!r} exists and is not overwritten: give another --out, or --resume"
+            f"parallel is {parallel} and there are {ranks.world()} ranks, which train one run "
+            "after another: leave one of the two out"
         )
-    folder.can_be_made()
+    folder, results = ranks.agreed(lambda: _look_at_folder(recipe, out, resume))
     pair = check(recipe)
-    arms: list[Arm] = ["scalekd", *reversed(recipe.compare)]  # the longest first
-    runs = [Run(arm, seed) for seed in recipe.seeds for arm in arms]
+    runs = [Run(arm, seed) for seed in recipe.seeds for arm in arms(recipe)]
     left = [run for run in runs if run not in {result.run for result in results}]
     out = folder.path
-    with folder.taken(recipe, left), report.Display(recipe, pair, out) as display:
+    with ExitStack() as held, report.Display(recipe, pair, out) as display:
+        ranks.agreed(lambda: held.enter_context(folder.taken(recipe, left)))
+        held.enter_context(lock.beside(out))
 
         def finished(result: Result) -> None:
             results.append(result)
-            folder.keep(results)
+            if ranks.rank() == 0:
+                folder.keep(results)
             display.finished(result)
 
         side_by_side = parallel or jobs.default_jobs(len(left))
@@ -82,10 +93,26 @@ def distill(
                 "a timm model of one",
                 stopped.received,
             ) from stopped
-    summary = summarise(recipe, pair, results, time.perf_counter() - began)
-    report.conclude(recipe, pair, results, out)
-    folder.conclude(summary)
+    if ranks.rank() == 0:
+        summary = summarise(recipe, pair, results, time.perf_counter() - began)
+        report.conclude(recipe, pair, results, out)
+        folder.conclude(summary)
+    ranks.wait()
     return out
+
+
+def _look_at_folder(
+    recipe: Recipe, out: Path | None, resume: bool
+) -> tuple[RunFolder, list[Result]]:
+    """The run folder, and what is finished in it."""
+    folder = RunFolder(out or free_folder(recipe, newest=resume))
+    results = folder.finished(recipe) if resume else []
+    if not resume and folder.path.exists():
+        raise InputError(
+            f"{str(folder.path)!r} exists and is not overwritten: give another --out, or --resume"
+        )
+    folder.can_be_made()
+    return folder, results
 
 
 def check(recipe: Recipe) -> report.Pair:
@@ -93,43 +120,67 @@ def check(recipe: Recipe) -> report.Pair:
     if layout(recipe.data) == "flat":
         _refuse_what_needs_labels(recipe)
     source = open_source(recipe.data)
-    method, _ = build_method(recipe, Run("scalekd", recipe.seeds[0]), source)
-    assert isinstance(method, ScaleKD)
-    if "logits" in recipe.compare and not method.method.weights.logits:
-        why = "; ".join(n for n in method.notes if "logit" in n or "no classifier" in n)
-        why = why or "the weight logits is 0"
-        raise InputError(f"compare has logits, and there is no logit distillation here ({why})")
+    method, _ = build_method(recipe, Run(arms(recipe)[0], recipe.seeds[0]), source)
+    if "logits" in recipe.compare and isinstance(method, ScaleKD):
+        _refuse_logits_where_there_are_none(method)
     config = input_config(method.student, recipe.data.size)
-    batches, validation = loaders(source, recipe.data, config, recipe.batch_size, recipe.seeds[0])
-    if source.classes is not None and method.student.num_classes != source.classes:
+    batches, validation = loaders(
+        source,
+        recipe.data,
+        config,
+        recipe.batch_size,
+        recipe.seeds[0],
+        parts=recipe.accumulate,
+    )
+    classes = getattr(method.student, "num_classes", None)
+    if source.classes is not None and classes != source.classes:
         raise InputError(
-            f"the student has {method.student.num_classes} classes and {recipe.data.root!r} has "
-            f"{source.classes}: leave num_classes out of student_args"
+            f"the student has {classes} classes and {recipe.data.root!r} has {source.classes}: "
+            "leave num_classes out of student_args"
         )
     method.to(best_device())
-    _try_one_step(method, batches)
-    notes = [*_without_labels(method, recipe.data.root)] if source.classes is None else []
-    notes += source.notes + method.notes
+    gflop = trial(method, batches)
+    notes = source.notes + method.notes
     if recipe.learning_rate != recipe.optim.lr:
         notes.append(
             f"the learning rate is {recipe.learning_rate:.3g}: {recipe.optim.lr} for "
             f"{recipe.optim.batch} images a step, in proportion to these {recipe.batch_size}"
         )
+    if unlearnt := untouched(method):
+        notes.append(f"no gradient reaches {len(unlearnt)} parameters, such as {unlearnt[0]}")
+    pair = report.Pair(
+        teacher_top1=None,
+        teacher_parameters=0,
+        student_parameters=_parameters(method.student),
+        projector_parameters=0,
+        notes=notes,
+        labels=source.classes is not None,
+        gflop=gflop,
+    )
+    if not isinstance(method, ScaleKD):
+        return pair
+    if source.classes is None:
+        notes[:0] = _without_labels(method, recipe.data.root)
     teacher_top1 = None
     if validation is not None and method.teacher.shapes.classes == source.classes:
         assert source.classes is not None
         teacher_top1 = top1(method.classify_by_teacher, validation, source.classes)
         images = len(validation.dataset)  # type: ignore[arg-type]
         notes += remarks_on_the_teacher(teacher_top1, source.classes, images)
-    return report.Pair(
+    return replace(
+        pair,
         teacher_top1=teacher_top1,
         teacher_parameters=_parameters(method.teacher.model),
-        student_parameters=_parameters(method.student),
         projector_parameters=_parameters(method.method),
-        notes=notes,
-        labels=source.classes is not None,
         fit=fit(method),
     )
+
+
+def _refuse_logits_where_there_are_none(method: ScaleKD) -> None:
+    if not method.method.weights.logits:
+        why = "; ".join(n for n in method.notes if "logit" in n or "no classifier" in n)
+        why = why or "the weight logits is 0"
+        raise InputError(f"compare has logits, and there is no logit distillation here ({why})")
 
 
 def remarks_on_the_teacher(top1: float, classes: int, images: int) -> list[str]:
@@ -149,6 +200,11 @@ def remarks_on_the_teacher(top1: float, classes: int, images: int) -> list[str]:
 
 def _refuse_what_needs_labels(recipe: Recipe) -> None:
     there_are_none = f"and there are no labels in {recipe.data.root!r}"
+    if recipe.teacher is None:
+        raise InputError(
+            f"a student alone learns from labels, {there_are_none}: give --data.root a folder with "
+            "train/CLASS/*.jpg and val/CLASS/*.jpg, or a teacher (scalekd distill)"
+        )
     if "alone" in recipe.compare:
         raise InputError(
             f"compare has alone, which learns from labels, {there_are_none}: leave it out, or give "
@@ -171,20 +227,6 @@ def _without_labels(method: ScaleKD, root: str) -> Iterator[str]:
             f"nothing trains the student's classifier of {method.student.num_classes} classes: "
             "leave num_classes out of student_args for a student without one"
         )
-
-
-@torch.no_grad()
-def _try_one_step(method: ScaleKD, batches: DataLoader[Any]) -> None:
-    """What does not fit together says so now, in this process, and not an hour later.
-
-    Two images show it as well as a batch, which may be large.
-    """
-    assert batches.batch_sampler is not None
-    names = next(iter(batches.batch_sampler))[:2]
-    batch = default_collate([batches.dataset[name] for name in names])
-    method.train()
-    method(*(part.to(best_device()) for part in batch))
-    method.eval()
 
 
 def summarise(
@@ -211,13 +253,15 @@ def summarise(
                 f"{names[arm]}_loss_by_seed": {r.run.seed: r.loss for r in of_arm},
                 f"{names[arm]}_terms": report.mean_terms(of_arm),
             }
-    distilled = report.of_arm(results, "scalekd")
+    kept = report.of_arm(results, arms(recipe)[0])
     return summary | {
         "seeds": recipe.seeds,
         "student_folder_seed": recipe.seeds[0],
-        "steps": distilled[0].steps,
+        "steps": kept[0].steps,
         "seconds": seconds,
-        "images_per_second": report.mean([r.images_per_second for r in distilled]),
+        "images_per_second": report.mean([r.images_per_second for r in kept]),
+        "ranks": ranks.world(),
+        "gflop_per_image": pair.gflop,
         "parameters": {
             "teacher": pair.teacher_parameters,
             "student": pair.student_parameters,

@@ -20,8 +20,20 @@ from scalekd.training.files import read_lines, write_whole
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Result, Run, metrics_file
 
-FREE = {"log_every", "save_minutes", "save_steps", "track", "data.workers"}
-"""Settings that a resumed run may have otherwise: no weight depends on them."""
+FREE = {
+    "log_every",
+    "save_minutes",
+    "save_steps",
+    "track",
+    "data.workers",
+    "accumulate",
+    "shard",
+    "compile",
+    "channels_last",
+    "checkpoint_tail",
+}
+"""Settings that a resumed run may have otherwise. No weight depends on the first five, and on the
+others by rounding alone, as on the number of devices, with which they change."""
 
 HALF_MADE = {lock.NAME, "settings.part"}
 """All that is in a folder whose making was cut off."""
@@ -172,7 +184,9 @@ class RunFolder:
 
 def free_folder(recipe: Recipe, newest: bool = False) -> Path:
     """runs/NAME, numbered if that exists; or the `newest` that does."""
-    name = "digits" if recipe.data.root == "digits" else f"{recipe.teacher}-{recipe.student}"
+    name = f"{recipe.teacher or 'alone'}-{recipe.student}"
+    if recipe.data.root == "digits":
+        name = "digits" if recipe.teacher else "digits-alone"
     base = Path("runs") / name.replace("/", "_").replace(":", "_")
     numbered = itertools.chain(
         [base], (base.with_name(f"{base.name}-{n}") for n in itertools.count(2))

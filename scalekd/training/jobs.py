@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 
 from scalekd.errors import InputError
-from scalekd.training import lock
+from scalekd.training import lock, ranks
+from scalekd.training.launch import orphaned
 from scalekd.training.loop import Progress
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Result, Run, train
@@ -26,8 +28,10 @@ Report = Callable[[Run, Progress], None]
 
 def default_jobs(runs: int) -> int:
     """Runs side by side: one for each core on a CPU, where small models gain nothing from two
-    threads; one at a time on a GPU."""
-    return 1 if torch.cuda.is_available() else max(1, min(runs, os.cpu_count() or 1))
+    threads; one at a time on a GPU, and of several ranks."""
+    if torch.cuda.is_available() or ranks.world() > 1:
+        return 1
+    return max(1, min(runs, os.cpu_count() or 1))
 
 
 def run_all(
@@ -45,8 +49,9 @@ def run_all(
         InputError: of the first run that failed; the others are stopped with their checkpoints.
     """
     if jobs == 1:
-        stop = threading.Event()
-        with stopping(stop.set):
+        asked = threading.Event()
+        stop = StopOr(asked, orphaned)
+        with stopping(asked.set):
             for run in runs:
                 finished(train(recipe, run, out, lambda p, run=run: report(run, p), stop))  # type: ignore[misc]
         return
@@ -80,22 +85,24 @@ def _orphaned() -> bool:
     return parent is not None and not parent.is_alive()
 
 
-class _StopOrOrphaned:
-    """Set when the parent says so, or is gone."""
+@dataclass(frozen=True)
+class StopOr:
+    """Set when somebody says so, or when the process that began this one is gone."""
 
-    def __init__(self, event: Event) -> None:
-        self.event = event
+    event: Event | threading.Event
+    orphaned: Callable[[], bool]
 
     def is_set(self) -> bool:
-        return self.event.is_set() or _orphaned()
+        """Whether to end."""
+        return self.event.is_set() or self.orphaned()
 
 
-_worker: tuple[_StopOrOrphaned, Any]
+_worker: tuple[StopOr, Any]
 
 
 def _start_worker(stop: Event, progress: Any, threads: int) -> None:
     global _worker
-    _worker = _StopOrOrphaned(stop), progress
+    _worker = StopOr(stop, _orphaned), progress
     for number in STOPPING:  # the parent's to handle: it sets `stop`
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)

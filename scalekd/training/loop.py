@@ -5,7 +5,9 @@ checkpoints are told by the count of steps here, so that a run resumed in the mi
 as far as it was, and nothing of Lightning's own progress needs restoring.
 """
 
+import resource
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -20,8 +22,10 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from scalekd.training import ranks
 from scalekd.training.checkpoint import StudentSpec, before, best, write
 from scalekd.training.module import State, TrainingModule
+from scalekd.training.sharding import runnable, whole
 from scalekd.training.signals import Interrupted
 
 AVERAGED = 50
@@ -39,11 +43,15 @@ class StopSignal(Protocol):
 class Progress:
     """Where a run stands. `top1` (a share) only when it was just measured, which takes labels;
     `terms` are weighted; `kept` where it belongs in the record, which is a matter of steps alone;
-    `gradients` are the norms of the student's and the projectors', before clipping.
+    `gradients` are the norms of the student's and the projectors', before clipping; `waiting` is
+    the share of the training's time, since this process began it, that was spent waiting for
+    images; `memory` is the most that this process has held, in bytes: the GPU's where it trains on
+    one.
     """
 
     step: int
     steps: int
+    epoch: float
     seconds: float
     images_per_second: float
     learning_rate: float
@@ -52,6 +60,8 @@ class Progress:
     top1: float | None = None
     kept: bool = False
     gradients: dict[str, float] = field(default_factory=dict)
+    waiting: float = 0.0
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,8 @@ class Watch(L.Callback):
         self.on_sigterm = signal.getsignal(signal.SIGTERM)
         self.reported = self.saved = time.perf_counter()
         self.began: float | None = None
+        self.idle_since: float | None = None
+        self.waited = self.trained = 0.0
         watched = state["watch"] if state else {}
         self.training_seconds: float = watched.get("training_seconds", 0.0)
         self.images: int = watched.get("images", 0)
@@ -120,7 +132,14 @@ class Watch(L.Callback):
             signal.signal(signal.SIGTERM, self.on_sigterm)
         if module.step and self._due(module, self.every.measure) and self.measured < module.step:
             self._measure(trainer, module)  # stopped between a step and its measurement
-        self.began = time.perf_counter()
+        self.began = self.idle_since = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """What passed since the last batch was waiting for this one."""
+        assert self.idle_since is not None
+        self.waited += time.perf_counter() - self.idle_since
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -136,7 +155,7 @@ class Watch(L.Callback):
             if parameter.grad is not None:
                 part = "student" if id(parameter) in student else "projectors"
                 parts[part].append(parameter.grad)
-        norms = {name: nn.utils.get_total_norm(gs) for name, gs in parts.items() if gs}
+        norms = {name: whole(nn.utils.get_total_norm(gs)) for name, gs in parts.items() if gs}
         self.gradients = {name: float(norm) for name, norm in norms.items()}
 
     def on_train_batch_end(
@@ -149,15 +168,18 @@ class Watch(L.Callback):
     ) -> None:
         """After each step."""
         assert isinstance(module, TrainingModule)
-        self.images += len(batch[0])
-        if outputs:  # none of what was left out
+        if outputs["terms"] is not None:  # none of what was left out
             self.parts.append(outputs["terms"])
-        if (batch_idx + 1) % module.order.parts:
-            return
-        if self.parts:
+        if (batch_idx + 1) % module.order.parts == 0:
+            self._after_step(trainer, module)
+        self.idle_since = time.perf_counter()
+
+    def _after_step(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        self.images += module.order.batch_size
+        if self.parts and not module.left_out:
             names = self.parts[0]
             self.newest.append({n: torch.stack([p[n] for p in self.parts]).mean() for n in names})
-            self.parts.clear()
+        self.parts.clear()
         if module.average is not None:
             module.average.update_parameters(module.method.student)
         the_end = module.step == module.steps
@@ -166,14 +188,16 @@ class Watch(L.Callback):
         if self.newest and (recorded or measuring or self._told_long_ago()):
             told_with_accuracy = measuring and self.measure is not None
             self._tell(trainer, module, recorded and not told_with_accuracy)
-        if self.stop.is_set() and not the_end:
+        stopped, long_ago = ranks.any_of(self.stop.is_set(), self._saved_long_ago())
+        if stopped and not the_end:
             with self._paused():
                 self._save(trainer, module)
+            ranks.wait()  # or who started them might end rank 0 while it saves
             raise Interrupted
         if measuring:
             with self._paused():
                 self._measure(trainer, module)
-        if the_end or self._due(module, self.every.save_steps) or self._saved_long_ago():
+        if the_end or self._due(module, self.every.save_steps) or long_ago:
             with self._paused():
                 self._save(trainer, module)
 
@@ -189,10 +213,11 @@ class Watch(L.Callback):
         return {
             "scalekd_student": asdict(self.student),
             "marks": self.marks,
+            "ranks": ranks.world(),
             "step": module.step,
             "skipped": module.skipped,
-            "state_dict": module.state_dict(),
-            "optimizer": trainer.optimizers[0].state_dict(),
+            "state_dict": whole(module.state_dict()),
+            "optimizer": whole(trainer.optimizers[0].state_dict()),
             "precision": trainer.precision_plugin.state_dict(),
             "watch": {
                 "training_seconds": self.training_seconds,
@@ -218,7 +243,9 @@ class Watch(L.Callback):
     def _paused(self) -> Iterator[None]:
         """Measuring and saving are not training."""
         assert self.began is not None, "it trains"
-        self.training_seconds += time.perf_counter() - self.began
+        passed = time.perf_counter() - self.began
+        self.training_seconds += passed
+        self.trained += passed
         yield
         self.began = time.perf_counter()
 
@@ -229,8 +256,11 @@ class Watch(L.Callback):
     def _write(
         self, trainer: L.Trainer, module: TrainingModule, file: Path, aside: Path | None = None
     ) -> None:
+        state = self.state(trainer, module)
+        if ranks.rank() > 0:
+            return
         try:
-            write(self.state(trainer, module), file, aside)
+            write(state, file, aside)
         except OSError as error:
             kept = "the one before is whole" if file.exists() else "there is none before it"
             warnings.warn(
@@ -244,7 +274,10 @@ class Watch(L.Callback):
         if self.measure is None:
             return
         student = module.student.eval()
-        self.top1 = self.measure(student)
+        ranks.take_buffers_of_first(student)
+        assert isinstance(module.method, nn.Module)
+        with runnable(module.method, student):
+            self.top1 = self.measure(student)
         student.train()
         if self.last is not None:
             self.report(replace(self.last, top1=self.top1, kept=True))
@@ -259,6 +292,7 @@ class Watch(L.Callback):
         self.last = Progress(
             step=module.step,
             steps=module.steps,
+            epoch=module.step / module.steps_per_epoch,
             seconds=seconds,
             images_per_second=self.images / seconds,
             learning_rate=trainer.optimizers[0].param_groups[0]["lr"],
@@ -266,5 +300,14 @@ class Watch(L.Callback):
             terms={name: float(value) for name, value in self.newest[-1].items()},
             kept=kept,
             gradients=self.gradients,
+            waiting=self.waited / (self.trained + self.reported - self.began),
+            memory=_memory(),
         )
         self.report(self.last)
+
+
+def _memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -15,9 +15,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalekd.distiller import Step
 from scalekd.errors import InputError
+from scalekd.networks.blocks import blocks
+from scalekd.training import ranks
 from scalekd.training.batches import RunBatches
 from scalekd.training.randomness import seed_all
 from scalekd.training.recipe import Optim
+from scalekd.training.sharding import in_pieces, shard
 
 State = dict[str, Any]
 """All that a run needs to go on, as `Watch.state` makes it: tensors and plain data."""
@@ -69,9 +72,20 @@ class TrainingModule(L.LightningModule):
         self.max_skipped, self.checkpoint = max_skipped, checkpoint
         self.start: int = state["step"] if state else 0
         self.skipped: int = state["skipped"] if state else 0
+        self.left_out = self.sharded = False
         self.optimizer_state = state["optimizer"] if state else None
         if state:
             self.load_state_dict(state["state_dict"])
+
+    def shard(self) -> None:
+        """Keep the weights, gradients and optimizer in pieces, one a rank."""
+        student, projectors = self.method.student, getattr(self.method, "method", nn.Module())
+        assert isinstance(self.method, nn.Module)
+        parts = [m for kind in projectors.children() for m in kind.children()]
+        shard(self.method, [*blocks(student), *parts])
+        if self.average is not None:
+            shard(self.average.module, blocks(self.average.module))
+        self.sharded = True
 
     @property
     def step(self) -> int:
@@ -96,7 +110,7 @@ class TrainingModule(L.LightningModule):
         )
         self.schedule = self._schedule(optimizer)
         if self.optimizer_state is not None:
-            optimizer.load_state_dict(self.optimizer_state)
+            optimizer.load_state_dict(in_pieces(self.optimizer_state, optimizer))
             self.optimizer_state = None
         self.schedule.step_update(self.start)
         return optimizer
@@ -124,32 +138,49 @@ class TrainingModule(L.LightningModule):
         )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """The random numbers of a step, and of each of its parts, are its own."""
-        seed_all(self.order.seed, self.step, batch_idx % self.order.parts)
+        """The random numbers of a step, and of each of its parts in each rank, are its own."""
+        part = batch_idx % self.order.parts
+        if part == 0:
+            self.left_out = False
+            if self.sharded and isinstance(self.method, nn.Module):  # else DDP does it
+                ranks.take_buffers_of_first(self.method)
+        seed_all(self.order.seed, self.step, self.order.rank * self.order.parts + part)
 
-    def training_step(self, batch: Sequence[Tensor], index: int) -> dict[str, Any] | None:
-        """One batch, (images, targets) or (images,).
+    def training_step(self, batch: Sequence[Tensor], index: int) -> dict[str, Any]:
+        """One batch, (images, targets) or (images,); `terms` are means over all ranks.
 
-        A loss that is no number never reaches the weights: the step is left out, or, where too
-        many were, InputError.
+        A loss that is no number, in whichever rank, never reaches the weights: all ranks leave the
+        step out, or, where too many were, InputError.
         """
         step = self.method(*batch)
-        if not torch.isfinite(step.loss):  # waits for the GPU, once a step
-            self._skip(step)
-            return None
-        return {"loss": step.loss, "terms": {k: v.detach() for k, v in step.terms.items()}}
+        terms = ranks.mean({name: value.detach() for name, value in step.terms.items()})
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):  # waits for the GPU, once a step
+            self._leave_out(loss, terms)
+        if not self.left_out:
+            return {"loss": step.loss, "terms": terms}
+        # Every rank must have gradients to exchange; none of them is used.
+        trained = (p for p in self.parameters() if p.requires_grad)
+        return {"loss": torch.stack([0 * p.sum() for p in trained]).sum(), "terms": None}
 
-    def _skip(self, step: Step) -> None:
-        terms = ", ".join(f"{name} {value.item():.3g}" for name, value in step.terms.items())
-        said = f"the loss is {step.loss.item()} at step {self.step + 1} ({terms})"
-        self.skipped += 1
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer leaves alone what has no gradients."""
+        if self.left_out:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _leave_out(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
+        listed = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
+        said = f"the loss is {loss.item()} at step {self.step + 1} ({listed})"
+        self.skipped += not self.left_out
+        self.left_out = True
         images = [name % self.order.images for name in self.order.batch(self.step)]
         if self.skipped <= self.max_skipped:
-            warnings.warn(
-                f"{said}: left out, {self.skipped} of {self.max_skipped} that may be; its images "
-                f"were numbers {images}",
-                stacklevel=2,
-            )
+            if ranks.rank() == 0:
+                warnings.warn(
+                    f"{said}: left out, {self.skipped} of {self.max_skipped} that may be; its "
+                    f"images were numbers {images}",
+                    stacklevel=2,
+                )
             return
         kept = f"; the newest state is in {self.checkpoint}" if self.checkpoint.exists() else ""
         raise InputError(

@@ -1,6 +1,8 @@
 """What a person sees of a job: progress while it runs, then a table, a picture and plain words."""
 
+import math
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
+from scalekd.training import ranks
 from scalekd.training.loop import AVERAGED
 from scalekd.training.loop import Progress as News
 from scalekd.training.recipe import Recipe
-from scalekd.training.run import Arm, Result, Run
+from scalekd.training.run import Arm, Result, Run, arms
 
 LABELS: dict[Arm, str] = {"alone": "student alone", "logits": "logit KD", "scalekd": "ScaleKD"}
 SHORT = {
@@ -25,6 +28,10 @@ SHORT = {
     "logits": "kd",
 }
 """Terms on the progress line; a prime marks the alternative view."""
+LONG_WAIT = 0.2
+"""Share of a run's time spent waiting for images above which that is said."""
+QUIET = 60.0
+"""Seconds without a line in a log file after which a run gets one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class Pair:
 
     labels: whether the images have any; without them nothing is measured.
     fit: what is projected to what, in one line.
+    gflop: of a training step, for an image.
+    Of a student alone the teacher's and the projectors' parameters are 0.
     """
 
     teacher_top1: float | None
@@ -42,6 +51,7 @@ class Pair:
     notes: list[str]
     labels: bool = True
     fit: str = ""
+    gflop: float = 0.0
 
 
 def of_arm(results: list[Result], arm: str) -> list[Result]:
@@ -66,19 +76,21 @@ def measured(results: list[Result]) -> bool:
 
 
 class Display:
-    """Live bars on a terminal; in a log file one line for each measurement, and without labels,
-    where nothing is measured, for each tenth of a run."""
+    """Live bars on a terminal. In a log file a line for each measurement, without labels, where
+    nothing is measured, for each tenth of a run, and for whatever trains `QUIET` seconds unsaid."""
 
     def __init__(self, recipe: Recipe, pair: Pair, out: Path) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
-        known = "" if pair.teacher_top1 is None else f", {pair.teacher_top1:.2%} on these images"
-        self.console.print(
-            f"[bold]{recipe.teacher}[/] ({pair.teacher_parameters / 1e6:.2f} M parameters{known}) "
-            f"teaches [bold]{recipe.student}[/] ({pair.student_parameters / 1e6:.2f} M; projectors "
-            f"{pair.projector_parameters / 1e6:.2f} M, thrown away afterwards)"
-        )
+        # Of several ranks the first speaks for all.
+        self.console = Console(highlight=False, soft_wrap=True, quiet=ranks.rank() > 0)
+        self.console.print(_who(recipe, pair))
         if pair.fit:
             self.console.print("projected:", escape(pair.fit))
+        devices = ranks.world()
+        self.console.print(
+            f"a step takes {pair.gflop:.4g} GFLOP an image; {recipe.batch_size} images a step, "
+            f"{recipe.batch_size // devices // recipe.accumulate} at a time on "
+            f"{'one device' if devices == 1 else f'each of {devices} devices'}"
+        )
         for note in pair.notes:
             loud = any(word in note for word in ("RANDOM", "UNTRAINED", "chance"))
             label = "[bold red]WARNING:[/]" if loud else "[yellow]note:[/]"
@@ -88,7 +100,7 @@ class Display:
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            # Two lines that alone give way on a narrow terminal.
+            # Three lines that alone give way on a narrow terminal.
             TextColumn("{task.fields[state]}", table_column=Column(ratio=1, no_wrap=True)),
             console=self.console,
             expand=True,
@@ -96,6 +108,8 @@ class Display:
         self.tasks: dict[Run, TaskID] = {}
         self.labels = pair.labels
         self.tenths: dict[Run, int] = {}
+        self.remarked: set[Run] = set()
+        self.said: dict[Run, float] = {}
 
     def __enter__(self) -> "Display":
         self.bars.start()
@@ -115,23 +129,49 @@ class Display:
             self.tasks[run] = self.bars.add_task(str(run), total=news.steps, state="")
         terms = " + ".join(f"{SHORT.get(n, n)} {value:.2f}" for n, value in news.terms.items())
         left = (news.steps - news.step) * news.seconds / max(news.step, 1)
-        pace = f"{news.images_per_second:.0f} images/s, {left:.0f} s left"
+        pace = (
+            f"epoch {news.epoch:.3g}, {news.images_per_second:.0f} images/s, {_duration(left)} left"
+        )
+        gradient = math.hypot(*news.gradients.values())
+        state = (
+            f"rate {news.learning_rate:.2g}, gradient {gradient:.2g}, "
+            f"{news.memory / 2**30:.1f} GiB, data wait {news.waiting:.0%}"
+        )
         loss = f"loss {news.loss:.2f} = {terms}"
-        self.bars.update(self.tasks[run], completed=news.step, state=f"{pace}\n{loss}")
+        self.bars.update(self.tasks[run], completed=news.step, state=f"{pace}\n{state}\n{loss}")
+        self._remark_on_waiting(run, news)
         if self.console.is_terminal:
             return
-        tenth = 10 * news.step // news.steps
-        if news.top1 is not None:
+        if self._is_due(run, news):
+            measured = "" if news.top1 is None else f"top-1 {news.top1:.2%}, "
             self.console.print(
-                f"{run}: step {news.step}/{news.steps}, top-1 {news.top1:.2%}, {pace}, {loss}"
+                f"{run}: step {news.step}/{news.steps}, {measured}{pace}, {state}, {loss}"
             )
-        elif not self.labels and tenth > self.tenths.get(run, 0):
-            self.tenths[run] = tenth
-            self.console.print(f"{run}: step {news.step}/{news.steps}, {pace}, {loss}")
+
+    def _is_due(self, run: Run, news: News) -> bool:
+        """Whether a log file wants a line now."""
+        now, tenth = time.monotonic(), 10 * news.step // news.steps
+        due = (
+            news.top1 is not None
+            or (not self.labels and tenth > self.tenths.get(run, 0))
+            or now - self.said.setdefault(run, now) > QUIET
+        )
+        if due:
+            self.said[run], self.tenths[run] = now, tenth
+        return due
+
+    def _remark_on_waiting(self, run: Run, news: News) -> None:
+        if news.waiting > LONG_WAIT and news.seconds > 30 and run not in self.remarked:
+            self.remarked.add(run)
+            self.console.print(
+                f"[yellow]note:[/] {run} spends {news.waiting:.0%} of its time waiting for images: "
+                "more processes load faster (--data.workers), and smaller files do"
+            )
 
     def finished(self, result: Result) -> None:
         """Say a run's result, once and for good."""
-        self.bars.update(self.tasks[result.run], visible=False)
+        if result.run in self.tasks:  # of another rank than the first nothing was told
+            self.bars.update(self.tasks[result.run], visible=False)
         if result.top1 is None:
             came_to = f"loss [bold]{result.loss:.4f}[/]"
         else:
@@ -140,6 +180,28 @@ class Display:
             f"[bold]{result.run}[/]: {came_to} after {result.steps} steps, "
             f"{result.seconds:.0f} s of training"
         )
+
+
+def _who(recipe: Recipe, pair: Pair) -> str:
+    student = f"[bold]{recipe.student}[/] ({pair.student_parameters / 1e6:.2f} M"
+    if recipe.teacher is None:
+        return f"{student} parameters) learns alone, without a teacher"
+    known = "" if pair.teacher_top1 is None else f", {pair.teacher_top1:.2%} on these images"
+    return (
+        f"[bold]{recipe.teacher}[/] ({pair.teacher_parameters / 1e6:.2f} M parameters{known}) "
+        f"teaches {student}; projectors {pair.projector_parameters / 1e6:.2f} M, thrown away "
+        "afterwards)"
+    )
+
+
+def _duration(seconds: float) -> str:
+    """In two units at most."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if hours < 2:
+        return f"{minutes:.0f} min"
+    return f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def conclude(recipe: Recipe, pair: Pair, results: list[Result], out: Path) -> None:
@@ -151,7 +213,7 @@ def conclude(recipe: Recipe, pair: Pair, results: list[Result], out: Path) -> No
         console.print(sentence, soft_wrap=True)
     console.print(
         f"{out}/: summary.json, curves.png, metrics.jsonl, settings.yaml, and student/ "
-        f"(ScaleKD, seed {recipe.seeds[0]}), which plain timm loads:",
+        f"({LABELS[arms(recipe)[0]]}, seed {recipe.seeds[0]}), which plain timm loads:",
         soft_wrap=True,
     )
     console.print(
@@ -201,24 +263,31 @@ def _costs(pair: Pair, runs: list[Result]) -> list[str]:
     return [f"{pair.student_parameters / 1e6:.3f}", f"{seconds_per_step(runs):.4f}"]
 
 
+def gains(results: list[Result], arm: str) -> list[float]:
+    """By how many points ScaleKD is above another arm, for each seed that both have finished."""
+    others = {r.run.seed: r.top1 for r in of_arm(results, arm) if r.top1 is not None}
+    return [
+        100 * (r.top1 - others[r.run.seed])
+        for r in of_arm(results, "scalekd")
+        if r.top1 is not None and r.run.seed in others
+    ]
+
+
 def in_words(results: list[Result]) -> list[str]:
     """One sentence for each comparison: the paired gain, its spread, and what it cost in time."""
     if not measured(results):
         return _words_without_labels(results)
-    sentences = []
+    sentences: list[str] = []
     distilled = of_arm(results, "scalekd")
+    if not distilled:
+        return sentences
     for arm in ("alone", "logits"):
         others = of_arm(results, arm)
         if not others:
             continue
-        gains = [
-            100 * (s.top1 - o.top1)
-            for s, o in zip(distilled, others, strict=True)
-            if s.top1 is not None and o.top1 is not None
-        ]
         cost = seconds_per_step(distilled) / seconds_per_step(others)
         sentences.append(
-            f"ScaleKD against {LABELS[arm]}, the same steps: {_verdict(gains)}; "
+            f"ScaleKD against {LABELS[arm]}, the same steps: {_verdict(gains(results, arm))}; "
             f"a step took {cost:.1f} times as long."
         )
     if of_arm(results, "logits"):

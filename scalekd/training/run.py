@@ -1,5 +1,6 @@
 """One run of a recipe: one arm of the comparison, with one seed."""
 
+import copy
 import json
 import logging
 import shutil
@@ -12,7 +13,8 @@ from typing import Any, Literal
 
 import lightning as L
 from timm.loss import BinaryCrossEntropy
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from scalekd.baselines import Alone
 from scalekd.distiller import ScaleKD
@@ -20,13 +22,18 @@ from scalekd.errors import InputError
 from scalekd.method import LossWeights
 from scalekd.networks import FrozenTeacher, build, input_config
 from scalekd.networks.weights import Loaded
+from scalekd.training import ranks
 from scalekd.training.batches import RunBatches, loaders
 from scalekd.training.checkpoint import StudentSpec, newest
 from scalekd.training.data import Source, open_source
-from scalekd.training.evaluate import top1
+from scalekd.training.engine import quietly, trainer
+from scalekd.training.evaluate import best_device, top1
 from scalekd.training.loop import Every, Progress, StopSignal, Watch
 from scalekd.training.module import TrainingModule
 from scalekd.training.recipe import Recipe
+from scalekd.training.sharding import shard_frozen, whole
+from scalekd.training.trial import trial, untouched
+from scalekd.training.tuning import arrange, compile_blocks
 
 Arm = Literal["scalekd", "alone", "logits"]
 
@@ -44,6 +51,11 @@ class Run:
     def checkpoint(self, out: Path) -> Path:
         """The run's checkpoint in the run folder."""
         return out / "checkpoints" / f"{self.arm}-seed{self.seed}.ckpt"
+
+
+def arms(recipe: Recipe) -> list[Arm]:
+    """What the recipe trains for each seed, the longest first; the first one's student is kept."""
+    return ["alone"] if recipe.teacher is None else ["scalekd", *reversed(recipe.compare)]
 
 
 def metrics_file(out: Path) -> Path:
@@ -88,6 +100,7 @@ def student_spec(recipe: Recipe, source: Source, teacher: FrozenTeacher | None) 
 
 def build_teacher(recipe: Recipe) -> tuple[FrozenTeacher, Loaded]:
     """The recipe's teacher, verified, and what was loaded into it."""
+    assert recipe.teacher is not None
     size = recipe.teacher_size
     model, loaded = build(recipe.teacher, recipe.teacher_weights, size, **recipe.teacher_args)
     return FrozenTeacher(model, size, recipe.teacher_taps, recipe.teacher_prefix), loaded
@@ -127,6 +140,7 @@ def build_method(recipe: Recipe, run: Run, source: Source) -> tuple[ScaleKD | Al
         task=task_loss(recipe),
         student_taps=recipe.student_taps,
         one_token=recipe.one_token,
+        checkpoint_tail=recipe.checkpoint_tail,
     )
     method.notes.append(str(loaded))
     return method, loaded
@@ -139,9 +153,9 @@ def train(
     report: Callable[[Progress], None],
     stop: StopSignal,
 ) -> Result:
-    """Train one student; leaves its checkpoint and, of the first ScaleKD run, `out/student`.
+    """Train one student; leaves its checkpoint and, of the recipe's first run, `out/student`.
 
-    A checkpoint that is there is gone on from.
+    A checkpoint that is there is gone on from. Of several ranks each calls this.
 
     Raises:
         Interrupted: `stop` was set; the state is in the checkpoint.
@@ -166,9 +180,19 @@ def train(
     )
     order = batches.batch_sampler
     assert isinstance(order, RunBatches)
-    marks = {"images": order.images, "teacher": loaded and (loaded.sha256 or loaded.source)}
+    hashed = loaded and (loaded.sha256 or loaded.source)
+    marks: dict[str, Any] = {"images": order.images, "teacher": hashed}
+    ranks.same(**marks)
     if state and state["marks"] != marks:
         raise InputError(_changed(state["marks"], marks, checkpoint))
+    if state and state["ranks"] != ranks.world() and ranks.rank() == 0:
+        warnings.warn(
+            f"{checkpoint} was begun on {state['ranks']} devices and goes on on {ranks.world()}: "
+            "the same images in the same order, but no longer the same to the bit",
+            stacklevel=2,
+        )
+    arrange(method, recipe)
+    complete = _every_parameter(method, batches)
     module = TrainingModule(
         method,
         recipe.optim,
@@ -179,6 +203,12 @@ def train(
         checkpoint,
         state,
     )
+    if recipe.compile:
+        compile_blocks(method)
+    if ranks.world() > 1 and "student" in recipe.shard:
+        module.shard()
+    if ranks.world() > 1 and "teacher" in recipe.shard and isinstance(method, ScaleKD):
+        shard_frozen(method.teacher.model)
     every = Every(
         recipe.log_every,
         recipe.validate_every * order.steps_per_epoch,
@@ -191,6 +221,8 @@ def train(
         measure = partial(top1, batches=validation, classes=source.classes)
 
     def tell(news: Progress) -> None:
+        if ranks.rank() > 0:
+            return
         if news.kept:
             line = {"arm": run.arm, "seed": run.seed, **asdict(news)}
             line.pop("kept")
@@ -198,28 +230,13 @@ def train(
         report(news)
 
     watch = Watch(tell, stop, checkpoint, spec, measure, every, marks, state)
-    trainer = L.Trainer(
-        max_epochs=1,
-        precision=recipe.precision,
-        accumulate_grad_batches=recipe.accumulate,
-        gradient_clip_val=recipe.optim.clip or None,
-        callbacks=[watch],
-        devices=1,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     if module.start < module.steps:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers")
-            warnings.filterwarnings("ignore", message="Consider setting `persistent_workers")
-            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
-            warnings.filterwarnings("ignore", message=".*training_step. returned .None.")
-            trainer.fit(module, batches)
-    if run == Run("scalekd", recipe.seeds[0]):
-        _export(spec, module.student, out / "student", checkpoint)
+        with quietly():
+            trainer(recipe, watch, complete).fit(module, batches)
+    if run == Run(arms(recipe)[0], recipe.seeds[0]):
+        weights = whole(module.student.state_dict())
+        if ranks.rank() == 0:
+            _export(spec, weights, out / "student", checkpoint)
     assert watch.last is not None
     return Result(
         run,
@@ -229,6 +246,15 @@ def train(
         watch.last.images_per_second,
         watch.mean_terms(),
     )
+
+
+def _every_parameter(method: ScaleKD | Alone, batches: DataLoader[Any]) -> bool:
+    """Whether each parameter gets a gradient, tried on a copy; only ranks need to know."""
+    if ranks.world() == 1:
+        return True
+    twin = copy.deepcopy(method).to(best_device())
+    trial(twin, batches)
+    return not untouched(twin)
 
 
 def _changed(then: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> str:
@@ -249,10 +275,12 @@ def _record(metrics: Path, line: str) -> None:
         warnings.warn(f"{metrics} takes no more ({error}): a line is lost", stacklevel=2)
 
 
-def _export(spec: StudentSpec, student: nn.Module, folder: Path, checkpoint: Path) -> None:
+def _export(spec: StudentSpec, weights: dict[str, Tensor], folder: Path, checkpoint: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed just after this
+    student = spec.build()
+    student.load_state_dict(weights)
     try:
-        spec.export(student.cpu().eval(), folder)
+        spec.export(student.eval(), folder)
     except OSError as error:
         state = newest(checkpoint)
         rescue = (

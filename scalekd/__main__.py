@@ -1,0 +1,5 @@
+"""`python -m scalekd`, which is what torchrun starts."""
+
+from scalekd.cli import main
+
+main()
