@@ -28,6 +28,7 @@ from scalekd.training.folder import RunFolder, free_folder
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Result, Run, arms, build_method
 from scalekd.training.signals import Interrupted
+from scalekd.training.trackers import check_trackers
 from scalekd.training.trial import trial, untouched
 
 
@@ -68,6 +69,7 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
             f"parallel is {parallel} and there are {ranks.world()} ranks, which train one run "
             "after another: leave one of the two out"
         )
+    check_trackers(recipe.track)
     folder, results = ranks.agreed(lambda: _look_at_folder(recipe, out, resume))
     pair = check(recipe)
     runs = [Run(arm, seed) for seed in recipe.seeds for arm in arms(recipe)]

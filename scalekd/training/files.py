@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 
+def metrics_file(out: Path) -> Path:
+    """What the runs of a run folder record, a line for each report."""
+    return out / "metrics.jsonl"
+
+
 def write_whole(file: Path, content: bytes) -> None:
     """Put `content` in `file`, in place of what is there.
 

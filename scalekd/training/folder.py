@@ -16,9 +16,9 @@ from scalekd.errors import InputError
 from scalekd.training import lock
 from scalekd.training.checkpoint import newest
 from scalekd.training.curves import draw_curves
-from scalekd.training.files import read_lines, write_whole
-from scalekd.training.recipe import Recipe
-from scalekd.training.run import Result, Run, metrics_file
+from scalekd.training.files import metrics_file, read_lines, write_whole
+from scalekd.training.recipe import Recipe, flat
+from scalekd.training.run import Result, Run
 
 FREE = {
     "log_every",
@@ -195,13 +195,3 @@ def free_folder(recipe: Recipe, newest: bool = False) -> Path:
     if newest and taken:
         return taken[-1]
     return base.with_name(f"{base.name}-{len(taken) + 1}") if taken else base
-
-
-def flat(plain: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names."""
-    dotted: dict[str, Any] = {}
-    for name, value in plain.items():
-        nested = isinstance(value, dict) and value
-        inner = flat(value, f"{path}{name}.") if nested else {f"{path}{name}": value}
-        dotted |= inner
-    return dotted

@@ -130,7 +130,7 @@ class Display:
         terms = " + ".join(f"{SHORT.get(n, n)} {value:.2f}" for n, value in news.terms.items())
         left = (news.steps - news.step) * news.seconds / max(news.step, 1)
         pace = (
-            f"epoch {news.epoch:.3g}, {news.images_per_second:.0f} images/s, {_duration(left)} left"
+            f"epoch {news.epoch:.3g}, {news.images_per_second:.0f} images/s, {duration(left)} left"
         )
         gradient = math.hypot(*news.gradients.values())
         state = (
@@ -194,7 +194,7 @@ def _who(recipe: Recipe, pair: Pair) -> str:
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """In two units at most."""
     minutes, hours = seconds / 60, seconds / 3600
     if minutes < 2:
