@@ -107,7 +107,7 @@ def draw(curves: Sequence[Curves], accuracies: bool, file: Path) -> None:
     what = "top-1 on the validation images (%)" if accuracies else "loss on the training images"
     by_step.set(xlabel="step", ylabel=what)
     by_time.set(xlabel="seconds of training")
-    by_step.legend(loc="lower right" if accuracies else "best")
+    by_step.legend(loc="best")
     picture = io.BytesIO()
     figure.savefig(picture, format=file.suffix[1:], dpi=150)
     plt.close(figure)

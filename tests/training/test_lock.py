@@ -1,75 +1,45 @@
 """Who trains in a folder is known, whatever became of whom began."""
 
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from holding import holding
 from refusals import refused
 
 from scalekd.training.lock import beside, trained, trainer
 
-HOLD = """
-import multiprocessing, sys, time
-from pathlib import Path
-from scalekd.training.lock import beside, trained
-with {how}(Path(sys.argv[1])):
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
-    child.start()
-    print(child.pid, flush=True)
-    time.sleep(600)
-"""
-
-
-def holding(folder: Path, how: str = "trained") -> tuple[subprocess.Popen[str], int]:
-    """A process that holds the folder, and a process that it forked."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD.format(how=how), str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    return process, int(process.stdout.readline())
-
 
 def test_who_trains_is_said_and_a_second_is_refused(tmp_path: Path) -> None:
     assert trainer(tmp_path) is None
-    process, forked = holding(tmp_path)
-    try:
+    with holding(tmp_path) as (process, _):
         there = trainer(tmp_path)
         assert there is not None
         assert (there.pid, there.certain) == (process.pid, True)
         with refused(str(tmp_path), f"process {process.pid} on", "--out"), trained(tmp_path):
             pass
-    finally:
-        process.terminate()
-        process.wait()
-        os.kill(forked, signal.SIGKILL)
 
 
 def test_who_was_killed_does_not_train_though_what_it_forked_lives_on(tmp_path: Path) -> None:
-    process, forked = holding(tmp_path)
-    process.kill()
-    process.wait()
-    try:
+    with holding(tmp_path) as (process, forked):
+        process.kill()
+        process.join()
         os.kill(forked, 0)
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == process.pid
         assert trainer(tmp_path) is None
         with trained(tmp_path):
             pass
-    finally:
-        os.kill(forked, signal.SIGKILL)
 
 
 def test_a_folder_is_not_free_before_the_last_that_trains_beside_is_gone(tmp_path: Path) -> None:
-    with trained(tmp_path):
-        process, forked = holding(tmp_path, "beside")
-    there = trainer(tmp_path)
-    process.kill()
-    process.wait()
-    os.kill(forked, signal.SIGKILL)
+    with ExitStack() as other:
+        with trained(tmp_path):
+            other.enter_context(holding(tmp_path, beside))
+        there = trainer(tmp_path)
     assert there is not None
     assert there.certain
     assert trainer(tmp_path) is None
@@ -92,13 +62,17 @@ def test_a_lock_that_says_nothing_is_no_trainer(tmp_path: Path, text: str) -> No
     assert trainer(tmp_path) is None
 
 
+def look_all_the_time(folder: Path) -> None:
+    while True:
+        trainer(folder)
+
+
 def test_looking_at_a_folder_keeps_nobody_out(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
-    look = "import sys; from pathlib import Path; from scalekd.training.lock import trainer\n"
-    look += "print(flush=True)\nwhile True: trainer(Path(sys.argv[1]))"
-    process = subprocess.Popen([sys.executable, "-c", look, tmp_path], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
+    process = multiprocessing.get_context("fork").Process(
+        target=look_all_the_time, args=(tmp_path,)
+    )
+    process.start()
     try:
         until = time.monotonic() + 0.5
         while time.monotonic() < until:
@@ -106,7 +80,7 @@ def test_looking_at_a_folder_keeps_nobody_out(tmp_path: Path) -> None:
                 pass
     finally:
         process.kill()
-        process.wait()
+        process.join()
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
