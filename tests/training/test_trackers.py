@@ -3,6 +3,7 @@
 import csv
 import json
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,7 @@ def trackers(name: Tracker, out: Path) -> Trackers:
     return Trackers(replace(RECIPE, track=[name]), "scalekd", 4, out)
 
 
-def killed_and_resumed(name: Tracker, out: Path) -> None:
+def killed_and_resumed(name: Tracker, out: Path, pause: float = 0.0) -> None:
     """Told up to step 40 and killed; begun again at 20 and killed before that; then ended."""
     record(out, [])
     killed = trackers(name, out).__enter__()
@@ -55,10 +56,12 @@ def killed_and_resumed(name: Tracker, out: Path) -> None:
         killed.tell(each)
     killed.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     record(out, ENTRIES[:2])
+    time.sleep(pause)
     again = trackers(name, out).__enter__()
     again.tell(ENTRIES[2])
     again.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     record(out, ENTRIES[:2])
+    time.sleep(pause)
     with trackers(name, out) as last:
         for each in ENTRIES[2:]:
             last.tell(each)
@@ -132,7 +135,7 @@ def test_weights_and_biases_offline_has_each_point_once_in_runs_of_one_id(
     from wandb.proto import wandb_internal_pb2
 
     monkeypatch.setenv("WANDB_MODE", "offline")
-    killed_and_resumed("wandb", tmp_path / "run")
+    killed_and_resumed("wandb", tmp_path / "run", pause=1.1)  # its folders are named by seconds
     files = sorted((tmp_path / "run/trackers/wandb/wandb").glob("offline-run-*/*.wandb"))
     points = []
     for file in files:
