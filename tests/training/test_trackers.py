@@ -1,6 +1,7 @@
 """Trackers are told each point once, whatever becomes of a run, and never end one."""
 
 import csv
+import itertools
 import json
 import struct
 import time
@@ -136,10 +137,12 @@ def test_weights_and_biases_offline_has_each_point_once_in_runs_of_one_id(
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     killed_and_resumed("wandb", tmp_path / "run", pause=1.1)  # its folders are named by seconds
-    files = sorted((tmp_path / "run/trackers/wandb/wandb").glob("offline-run-*/*.wandb"))
-    points = []
-    for file in files:
-        for data in logged(file.read_bytes()):
+    until = time.monotonic() + 30  # another process writes them, and not at once
+    points: list[tuple[int, float]] = []
+    while len(points) < len(LOSSES) and time.monotonic() < until:
+        files = sorted((tmp_path / "run/trackers/wandb/wandb").glob("offline-run-*/*.wandb"))
+        points = []
+        for data in itertools.chain(*(logged(file.read_bytes()) for file in files)):
             line = wandb_internal_pb2.Record()
             line.ParseFromString(data)
             items = {i.key or ".".join(i.nested_key): i.value_json for i in line.history.item}
