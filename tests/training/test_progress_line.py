@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from scalekd.training import report
 from scalekd.training.loop import Progress
 from scalekd.training.recipe import Data, Recipe
-from scalekd.training.report import Display, Pair, _duration
+from scalekd.training.report import Display, Pair, duration
 from scalekd.training.run import Run
 
 RECIPE = Recipe("swin", "resnet", Data("digits"), batch_size=64, accumulate=2)
@@ -67,5 +68,21 @@ def test_long_waits_for_images_are_said_once_with_the_remedy(
     ("seconds", "words"),
     [(0, "0 s"), (119, "119 s"), (600, "10 min"), (7300, "2 h"), (200_000, "2.3 days")],
 )
-def test_a_duration_is_said_in_its_own_unit(seconds: float, words: str) -> None:
-    assert _duration(seconds) == words
+def test_aduration_is_said_in_its_own_unit(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_a_log_file_is_not_quiet_for_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unmeasured = [replace(NEWS, top1=None, step=step) for step in range(300, 310)]
+    assert "step 30" not in said(capsys, *unmeasured)
+    monkeypatch.setattr(report, "QUIET", 0.0)
+    assert said(capsys, *unmeasured).count("step 30") == 9  # none before there was time to be quiet
+
+
+def test_what_was_just_said_is_not_said_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "QUIET", 30.0)
+    assert said(capsys, NEWS, replace(NEWS, top1=None)).count("step 300/400") == 1
