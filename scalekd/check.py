@@ -137,11 +137,11 @@ def check(
             heads=heads,
             one_token=one_token,
         )
-        cost = _cost(pair)
+        counted = cost(pair)
     projectors = [*pair.method.penultimate.values(), *pair.method.final.values()]
     return Checked(
         teacher=Side(
-            teacher, outline.input, outline.shapes, outline.taps.plan, _size(whole), cost.teacher
+            teacher, outline.input, outline.shapes, outline.taps.plan, _size(whole), counted.teacher
         ),
         student=Side(
             student,
@@ -149,7 +149,7 @@ def check(
             pair.student_taps.shapes,
             pair.student_taps.plan,
             _size(learner),
-            cost.student,
+            counted.student,
         ),
         tail=verified.teacher.tail_modules,
         prefix_tokens=verified.teacher.prefix_tokens,
@@ -158,8 +158,8 @@ def check(
         verified_on=verified.on,
         heads=pair.heads,
         projector_parameters=sum(_size(p) for p in projectors),
-        rest_gflop=cost.rest,
-        step_gflop=cost.teacher + cost.student + cost.rest,
+        rest_gflop=counted.rest,
+        step_gflop=counted.teacher + counted.student + counted.rest,
         weights=pair.method.weights,
         notes=pair.notes,
         command=_command(
@@ -193,7 +193,7 @@ GROUPED = {torch.ops.aten.convolution_backward: _convolution_backward}
 
 
 @dataclass(frozen=True)
-class _Cost:
+class Cost:
     """GFLOP an image."""
 
     teacher: float
@@ -201,7 +201,7 @@ class _Cost:
     rest: float
 
 
-def _cost(pair: ScaleKD) -> _Cost:
+def cost(pair: ScaleKD) -> Cost:
     """Counted on the meta device, where operations have shapes and no values."""
     mine, theirs = pair.student_taps, pair.teacher
     images = torch.empty(BATCH, mine.input.channels, *mine.input.size)
@@ -225,7 +225,7 @@ def _cost(pair: ScaleKD) -> _Cost:
     teacher, known = counted(lambda: theirs(images))
     student, seen = counted(learn)
     rest = counted(compare)[0] if any(vars(pair.method.weights).values()) else 0.0
-    return _Cost(teacher, student, rest)
+    return Cost(teacher, student, rest)
 
 
 def _leaves(seen: Features) -> Features:

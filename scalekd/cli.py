@@ -24,6 +24,7 @@ EXAMPLES = """\
   scalekd distill --teacher swin_small_patch4_window7_224 --student resnet50 --data.root DIR
   scalekd train --recipe swin_large-resnet50 --data.root DIR
   scalekd runs
+  scalekd estimate --recipe swin_large-resnet50 --devices 8 --gpu h100
   scalekd evaluate runs/digits/student --data.root digits
   scalekd export runs/digits/checkpoints/scalekd-seed4.ckpt --out student
   scalekd models "*dinov3*"
@@ -35,6 +36,7 @@ COMMANDS = {
     "train": "train the student alone, by the same recipe",
     "runs": "run folders: where they stand, how they compare",
     "check": "how a teacher and a student fit, before any training",
+    "estimate": "time, memory and days of a recipe, before anyone pays",
     "models": "models that are known to fit",
     "evaluate": "measure a model on validation images",
     "export": "a checkpoint's student, for plain timm",
@@ -61,7 +63,7 @@ class Parser(jsonargparse.ArgumentParser):
         # jsonargparse cuts off long lists.
         line = re.sub(r"\{distill,[^}]*\}", f"{{{', '.join(COMMANDS)}}}", line)
         line = re.sub(r"\bevaluate\.model\b", "model", line)
-        line = re.sub(r"\b(distill|train|runs|evaluate|export|check|models)\.(?=[a-z])", "--", line)
+        line = re.sub(rf"\b({'|'.join(COMMANDS)})\.(?=[a-z])", "--", line)
         _fail(line + near)
 
     def _nearest(self, message: str) -> str:
@@ -103,6 +105,7 @@ def _run(arguments: list[str]) -> None:
     run: Callable[[Any], None] = {
         "runs": _runs,
         "check": _check,
+        "estimate": _estimate,
         "models": _models,
         "evaluate": _evaluate,
         "export": _export,
@@ -181,6 +184,19 @@ def _check(chosen: Any) -> None:
     print(json.dumps(asdict(checked), indent=2) if as_json else describe(checked))
 
 
+def _estimate(chosen: Any) -> None:
+    from scalekd.estimating.estimate import estimate
+    from scalekd.estimating.text import told
+    from scalekd.training.recipe import Recipe
+
+    chosen.pop("config")
+    chosen.pop("recipe")
+    as_json = chosen.pop("json")
+    asked = {name: chosen.pop(name) for name in ("devices", "gpu", "memory", "images")}
+    found = estimate(Recipe(**vars(chosen)), **asked)
+    print(json.dumps(asdict(found), indent=2) if as_json else told(found))
+
+
 def _models(chosen: Any) -> None:
     from scalekd.describe import listed
 
@@ -246,6 +262,16 @@ def _parser(arguments: Sequence[str]) -> Parser:
 
         of.add_function_arguments(check)
         of.add_argument("--json", action="store_true", help="the same as data")
+    elif command == "estimate":
+        from scalekd.estimating.estimate import estimate
+        from scalekd.training.recipe import Recipe
+
+        of.add_argument("--recipe", type=str | None, help="a packaged recipe, by its name")
+        of.add_argument("--config", action="config", help="a recipe of your own, YAML")
+        of.add_class_arguments(Recipe)
+        of.set_defaults({"data.root": "imagenet"})
+        of.add_function_arguments(estimate, skip={"recipe"})
+        of.add_argument("--json", action="store_true", help="the same as data")
     elif command == "models":
         of.description = "Models that are known to fit, or not, from a sweep over timm's."
         of.add_argument("pattern", nargs="?", default="", help="part of a name, or with * and ?")
@@ -263,7 +289,8 @@ def _parser(arguments: Sequence[str]) -> Parser:
 
 def _with_recipe(arguments: list[str]) -> list[str]:
     """`--recipe NAME` is the packaged YAML file of that name; the digits where nothing is named."""
-    if arguments[:1] not in (["distill"], ["train"]) or "--help" in arguments or "-h" in arguments:
+    with_recipes = ["distill"], ["train"], ["estimate"]
+    if arguments[:1] not in with_recipes or "--help" in arguments or "-h" in arguments:
         return arguments
     from scalekd.training.recipe import DEFAULT, recipe_file
 

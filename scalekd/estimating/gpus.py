@@ -1,0 +1,60 @@
+"""GPUs by name: what a device's step is modelled from. Numbers of the vendor's datasheets."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scalekd.errors import InputError
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU.
+
+    label: as the vendor writes it.
+    memory: GB.
+    fp32: TFLOP/s outside of the tensor cores; torch uses TF32 for matmul only where it is told to.
+    half: TFLOP/s of the tensor cores in fp16 or bf16, accumulated in float32, dense.
+    bandwidth: of its memory, GB/s.
+    bf16: whether it has bf16.
+    """
+
+    label: str
+    memory: float
+    fp32: float
+    half: float
+    bandwidth: float
+    bf16: bool = True
+
+    def peak(self, precision: Precision) -> float:
+        """TFLOP/s in a recipe's precision."""
+        return self.fp32 if precision == "32-true" else self.half
+
+
+GPUS = {
+    "b200": Gpu("B200 SXM", 180, 75, 2250, 7700),
+    "h200": Gpu("H200 SXM", 141, 67, 989, 4800),
+    "h100": Gpu("H100 SXM", 80, 67, 989, 3350),
+    "h100-pcie": Gpu("H100 PCIe", 80, 51, 756, 2000),
+    "a100": Gpu("A100 80GB SXM", 80, 19.5, 312, 2039),
+    "a100-40": Gpu("A100 40GB SXM", 40, 19.5, 312, 1555),
+    "l40s": Gpu("L40S", 48, 91.6, 362, 864),
+    "rtx4090": Gpu("GeForce RTX 4090", 24, 82.6, 165, 1008),
+    "v100": Gpu("V100 SXM2 32GB", 32, 15.7, 125, 900, bf16=False),
+    "t4": Gpu("T4", 16, 8.1, 65, 300, bf16=False),
+}
+
+
+def find(name: str, precision: Precision) -> Gpu:
+    """The GPU of that name.
+
+    Raises:
+        InputError: it is not known, or has no bf16 where `precision` is that.
+    """
+    if name not in GPUS:
+        raise InputError(f"no GPU is known as {name!r}; known are {', '.join(GPUS)}")
+    gpu = GPUS[name]
+    if precision == "bf16-mixed" and not gpu.bf16:
+        raise InputError(f"{gpu.label} has no bf16: --precision 16-mixed or 32-true")
+    return gpu

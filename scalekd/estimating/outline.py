@@ -1,0 +1,111 @@
+"""A recipe's pair without weights: all that its shapes tell, before any is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from scalekd.check import BATCH
+from scalekd.distiller import ScaleKD
+from scalekd.errors import InputError
+from scalekd.networks import InputConfig, build
+from scalekd.networks.small import verify
+from scalekd.training.data import Source, open_source
+from scalekd.training.recipe import Recipe
+from scalekd.training.run import student_spec, task_loss
+
+IMAGENET = "imagenet"
+"""The data.root of the paper's recipes: where no such folder is, ImageNet-1K is meant."""
+
+IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What an estimate needs to know of the training images.
+
+    count: how many make an epoch.
+    classes: None without labels.
+    input: what they are, where their source decides; None where the student does.
+    """
+
+    count: int
+    classes: int | None
+    input: InputConfig | None = None
+
+    def source(self) -> Source:
+        """As a source that no image can be had from."""
+        return Source(self.classes, 0, self.input, _none, None)
+
+
+def pictures(recipe: Recipe, images: int | None = None) -> Pictures:
+    """The recipe's training images, counted where they are there.
+
+    Args:
+        recipe: whose `data` are meant.
+        images: how many there are, if they are not there.
+
+    Raises:
+        InputError: nothing says how many there are.
+    """
+    data = recipe.data
+    if images is not None and images < 1:
+        raise InputError(f"images is {images}: it must be 1 or more")
+    if data.root == "digits" or Path(data.root).exists():
+        source = open_source(data)
+        any_input = InputConfig(3, (224, 224), (0.5,) * 3, (0.5,) * 3)  # none is loaded
+        count = len(source.train(any_input, recipe.seeds[0]))  # type: ignore[arg-type]
+        count = images or min(count, data.epoch_images or count)
+        return Pictures(count, source.classes, source.input)
+    if images is None and data.root != IMAGENET:
+        raise InputError(
+            f"there is no folder {data.root!r} to count images in: say how many with --images, or "
+            f"leave --data.root {IMAGENET} for ImageNet-1K"
+        )
+    return Pictures(images or data.epoch_images or IMAGENET_IMAGES, IMAGENET_CLASSES)
+
+
+def _none(*_: Any) -> NoReturn:
+    raise AssertionError("an estimate reads no image")
+
+
+def outline(recipe: Recipe, images: Pictures) -> ScaleKD:
+    """The pair on the meta device; its teacher's tail is verified on a small copy.
+
+    Raises:
+        InputError: there is no teacher, or the pair cannot work.
+    """
+    if recipe.teacher is None:
+        raise InputError("there is no teacher to estimate a distillation with: name one")
+    arguments, size = recipe.teacher_args, recipe.teacher_size
+    with torch.device("meta"):
+        whole, _ = build(recipe.teacher, "random", size, **arguments)
+    verified = verify(
+        recipe.teacher, whole, arguments, size, recipe.teacher_taps, recipe.teacher_prefix
+    )
+    teacher = verified.teacher.outlined(whole, size)
+    with torch.device("meta"):
+        return ScaleKD(
+            teacher,
+            student_spec(recipe, images.source(), teacher).build(),
+            size=recipe.data.size,
+            weights=recipe.weights,
+            temperature=recipe.temperature,
+            heads=recipe.heads,
+            task=task_loss(recipe),
+            student_taps=recipe.student_taps,
+            one_token=recipe.one_token,
+            checkpoint_tail=recipe.checkpoint_tail,
+        )
+
+
+def tail_gflop(pair: ScaleKD) -> float:
+    """An image: what the teacher's tail takes forward, for all views; on the meta device."""
+    teacher, shape = pair.teacher, pair.teacher.shapes.penultimate
+    assert shape is not None
+    teacher(torch.empty(BATCH, teacher.input.channels, *teacher.input.size))
+    with FlopCounterMode(display=False) as counter:
+        teacher.tail(torch.empty(BATCH, shape[1] * shape[2], shape[0]))
+    return len(pair.method.penultimate) * counter.get_total_flops() / BATCH / 1e9

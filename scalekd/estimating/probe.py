@@ -1,0 +1,184 @@
+"""A few real steps of a recipe, on noise and with random weights: how long, and in how much memory.
+
+They run in a process of their own, which ends with all that they took.
+"""
+
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from scalekd.distiller import ScaleKD
+from scalekd.errors import InputError
+from scalekd.estimating.outline import Pictures
+from scalekd.training.evaluate import best_device
+from scalekd.training.recipe import Recipe
+from scalekd.training.run import Run, build_method
+from scalekd.training.tuning import arrange, compile_blocks
+
+WARM_UP, FEWEST, MOST, SECONDS = 2, 3, 7, 30.0
+"""Steps that are not counted; then so many at least and at most, as these seconds hold."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured.
+
+    device: in words.
+    batch: images that were computed at once.
+    seconds: of each step.
+    teacher, student, optimizer: seconds, medians: of the teacher's pass; of the student's two; of
+        clipping, the weights' change and their average.
+    runtime: bytes that the process takes without the pair: Python, torch, Lightning; 0 on a GPU.
+    peak: bytes of the whole process, or on a GPU of its memory.
+    memory: bytes that there are.
+    """
+
+    device: str
+    batch: int
+    seconds: list[float]
+    teacher: float
+    student: float
+    optimizer: float
+    runtime: int
+    peak: int
+    memory: int
+
+
+def probe(recipe: Recipe, images: Pictures, batch: int) -> Probe:
+    """Measure steps of `batch` images.
+
+    Raises:
+        InputError: the pair cannot work, or a step is more than this machine can bear.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_probe, recipe, images, batch).result()
+        except (BrokenProcessPool, torch.OutOfMemoryError) as error:
+            raise InputError(
+                f"a step of {batch} images does not fit into this machine's memory: --gpu NAME "
+                "models it for another, or make batch_size smaller"
+            ) from error
+
+
+def _probe(recipe: Recipe, images: Pictures, batch: int) -> Probe:
+    import scalekd.training.distill  # noqa: F401  what a run has loaded beside the pair
+
+    device = best_device()
+    on_gpu = device.type == "cuda"
+    runtime = 0 if on_gpu else _resident("VmRSS")
+    random = replace(recipe, teacher_weights="random")
+    method, _ = build_method(random, Run("scalekd", recipe.seeds[0]), images.source())
+    assert isinstance(method, ScaleKD)
+    arrange(method, recipe)
+    method.to(device).train()
+    if recipe.compile:
+        compile_blocks(method)
+    step = _Step(method, recipe, device, batch)
+    parts = step.learn, step.change, step.teach, step.study
+    for _ in range(WARM_UP):
+        step.learn()
+        step.change()
+    counted: list[list[float]] = []
+    began = time.perf_counter()
+    while len(counted) < FEWEST or (len(counted) < MOST and time.perf_counter() - began < SECONDS):
+        counted.append([_seconds(part, device) for part in parts])
+    learn, change, teach, study = zip(*counted, strict=True)
+    return Probe(
+        device=torch.cuda.get_device_name()
+        if on_gpu
+        else f"CPU, {torch.get_num_threads()} threads",
+        batch=batch,
+        seconds=[sum(both) for both in zip(learn, change, strict=True)],
+        teacher=statistics.median(teach),
+        student=statistics.median(study),
+        optimizer=statistics.median(change),
+        runtime=runtime,
+        peak=torch.cuda.max_memory_reserved() if on_gpu else _resident("VmHWM"),
+        memory=torch.cuda.mem_get_info()[1] if on_gpu else _machine_memory(),
+    )
+
+
+class _Step:
+    """A step as a run takes it, in two parts, and two of its parts once more by themselves."""
+
+    def __init__(self, method: ScaleKD, recipe: Recipe, device: torch.device, batch: int) -> None:
+        self.method, self.recipe, self.device = method, recipe, device
+        config, classes = method.student_taps.input, method.student_taps.shapes.classes
+        self.images = torch.randn(batch, config.channels, *config.size, device=device)
+        self.targets = torch.randint(classes, (batch,), device=device) if classes else None
+        optim = recipe.optim
+        self.optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            method,
+            opt=optim.name,
+            lr=recipe.learning_rate,
+            weight_decay=optim.weight_decay,
+            filter_bias_and_bn=not optim.decay_all,
+        )
+        self.average: AveragedModel | None = None
+        if recipe.ema is not None:
+            rule = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(method.student, multi_avg_fn=rule)
+
+    def learn(self) -> None:
+        """Forward and backward. Old gradients go between the two, as Lightning does it."""
+        with self._precision():
+            loss = self.method(self.images, self.targets).loss
+        self.optimizer.zero_grad()
+        loss.backward()
+
+    def change(self) -> None:
+        """What the gradients are for."""
+        if self.recipe.optim.clip:
+            nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.optim.clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.method.student)
+
+    def teach(self) -> None:
+        """The teacher's pass."""
+        with self._precision():
+            self.method.teacher(self.images * self.method.teacher_scale + self.method.teacher_shift)
+
+    def study(self) -> None:
+        """The student's two."""
+        with self._precision():
+            seen = self.method.student_taps(self.images)
+            given = [t.sum() for t in (seen.penultimate, seen.final, seen.logits) if t is not None]
+        torch.autograd.backward(given)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.recipe.precision == "32-true":
+            return nullcontext()
+        half = torch.bfloat16 if self.recipe.precision == "bf16-mixed" else torch.float16
+        return torch.autocast(self.device.type, half)
+
+
+def _seconds(part: Callable[[], None], device: torch.device) -> float:
+    began = time.perf_counter()
+    part()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _resident(which: str) -> int:
+    """Bytes of this process in memory: now (VmRSS), or at most so far (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(which))
