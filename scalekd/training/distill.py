@@ -125,6 +125,8 @@ def check(recipe: Recipe) -> report.Pair:
     if layout(recipe.data) == "flat":
         _refuse_what_needs_labels(recipe)
     source = open_source(recipe.data)
+    if source.classes is None:
+        _refuse_what_needs_labels(recipe)
     method, _ = build_method(recipe, Run(arms(recipe)[0], recipe.seeds[0]), source)
     if "logits" in recipe.compare and isinstance(method, ScaleKD):
         _refuse_logits_where_there_are_none(method)

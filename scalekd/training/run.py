@@ -25,13 +25,14 @@ from scalekd.networks.weights import Loaded
 from scalekd.training import ranks
 from scalekd.training.batches import RunBatches, loaders
 from scalekd.training.checkpoint import StudentSpec, newest
-from scalekd.training.data import Source, open_source
+from scalekd.training.data import open_source
 from scalekd.training.engine import quietly, trainer
 from scalekd.training.evaluate import best_device, top1
 from scalekd.training.loop import Every, Progress, StopSignal, Watch
 from scalekd.training.module import TrainingModule
 from scalekd.training.recipe import Recipe
 from scalekd.training.sharding import shard_frozen, whole
+from scalekd.training.sources import Source
 from scalekd.training.trial import trial, untouched
 
 Arm = Literal["scalekd", "alone", "logits"]

@@ -12,8 +12,9 @@ from refusals import refused
 
 from scalekd.networks import InputConfig
 from scalekd.training.batches import RunBatches, loaders
-from scalekd.training.data import Source, open_source
+from scalekd.training.data import open_source
 from scalekd.training.recipe import Data
+from scalekd.training.sources import Source
 
 SMALL = InputConfig(3, (32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 GREY = InputConfig(1, (32, 32), (0.14,), (0.35,))
@@ -117,15 +118,15 @@ def test_grey_and_transparent_files_become_rgb(root: Path) -> None:
 
 
 def test_a_part_of_the_training_images_has_as_many_of_each_class(root: Path) -> None:
-    train = source(root, train_images=6).train(SMALL, 1).images  # type: ignore[attr-defined]
-    assert sorted(target for _, target in train) == [0, 0, 1, 1, 2, 2]  # type: ignore[attr-defined]
+    train = source(root, train_images=6).train(SMALL, 1)
+    assert sorted(train[i][1] for i in range(len(train))) == [0, 0, 1, 1, 2, 2]  # type: ignore[attr-defined]
 
 
 def test_another_seed_takes_other_training_images(tmp_path: Path) -> None:
     opened = source(image_folder(tmp_path / "many", each=20, side=8), train_images=6)
 
     def chosen(seed: int) -> list[int]:
-        return sorted(opened.train(SMALL, seed).images.indices)  # type: ignore[attr-defined]
+        return sorted(opened.train(SMALL, seed).chosen)  # type: ignore[attr-defined]
 
     assert chosen(1) == chosen(1)
     assert chosen(1) != chosen(2)
