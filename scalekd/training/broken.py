@@ -1,7 +1,6 @@
 """Images that cannot be read: they end a run, or are replaced and counted, as it was asked."""
 
 import io
-import sys
 import warnings
 from typing import BinaryIO, Literal, Protocol
 
@@ -99,7 +98,6 @@ class Readable:
             self.found[index] = True
             said = str(error).partition(": repair")[0]
             warnings.warn(f"{said}: left out", stacklevel=2)
-            sys.stderr.flush()
             if self.broken() == len(self):
                 raise InputError(
                     f"not one of the {len(self)} images can be read: {said}"

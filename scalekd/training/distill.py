@@ -217,6 +217,9 @@ def _refuse_what_needs_labels(recipe: Recipe) -> None:
             f"compare has alone, which learns from labels, {there_are_none}: leave it out, or give "
             "--data.root a folder with train/CLASS/*.jpg and val/CLASS/*.jpg"
         )
+    for name in ("mixup", "cutmix"):
+        if value := getattr(recipe.data, name):
+            raise InputError(f"data.{name} is {value} {there_are_none} to mix: leave it out")
     if recipe.label_smoothing:
         raise InputError(
             f"label_smoothing is {recipe.label_smoothing} {there_are_none} to smooth: leave it out"

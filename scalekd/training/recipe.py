@@ -35,6 +35,8 @@ class Data:
         auto_augment: timm's policy, for example rand-m9-n2-mstd0.5, or 3a (not for the digits).
         color_jitter: of brightness, contrast and saturation (not for the digits).
         erasing: probability of random erasing (not for the digits).
+        mixup: alpha of Mixup: images and labels mixed with the batch's next; 0 for none.
+        cutmix: alpha of CutMix; with both on, each batch is mixed by one of the two.
         broken: stop at an image that cannot be read, or skip it: another takes its place in
             training, and it is not measured in validation.
         workers: loading processes; default the cores that the run may use, at most 16.
@@ -47,6 +49,8 @@ class Data:
     auto_augment: str | None = None
     color_jitter: float = 0.0
     erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     broken: Literal["stop", "skip"] = "stop"
     workers: int | None = None
 
@@ -66,6 +70,10 @@ class Data:
             raise InputError(f"data.erasing is {self.erasing}: it must be in [0, 1]")
         if not 0 <= self.color_jitter <= 1:
             raise InputError(f"data.color_jitter is {self.color_jitter}: it must be in [0, 1]")
+        for name in ("mixup", "cutmix"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"data.{name} is {value}: it must be 0 or more")
         if self.color_jitter and self.auto_augment and "3a" not in self.auto_augment:
             raise InputError(
                 f"data.color_jitter is {self.color_jitter} and data.auto_augment "

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -29,6 +28,7 @@ from scalekd.training.data import open_source
 from scalekd.training.engine import quietly, trainer
 from scalekd.training.evaluate import best_device, top1
 from scalekd.training.loop import Every, Progress, StopSignal, Watch
+from scalekd.training.mixing import SmoothedBinaryCrossEntropy, mixing
 from scalekd.training.module import TrainingModule
 from scalekd.training.recipe import Recipe
 from scalekd.training.sharding import shard_frozen, whole
@@ -107,10 +107,10 @@ def build_teacher(recipe: Recipe) -> tuple[FrozenTeacher, Loaded]:
 
 
 def task_loss(recipe: Recipe) -> nn.Module:
-    """Of the student's logits (N, classes) and the labels (N,)."""
+    """Of the student's logits (N, classes) and the labels (N,), or shares of them (N, classes)."""
     if recipe.task == "cross_entropy":
         return nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    loss: nn.Module = BinaryCrossEntropy(
+    loss: nn.Module = SmoothedBinaryCrossEntropy(
         recipe.label_smoothing, sum_classes=recipe.task == "bce_sum"
     )
     return loss
@@ -200,6 +200,7 @@ def train(
         recipe.max_skipped,
         checkpoint,
         state,
+        mixing(recipe.data, source.classes),
     )
     if ranks.world() > 1 and "student" in recipe.shard:
         module.shard()
