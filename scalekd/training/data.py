@@ -11,6 +11,7 @@ from scalekd.digits import images as digits
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
 from scalekd.training.folders import class_folders, files_below, flat_folder
+from scalekd.training.hub import PREFIX, hub
 from scalekd.training.recipe import Data
 from scalekd.training.shards import shards, shards_below
 from scalekd.training.sources import Source, balanced
@@ -21,9 +22,9 @@ SPLITS = ("train", "training", "val", "valid", "validation")
 VIRTUALLY_ENDLESS = 1_000_000
 """How many renderings of the digits there are to draw an epoch from."""
 
-Layout = Literal["digits", "classes", "flat", "shards"]
+Layout = Literal["digits", "classes", "flat", "shards", "hub"]
 """The packaged digits; train/ and val/ with a folder for each class; images without labels; tars of
-either kind."""
+either kind; a dataset of Hugging Face."""
 
 
 def open_source(data: Data) -> Source:
@@ -33,6 +34,7 @@ def open_source(data: Data) -> Source:
         "classes": class_folders,
         "flat": flat_folder,
         "shards": shards,
+        "hub": hub,
     }
     return openers[layout(data)](data)
 
@@ -42,6 +44,8 @@ def layout(data: Data) -> Layout:
     root = Path(data.root)
     if data.root == "digits":
         return "digits"
+    if data.root.startswith(PREFIX):
+        return "hub"
     if "://" in data.root or data.root.startswith("pipe:"):
         raise InputError(
             f"{data.root!r} is not on this machine: copy or mount it, and give --data.root its "

@@ -26,8 +26,8 @@ class Data:
 
     Args:
         root: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg; one of WebDataset shards,
-            train/*.tar and val/*.tar; a flat one of images, which is training without labels; or
-            `digits` (packaged).
+            train/*.tar and val/*.tar; a flat one of images, which is training without labels;
+            hf:NAME or hf:FOLDER, a dataset of Hugging Face; or `digits` (packaged).
         image_size: of the student's images in pixels: a side, or [height, width]; default the
             student's own.
         train_images: how many training images may be used, as many of each class; default all.
