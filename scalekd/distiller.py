@@ -9,6 +9,7 @@ import torch
 from timm.models import ConvNeXt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from scalekd.errors import InputError
 from scalekd.method import ChannelNorm, LossWeights, ScaleKDLoss
@@ -60,6 +61,8 @@ class ScaleKD(nn.Module):
         task: loss of the student's logits (N, classes) and the targets; default the
             cross-entropy.
         one_token: "refuse" or "drop" alternative views of one-token grids; see `ScaleKDLoss`.
+        checkpoint_tail: compute the teacher's tail anew in the backward pass in place of keeping
+            its activations: the same numbers, less memory, one more pass of it.
 
     Attributes:
         student: the module to keep.
@@ -92,8 +95,10 @@ class ScaleKD(nn.Module):
         heads: tuple[int, int] | None = None,
         task: nn.Module | None = None,
         one_token: Literal["refuse", "drop"] = "refuse",
+        checkpoint_tail: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpoint_tail = checkpoint_tail
         self.notes: list[str] = []
         if isinstance(teacher, str):
             teacher, loaded = build(teacher, teacher_weights, teacher_size)
@@ -158,8 +163,15 @@ class ScaleKD(nn.Module):
         terms: dict[str, Tensor] = {}
         if targets is not None:
             terms["task"] = (1 - weights.logits) * self.task(seen.logits, targets)
-        terms |= self.method(seen, known, self.teacher.tail)
+        terms |= self.method(seen, known, self._tail if self.checkpoint_tail else self.teacher.tail)
         return Step(torch.stack(list(terms.values())).sum(), terms, seen.logits)
+
+    def _tail(self, tokens: Tensor) -> Tensor:
+        # A frozen teacher draws no random numbers: there are none to keep for the second pass.
+        tokens = checkpoint(
+            self.teacher.tail, tokens, use_reentrant=False, preserve_rng_state=False
+        )
+        return tokens
 
     def _check_size(self, images: Tensor) -> None:
         given, made_for = tuple(images.shape[2:]), self.student_taps.input.size

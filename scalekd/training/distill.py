@@ -163,6 +163,7 @@ def check(recipe: Recipe) -> report.Pair:
         notes=notes,
         labels=source.classes is not None,
         gflop=gflop,
+        workers=batches.num_workers,
     )
     if not isinstance(method, ScaleKD):
         return pair

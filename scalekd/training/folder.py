@@ -14,9 +14,19 @@ from scalekd.training.checkpoint import newest
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Result, Run, metrics_file
 
-FREE = {"log_every", "save_minutes", "save_steps", "data.workers", "accumulate", "shard"}
-"""Settings that a resumed run may have otherwise. No weight depends on them; on `accumulate` and
-`shard` as much as on the number of devices, with which they change."""
+FREE = {
+    "log_every",
+    "save_minutes",
+    "save_steps",
+    "data.workers",
+    "accumulate",
+    "shard",
+    "compile",
+    "channels_last",
+    "checkpoint_tail",
+}
+"""Settings that a resumed run may have otherwise. No weight depends on the first four, and on the
+others by rounding alone, as on the number of devices, with which they change."""
 
 
 @dataclass(frozen=True)

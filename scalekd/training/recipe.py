@@ -145,6 +145,10 @@ class Recipe:
         student_taps: which of the student's features.
         teacher_prefix: the prefix tokens in the teacher's tail; none as in the released code.
         one_token: refuse or drop alternative views of one-token grids.
+        compile: the repeated blocks of teacher and student, and the projectors, by torch.compile.
+        channels_last: the memory layout of the student and the projectors, for CNNs.
+        checkpoint_tail: compute the teacher's tail anew in the backward pass, to save memory.
+        sync_batchnorm: of the student's norms over all devices, in place of each device's share.
         shard: whose weights are kept in pieces, one on each of several devices: those of the
             teacher, and of the student with all that trains beside it.
         precision: of the arithmetic; the final alternative view is float32 in all of them.
@@ -178,6 +182,10 @@ class Recipe:
     student_taps: TapSettings = field(default_factory=TapSettings)
     teacher_prefix: Prefix = "own"
     one_token: Literal["refuse", "drop"] = "refuse"
+    compile: bool = False
+    channels_last: bool = False
+    checkpoint_tail: bool = False
+    sync_batchnorm: bool = False
     shard: list[Literal["student", "teacher"]] = field(default_factory=list)
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -194,6 +202,11 @@ class Recipe:
             raise InputError(
                 f"accumulate is {self.accumulate} and batch_size {self.batch_size}: the parts must "
                 "be equal, so batch_size a multiple of accumulate"
+            )
+        if self.channels_last and "student" in self.shard:
+            raise InputError(
+                "channels_last is true and shard has student, whose pieces are of contiguous "
+                "weights: leave one of the two out"
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema is {self.ema}: it must be between 0 and 1, for example 0.9999")

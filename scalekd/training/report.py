@@ -41,6 +41,7 @@ class Pair:
     labels: whether the images have any; without them nothing is measured.
     fit: what is projected to what, in one line.
     gflop: of a training step, for an image.
+    workers: processes that load images, for each device.
     Of a student alone the teacher's and the projectors' parameters are 0.
     """
 
@@ -52,6 +53,7 @@ class Pair:
     labels: bool = True
     fit: str = ""
     gflop: float = 0.0
+    workers: int = 0
 
 
 def of_arm(results: list[Result], arm: str) -> list[Result]:
@@ -89,7 +91,8 @@ class Display:
         self.console.print(
             f"a step takes {pair.gflop:.4g} GFLOP an image; {recipe.batch_size} images a step, "
             f"{recipe.batch_size // devices // recipe.accumulate} at a time on "
-            f"{'one device' if devices == 1 else f'each of {devices} devices'}"
+            f"{'one device' if devices == 1 else f'each of {devices} devices'}, loaded by "
+            f"{pair.workers or 'no'} other process{'es' * (pair.workers != 1)}"
         )
         for note in pair.notes:
             loud = any(word in note for word in ("RANDOM", "UNTRAINED", "chance"))

@@ -34,6 +34,7 @@ from scalekd.training.recipe import Recipe
 from scalekd.training.sharding import shard_frozen, whole
 from scalekd.training.sources import Source
 from scalekd.training.trial import trial, untouched
+from scalekd.training.tuning import arrange, compile_blocks
 
 Arm = Literal["scalekd", "alone", "logits"]
 
@@ -140,6 +141,7 @@ def build_method(recipe: Recipe, run: Run, source: Source) -> tuple[ScaleKD | Al
         task=task_loss(recipe),
         student_taps=recipe.student_taps,
         one_token=recipe.one_token,
+        checkpoint_tail=recipe.checkpoint_tail,
     )
     method.notes.append(str(loaded))
     return method, loaded
@@ -190,6 +192,7 @@ def train(
             "the same images in the same order, but no longer the same to the bit",
             stacklevel=2,
         )
+    arrange(method, recipe)
     complete = _every_parameter(method, batches)
     module = TrainingModule(
         method,
@@ -202,6 +205,8 @@ def train(
         state,
         mixing(recipe.data, source.classes),
     )
+    if recipe.compile:
+        compile_blocks(method)
     if ranks.world() > 1 and "student" in recipe.shard:
         module.shard()
     if ranks.world() > 1 and "teacher" in recipe.shard and isinstance(method, ScaleKD):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -300,6 +301,38 @@ except ranks.AnotherFailed:
     assert "my disk is gone" in ended[broken].stderr
     assert ended[1 - broken].returncode == 2
     assert "Traceback" not in ended[1 - broken].stderr
+
+
+SLURM = {
+    "SLURM_NTASKS": "2",
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_NNODES": "1",
+    "SLURM_NODEID": "0",
+    "SLURM_NODELIST": "127.0.0.1",
+    "SLURM_JOB_NAME": "train",
+}
+
+
+@pytest.mark.slow
+def test_ranks_may_be_started_by_torchrun_and_by_srun(root: Path) -> None:
+    """Of srun, which is not here, there is what it tells its tasks."""
+    words = ["distill", "--config", str(root / "recipe.yaml"), "--epochs", "2", "--out"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*torchrun, "-m", "scalekd", *words, str(root / "torchrun")]
+    subprocess.run(command, env=one_thread, check=True, timeout=120)
+    job = str(random.randrange(10_000))  # its port
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "scalekd", *words, str(root / "srun")],
+            env={**one_thread, **SLURM, "SLURM_JOB_ID": job, "SLURM_PROCID": n, "SLURM_LOCALID": n},
+        )
+        for n in "01"
+    ]
+    assert [task.wait(timeout=120) for task in tasks] == [0, 0]
+    for out in ("torchrun", "srun"):
+        assert json.loads((root / out / "summary.json").read_text())["ranks"] == 2
+    assert_alike(root / "torchrun", root / "srun")
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(root: Path) -> None:

@@ -1,0 +1,47 @@
+"""How the networks are run, which changes no result but by rounding."""
+
+import torch
+from timm.layers import convert_sync_batchnorm
+
+from scalekd.baselines import Alone
+from scalekd.distiller import ScaleKD
+from scalekd.errors import InputError
+from scalekd.networks.blocks import blocks
+from scalekd.training import ranks
+from scalekd.training.recipe import Recipe
+
+KINDS_OF_BLOCK = 64
+"""How many shapes and modes of one class of block are compiled; torch's own limit is 8, and a
+ResNet-50's have 16."""
+
+
+def arrange(method: ScaleKD | Alone, recipe: Recipe) -> None:
+    """Lay out the weights, and norm over all ranks, as the recipe says; before anything holds them.
+
+    Raises:
+        InputError: synchronised BatchNorm on CPUs, where torch has none.
+    """
+    if recipe.channels_last:
+        method.to(memory_format=torch.channels_last)
+    if recipe.sync_batchnorm and ranks.world() > 1:
+        if not torch.cuda.is_available():
+            raise InputError(
+                "sync_batchnorm is true, and torch has it on GPUs only: --sync_batchnorm false "
+                "norms each device's share of a batch by itself"
+            )
+        convert_sync_batchnorm(method.student)
+
+
+def compile_blocks(method: ScaleKD | Alone) -> None:
+    """Compile the repeated blocks of student and teacher, its tail among them, and the projectors.
+
+    Block by block, so that one compilation serves all alike, and what the teacher's tail records
+    of its blocks' arguments stays outside.
+    """
+    torch._dynamo.config.recompile_limit = KINDS_OF_BLOCK
+    parts = blocks(method.student)
+    if isinstance(method, ScaleKD):
+        parts += [*method.method.penultimate.values(), *method.method.final.values()]
+        parts += blocks(method.teacher.model)
+    for part in parts:
+        part.forward = torch.compile(part.forward, dynamic=False)

@@ -1,0 +1,108 @@
+"""Ways to run the networks that change nothing but rounding."""
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from pictures import image_folder
+from real_runs import begin, settings
+from refusals import refused
+from torch import Tensor
+
+from scalekd import ScaleKD
+from scalekd.training.recipe import Data, Recipe
+from scalekd.training.tuning import arrange, compile_blocks
+
+RECIPE = Recipe("test_vit", "test_resnet", Data("digits"))
+IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+TARGETS = torch.tensor([0, 1, 2, 0])
+
+
+def pair(student: str = "test_resnet", checkpoint_tail: bool = False) -> ScaleKD:
+    torch.manual_seed(0)
+    teacher = timm.create_model("test_vit", img_size=64, num_classes=3)
+    learner = timm.create_model(student, num_classes=3)
+    return ScaleKD(teacher, learner, size=(64, 64), checkpoint_tail=checkpoint_tail)
+
+
+def gradients(method: ScaleKD) -> tuple[float, dict[str, Tensor]]:
+    dtype = next(method.parameters()).dtype
+    step = method(IMAGES.to(dtype), TARGETS)
+    torch.autograd.backward(step.loss)
+    return step.loss.item(), {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+
+
+def assert_same_but_for_rounding(other: ScaleKD, plain: ScaleKD, allowed: float) -> None:
+    (loss, mine), (expected, theirs) = gradients(other), gradients(plain)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert mine.keys() == theirs.keys()
+    whole = torch.cat([g.flatten() for g in theirs.values()]).norm()
+    for name, gradient in mine.items():
+        length = theirs[name].norm() + 1e-3 * whole
+        assert (gradient - theirs[name]).norm() <= allowed * length, name
+
+
+def test_a_tail_that_is_computed_anew_gives_the_same_to_the_bit() -> None:
+    (loss, mine), (expected, theirs) = gradients(pair(checkpoint_tail=True)), gradients(pair())
+    assert loss == expected
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_and_keeps_fewer_activations() -> None:
+    def kept(method: ScaleKD) -> int:
+        saved: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            saved.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            step = method(IMAGES, TARGETS)
+        del step
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
+        return sum(storages.values())
+
+    assert kept(pair(checkpoint_tail=True)) < kept(pair())
+
+
+def test_channels_last_is_a_layout_and_no_other_arithmetic() -> None:
+    other = pair()
+    arrange(other, replace(RECIPE, channels_last=True))
+    weight = next(p for p in other.student.parameters() if p.dim() == 4 and p.shape[1] > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+    assert_same_but_for_rounding(other.double(), pair().double(), 1e-9)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same() -> None:
+    other = pair("test_convnext2")
+    names = set(other.state_dict())
+    compile_blocks(other)
+    assert_same_but_for_rounding(other, pair("test_convnext2"), 1e-3)
+    assert set(other.state_dict()) == names
+    breaks: Callable[[], object] = lambda: torch._dynamo.utils.counters["graph_break"]  # noqa: E731
+    assert not breaks()
+
+
+def test_channels_last_in_pieces_is_refused() -> None:
+    with refused("channels_last", "shard"):
+        replace(RECIPE, channels_last=True, shard=["student"])
+
+
+def test_synchronised_batchnorm_over_cpus_is_refused(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images", side=48)
+    recipe = settings(tmp_path) | {"student": "test_resnet", "student_args": {}, "accumulate": 1}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    process: subprocess.Popen[str] = begin(
+        tmp_path, "out", "--devices", "2", "--sync_batchnorm", "true"
+    )
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, said
+    assert said.count("scalekd: error:") == 1
+    assert "--sync_batchnorm false" in said
