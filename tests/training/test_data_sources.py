@@ -1,5 +1,6 @@
 """Image folders and digits as sources: what they give, and what they refuse."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -254,3 +255,33 @@ def test_classes_of_only_one_split_are_named(root: Path) -> None:
     (root / "val/cat").rename(root / "val/cow")
     with refused("cat", "cow"):
         source(root)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.3])
+def test_three_augment_is_one_of_timms_policies(jitter: float, root: Path) -> None:
+    plain, augmented = (
+        open_source(Data(str(root), workers=0, **options)).train(SMALL, 0)  # type: ignore[arg-type]
+        for options in ({}, {"auto_augment": "3a", "color_jitter": jitter})
+    )
+    names = [str(step) for step in augmented.transform.transforms]  # type: ignore[attr-defined]
+    assert any("AutoAugment" in name for name in names), names
+    assert any("ColorJitter" in name for name in names) == (jitter > 0), names
+    assert augmented[0][0].shape == plain[0][0].shape
+    assert not torch.equal(augmented[0][0], plain[0][0])
+    assert torch.equal(augmented[0][0], augmented[0][0])
+
+
+def test_an_unknown_policy_is_refused(root: Path) -> None:
+    with refused("data.auto_augment is 'none-of-them'", "3a"):
+        source(root, auto_augment="none-of-them").train(SMALL, 0)  # type: ignore[arg-type]
+
+
+def test_colour_jitter_that_would_not_be_used_is_refused() -> None:
+    with refused("data.color_jitter is 0.3", "rand-m9", "3a"):
+        Data("images", auto_augment="rand-m9", color_jitter=0.3)
+    with refused("data.color_jitter is 1.5", "[0, 1]"):
+        Data("images", color_jitter=1.5)
+
+
+def test_as_many_loading_processes_as_there_are_cores(root: Path) -> None:
+    assert source(root).workers == min(16, len(os.sched_getaffinity(0)))
