@@ -5,7 +5,7 @@ import warnings
 from typing import BinaryIO, Literal, Protocol
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from scalekd.errors import InputError
 
@@ -53,6 +53,8 @@ def decode(content: BinaryIO | bytes, name: str) -> Image.Image:
         raise
     except Exception as error:  # what Pillow makes of damaged files is of many kinds
         said = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            said = "of no known format"  # Pillow says where the bytes are in memory
         if isinstance(error, OSError) and error.errno:
             raise InputError(f"cannot read the image {name} ({said}): bring it back") from error
         raise BrokenImageError(
@@ -66,7 +68,8 @@ class Readable:
 
     Args:
         images: all of a split.
-        on_broken: stop at a broken one, or skip it: then each is named once, in a warning.
+        on_broken: stop at a broken one, or skip it: then each is named once, in a warning; twice
+            where two processes meet it at the same moment.
     """
 
     def __init__(self, images: Images, on_broken: OnBroken) -> None:
