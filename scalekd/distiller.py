@@ -58,7 +58,7 @@ class ScaleKD(nn.Module):
             case, and `notes` says so.
         temperature: T of the logits.
         heads: of CAP3 and CAP4; default the paper's for its teachers, else one for 64 channels.
-        task: loss of the student's logits (N, classes) and the targets (N,); default the
+        task: loss of the student's logits (N, classes) and the targets; default the
             cross-entropy.
         one_token: "refuse" or "drop" alternative views of one-token grids; see `ScaleKDLoss`.
         checkpoint_tail: compute the teacher's tail anew in the backward pass in place of keeping
@@ -142,8 +142,9 @@ class ScaleKD(nn.Module):
 
         Args:
             images: (N, channels, H, W), normalised for the student.
-            targets: classes (N,). Without them there is no task: what is learnt is the teacher's
-                features, and its logits where both have a classifier, at the same weights.
+            targets: classes (N,), or shares of them (N, classes), as Mixup gives. Without there is
+                no task: what is learnt is the teacher's features, and its logits where both have
+                a classifier, at the same weights.
 
         Raises:
             InputError: an empty batch, one image under BatchNorm, targets out of range or for a
@@ -275,12 +276,19 @@ def _check_targets(images: int, targets: Tensor, classes: int | None) -> None:
             "the student has no classifier (num_classes is 0) and there are targets: build it with "
             "num_classes, or leave the targets out to distil features alone"
         )
-    if targets.dim() != 1 or targets.is_floating_point():
+    if targets.dim() != (2 if targets.is_floating_point() else 1):
         raise InputError(
-            f"targets are {tuple(targets.shape)} {targets.dtype}: they must be N class numbers"
+            f"targets are {tuple(targets.shape)} {targets.dtype}: they must be N class numbers, or "
+            "shares of the classes, (N, classes)"
         )
     if images != len(targets):
         raise InputError(f"{images} images and {len(targets)} targets in one batch")
+    if targets.is_floating_point():
+        if classes and targets.shape[1] != classes:
+            raise InputError(
+                f"targets are shares of {targets.shape[1]} classes and the student has {classes}"
+            )
+        return
     if not targets.is_cuda and classes and not (targets.min() >= 0 and targets.max() < classes):
         raise InputError(
             f"targets from {int(targets.min())} to {int(targets.max())} and {classes} classes: "

@@ -6,3 +6,9 @@ class InputError(ValueError):
 
     The command line prints it alone and exits with 2; in Python it is a `ValueError`.
     """
+
+    def __init__(self, message: str) -> None:
+        if "\nOriginal Traceback" in message:
+            # What a loading process raised comes as its type and a traceback, which ends in it.
+            message = message.strip().splitlines()[-1].partition("Error: ")[2]
+        super().__init__(message)

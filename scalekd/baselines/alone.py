@@ -11,7 +11,7 @@ class Alone(nn.Module):
 
     Args:
         student: what trains.
-        task: loss of logits (N, classes) and targets (N,); default the cross-entropy.
+        task: loss of logits (N, classes) and targets; default the cross-entropy.
     """
 
     def __init__(self, student: nn.Module, task: nn.Module | None = None) -> None:
@@ -21,7 +21,11 @@ class Alone(nn.Module):
         self.task = task or nn.CrossEntropyLoss()
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Step:
-        """One step's loss; `images` (N, channels, H, W), `targets` classes (N,).
+        """One step's loss.
+
+        Args:
+            images: (N, channels, H, W).
+            targets: classes (N,), or shares of them (N, classes).
 
         Raises:
             InputError: as of `ScaleKD`, and without targets.

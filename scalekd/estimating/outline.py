@@ -12,9 +12,10 @@ from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig, build
 from scalekd.networks.small import verify
-from scalekd.training.data import Source, open_source
+from scalekd.training.data import open_source
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import student_spec, task_loss
+from scalekd.training.sources import Source
 
 IMAGENET = "imagenet"
 """The data.root of the paper's recipes: where no such folder is, ImageNet-1K is meant."""
@@ -108,4 +109,4 @@ def tail_gflop(pair: ScaleKD) -> float:
     teacher(torch.empty(BATCH, teacher.input.channels, *teacher.input.size))
     with FlopCounterMode(display=False) as counter:
         teacher.tail(torch.empty(BATCH, shape[1] * shape[2], shape[0]))
-    return len(pair.method.penultimate) * counter.get_total_flops() / BATCH / 1e9
+    return float(len(pair.method.penultimate) * counter.get_total_flops() / BATCH / 1e9)

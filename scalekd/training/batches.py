@@ -12,15 +12,15 @@ from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
 from scalekd.training import ranks
-from scalekd.training.data import Source
 from scalekd.training.recipe import Data
 from scalekd.training.signals import STOPPING
+from scalekd.training.sources import Order, Source
 
 
 def loaders(
@@ -62,7 +62,16 @@ def loaders(
     batches = DataLoader(
         train,
         batch_sampler=RunBatches(
-            images, per_epoch, batch_size, seed, epochs, start, parts, ranks.rank(), ranks.world()
+            images,
+            per_epoch,
+            batch_size,
+            seed,
+            epochs,
+            start,
+            parts,
+            ranks.rank(),
+            ranks.world(),
+            source.order,
         ),
         num_workers=workers,
         worker_init_fn=_serve_one_process,
@@ -140,6 +149,7 @@ class RunBatches(Sampler[list[int]]):
         parts: equal ones that a rank is given its share of each batch in, one after another.
         rank, ranks: whose share, and of how many. Together they learn from the same batches as
             one rank alone.
+        order: that an epoch's generator gives its images; default any.
     """
 
     def __init__(
@@ -153,13 +163,15 @@ class RunBatches(Sampler[list[int]]):
         parts: int = 1,
         rank: int = 0,
         ranks: int = 1,
+        order: Order | None = None,
     ) -> None:
         self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
         self.parts, self.rank = parts, rank
         self.share = batch_size // ranks
         self.steps_per_epoch = per_epoch // batch_size
         self.steps = epochs * self.steps_per_epoch
-        self._order: tuple[int, list[int]] = (-1, [])
+        self.order = order or self._any_order
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def __len__(self) -> int:
         return (self.steps - self.start) * self.parts
@@ -176,7 +188,9 @@ class RunBatches(Sampler[list[int]]):
         epoch, nth = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             generator = Generator().manual_seed(self.seed * 100_003 + epoch)
-            order = torch.randperm(self.images, generator=generator)
-            self._order = epoch, order[: self.steps_per_epoch * self.batch_size].tolist()
+            self._order = epoch, self.order(generator)
         chosen = self._order[1][nth * self.batch_size : (nth + 1) * self.batch_size]
-        return [epoch * self.images + index for index in chosen]
+        return [epoch * self.images + index for index in chosen.tolist()]
+
+    def _any_order(self, generator: Generator) -> Tensor:
+        return torch.randperm(self.images, generator=generator)

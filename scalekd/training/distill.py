@@ -122,6 +122,8 @@ def check(recipe: Recipe) -> report.Pair:
     if layout(recipe.data) == "flat":
         _refuse_what_needs_labels(recipe)
     source = open_source(recipe.data)
+    if source.classes is None:
+        _refuse_what_needs_labels(recipe)
     method, _ = build_method(recipe, Run(arms(recipe)[0], recipe.seeds[0]), source)
     if "logits" in recipe.compare and isinstance(method, ScaleKD):
         _refuse_logits_where_there_are_none(method)
@@ -213,6 +215,9 @@ def _refuse_what_needs_labels(recipe: Recipe) -> None:
             f"compare has alone, which learns from labels, {there_are_none}: leave it out, or give "
             "--data.root a folder with train/CLASS/*.jpg and val/CLASS/*.jpg"
         )
+    for name in ("mixup", "cutmix"):
+        if value := getattr(recipe.data, name):
+            raise InputError(f"data.{name} is {value} {there_are_none} to mix: leave it out")
     if recipe.label_smoothing:
         raise InputError(
             f"label_smoothing is {recipe.label_smoothing} {there_are_none} to smooth: leave it out"
@@ -264,6 +269,7 @@ def summarise(
         "seconds": seconds,
         "images_per_second": report.mean([r.images_per_second for r in kept]),
         "ranks": ranks.world(),
+        "broken_images": sum(r.broken for r in results),
         "gflop_per_image": pair.gflop,
         "parameters": {
             "teacher": pair.teacher_parameters,

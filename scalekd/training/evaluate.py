@@ -13,6 +13,7 @@ from scalekd.errors import InputError
 from scalekd.networks import build, input_config
 from scalekd.training.data import layout, open_source
 from scalekd.training.recipe import Data
+from scalekd.training.sources import IGNORED
 
 
 @torch.no_grad()
@@ -24,11 +25,11 @@ def top1(
     Args:
         classify: images (N, channels, H, W) -> logits (N, classes), on whatever device the images
             are: the GPU where there is one. A model in eval mode.
-        batches: of images and targets.
+        batches: of images and targets, which are not counted where they are `IGNORED`.
         classes: how many there are.
     """
     device = best_device()
-    accuracy = MulticlassAccuracy(classes, average="micro")
+    accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=IGNORED)
     for images, targets in batches:
         accuracy.update(classify(images.to(device)).cpu(), targets)
     return float(accuracy.compute())
@@ -47,14 +48,12 @@ def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:
         data: the images, as for distill.
         weights: of a timm name: pretrained, or a file.
     """
-    if layout(data) == "flat":
+    source = None if layout(data) == "flat" else open_source(data)
+    if source is None or source.classes is None or source.validation is None:
         raise InputError(
             f"there are no labels in {data.root!r} to measure with: give --data.root a folder with "
             "val/CLASS/*.jpg and train/CLASS/*.jpg"
         )
-    source = open_source(data)
-    assert source.classes is not None
-    assert source.validation is not None
     if (Path(model) / "student").is_dir():
         model = str(Path(model) / "student")  # a run folder: its student is meant
     name = f"local-dir:{model}" if Path(model).is_dir() else model

@@ -46,7 +46,7 @@ class Progress:
     `gradients` are the norms of the student's and the projectors', before clipping; `waiting` is
     the share of the training's time, since this process began it, that was spent waiting for
     images; `memory` is the most that this process has held, in bytes: the GPU's where it trains on
-    one.
+    one; `broken` is how many images could not be read.
     """
 
     step: int
@@ -62,6 +62,7 @@ class Progress:
     gradients: dict[str, float] = field(default_factory=dict)
     waiting: float = 0.0
     memory: int = 0
+    broken: int = 0
 
 
 @dataclass(frozen=True)

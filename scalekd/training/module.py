@@ -47,6 +47,7 @@ class TrainingModule(L.LightningModule):
         max_skipped: how many steps may be left out because their loss is no number.
         checkpoint: the file to name when there are more.
         state: of the run so far, to go on from.
+        mix: what is done to each batch with labels; see `mixing`.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class TrainingModule(L.LightningModule):
         max_skipped: int,
         checkpoint: Path,
         state: State | None = None,
+        mix: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.method = method
@@ -69,7 +71,7 @@ class TrainingModule(L.LightningModule):
             averaged = AveragedModel(method.student, multi_avg_fn=rule)
             self.average = averaged.requires_grad_(False)
         self.steps, self.steps_per_epoch = order.steps, order.steps_per_epoch
-        self.max_skipped, self.checkpoint = max_skipped, checkpoint
+        self.max_skipped, self.checkpoint, self.mix = max_skipped, checkpoint, mix
         self.start: int = state["step"] if state else 0
         self.skipped: int = state["skipped"] if state else 0
         self.left_out = self.sharded = False
@@ -152,7 +154,7 @@ class TrainingModule(L.LightningModule):
         A loss that is no number, in whichever rank, never reaches the weights: all ranks leave the
         step out, or, where too many were, InputError.
         """
-        step = self.method(*batch)
+        step = self.method(*(batch if self.mix is None else self.mix(*batch)))
         terms = ranks.mean({name: value.detach() for name, value in step.terms.items()})
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):  # waits for the GPU, once a step

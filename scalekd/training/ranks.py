@@ -142,6 +142,15 @@ def mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(values, together / world(), strict=True))
 
 
+def total(count: int) -> int:
+    """The sum over the ranks."""
+    if world() == 1:
+        return count
+    together = torch.tensor(count)
+    distributed.all_reduce(together)
+    return int(together)
+
+
 def any_of(*wishes: bool) -> list[bool]:
     """For each wish whether some rank has it."""
     if world() == 1:

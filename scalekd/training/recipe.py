@@ -26,15 +26,21 @@ class Data:
     """Images and what is done to them.
 
     Args:
-        root: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, or a flat one of images, which is
-            training without labels, or `digits` (packaged).
+        root: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg; one of WebDataset shards,
+            train/*.tar and val/*.tar; a flat one of images, which is training without labels;
+            hf:NAME or hf:FOLDER, a dataset of Hugging Face; or `digits` (packaged).
         image_size: of the student's images in pixels: a side, or [height, width]; default the
             student's own.
         train_images: how many training images may be used, as many of each class; default all.
         epoch_images: how many images make an epoch; default all of them once.
-        auto_augment: timm's policy, for example rand-m9-n2-mstd0.5 (folders only).
-        erasing: probability of random erasing (folders only).
-        workers: loading processes; default what the machine has, at most 8.
+        auto_augment: timm's policy, for example rand-m9-n2-mstd0.5, or 3a (not for the digits).
+        color_jitter: of brightness, contrast and saturation (not for the digits).
+        erasing: probability of random erasing (not for the digits).
+        mixup: alpha of Mixup: images and labels mixed with the batch's next; 0 for none.
+        cutmix: alpha of CutMix; with both on, each batch is mixed by one of the two.
+        broken: stop at an image that cannot be read, or skip it: another takes its place in
+            training, and it is not measured in validation.
+        workers: loading processes; default the cores that the run may use, at most 16.
     """
 
     root: str
@@ -42,7 +48,11 @@ class Data:
     train_images: int | None = None
     epoch_images: int | None = None
     auto_augment: str | None = None
+    color_jitter: float = 0.0
     erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    broken: Literal["stop", "skip"] = "stop"
     workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +69,18 @@ class Data:
             raise InputError(f"data.workers is {self.workers}: it must be 0 or more")
         if not 0 <= self.erasing <= 1:
             raise InputError(f"data.erasing is {self.erasing}: it must be in [0, 1]")
+        if not 0 <= self.color_jitter <= 1:
+            raise InputError(f"data.color_jitter is {self.color_jitter}: it must be in [0, 1]")
+        for name in ("mixup", "cutmix"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"data.{name} is {value}: it must be 0 or more")
+        if self.color_jitter and self.auto_augment and "3a" not in self.auto_augment:
+            raise InputError(
+                f"data.color_jitter is {self.color_jitter} and data.auto_augment "
+                f"{self.auto_augment!r}, beside which timm does not use it: leave one of them out, "
+                "or take 3a"
+            )
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -6,13 +6,13 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -25,14 +25,16 @@ from scalekd.networks.weights import Loaded
 from scalekd.training import ranks
 from scalekd.training.batches import RunBatches, loaders
 from scalekd.training.checkpoint import StudentSpec, newest
-from scalekd.training.data import Source, open_source
+from scalekd.training.data import open_source
 from scalekd.training.engine import quietly, trainer
 from scalekd.training.evaluate import best_device, top1
 from scalekd.training.files import metrics_file
 from scalekd.training.loop import Every, Progress, StopSignal, Watch
-from scalekd.training.module import TrainingModule
+from scalekd.training.mixing import SmoothedBinaryCrossEntropy, mixing
+from scalekd.training.module import State, TrainingModule
 from scalekd.training.recipe import Recipe
 from scalekd.training.sharding import shard_frozen, whole
+from scalekd.training.sources import Source
 from scalekd.training.trackers import Trackers
 from scalekd.training.trial import trial, untouched
 from scalekd.training.tuning import arrange, compile_blocks
@@ -67,6 +69,7 @@ class Result:
     top1: share of validation images right at the end; None without labels.
     seconds: of training, without measuring and without start-up.
     terms: of the loss, weighted, by name: means over the last steps.
+    broken: how many images could not be read, since it was last begun or resumed.
     """
 
     run: Run
@@ -75,6 +78,7 @@ class Result:
     steps: int
     images_per_second: float
     terms: dict[str, float] = field(default_factory=dict)
+    broken: int = 0
 
     @property
     def loss(self) -> float:
@@ -104,10 +108,10 @@ def build_teacher(recipe: Recipe) -> tuple[FrozenTeacher, Loaded]:
 
 
 def task_loss(recipe: Recipe) -> nn.Module:
-    """Of the student's logits (N, classes) and the labels (N,)."""
+    """Of the student's logits (N, classes) and the labels (N,), or shares of them (N, classes)."""
     if recipe.task == "cross_entropy":
         return nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    loss: nn.Module = BinaryCrossEntropy(
+    loss: nn.Module = SmoothedBinaryCrossEntropy(
         recipe.label_smoothing, sum_classes=recipe.task == "bce_sum"
     )
     return loss
@@ -180,14 +184,8 @@ def train(
     hashed = loaded and (loaded.sha256 or loaded.source)
     marks: dict[str, Any] = {"images": order.images, "teacher": hashed}
     ranks.same(**marks)
-    if state and state["marks"] != marks:
-        raise InputError(_changed(state["marks"], marks, checkpoint))
-    if state and state["ranks"] != ranks.world() and ranks.rank() == 0:
-        warnings.warn(
-            f"{checkpoint} was begun on {state['ranks']} devices and goes on on {ranks.world()}: "
-            "the same images in the same order, but no longer the same to the bit",
-            stacklevel=2,
-        )
+    if state:
+        _compare(state, marks, checkpoint)
     arrange(method, recipe)
     complete = _every_parameter(method, batches)
     module = TrainingModule(
@@ -199,6 +197,7 @@ def train(
         recipe.max_skipped,
         checkpoint,
         state,
+        mixing(recipe.data, source.classes),
     )
     if recipe.compile:
         compile_blocks(method)
@@ -224,14 +223,15 @@ def train(
             return
         if news.kept:
             line = {"arm": run.arm, "seed": run.seed, **asdict(news)}
-            line.pop("kept")
+            for name in ("kept", "broken"):  # not a matter of steps
+                line.pop(name)
             _record(metrics_file(out), json.dumps(line))
             trackers.tell(line)
-        report(news)
+        report(replace(news, broken=source.broken()))
 
     watch = Watch(tell, stop, checkpoint, spec, measure, every, marks, state)
     if module.start < module.steps:
-        with quietly(), trackers:
+        with quietly(), trackers if ranks.rank() == 0 else nullcontext():
             trainer(recipe, watch, complete).fit(module, batches)
     if run == Run(arms(recipe)[0], recipe.seeds[0]):
         weights = whole(module.student.state_dict())
@@ -245,6 +245,7 @@ def train(
         module.steps,
         watch.last.images_per_second,
         watch.mean_terms(),
+        ranks.total(source.broken()),
     )
 
 
@@ -257,12 +258,21 @@ def _every_parameter(method: ScaleKD | Alone, batches: DataLoader[Any]) -> bool:
     return not untouched(twin)
 
 
-def _changed(then: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> str:
-    name = next(name for name in now if then[name] != now[name])
-    return (
-        f"{checkpoint} was made with another {name} ({then[name]}; now {now[name]}): what comes "
-        f"of both is neither; bring that back, or give another --out to begin anew"
-    )
+def _compare(state: State, marks: dict[str, Any], checkpoint: Path) -> None:
+    """InputError where a run would go on as something else; a warning where it nearly does."""
+    then = state["marks"]
+    if changed := [name for name in marks if then[name] != marks[name]]:
+        name = changed[0]
+        raise InputError(
+            f"{checkpoint} was made with another {name} ({then[name]}; now {marks[name]}): what "
+            "comes of both is neither; bring that back, or give another --out to begin anew"
+        )
+    if state["ranks"] != ranks.world() and ranks.rank() == 0:
+        warnings.warn(
+            f"{checkpoint} was begun on {state['ranks']} devices and goes on on {ranks.world()}: "
+            "the same images in the same order, but no longer the same to the bit",
+            stacklevel=2,
+        )
 
 
 def _record(metrics: Path, line: str) -> None:

@@ -1,5 +1,7 @@
 """Image folders made of real files, and what every refusal must look like."""
 
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -29,4 +31,33 @@ def flat_folder(root: Path, count: int = 8, size: tuple[int, int] = (40, 60)) ->
         pixels = noise.integers(0, 256, (*size, 3), dtype=np.uint8)
         folder = root if index % 2 else root / "more" / "and more"
         Image.fromarray(pixels).save(folder / f"{index}.jpg")
+    return root
+
+
+def png(value: int, side: int = 8) -> bytes:
+    """A grey image of one value."""
+    content = io.BytesIO()
+    Image.new("RGB", (side, side), (value, value, value)).save(content, "PNG")
+    return content.getvalue()
+
+
+def tar(file: Path, members: dict[str, bytes]) -> Path:
+    """A tar of these members by name."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as shard:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            shard.addfile(info, io.BytesIO(content))
+    return file
+
+
+def shard_folder(root: Path, shards: int = 3, each: int = 4, classes: int = 3) -> Path:
+    """ROOT/train/*.tar and ROOT/val/*.tar of grey PNG, sample i of value and class i % classes."""
+    for split in ("train", "val"):
+        for shard in range(shards):
+            members = {}
+            for i in range(shard * each, (shard + 1) * each):
+                members |= {f"{i:06}.png": png(i % 256), f"{i:06}.cls": b"%d" % (i % classes)}
+            tar(root / split / f"{shard:04}.tar", members)
     return root

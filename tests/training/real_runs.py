@@ -21,8 +21,8 @@ SECONDS_TO_START = 300
 
 
 def settings(root: Path) -> dict[str, Any]:
-    """Much that is random, and has a state: RandAugment, erasing, dropout, stochastic depth, two
-    loaders, an average."""
+    """Much that is random, and has a state: RandAugment, erasing, Mixup, CutMix, dropout,
+    stochastic depth, two loaders, an average."""
     small = {"img_size": 48, "drop_path_rate": 0.2, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1}
     return {
         "teacher": "test_vit",
@@ -35,6 +35,8 @@ def settings(root: Path) -> dict[str, Any]:
             "image_size": 48,
             "auto_augment": "rand-m9-n2-mstd0.5",
             "erasing": 0.25,
+            "mixup": 0.2,
+            "cutmix": 1.0,
             "workers": 2,
         },
         "epochs": 12,

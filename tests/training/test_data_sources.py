@@ -1,5 +1,6 @@
 """Image folders and digits as sources: what they give, and what they refuse."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from refusals import refused
 
 from scalekd.networks import InputConfig
 from scalekd.training.batches import RunBatches, loaders
-from scalekd.training.data import Source, open_source
+from scalekd.training.data import open_source
 from scalekd.training.recipe import Data
+from scalekd.training.sources import Source
 
 SMALL = InputConfig(3, (32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 GREY = InputConfig(1, (32, 32), (0.14,), (0.35,))
@@ -117,15 +119,15 @@ def test_grey_and_transparent_files_become_rgb(root: Path) -> None:
 
 
 def test_a_part_of_the_training_images_has_as_many_of_each_class(root: Path) -> None:
-    train = source(root, train_images=6).train(SMALL, 1).images  # type: ignore[attr-defined]
-    assert sorted(target for _, target in train) == [0, 0, 1, 1, 2, 2]  # type: ignore[attr-defined]
+    train = source(root, train_images=6).train(SMALL, 1)
+    assert sorted(train[i][1] for i in range(len(train))) == [0, 0, 1, 1, 2, 2]  # type: ignore[attr-defined]
 
 
 def test_another_seed_takes_other_training_images(tmp_path: Path) -> None:
     opened = source(image_folder(tmp_path / "many", each=20, side=8), train_images=6)
 
     def chosen(seed: int) -> list[int]:
-        return sorted(opened.train(SMALL, seed).images.indices)  # type: ignore[attr-defined]
+        return sorted(opened.train(SMALL, seed).chosen)  # type: ignore[attr-defined]
 
     assert chosen(1) == chosen(1)
     assert chosen(1) != chosen(2)
@@ -253,3 +255,33 @@ def test_classes_of_only_one_split_are_named(root: Path) -> None:
     (root / "val/cat").rename(root / "val/cow")
     with refused("cat", "cow"):
         source(root)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.3])
+def test_three_augment_is_one_of_timms_policies(jitter: float, root: Path) -> None:
+    plain, augmented = (
+        open_source(Data(str(root), workers=0, **options)).train(SMALL, 0)  # type: ignore[arg-type]
+        for options in ({}, {"auto_augment": "3a", "color_jitter": jitter})
+    )
+    names = [str(step) for step in augmented.transform.transforms]  # type: ignore[attr-defined]
+    assert any("AutoAugment" in name for name in names), names
+    assert any("ColorJitter" in name for name in names) == (jitter > 0), names
+    assert augmented[0][0].shape == plain[0][0].shape
+    assert not torch.equal(augmented[0][0], plain[0][0])
+    assert torch.equal(augmented[0][0], augmented[0][0])
+
+
+def test_an_unknown_policy_is_refused(root: Path) -> None:
+    with refused("data.auto_augment is 'none-of-them'", "3a"):
+        source(root, auto_augment="none-of-them").train(SMALL, 0)  # type: ignore[arg-type]
+
+
+def test_colour_jitter_that_would_not_be_used_is_refused() -> None:
+    with refused("data.color_jitter is 0.3", "rand-m9", "3a"):
+        Data("images", auto_augment="rand-m9", color_jitter=0.3)
+    with refused("data.color_jitter is 1.5", "[0, 1]"):
+        Data("images", color_jitter=1.5)
+
+
+def test_as_many_loading_processes_as_there_are_cores(root: Path) -> None:
+    assert source(root).workers == min(16, len(os.sched_getaffinity(0)))

@@ -255,6 +255,7 @@ with ranks.joined():
     norm.running_mean += me
     ranks.take_buffers_of_first(norm)
     assert norm.running_mean.tolist() == [0.0, 0.0]
+    assert ranks.total(me + 1) == 3
     assert (ranks.world(), ranks.here()) == (2, 2)
     ranks.same(teacher="a")
     try:

@@ -16,7 +16,7 @@ from refusals import refused
 
 from scalekd.method import LossWeights
 from scalekd.networks import InputConfig
-from scalekd.training import data as sources
+from scalekd.training import folders, sources
 from scalekd.training.batches import loaders
 from scalekd.training.checkpoint import load_student
 from scalekd.training.data import open_source
@@ -162,7 +162,7 @@ def test_what_needs_labels_is_refused_before_an_image_is_read(
     def read(_: str) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(sources, "load_image", read)
+    monkeypatch.setattr(folders, "load_image", read)
     with refused("alone"):
         check(replace(recipe, compare=["alone"]))
     with refused("no labels", str(root), "val/CLASS"):
@@ -203,7 +203,7 @@ def test_links_to_folders_are_followed(root: Path, tmp_path: Path) -> None:
 
 def test_a_part_of_the_images_is_another_one_for_each_seed(root: Path) -> None:
     source = open_source(Data(str(root), train_images=4))
-    one, again, other = (source.train(SMALL, seed).images.files for seed in (1, 1, 2))  # type: ignore[attr-defined]
+    one, again, other = (source.train(SMALL, seed).chosen for seed in (1, 1, 2))  # type: ignore[attr-defined]
     assert one == again != other
     assert len(set(one)) == len(set(other)) == 4
     with refused("data.train_images is 9", "8", str(root)):
