@@ -273,8 +273,9 @@ def test_length_of_every_parameter_gradient(name: str, precision: str) -> None:
         if exact[key] < ZERO:
             assert actual < (ZERO if precision == "f64" else 1e-5), key
         else:
-            # The released float32 lengths lie up to 1.4e-4 from the float64 ones themselves.
-            tolerance = 1e-9 if precision == "f64" else 2e-4
+            # The released float32 lengths lie up to 1.4e-4 from the float64 ones themselves, and
+            # ours, whose sums are taken as the processor likes, as far to either side.
+            tolerance = 1e-9 if precision == "f64" else 4e-4
             assert actual == pytest.approx(expected.item(), rel=tolerance), key
 
 

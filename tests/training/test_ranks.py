@@ -41,7 +41,8 @@ def of_two(root: Path) -> dict[str, Any]:
 def one_step(root: Path, **changes: Any) -> dict[str, Any]:
     """A momentum after it is the gradient itself."""
     optim = {"name": "momentum", "lr": 0.1, "weight_decay": 0.0, "clip": 0.0, "warmup_epochs": 0.0}
-    data = of_two(root)["data"] | {"epoch_images": 8, "workers": 0}
+    unmixed = {"mixup": 0.0, "cutmix": 0.0}  # by another image of the same share
+    data = of_two(root)["data"] | {"epoch_images": 8, "workers": 0, **unmixed}
     plain = of_two(root) | {"data": data, "batch_size": 8, "epochs": 1, "optim": optim, "ema": None}
     return plain | {"validate_every": 1, "save_steps": None} | changes
 
@@ -116,10 +117,11 @@ def assert_told_alike(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_are_one_that_computes_its_batch_in_two_parts(root: Path) -> None:
-    """With BatchNorm, dropout and stochastic depth, whose random numbers are the part's own."""
+    """With BatchNorm, Mixup, dropout and stochastic depth, whose random numbers are the part's."""
     for student in ("test_vit", "test_resnet"):
         small = settings(root)["student_args"] if student == "test_vit" else {"drop_rate": 0.2}
         recipe = one_step(root, student=student, student_args=small)
+        recipe["data"] |= {"mixup": 0.2, "cutmix": 1.0}
         (root / "parts.yaml").write_text(yaml.safe_dump(recipe))
         finish(begin(root, f"{student} parts", "--accumulate", "2", recipe="parts.yaml"))
         finish(begin(root, f"{student} ranks", *TWO, recipe="parts.yaml"))
