@@ -24,6 +24,7 @@ EXAMPLES = """\
   scalekd distill --teacher swin_small_patch4_window7_224 --student resnet50 --data.root DIR
   scalekd train --recipe swin_large-resnet50 --data.root DIR
   scalekd estimate --recipe swin_large-resnet50 --devices 8 --gpu h100
+  scalekd runs
   scalekd evaluate runs/digits/student --data.root digits
   scalekd export runs/digits/checkpoints/scalekd-seed4.ckpt --out student
   scalekd models "*dinov3*"
@@ -33,6 +34,7 @@ EXAMPLES = """\
 COMMANDS = {
     "distill": "train a student under a teacher, compare",
     "train": "train the student alone, by the same recipe",
+    "runs": "run folders: where they stand, how they compare",
     "check": "how a teacher and a student fit, before any training",
     "estimate": "time, memory and days of a recipe, before anyone pays",
     "models": "models that are known to fit",
@@ -61,9 +63,8 @@ class Parser(jsonargparse.ArgumentParser):
         # jsonargparse cuts off long lists.
         line = re.sub(r"\{distill,[^}]*\}", f"{{{', '.join(COMMANDS)}}}", line)
         line = re.sub(r"\bevaluate\.model\b", "model", line)
-        line = re.sub(
-            r"\b(distill|train|evaluate|estimate|export|check|models)\.(?=[a-z])", "--", line
-        )
+        commands = r"distill|train|runs|evaluate|estimate|export|check|models"
+        line = re.sub(rf"\b({commands})\.(?=[a-z])", "--", line)
         _fail(line + near)
 
     def _nearest(self, message: str) -> str:
@@ -103,6 +104,7 @@ def _run(arguments: list[str]) -> None:
         _fit(options.subcommand, chosen, arguments)
         return
     run: Callable[[Any], None] = {
+        "runs": _runs,
         "check": _check,
         "estimate": _estimate,
         "models": _models,
@@ -147,6 +149,31 @@ def _fit(command: str, chosen: Any, arguments: list[str]) -> None:
         if ranks.rank() == 0:
             print(f"scalekd: {stopped}", file=sys.stderr)
         sys.exit(stopped.code)
+
+
+def _runs(chosen: Any) -> None:
+    from rich.console import Console
+
+    from scalekd.training.listing import settings_table, table
+    from scalekd.training.runs import can_be_drawn, differences, draw_comparison, standings
+
+    if chosen.compare is not None:
+        can_be_drawn(chosen.compare)
+    begun = chosen.folders or Path("runs").is_dir()
+    found = standings(chosen.folders or [Path("runs")]) if begun else []
+    differ = differences(found) if chosen.compare is not None else {}
+    if chosen.json:
+        print(json.dumps({"runs": [asdict(each) for each in found], "differences": differ}))
+    elif not found:
+        where = ", ".join(map(str, chosen.folders)) or "runs"
+        print(f"no run folders in {where}; `scalekd distill` makes one")
+    else:
+        Console(highlight=False).print(table(found))
+    if chosen.compare is not None and found:
+        draw_comparison(found, chosen.compare)
+        if not chosen.json:
+            Console(highlight=False).print(settings_table(found, differ))
+            print(f"{chosen.compare}: their learning curves")
 
 
 def _check(chosen: Any) -> None:
@@ -226,6 +253,11 @@ def _parser(arguments: Sequence[str]) -> Parser:
             "--smoke", action="store_true", help="the same in a minute, on noise: does it run?"
         )
         of.add_argument("--resume", action="store_true", help="go on with what is in --out")
+    elif command == "runs":
+        of.description = "Where the runs of folders stand; compare draws and tells them apart."
+        of.add_argument("folders", nargs="*", type=Path, help="run folders, or above; default runs")
+        of.add_argument("--compare", type=Path | None, help="picture to draw of their curves")
+        of.add_argument("--json", action="store_true", help="the same as data")
     elif command == "check":
         from scalekd.check import check
 

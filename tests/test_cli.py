@@ -44,7 +44,7 @@ def test_the_help_fits_a_screen_and_has_examples(
     assert max(map(len, lines)) <= 100
     text = "\n".join(lines)
     assert "examples:" in text
-    for command in ("distill", "check", "models", "evaluate", "export"):
+    for command in ("distill", "runs", "check", "models", "evaluate", "export"):
         assert f"  scalekd {command}" in text
 
 
@@ -53,6 +53,7 @@ def test_the_help_fits_a_screen_and_has_examples(
     [
         ("distill", ["--recipe", "--config", "--teacher", "--data.root", "--weights.logits"]),
         ("check", ["--teacher", "--student", "--image_size", "--teacher_taps", "--json"]),
+        ("runs", ["folders", "--compare", "--json"]),
         ("models", ["pattern"]),
         ("evaluate", ["--data.root", "model"]),
         ("export", ["checkpoint", "--out"]),
@@ -80,6 +81,9 @@ def test_each_command_lists_its_options(
         (["check", "--techer", "a"], ["--techer", "--teacher"]),
         (["check", "--teacher", "a"], ["--student"]),
         (["models", "a", "b"], ["b"]),
+        (["runs", "/nowhere"], ["/nowhere"]),
+        (["runs", "--compare", "curves.txt"], ["curves.txt", "png"]),
+        (["distill", "--track", "[tensorbord]"], ["track", "tensorbord", "tensorboard"]),
         (["export", "--output", "x"], ["--out"]),
         (["distill", "--epochs", "many"], ["epochs", "many"]),
         (["distill", "--compare", "[kd]"], ["compare", "kd", "alone", "logits"]),

@@ -108,4 +108,4 @@ def tail_gflop(pair: ScaleKD) -> float:
     teacher(torch.empty(BATCH, teacher.input.channels, *teacher.input.size))
     with FlopCounterMode(display=False) as counter:
         teacher.tail(torch.empty(BATCH, shape[1] * shape[2], shape[0]))
-    return len(pair.method.penultimate) * counter.get_total_flops() / BATCH / 1e9
+    return float(len(pair.method.penultimate) * counter.get_total_flops() / BATCH / 1e9)

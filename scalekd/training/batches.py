@@ -1,9 +1,13 @@
 """The batches of a run, in an order and with random numbers that depend on the step alone."""
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -54,15 +58,14 @@ def loaders(
     if workers is None:
         workers = max(1, source.workers // ranks.here()) if source.workers else 0
     Finalize(None, _end_workers, exitpriority=100)
-    # A run beside others is a spawned process, whose own would be spawned too: seconds for each.
-    context = "fork" if workers and sys.platform == "linux" else None
+    context = _start_method() if workers else None
     batches = DataLoader(
         train,
         batch_sampler=RunBatches(
             images, per_epoch, batch_size, seed, epochs, start, parts, ranks.rank(), ranks.world()
         ),
         num_workers=workers,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=_serve_one_process,
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
     )
@@ -75,15 +78,42 @@ def loaders(
         sampler=range(ranks.rank(), len(measured), ranks.world()),  # type: ignore[arg-type]
         num_workers=workers,
         persistent_workers=workers > 0,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=_serve_one_process,
         multiprocessing_context=context,
     )
 
 
-def _outlive_signals(_: int) -> None:
-    """What ends a run goes to all its processes; the main one still needs this one's batches."""
+def _start_method() -> str | None:
+    """Of loading processes.
+
+    What has threads of gloo's or NCCL's must not be forked: now and then the child hangs. Such a
+    process's loaders are forked from a server, which has imported what they need. A run beside
+    others is a spawned process, whose own would be spawned too: seconds for each.
+    """
+    if sys.platform != "linux":
+        return None
+    if ranks.world() == 1:
+        return "fork"
+    multiprocessing.set_forkserver_preload(["scalekd.training.preloaded"])
+    forkserver.ensure_running()
+    return "forkserver"
+
+
+def _serve_one_process(_: int) -> None:
+    """What ends a run goes to all its processes; the main one still needs this one's batches.
+
+    But without the main one it ends too, which a server's child would not notice by itself.
+    """
     for received in STOPPING:
         signal.signal(received, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _end_workers() -> None:

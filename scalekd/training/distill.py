@@ -1,12 +1,12 @@
 """The main job: distil, compare, and leave a folder that says what came out."""
 
-import json
 import math
 import os
 import platform
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from scalekd.describe import fit
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.networks import input_config
-from scalekd.training import jobs, ranks, report
+from scalekd.training import jobs, lock, ranks, report
 from scalekd.training.batches import loaders
 from scalekd.training.data import layout, open_source
 from scalekd.training.evaluate import best_device, top1
@@ -28,6 +28,7 @@ from scalekd.training.folder import RunFolder, free_folder
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Result, Run, arms, build_method
 from scalekd.training.signals import Interrupted
+from scalekd.training.trackers import check_trackers
 from scalekd.training.trial import trial, untouched
 
 
@@ -68,18 +69,15 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
             f"parallel is {parallel} and there are {ranks.world()} ranks, which train one run "
             "after another: leave one of the two out"
         )
+    check_trackers(recipe.track)
     folder, results = ranks.agreed(lambda: _look_at_folder(recipe, out, resume))
     pair = check(recipe)
     runs = [Run(arm, seed) for seed in recipe.seeds for arm in arms(recipe)]
     left = [run for run in runs if run not in {result.run for result in results}]
     out = folder.path
-
-    def begin() -> None:
-        folder.make(recipe)
-        folder.trim_metrics(left)
-
-    ranks.agreed(begin)
-    with report.Display(recipe, pair, out) as display:
+    with ExitStack() as held, report.Display(recipe, pair, out) as display:
+        ranks.agreed(lambda: held.enter_context(folder.taken(recipe, left)))
+        held.enter_context(lock.beside(out))
 
         def finished(result: Result) -> None:
             results.append(result)
@@ -99,9 +97,8 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
             ) from stopped
     if ranks.rank() == 0:
         summary = summarise(recipe, pair, results, time.perf_counter() - began)
-        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        report.draw_curves(folder.metrics, pair.teacher_top1, out / "curves.png")
         report.conclude(recipe, pair, results, out)
+        folder.conclude(summary)
     ranks.wait()
     return out
 
@@ -161,6 +158,7 @@ def check(recipe: Recipe) -> report.Pair:
         notes=notes,
         labels=source.classes is not None,
         gflop=gflop,
+        workers=batches.num_workers,
     )
     if not isinstance(method, ScaleKD):
         return pair

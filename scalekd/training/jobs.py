@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from scalekd.errors import InputError
-from scalekd.training import ranks
+from scalekd.training import lock, ranks
 from scalekd.training.launch import orphaned
 from scalekd.training.loop import Progress
 from scalekd.training.recipe import Recipe
@@ -105,6 +106,8 @@ def _start_worker(stop: Event, progress: Any, threads: int) -> None:
     for number in STOPPING:  # the parent's to handle: it sets `stop`
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    # The parent says them, in its way and above its bars.
+    warnings.showwarning = lambda said, *_: progress.put(UserWarning(str(said)))
 
 
 def _train_in_worker(recipe: Recipe, run: Run, out: Path) -> Result:
@@ -112,7 +115,8 @@ def _train_in_worker(recipe: Recipe, run: Run, out: Path) -> Result:
     if stop.is_set():
         raise Interrupted
     try:
-        return train(recipe, run, out, lambda news: progress.put((run, news)), stop)
+        with lock.beside(out):
+            return train(recipe, run, out, lambda news: progress.put((run, news)), stop)
     finally:
         if _orphaned():  # nobody is left to take the result or to end this process
             os._exit(1)
@@ -131,4 +135,8 @@ def _conclude(future: Future[Result], finished: Callable[[Result], None]) -> Bas
 
 def _drain(progress: Any) -> Iterator[tuple[Run, Progress]]:
     while not progress.empty():
-        yield progress.get()
+        sent = progress.get()
+        if isinstance(sent, Warning):
+            warnings.warn(sent, stacklevel=2)
+        else:
+            yield sent

@@ -18,6 +18,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 DEFAULT = "digits"
 
 Baseline = Literal["alone", "logits"]
+Tracker = Literal["csv", "tensorboard", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class Recipe:
         validate_every: epochs between two measurements on the validation images.
         max_skipped: steps of a run that may be left out because their loss is no number.
         log_every: steps between two lines of metrics.jsonl.
+        track: who is told the metrics besides, while a run trains (docs/watching.md).
         save_minutes: between two checkpoints of a run.
         save_steps: the same in steps, where that comes sooner.
     """
@@ -171,6 +173,7 @@ class Recipe:
     validate_every: int = 1
     max_skipped: int = 0
     log_every: int = 10
+    track: list[Tracker] = field(default_factory=list)
     save_minutes: float = 5.0
     save_steps: int | None = None
 
@@ -223,6 +226,8 @@ class Recipe:
             raise InputError(f"seeds are {self.seeds}: give one or more, each once")
         if not 0 <= min(self.seeds) <= max(self.seeds) < 2**32:
             raise InputError(f"seeds are {self.seeds}: they must be 0 to {2**32 - 1}")
+        if len(set(self.track)) < len(self.track):
+            raise InputError(f"track is {self.track}: name each once")
         if len(set(self.compare)) < len(self.compare):
             raise InputError(f"compare is {self.compare}: name each once")
 
@@ -235,6 +240,16 @@ class Recipe:
         """Plain data, as in a recipe's YAML file."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # lists in place of tuples
         return plain
+
+
+def flat(plain: dict[str, Any], path: str = "", separator: str = ".") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    dotted: dict[str, Any] = {}
+    for name, value in plain.items():
+        nested = isinstance(value, dict) and value
+        full = f"{path}{name}"
+        dotted |= flat(value, f"{full}{separator}", separator) if nested else {full: value}
+    return dotted
 
 
 def recipe_file(name: str) -> Path:

@@ -1,14 +1,13 @@
 """What a person sees of a job: progress while it runs, then a table, a picture and plain words."""
 
-import json
 import math
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import matplotlib
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -31,7 +30,8 @@ SHORT = {
 """Terms on the progress line; a prime marks the alternative view."""
 LONG_WAIT = 0.2
 """Share of a run's time spent waiting for images above which that is said."""
-COLOURS: dict[Arm, str] = {"alone": "#8a8a8a", "logits": "#d98c21", "scalekd": "#2166ac"}
+QUIET = 60.0
+"""Seconds without a line in a log file after which a run gets one."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Pair:
     labels: whether the images have any; without them nothing is measured.
     fit: what is projected to what, in one line.
     gflop: of a training step, for an image.
+    workers: processes that load images, for each device.
     Of a student alone the teacher's and the projectors' parameters are 0.
     """
 
@@ -52,6 +53,7 @@ class Pair:
     labels: bool = True
     fit: str = ""
     gflop: float = 0.0
+    workers: int = 0
 
 
 def of_arm(results: list[Result], arm: str) -> list[Result]:
@@ -76,8 +78,8 @@ def measured(results: list[Result]) -> bool:
 
 
 class Display:
-    """Live bars on a terminal; in a log file one line for each measurement, and without labels,
-    where nothing is measured, for each tenth of a run."""
+    """Live bars on a terminal. In a log file a line for each measurement, without labels, where
+    nothing is measured, for each tenth of a run, and for whatever trains `QUIET` seconds unsaid."""
 
     def __init__(self, recipe: Recipe, pair: Pair, out: Path) -> None:
         # Of several ranks the first speaks for all.
@@ -89,7 +91,8 @@ class Display:
         self.console.print(
             f"a step takes {pair.gflop:.4g} GFLOP an image; {recipe.batch_size} images a step, "
             f"{recipe.batch_size // devices // recipe.accumulate} at a time on "
-            f"{'one device' if devices == 1 else f'each of {devices} devices'}"
+            f"{'one device' if devices == 1 else f'each of {devices} devices'}, loaded by "
+            f"{pair.workers or 'no'} other process{'es' * (pair.workers != 1)}"
         )
         for note in pair.notes:
             loud = any(word in note for word in ("RANDOM", "UNTRAINED", "chance"))
@@ -109,6 +112,7 @@ class Display:
         self.labels = pair.labels
         self.tenths: dict[Run, int] = {}
         self.remarked: set[Run] = set()
+        self.said: dict[Run, float] = {}
 
     def __enter__(self) -> "Display":
         self.bars.start()
@@ -129,7 +133,7 @@ class Display:
         terms = " + ".join(f"{SHORT.get(n, n)} {value:.2f}" for n, value in news.terms.items())
         left = (news.steps - news.step) * news.seconds / max(news.step, 1)
         pace = (
-            f"epoch {news.epoch:.3g}, {news.images_per_second:.0f} images/s, {_duration(left)} left"
+            f"epoch {news.epoch:.3g}, {news.images_per_second:.0f} images/s, {duration(left)} left"
         )
         gradient = math.hypot(*news.gradients.values())
         state = (
@@ -141,15 +145,23 @@ class Display:
         self._remark_on_waiting(run, news)
         if self.console.is_terminal:
             return
-        tenth = 10 * news.step // news.steps
-        if news.top1 is not None:
+        if self._is_due(run, news):
+            measured = "" if news.top1 is None else f"top-1 {news.top1:.2%}, "
             self.console.print(
-                f"{run}: step {news.step}/{news.steps}, top-1 {news.top1:.2%}, {pace}, "
-                f"{state}, {loss}"
+                f"{run}: step {news.step}/{news.steps}, {measured}{pace}, {state}, {loss}"
             )
-        elif not self.labels and tenth > self.tenths.get(run, 0):
-            self.tenths[run] = tenth
-            self.console.print(f"{run}: step {news.step}/{news.steps}, {pace}, {state}, {loss}")
+
+    def _is_due(self, run: Run, news: News) -> bool:
+        """Whether a log file wants a line now."""
+        now, tenth = time.monotonic(), 10 * news.step // news.steps
+        due = (
+            news.top1 is not None
+            or (not self.labels and tenth > self.tenths.get(run, 0))
+            or now - self.said.setdefault(run, now) > QUIET
+        )
+        if due:
+            self.said[run], self.tenths[run] = now, tenth
+        return due
 
     def _remark_on_waiting(self, run: Run, news: News) -> None:
         if news.waiting > LONG_WAIT and news.seconds > 30 and run not in self.remarked:
@@ -185,7 +197,7 @@ def _who(recipe: Recipe, pair: Pair) -> str:
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """In two units at most."""
     minutes, hours = seconds / 60, seconds / 3600
     if minutes < 2:
@@ -254,6 +266,16 @@ def _costs(pair: Pair, runs: list[Result]) -> list[str]:
     return [f"{pair.student_parameters / 1e6:.3f}", f"{seconds_per_step(runs):.4f}"]
 
 
+def gains(results: list[Result], arm: str) -> list[float]:
+    """By how many points ScaleKD is above another arm, for each seed that both have finished."""
+    others = {r.run.seed: r.top1 for r in of_arm(results, arm) if r.top1 is not None}
+    return [
+        100 * (r.top1 - others[r.run.seed])
+        for r in of_arm(results, "scalekd")
+        if r.top1 is not None and r.run.seed in others
+    ]
+
+
 def in_words(results: list[Result]) -> list[str]:
     """One sentence for each comparison: the paired gain, its spread, and what it cost in time."""
     if not measured(results):
@@ -266,14 +288,9 @@ def in_words(results: list[Result]) -> list[str]:
         others = of_arm(results, arm)
         if not others:
             continue
-        gains = [
-            100 * (s.top1 - o.top1)
-            for s, o in zip(distilled, others, strict=True)
-            if s.top1 is not None and o.top1 is not None
-        ]
         cost = seconds_per_step(distilled) / seconds_per_step(others)
         sentences.append(
-            f"ScaleKD against {LABELS[arm]}, the same steps: {_verdict(gains)}; "
+            f"ScaleKD against {LABELS[arm]}, the same steps: {_verdict(gains(results, arm))}; "
             f"a step took {cost:.1f} times as long."
         )
     if of_arm(results, "logits"):
@@ -317,55 +334,3 @@ def _verdict(gains: list[float]) -> str:
 def seconds_per_step(results: list[Result]) -> float:
     """Mean over runs."""
     return statistics.fmean(r.seconds / r.steps for r in results)
-
-
-Point = tuple[float, float, float]
-"""Step, seconds, and what is drawn over them."""
-
-
-def _thinned(points: list[Point], most: int = 100) -> list[Point]:
-    """At most so many points, each the mean of neighbours, for losses of single steps."""
-    size = math.ceil(len(points) / most)
-    groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [
-        (statistics.fmean(s), statistics.fmean(t), statistics.fmean(y))
-        for s, t, y in (zip(*group, strict=True) for group in groups)
-    ]
-
-
-def draw_curves(metrics: Path, teacher_top1: float | None, file: Path) -> None:
-    """Accuracy over steps and over time, a line for each run, by arm, from metrics.jsonl.
-
-    Without labels, where no accuracy was measured, the loss.
-    """
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    entries = [json.loads(text) for text in metrics.read_text().splitlines()]
-    accuracies = [e | {"y": 100 * e["top1"]} for e in entries if e["top1"] is not None]
-    lines: dict[tuple[Arm, int], list[Point]] = {}
-    for entry in accuracies or [e | {"y": e["loss"]} for e in entries]:
-        point = entry["step"], entry["seconds"], entry["y"]
-        lines.setdefault((entry["arm"], entry["seed"]), []).append(point)
-    if not accuracies:
-        lines = {run: _thinned(points) for run, points in lines.items()}
-    figure, (by_step, by_time) = plt.subplots(
-        1, 2, figsize=(10, 4.2), sharey=True, layout="constrained"
-    )
-    for arm, label in LABELS.items():
-        of_this = [points for (a, _), points in sorted(lines.items()) if a == arm]
-        for index, points in enumerate(of_this):
-            steps, seconds, heights = zip(*points, strict=True)
-            name = label if index == 0 else None
-            for axes, x in ((by_step, steps), (by_time, seconds)):
-                axes.plot(x, heights, color=COLOURS[arm], label=name, marker=".", alpha=0.8)
-    for axes in (by_step, by_time):
-        if teacher_top1 is not None:
-            axes.axhline(100 * teacher_top1, color="black", linestyle=":", label="teacher")
-        axes.grid(alpha=0.3)
-    what = "top-1 on the validation images (%)" if accuracies else "loss on the training images"
-    by_step.set(xlabel="step", ylabel=what)
-    by_time.set(xlabel="seconds of training")
-    by_step.legend(loc="lower right" if accuracies else "best")
-    figure.savefig(file, dpi=150)
-    plt.close(figure)

@@ -28,10 +28,12 @@ from scalekd.training.checkpoint import StudentSpec, newest
 from scalekd.training.data import Source, open_source
 from scalekd.training.engine import quietly, trainer
 from scalekd.training.evaluate import best_device, top1
+from scalekd.training.files import metrics_file
 from scalekd.training.loop import Every, Progress, StopSignal, Watch
 from scalekd.training.module import TrainingModule
 from scalekd.training.recipe import Recipe
 from scalekd.training.sharding import shard_frozen, whole
+from scalekd.training.trackers import Trackers
 from scalekd.training.trial import trial, untouched
 from scalekd.training.tuning import arrange, compile_blocks
 
@@ -56,11 +58,6 @@ class Run:
 def arms(recipe: Recipe) -> list[Arm]:
     """What the recipe trains for each seed, the longest first; the first one's student is kept."""
     return ["alone"] if recipe.teacher is None else ["scalekd", *reversed(recipe.compare)]
-
-
-def metrics_file(out: Path) -> Path:
-    """What the runs of a run folder record, a line for each report."""
-    return out / "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -220,6 +217,8 @@ def train(
         assert source.classes is not None
         measure = partial(top1, batches=validation, classes=source.classes)
 
+    trackers = Trackers(recipe, run.arm, run.seed, out)
+
     def tell(news: Progress) -> None:
         if ranks.rank() > 0:
             return
@@ -227,11 +226,12 @@ def train(
             line = {"arm": run.arm, "seed": run.seed, **asdict(news)}
             line.pop("kept")
             _record(metrics_file(out), json.dumps(line))
+            trackers.tell(line)
         report(news)
 
     watch = Watch(tell, stop, checkpoint, spec, measure, every, marks, state)
     if module.start < module.steps:
-        with quietly():
+        with quietly(), trackers:
             trainer(recipe, watch, complete).fit(module, batches)
     if run == Run(arms(recipe)[0], recipe.seeds[0]):
         weights = whole(module.student.state_dict())

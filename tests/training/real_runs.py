@@ -17,7 +17,7 @@ import torch
 
 from scalekd.training.checkpoint import newest
 
-SECONDS_TO_START = 120
+SECONDS_TO_START = 300
 
 
 def settings(root: Path) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 def test_the_run_folder_holds_what_it_says(in_turn: Path) -> None:
     assert {p.name for p in in_turn.iterdir()} == {
+        ".lock",
         "settings.yaml",
         "metrics.jsonl",
         "results.jsonl",

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from full_disk import a_disk_that_takes_no_file_larger_than
 from refusals import refused
 
 from scalekd.training.checkpoint import write
@@ -69,6 +70,7 @@ def test_what_no_weight_depends_on_may_change(folder: RunFolder) -> None:
         save_minutes=1.0,
         save_steps=2,
         log_every=3,
+        track=["csv"],
     )
     assert folder.finished(other) == [DONE]
 
@@ -87,6 +89,38 @@ def test_what_was_reported_after_the_last_state_is_left_out(folder: RunFolder) -
     for line in map(json.loads, folder.metrics.read_text().splitlines()):
         kept.setdefault(Run(line["arm"], line["seed"]), []).append(line["step"])
     assert kept == {runs[0]: [10, 20], runs[1]: [10, 20], runs[3]: [10, 20, 30]}
+
+
+def test_broken_lines_are_left_out_aloud(folder: RunFolder) -> None:
+    folder.metrics.write_text(
+        '{"arm": "sc{"arm": "alone"}\n{"arm": "alone", "seed": 1, "step": 2}\n'
+    )
+    with pytest.warns(UserWarning, match=r"metrics.jsonl: broken lines that are left out: 1"):
+        folder.trim_metrics([])
+    assert len(folder.metrics.read_text().splitlines()) == 1
+
+
+def test_a_full_disk_loses_no_student_and_says_what_it_lost(folder: RunFolder) -> None:
+    folder.results.write_text("before\n")
+    with a_disk_that_takes_no_file_larger_than(20):
+        with pytest.warns(UserWarning, match=r"results.jsonl could not be written .* checkpoint"):
+            folder.keep([DONE])
+        with refused("students are trained", "summary.json", "make room", "--resume"):
+            folder.conclude({"teacher_top1": None, "seeds": [1, 2]})
+        with refused(str(folder.path), "cannot be made"):
+            folder.make(RECIPE)
+    assert folder.results.read_text() == "before\n"
+    assert {file.name for file in folder.path.iterdir()} == {"settings.yaml", "results.jsonl"}
+
+
+def test_a_full_disk_for_the_picture_alone_says_so_too(folder: RunFolder) -> None:
+    entry = {"arm": "scalekd", "seed": 1, "step": 2, "seconds": 1.0, "top1": 0.5, "loss": 1.0}
+    folder.metrics.write_text(json.dumps(entry) + "\n")
+    with a_disk_that_takes_no_file_larger_than(2000), refused("students are trained", "curves.png"):
+        folder.conclude({"teacher_top1": None})
+    assert not folder.curves.exists()
+    folder.conclude({"teacher_top1": None})
+    assert folder.curves.stat().st_size > 2000
 
 
 def test_a_default_folder_is_the_next_or_the_newest(

@@ -1,6 +1,7 @@
 """Lightning's loop over a method: schedule, weight decay, refusal of a loss that is no number."""
 
 import math
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -47,10 +48,12 @@ def student() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
 
 
-def batches(count: int, parts: int = 1) -> DataLoader[Any]:
+def batches(
+    count: int, parts: int = 1, kind: type[TensorDataset] = TensorDataset
+) -> DataLoader[Any]:
     numbers = torch.Generator().manual_seed(1)
     images = torch.randn(count * 4, 1, 2, 2, generator=numbers)
-    return DataLoader(TensorDataset(images, torch.arange(count * 4) % 3), 4 // parts)
+    return DataLoader(kind(images, torch.arange(count * 4) % 3), 4 // parts)
 
 
 class Rates(L.Callback):
@@ -77,6 +80,7 @@ def fit(
     ema: float | None = None,
     parts: int = 1,
     callbacks: tuple[L.Callback, ...] = (),
+    kind: type[TensorDataset] = TensorDataset,
 ) -> tuple[TrainingModule, Watch]:
     order = RunBatches(4 * per_epoch, 4 * per_epoch, 4, 1, epochs, parts=parts)
     optim = optim or Optim(warmup_epochs=0)
@@ -94,7 +98,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, batches(epochs * per_epoch, parts))
+    trainer.fit(module, batches(epochs * per_epoch, parts, kind))
     return module, watch
 
 
@@ -354,3 +358,22 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole(tmp_path: Path) -> None:
     assert (last.step, last.kept) == (same.step, same.kept) == (10, True)
     assert same.loss == pytest.approx(last.loss, rel=1e-5)
     assert same.gradients == pytest.approx(last.gradients, rel=1e-5)
+
+
+class Slow(TensorDataset):
+    """Images from a disk that takes its time."""
+
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(0.01)
+        return super().__getitem__(index)
+
+
+def test_the_time_spent_waiting_for_images_is_told(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    fit(Alone(student()), tmp_path / "quick", report=told.append)
+    quick = told[-1]
+    fit(Alone(student()), tmp_path / "slow", report=told.append, kind=Slow)
+    assert 0 <= quick.waiting < told[-1].waiting <= 1
+    assert told[-1].waiting > 0.5
+    assert told[-1].memory > 2**20
+    assert told[-1].epoch == 1

@@ -1,17 +1,13 @@
 """What the conclusion says in words, and the picture."""
 
-import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from scalekd.training.recipe import Data, Recipe
 from scalekd.training.report import (
     Pair,
-    _thinned,
     conclude,
-    draw_curves,
     in_words,
     mean,
     measured,
@@ -125,46 +121,3 @@ def test_the_mean_of_nothing_is_none() -> None:
     assert mean([]) is None
     assert mean([None, None]) is None
     assert mean([1.0, 2.0]) == 1.5
-
-
-@pytest.mark.parametrize("teacher_top1", [None, 0.9])
-def test_the_curves_are_a_picture(tmp_path: Path, teacher_top1: float | None) -> None:
-    metrics = tmp_path / "metrics.jsonl"
-    lines = [
-        {"arm": arm, "seed": seed, "step": step, "seconds": step / 10, "top1": top1}
-        for arm in ("alone", "scalekd")
-        for seed in (1, 2)
-        for step, top1 in ((1, None), (10, 0.3), (20, 0.5))
-    ]
-    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    draw_curves(metrics, teacher_top1, tmp_path / "curves.png")
-    with Image.open(tmp_path / "curves.png") as picture:
-        picture.load()
-        assert picture.format == "PNG"
-        assert picture.width > 600
-        colours = picture.convert("RGB").getcolors(1 << 20)
-    seen = {colour for _, colour in colours or []}
-    assert (255, 255, 255) in seen
-    assert len(seen) > 10
-
-
-@pytest.mark.parametrize("steps", [1, 3, 1000])
-def test_the_curves_without_labels_are_of_the_loss(tmp_path: Path, steps: int) -> None:
-    lines = [
-        {"arm": arm, "seed": 1, "step": s, "seconds": s / 10, "top1": None, "loss": 9 - s / 1000}
-        for arm in ("logits", "scalekd")
-        for s in range(1, steps + 1)
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    draw_curves(tmp_path / "metrics.jsonl", None, tmp_path / "curves.png")
-    with Image.open(tmp_path / "curves.png") as picture:
-        picture.load()
-        assert picture.format == "PNG"
-
-
-def test_many_losses_are_drawn_as_the_means_of_neighbours() -> None:
-    points = [(float(s), s / 2, float(s % 2)) for s in range(1000)]
-    thinned = _thinned(points)
-    assert len(thinned) == 100
-    assert thinned[0] == (4.5, 2.25, 0.5)
-    assert _thinned(points[:7]) == points[:7]

@@ -95,6 +95,7 @@ def test_channels_last_in_pieces_is_refused() -> None:
         replace(RECIPE, channels_last=True, shard=["student"])
 
 
+@pytest.mark.slow
 def test_synchronised_batchnorm_over_cpus_is_refused(tmp_path: Path) -> None:
     image_folder(tmp_path / "images", side=48)
     recipe = settings(tmp_path) | {"student": "test_resnet", "student_args": {}, "accumulate": 1}
