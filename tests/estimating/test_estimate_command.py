@@ -7,6 +7,7 @@ import pytest
 
 from scalekd.cli import main
 from scalekd.estimating.estimate import estimate
+from scalekd.estimating.outline import IMAGENET_IMAGES
 from scalekd.estimating.text import told
 from scalekd.training.recipe import Data, Recipe
 
@@ -14,21 +15,29 @@ PAIR = ["estimate", "--teacher", "test_vit", "--student", "test_resnet", "--gpu"
 
 
 def test_it_prints_what_the_function_gives(capsys: pytest.CaptureFixture[str]) -> None:
-    found = estimate(Recipe("test_vit", "test_resnet", Data("imagenet")), devices=2, gpu="a100")
-    main([*PAIR, "--devices", "2"])
+    small = Data("imagenet", image_size=64)
+    recipe = Recipe("test_vit", "test_resnet", small, teacher_size=(64, 64))
+    found = estimate(recipe, devices=2, gpu="a100")
+    words = [*PAIR, "--devices", "2", "--data.image_size", "64", "--teacher_size", "[64,64]"]
+    main(words)
     assert capsys.readouterr().out == told(found) + "\n"
-    main([*PAIR, "--devices", "2", "--json"])
+    main([*words, "--json"])
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(asdict(found)))
 
 
-def test_a_packaged_recipe_needs_no_images_and_no_weights(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe", ["digits", "eva_large-vit_base14", "swin_large-convnext_tiny", "swin_large-mixer_s16"]
+)
+def test_a_packaged_recipe_needs_neither_images_nor_weights(
+    recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["estimate", "--recipe", "swin_small-resnet50", "--devices", "2", "--gpu", "h100"])
-    out = capsys.readouterr().out
-    assert "swin_small_patch4_window7_224 -> resnet50" in out
-    assert "1281167 images" in out
-    assert "H100 SXM" in out
+    main(["estimate", "--recipe", recipe, "--gpu", "h100", "--precision", "bf16-mixed", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["memory"]["student_activations"] > 0
+    assert 0 < found["days"][0] < found["days"][2]
+    assert found["largest"] > 0
+    assert found["images"] == (2720 if recipe == "digits" else IMAGENET_IMAGES)
 
 
 @pytest.mark.parametrize(
