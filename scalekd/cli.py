@@ -233,16 +233,12 @@ def _parser(arguments: Sequence[str]) -> Parser:
     commands = parser.add_subcommands(required=True)
     of = Given(allow_abbrev=False)
     if command in ("distill", "train"):
-        from scalekd.training.recipe import Recipe
-
         of.description = {
             "distill": "Train a student under a teacher, and compare. Without a teacher, student "
             "or data: digits.",
             "train": "Train the student of a recipe alone: what its distillation is compared with.",
         }[command]
-        of.add_argument("--recipe", type=str | None, help="a packaged recipe, by its name")
-        of.add_argument("--config", action="config", help="a recipe of your own, YAML")
-        of.add_class_arguments(Recipe)
+        _add_recipe(of)
         of.add_argument("--out", type=Path | None, help="run folder to write; must not exist")
         of.add_argument("--parallel", type=int | None, help="runs side by side")
         of.add_argument(
@@ -264,11 +260,8 @@ def _parser(arguments: Sequence[str]) -> Parser:
         of.add_argument("--json", action="store_true", help="the same as data")
     elif command == "estimate":
         from scalekd.estimating.estimate import estimate
-        from scalekd.training.recipe import Recipe
 
-        of.add_argument("--recipe", type=str | None, help="a packaged recipe, by its name")
-        of.add_argument("--config", action="config", help="a recipe of your own, YAML")
-        of.add_class_arguments(Recipe)
+        _add_recipe(of)
         of.set_defaults({"data.root": "imagenet"})
         of.add_function_arguments(estimate, skip={"recipe"})
         of.add_argument("--json", action="store_true", help="the same as data")
@@ -285,6 +278,14 @@ def _parser(arguments: Sequence[str]) -> Parser:
     for name, told in COMMANDS.items():
         commands.add_subcommand(name, of if name == command else Parser(), help=told)
     return parser
+
+
+def _add_recipe(of: Parser) -> None:
+    from scalekd.training.recipe import Recipe
+
+    of.add_argument("--recipe", type=str | None, help="a packaged recipe, by its name")
+    of.add_argument("--config", action="config", help="a recipe of your own, YAML")
+    of.add_class_arguments(Recipe)
 
 
 def _with_recipe(arguments: list[str]) -> list[str]:

@@ -130,7 +130,7 @@ def estimate(
         images=seen.count,
         steps=steps,
         epochs=recipe.epochs,
-        runs=len(recipe.seeds) * len(arms(recipe)),
+        runs=len(recipe.seeds) * len(arms(recipe.teacher, recipe.compare)),
         gflop=gflop,
         pace=pace,
         step=step,

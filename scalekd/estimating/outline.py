@@ -14,7 +14,7 @@ from scalekd.networks import InputConfig, build
 from scalekd.networks.small import verify
 from scalekd.training.data import open_source
 from scalekd.training.recipe import Recipe
-from scalekd.training.run import student_spec, task_loss
+from scalekd.training.run import pair_of, student_spec
 from scalekd.training.sources import Source
 
 IMAGENET = "imagenet"
@@ -88,18 +88,8 @@ def outline(recipe: Recipe, images: Pictures) -> ScaleKD:
     )
     teacher = verified.teacher.outlined(whole, size)
     with torch.device("meta"):
-        return ScaleKD(
-            teacher,
-            student_spec(recipe, images.source(), teacher).build(),
-            size=recipe.data.size,
-            weights=recipe.weights,
-            temperature=recipe.temperature,
-            heads=recipe.heads,
-            task=task_loss(recipe),
-            student_taps=recipe.student_taps,
-            one_token=recipe.one_token,
-            checkpoint_tail=recipe.checkpoint_tail,
-        )
+        student = student_spec(recipe, images.source(), teacher).build()
+        return pair_of(recipe, teacher, student, recipe.weights)
 
 
 def tail_gflop(pair: ScaleKD) -> float:

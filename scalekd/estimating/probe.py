@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.estimating.outline import Pictures
 from scalekd.training.evaluate import best_device
+from scalekd.training.optim import average_of, optimizer_of
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Run, build_method
 from scalekd.training.tuning import arrange, compile_blocks
@@ -119,18 +118,8 @@ class _Step:
         config, classes = method.student_taps.input, method.student_taps.shapes.classes
         self.images = torch.randn(batch, config.channels, *config.size, device=device)
         self.targets = torch.randint(classes, (batch,), device=device) if classes else None
-        optim = recipe.optim
-        self.optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            method,
-            opt=optim.name,
-            lr=recipe.learning_rate,
-            weight_decay=optim.weight_decay,
-            filter_bias_and_bn=not optim.decay_all,
-        )
-        self.average: AveragedModel | None = None
-        if recipe.ema is not None:
-            rule = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(method.student, multi_avg_fn=rule)
+        self.optimizer = optimizer_of(method, recipe.optim, recipe.learning_rate)
+        self.average = None if recipe.ema is None else average_of(method.student, recipe.ema)
 
     def learn(self) -> None:
         """Forward and backward. Old gradients go between the two, as Lightning does it."""

@@ -26,7 +26,7 @@ from scalekd.training.data import layout, open_source
 from scalekd.training.evaluate import best_device, top1
 from scalekd.training.folder import RunFolder, free_folder
 from scalekd.training.recipe import Recipe
-from scalekd.training.run import Result, Run, arms, build_method
+from scalekd.training.run import Result, Run, arms, build_method, first
 from scalekd.training.signals import Interrupted
 from scalekd.training.trackers import check_trackers
 from scalekd.training.trial import trial, untouched
@@ -72,7 +72,7 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
     check_trackers(recipe.track)
     folder, results = ranks.agreed(lambda: _look_at_folder(recipe, out, resume))
     pair = check(recipe)
-    runs = [Run(arm, seed) for seed in recipe.seeds for arm in arms(recipe)]
+    runs = [Run(arm, seed) for seed in recipe.seeds for arm in arms(recipe.teacher, recipe.compare)]
     left = [run for run in runs if run not in {result.run for result in results}]
     out = folder.path
     with ExitStack() as held, report.Display(recipe, pair, out) as display:
@@ -124,7 +124,7 @@ def check(recipe: Recipe) -> report.Pair:
     source = open_source(recipe.data)
     if source.classes is None:
         _refuse_what_needs_labels(recipe)
-    method, _ = build_method(recipe, Run(arms(recipe)[0], recipe.seeds[0]), source)
+    method, _ = build_method(recipe, first(recipe), source)
     if "logits" in recipe.compare and isinstance(method, ScaleKD):
         _refuse_logits_where_there_are_none(method)
     config = input_config(method.student, recipe.data.size)
@@ -261,7 +261,7 @@ def summarise(
                 f"{names[arm]}_loss_by_seed": {r.run.seed: r.loss for r in of_arm},
                 f"{names[arm]}_terms": report.mean_terms(of_arm),
             }
-    kept = report.of_arm(results, arms(recipe)[0])
+    kept = report.of_arm(results, first(recipe).arm)
     return summary | {
         "seeds": recipe.seeds,
         "student_folder_seed": recipe.seeds[0],

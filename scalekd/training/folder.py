@@ -125,9 +125,7 @@ class RunFolder:
                 f"{now.get(name)}: a resumed run may differ in {', '.join(sorted(FREE))} alone; "
                 "give the settings that it was begun with, or another --out"
             )
-        return [
-            Result(**{**plain, "run": Run(**plain["run"])}) for plain in self._lines(self.results)
-        ]
+        return [Result.of(plain) for plain in self._lines(self.results)]
 
     def keep(self, results: list[Result]) -> None:
         """Remember which runs are finished; a full disk forgets it, and ends no other run."""

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ import time
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from scalekd.errors import InputError
 from scalekd.training.signals import STOPPING
@@ -45,7 +45,7 @@ def launch(devices: int, arguments: list[str]) -> int:
         "WORLD_SIZE": str(devices),
         "LOCAL_WORLD_SIZE": str(devices),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(find_free_network_port()),
         PARENT: str(os.getpid()),
     }
     if not torch.cuda.is_available():
@@ -109,10 +109,3 @@ def _end(ranks: list[subprocess.Popen[bytes]], grace: float) -> None:
         if process.poll() is None:  # it waits for the one that is gone
             process.kill()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

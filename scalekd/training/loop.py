@@ -111,9 +111,10 @@ class Watch(L.Callback):
         self.reported = self.saved = time.perf_counter()
         self.began: float | None = None
         self.idle_since: float | None = None
-        self.waited = self.trained = 0.0
+        self.waited = 0.0
         watched = state["watch"] if state else {}
         self.training_seconds: float = watched.get("training_seconds", 0.0)
+        self.seconds_before = self.training_seconds
         self.images: int = watched.get("images", 0)
         self.measured: int = watched.get("measured", 0)
         self.top1: float | None = watched.get("top1")
@@ -244,9 +245,7 @@ class Watch(L.Callback):
     def _paused(self) -> Iterator[None]:
         """Measuring and saving are not training."""
         assert self.began is not None, "it trains"
-        passed = time.perf_counter() - self.began
-        self.training_seconds += passed
-        self.trained += passed
+        self.training_seconds += time.perf_counter() - self.began
         yield
         self.began = time.perf_counter()
 
@@ -301,7 +300,7 @@ class Watch(L.Callback):
             terms={name: float(value) for name, value in self.newest[-1].items()},
             kept=kept,
             gradients=self.gradients,
-            waiting=self.waited / (self.trained + self.reported - self.began),
+            waiting=self.waited / (seconds - self.seconds_before),
             memory=_memory(),
         )
         self.report(self.last)

@@ -7,17 +7,17 @@ from typing import Any, Protocol
 
 import lightning as L
 import torch
-from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.distributed.fsdp import FSDPModule
 
 from scalekd.distiller import Step
 from scalekd.errors import InputError
 from scalekd.networks.blocks import blocks
 from scalekd.training import ranks
 from scalekd.training.batches import RunBatches
+from scalekd.training.optim import average_of, optimizer_of
 from scalekd.training.randomness import seed_all
 from scalekd.training.recipe import Optim
 from scalekd.training.sharding import in_pieces, shard
@@ -65,16 +65,12 @@ class TrainingModule(L.LightningModule):
         super().__init__()
         self.method = method
         self.optim, self.learning_rate, self.order = optim, learning_rate, order
-        self.average: AveragedModel | None = None
-        if ema is not None:
-            rule = get_ema_multi_avg_fn(ema)  # type: ignore[no-untyped-call]
-            averaged = AveragedModel(method.student, multi_avg_fn=rule)
-            self.average = averaged.requires_grad_(False)
+        self.average = None if ema is None else average_of(method.student, ema)
         self.steps, self.steps_per_epoch = order.steps, order.steps_per_epoch
         self.max_skipped, self.checkpoint, self.mix = max_skipped, checkpoint, mix
         self.start: int = state["step"] if state else 0
         self.skipped: int = state["skipped"] if state else 0
-        self.left_out = self.sharded = False
+        self.left_out = False
         self.optimizer_state = state["optimizer"] if state else None
         if state:
             self.load_state_dict(state["state_dict"])
@@ -87,7 +83,6 @@ class TrainingModule(L.LightningModule):
         shard(self.method, [*blocks(student), *parts])
         if self.average is not None:
             shard(self.average.module, blocks(self.average.module))
-        self.sharded = True
 
     @property
     def step(self) -> int:
@@ -101,15 +96,8 @@ class TrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """timm's optimizer; its schedule is stepped in `on_train_batch_end`."""
-        optim = self.optim
         assert isinstance(self.method, nn.Module)
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            self.method,
-            opt=optim.name,
-            lr=self.learning_rate,
-            weight_decay=optim.weight_decay,
-            filter_bias_and_bn=not optim.decay_all,
-        )
+        optimizer = optimizer_of(self.method, self.optim, self.learning_rate)
         self.schedule = self._schedule(optimizer)
         if self.optimizer_state is not None:
             optimizer.load_state_dict(in_pieces(self.optimizer_state, optimizer))
@@ -144,7 +132,8 @@ class TrainingModule(L.LightningModule):
         part = batch_idx % self.order.parts
         if part == 0:
             self.left_out = False
-            if self.sharded and isinstance(self.method, nn.Module):  # else DDP does it
+            assert isinstance(self.method, nn.Module)
+            if isinstance(self.method, FSDPModule):  # else DDP does it
                 ranks.take_buffers_of_first(self.method)
         seed_all(self.order.seed, self.step, self.order.rank * self.order.parts + part)
 

@@ -17,7 +17,7 @@ from scalekd.training import ranks
 from scalekd.training.loop import AVERAGED
 from scalekd.training.loop import Progress as News
 from scalekd.training.recipe import Recipe
-from scalekd.training.run import Arm, Result, Run, arms
+from scalekd.training.run import Arm, Result, Run, first
 
 LABELS: dict[Arm, str] = {"alone": "student alone", "logits": "logit KD", "scalekd": "ScaleKD"}
 SHORT = {
@@ -218,7 +218,7 @@ def conclude(recipe: Recipe, pair: Pair, results: list[Result], out: Path) -> No
         console.print(sentence, soft_wrap=True)
     console.print(
         f"{out}/: summary.json, curves.png, metrics.jsonl, settings.yaml, and student/ "
-        f"({LABELS[arms(recipe)[0]]}, seed {recipe.seeds[0]}), which plain timm loads:",
+        f"({LABELS[first(recipe).arm]}, seed {recipe.seeds[0]}), which plain timm loads:",
         soft_wrap=True,
     )
     console.print(

@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -32,7 +32,7 @@ from scalekd.training.files import metrics_file
 from scalekd.training.loop import Every, Progress, StopSignal, Watch
 from scalekd.training.mixing import SmoothedBinaryCrossEntropy, mixing
 from scalekd.training.module import State, TrainingModule
-from scalekd.training.recipe import Recipe
+from scalekd.training.recipe import Baseline, Recipe
 from scalekd.training.sharding import shard_frozen, whole
 from scalekd.training.sources import Source
 from scalekd.training.trackers import Trackers
@@ -57,9 +57,14 @@ class Run:
         return out / "checkpoints" / f"{self.arm}-seed{self.seed}.ckpt"
 
 
-def arms(recipe: Recipe) -> list[Arm]:
-    """What the recipe trains for each seed, the longest first; the first one's student is kept."""
-    return ["alone"] if recipe.teacher is None else ["scalekd", *reversed(recipe.compare)]
+def arms(teacher: str | None, compare: Sequence[Baseline]) -> list[Arm]:
+    """What a recipe trains for each seed, the longest first; the first one's student is kept."""
+    return ["alone"] if teacher is None else ["scalekd", *reversed(compare)]
+
+
+def first(recipe: Recipe) -> Run:
+    """The run whose student is kept."""
+    return Run(arms(recipe.teacher, recipe.compare)[0], recipe.seeds[0])
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,11 @@ class Result:
     images_per_second: float
     terms: dict[str, float] = field(default_factory=dict)
     broken: int = 0
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> "Result":
+        """Out of what `asdict` made of one; TypeError or KeyError where that is none."""
+        return cls(**{**plain, "run": Run(**plain["run"])})
 
     @property
     def loss(self) -> float:
@@ -131,7 +141,16 @@ def build_method(recipe: Recipe, run: Run, source: Source) -> tuple[ScaleKD | Al
     weights = recipe.weights
     if run.arm == "logits":
         weights = LossWeights(0, 0, 0, 0, logits=(weights or LossWeights()).logits)
-    method = ScaleKD(
+    method = pair_of(recipe, teacher, student, weights)
+    method.notes.append(str(loaded))
+    return method, loaded
+
+
+def pair_of(
+    recipe: Recipe, teacher: FrozenTeacher, student: nn.Module, weights: LossWeights | None
+) -> ScaleKD:
+    """The recipe's teacher and student, as it joins them."""
+    return ScaleKD(
         teacher,
         student,
         size=recipe.data.size,
@@ -143,8 +162,6 @@ def build_method(recipe: Recipe, run: Run, source: Source) -> tuple[ScaleKD | Al
         one_token=recipe.one_token,
         checkpoint_tail=recipe.checkpoint_tail,
     )
-    method.notes.append(str(loaded))
-    return method, loaded
 
 
 def train(
@@ -233,7 +250,7 @@ def train(
     if module.start < module.steps:
         with quietly(), trackers if ranks.rank() == 0 else nullcontext():
             trainer(recipe, watch, complete).fit(module, batches)
-    if run == Run(arms(recipe)[0], recipe.seeds[0]):
+    if run == first(recipe):
         weights = whole(module.student.state_dict())
         if ranks.rank() == 0:
             _export(spec, weights, out / "student", checkpoint)

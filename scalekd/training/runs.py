@@ -18,7 +18,7 @@ from scalekd.training.files import read_lines
 from scalekd.training.folder import HALF_MADE, RunFolder
 from scalekd.training.recipe import flat
 from scalekd.training.report import LABELS, gains
-from scalekd.training.run import Arm, Result, Run
+from scalekd.training.run import Arm, Result, Run, arms
 
 State = Literal["running", "perhaps running", "stopped", "finished"]
 
@@ -79,9 +79,8 @@ def standing(folder: Path) -> Standing:
     data = settings.get("data")
     if settings and not ("student" in settings and isinstance(data, dict)):
         wrong.append("settings.yaml is no recipe")
-    compare: list[Arm] = _listed(settings, "compare")
-    arms: list[Arm] = ["scalekd", *reversed(compare)] if settings.get("teacher") else ["alone"]
-    runs = [Run(arm, seed) for seed in _listed(settings, "seeds") for arm in arms]
+    trained = arms(settings.get("teacher") or None, _listed(settings, "compare"))
+    runs = [Run(arm, seed) for seed in _listed(settings, "seeds") for arm in trained]
     of = RunFolder(folder)
     entries = _entries(of.metrics, wrong)
     results = _results(of.results, wrong)
@@ -94,7 +93,7 @@ def standing(folder: Path) -> Standing:
     state: State = "finished" if everything else "stopped"
     if there is not None:
         state = "running" if there.certain else "perhaps running"
-    distilled = [e["top1"] for e in entries if e["arm"] == arms[0] and e["top1"] is not None]
+    distilled = [e["top1"] for e in entries if e["arm"] == trained[0] and e["top1"] is not None]
     steps = [entry["steps"] for entry in newest.values()]
     return Standing(
         folder=str(folder),
@@ -104,12 +103,12 @@ def standing(folder: Path) -> Standing:
         trainer=there,
         teacher=settings.get("teacher"),
         student=settings.get("student"),
-        arms=arms if settings else [],
+        arms=trained if settings else [],
         seeds=_listed(settings, "seeds"),
         teacher_top1=summary.get("teacher_top1"),
         top1=_by_arm(results, lambda result: result.top1),
         loss=_by_arm(results, lambda result: result.loss if result.top1 is None else None),
-        gain={arm: gain for arm in arms[1:] if (gain := gains(results, arm))},
+        gain={arm: gain for arm in trained[1:] if (gain := gains(results, arm))},
         so_far=distilled[-1] if distilled and not results else None,
         seconds=sum(entry["seconds"] for entry in newest.values()),
         date=_last_written(folder),
@@ -208,7 +207,7 @@ def _results(file: Path, wrong: list[str]) -> list[Result]:
     results = []
     for plain in lines:
         try:
-            results.append(Result(**{**plain, "run": Run(**plain["run"])}))
+            results.append(Result.of(plain))
         except (TypeError, KeyError):
             broken += 1
     if broken:

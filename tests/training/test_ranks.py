@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from pictures import image_folder
 from real_runs import (
     assert_alike,
@@ -217,9 +217,7 @@ def children(process: int) -> list[str]:
 def in_two_ranks(script: str) -> list[subprocess.CompletedProcess[str]]:
     """What a script does in each of them, started as torchrun does."""
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        shared["MASTER_PORT"] = str(probe.getsockname()[1])
+    shared["MASTER_PORT"] = str(find_free_network_port())
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", script],
