@@ -12,6 +12,7 @@ import torch
 from pictures import flat_folder, image_folder, png, shard_folder, tar
 from PIL import Image
 from refusals import refused
+from tiny import tiny
 
 from scalekd import cli
 from scalekd.networks import InputConfig
@@ -21,7 +22,7 @@ from scalekd.training.broken import BrokenImageError, Readable, decode, load_ima
 from scalekd.training.data import open_source
 from scalekd.training.distill import distill
 from scalekd.training.evaluate import evaluate, top1
-from scalekd.training.recipe import Data, Optim, Recipe
+from scalekd.training.recipe import Data, Recipe
 from scalekd.training.sources import IGNORED, Source
 
 PLAIN = InputConfig(3, (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -205,17 +206,7 @@ def recipe(tmp_path: Path) -> Recipe:
     root = image_folder(tmp_path / "images")
     (root / "train" / "bee" / "1.png").write_bytes(b"nothing")
     (root / "val" / "cat" / "2.jpg").write_bytes(b"nothing")
-    return Recipe(
-        "test_vit",
-        "test_resnet",
-        Data(str(root), 64, workers=0, broken="skip"),
-        teacher_weights="random",
-        teacher_args={"img_size": 64},
-        epochs=1,
-        batch_size=6,
-        optim=Optim(warmup_epochs=0),
-        seeds=[1],
-    )
+    return tiny(root, data=Data(str(root), 64, workers=0, broken="skip"), batch_size=6)
 
 
 def test_a_run_goes_on_past_them(recipe: Recipe, tmp_path: Path) -> None:

@@ -10,26 +10,18 @@ import timm
 import torch
 from pictures import image_folder
 from refusals import refused
+from tiny import tiny
 
 from scalekd.training.checkpoint import StudentSpec
 from scalekd.training.distill import distill
 from scalekd.training.evaluate import evaluate
-from scalekd.training.recipe import Data, Optim, Recipe
+from scalekd.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    return Recipe(
-        "vit_tiny_patch16_224",
-        "resnet10t",
-        Data(str(image_folder(tmp_path_factory.mktemp("data") / "pictures")), 64, workers=0),
-        teacher_weights="random",
-        teacher_args={"img_size": 64},
-        epochs=1,
-        batch_size=4,
-        optim=Optim(warmup_epochs=0),
-        seeds=[1],
-    )
+    pictures = image_folder(tmp_path_factory.mktemp("data") / "pictures")
+    return tiny(pictures, teacher="vit_tiny_patch16_224", student="resnet10t")
 
 
 def small(recipe: Recipe, **changes: Any) -> Recipe:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from pictures import image_folder, png
 from refusals import refused
+from tiny import tiny
 
 from scalekd.networks import InputConfig
 from scalekd.training import sources
@@ -19,7 +20,7 @@ from scalekd.training.batches import loaders
 from scalekd.training.data import layout, open_source
 from scalekd.training.distill import check, distill
 from scalekd.training.evaluate import evaluate
-from scalekd.training.recipe import Data, Optim, Recipe
+from scalekd.training.recipe import Data
 from scalekd.training.sources import Source
 
 PLAIN = InputConfig(3, (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -218,17 +219,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_student_is_trained_and_measured_on_one(tmp_path: Path) -> None:
     root = saved(tmp_path / "set", train=rows(9), test=rows(6))
-    recipe = Recipe(
-        "test_vit",
-        "test_resnet",
-        Data(f"hf:{root}", 64, workers=0),
-        teacher_weights="random",
-        teacher_args={"img_size": 64},
-        epochs=1,
-        batch_size=4,
-        optim=Optim(warmup_epochs=0),
-        seeds=[1],
-    )
+    recipe = tiny(f"hf:{root}")
     out = distill(recipe, tmp_path / "out", parallel=1)
     said = json.loads((out / "summary.json").read_text())
     assert said["notes"][0] == f"measured on the split test of hf:{root}"

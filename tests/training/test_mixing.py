@@ -11,6 +11,7 @@ from networks.small_models import CLASSES, images, resnet, swin
 from pictures import flat_folder, image_folder
 from refusals import refused
 from timm.loss import BinaryCrossEntropy
+from tiny import tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +20,7 @@ from scalekd.baselines import Alone
 from scalekd.training.distill import check, distill
 from scalekd.training.mixing import SmoothedBinaryCrossEntropy, mixing
 from scalekd.training.randomness import seed_all
-from scalekd.training.recipe import Data, Optim, Recipe
+from scalekd.training.recipe import Data, Recipe
 
 BATCH = torch.rand(5, 3, 6, 8, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.tensor([3, 0, 6, 1, 2])
@@ -127,18 +128,8 @@ def test_shares_of_classes_are_targets_of_both_methods(task: nn.Module) -> None:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     root = image_folder(tmp_path_factory.mktemp("mixing") / "images", each=3)
-    return Recipe(
-        "test_vit",
-        "test_resnet",
-        Data(str(root), 64, workers=0, mixup=0.8),
-        teacher_weights="random",
-        teacher_args={"img_size": 64},
-        epochs=1,
-        batch_size=9,
-        optim=Optim(warmup_epochs=0),
-        log_every=1,
-        seeds=[1],
-    )
+    data = Data(str(root), 64, workers=0, mixup=0.8)
+    return tiny(root, data=data, batch_size=9, log_every=1)
 
 
 def losses(recipe: Recipe, out: Path, **changes: Any) -> dict[str, float]:

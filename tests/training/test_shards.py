@@ -12,6 +12,7 @@ import pytest
 import torch
 from pictures import png, shard_folder, tar
 from refusals import refused
+from tiny import tiny
 from torch import Generator
 
 from scalekd.networks import InputConfig
@@ -20,7 +21,7 @@ from scalekd.training.batches import RunBatches, loaders
 from scalekd.training.data import open_source
 from scalekd.training.distill import check, distill
 from scalekd.training.evaluate import evaluate
-from scalekd.training.recipe import Data, Optim, Recipe
+from scalekd.training.recipe import Data, Recipe
 from scalekd.training.shards import Shards, block_order, shards_below
 from scalekd.training.sources import Source
 
@@ -291,17 +292,7 @@ def test_a_shard_that_vanishes_during_training_is_named(root: Path) -> None:
 
 @pytest.fixture
 def recipe(root: Path) -> Recipe:
-    return Recipe(
-        "test_vit",
-        "test_resnet",
-        Data(str(root), 64, workers=0),
-        teacher_weights="random",
-        teacher_args={"img_size": 64},
-        epochs=1,
-        batch_size=4,
-        optim=Optim(warmup_epochs=0),
-        seeds=[1],
-    )
+    return tiny(root)
 
 
 def test_a_student_is_trained_and_measured_on_shards(recipe: Recipe, tmp_path: Path) -> None:

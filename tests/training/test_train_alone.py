@@ -9,6 +9,7 @@ import timm
 import yaml
 from pictures import flat_folder, image_folder
 from refusals import refused
+from tiny import tiny
 
 from scalekd.cli import main
 from scalekd.training.distill import distill
@@ -19,18 +20,9 @@ from scalekd.training.run import Run, arms
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """A distillation, and the student alone beside it."""
-    return Recipe(
-        "test_vit",
-        "test_resnet",
-        Data(str(image_folder(tmp_path_factory.mktemp("data") / "pictures")), 64, workers=0),
-        teacher_weights="random",
-        teacher_args={"img_size": 64},
-        epochs=2,
-        batch_size=4,
-        optim=Optim(warmup_epochs=0.5),
-        seeds=[3],
-        compare=["alone"],
-    )
+    pictures = image_folder(tmp_path_factory.mktemp("data") / "pictures")
+    optim = Optim(warmup_epochs=0.5)
+    return tiny(pictures, epochs=2, optim=optim, seeds=[3], compare=["alone"])
 
 
 def test_it_is_the_baseline_of_the_distillation_to_the_bit(recipe: Recipe, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import yaml
 from pictures import flat_folder, image_folder
 from PIL import Image
 from refusals import refused
+from tiny import tiny
 
 from scalekd.method import LossWeights
 from scalekd.networks import InputConfig
@@ -22,7 +23,7 @@ from scalekd.training.checkpoint import load_student
 from scalekd.training.data import open_source
 from scalekd.training.distill import check, distill
 from scalekd.training.evaluate import evaluate
-from scalekd.training.recipe import Data, Optim, Recipe
+from scalekd.training.recipe import Data, Recipe
 from scalekd.training.run import Run
 
 SMALL = InputConfig(3, (32, 48), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -36,17 +37,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recipe(root: Path) -> Recipe:
-    return Recipe(
-        "test_vit",
-        "test_resnet",
-        Data(str(root), 64, workers=0),
-        teacher_weights="random",
-        teacher_args={"num_classes": 7},
-        epochs=2,
-        batch_size=4,
-        optim=Optim(warmup_epochs=0),
-        seeds=[1],
-    )
+    return tiny(root, teacher_args={"num_classes": 7}, epochs=2)
 
 
 def summary(out: Path) -> dict[str, Any]:
