@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -111,18 +112,32 @@ def _start_method() -> str | None:
 def _serve_one_process(_: int) -> None:
     """What ends a run goes to all its processes; the main one still needs this one's batches.
 
-    But without the main one it ends too, which a server's child would not notice by itself.
+    But without the main one it ends too, which a server's child would not notice by itself, and
+    without a word of what it could not hand over then.
     """
     for received in STOPPING:
         signal.signal(received, signal.SIG_IGN)
+    sys.excepthook = _unless_parent_is_gone
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
+    _parent_is_gone(None)
+    os._exit(1)
+
+
+def _unless_parent_is_gone(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if not _parent_is_gone(1.0):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _parent_is_gone(within: float | None) -> bool:
+    """Waits for so many seconds, or for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+    return bool(wait([parent.sentinel], within))
 
 
 def _end_workers() -> None:
