@@ -26,7 +26,8 @@ def class_folders(data: Data) -> Source:
         )
     classes = len(training.classes)
     targets = torch.tensor(training.targets)
-    return source_of(data, training, validating, targets, classes, [])
+    names = [os.path.relpath(file, root) for file, _ in training.samples]
+    return source_of(data, training, validating, targets, names, classes, [])
 
 
 def flat_folder(data: Data) -> Source:
@@ -40,7 +41,9 @@ def flat_folder(data: Data) -> Source:
             f"left out, no images by their names: {len(others)} of the files in {data.root}, "
             f"for example {others[0]}"
         )
-    return source_of(data, Unlabelled(images), None, torch.zeros(len(images)), None, notes)
+    names = [os.path.relpath(image, data.root) for image in images]
+    targets = torch.zeros(len(images))
+    return source_of(data, Unlabelled(images), None, targets, names, None, notes)
 
 
 class Unlabelled:

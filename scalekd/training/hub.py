@@ -27,7 +27,7 @@ def hub(data: Data) -> Source:
     if train.label is None:
         features = _described(splits[training].features)
         note = f"no feature of {data.root} is a ClassLabel, so it has no labels ({features})"
-        return source_of(data, train, None, torch.zeros(len(train)), None, [note])
+        return source_of(data, train, None, torch.zeros(len(train)), [], None, [note])
     validating = next((n for n in VALIDATION if n in splits), None)
     if validating is None:
         raise InputError(
@@ -46,7 +46,7 @@ def hub(data: Data) -> Source:
     targets = train.targets()
     validation.targets()  # all there
     notes = [f"measured on the split {validating} of {data.root}"]
-    return source_of(data, train, validation, targets, len(train.classes), notes)
+    return source_of(data, train, validation, targets, train.classes, len(train.classes), notes)
 
 
 class Rows:

@@ -199,7 +199,11 @@ def train(
     order = batches.batch_sampler
     assert isinstance(order, RunBatches)
     hashed = loaded and (loaded.sha256 or loaded.source)
-    marks: dict[str, Any] = {"images": order.images, "teacher": hashed}
+    marks: dict[str, Any] = {
+        "number of images": order.images,
+        "set of images": source.identity,
+        "teacher": hashed,
+    }
     ranks.same(**marks)
     if state:
         _compare(state, marks, checkpoint)

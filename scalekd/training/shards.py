@@ -64,10 +64,11 @@ def shards(data: Data) -> Source:
     train = Shards(training)
     targets = torch.from_numpy(train.index.target)
     order = partial(block_order, torch.from_numpy(train.index.shard).long())
+    names = [*(os.path.relpath(file, root) for file in train.files), *map(str, train.index.size)]
     if train.first_without_label is not None:
         if validating:
             notes.append(f"left out, there being no labels to train on: {len(validating)} shards")
-        return source_of(data, train, None, torch.zeros_like(targets), None, notes, order)
+        return source_of(data, train, None, torch.zeros_like(targets), names, None, notes, order)
     if not validating:
         raise InputError(
             f"{data.root!r} has shards to train on and none to validate on: put them into val/, or "
@@ -94,7 +95,7 @@ def shards(data: Data) -> Source:
             f"of {classes} classes, 0 to {classes - 1}, {classes - len(ours)} have no image, for "
             f"example {gap}"
         )
-    return source_of(data, train, validation, targets, classes, notes, order)
+    return source_of(data, train, validation, targets, names, classes, notes, order)
 
 
 @dataclass(frozen=True)

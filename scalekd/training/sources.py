@@ -1,7 +1,8 @@
 """What a source of images is, and how pictures become what a network is trained on."""
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,7 @@ class Source:
     notes: one line for each thing that was decided here and not by the caller.
     order: of an epoch; None for any.
     broken: how many images could not be read since the start.
+    identity: of the images to train on: other images, classes or another order have another one.
     """
 
     classes: int | None
@@ -56,6 +58,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     order: Order | None = None
     broken: Callable[[], int] = lambda: 0
+    identity: str = ""
 
 
 def source_of(
@@ -63,6 +66,7 @@ def source_of(
     training: Images,
     validating: Images | None,
     targets: Tensor,
+    names: Iterable[str],
     classes: int | None,
     notes: list[str],
     order: Order | None = None,
@@ -73,6 +77,7 @@ def source_of(
         data: how.
         training, validating: the pictures, the latter None without labels.
         targets: the classes of the former (N,), all 0 without labels.
+        names: what tells the former from other images, wherever they lie.
         classes: how many there are; None without labels.
         notes: see `Source`.
         order: of all training images.
@@ -112,6 +117,7 @@ def source_of(
         notes,
         order if data.train_images is None else None,
         lambda: sum(split.broken() for split in splits),
+        _identity(targets, names),
     )
 
 
@@ -153,6 +159,13 @@ class Measured(Dataset[Any]):
         if item is None:
             return torch.zeros(self.config.channels, *self.config.size), IGNORED
         return (self.transform(item[0]), *item[1:])
+
+
+def _identity(targets: Tensor, names: Iterable[str]) -> str:
+    digest = hashlib.blake2b(targets.long().numpy().tobytes(), digest_size=8)
+    for name in names:
+        digest.update(name.encode(errors="surrogateescape") + b"\0")
+    return digest.hexdigest()
 
 
 def cores() -> int:
