@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import scalekd
 from scalekd.describe import fit
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
@@ -280,9 +281,10 @@ def summarise(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "scalekd " + " ".join(sys.argv[1:]),
         "versions": {
-            name: version(name) for name in ("scalekd", "torch", "timm", "lightning", "numpy")
-        }
-        | {"python": platform.python_version()},
+            "scalekd": scalekd.__version__,
+            **{name: version(name) for name in ("torch", "timm", "lightning", "numpy")},
+            "python": platform.python_version(),
+        },
         "machine": {
             "system": platform.platform(),
             "processor": _processor(),

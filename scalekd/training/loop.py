@@ -128,7 +128,8 @@ class Watch(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The clock runs while the student trains, and only then."""
         assert isinstance(module, TrainingModule)
-        trainer.precision_plugin.load_state_dict(self.scaler)
+        if self.scaler:  # fp16's alone has a state
+            trainer.precision_plugin.load_state_dict(self.scaler)
         if threading.current_thread() is threading.main_thread():
             # Lightning's own handler would end the run with exit code 0.
             signal.signal(signal.SIGTERM, self.on_sigterm)

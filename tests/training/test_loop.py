@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from refusals import refused
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,9 +19,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from scalekd.baselines import Alone
 from scalekd.distiller import Step
 from scalekd.training.batches import RunBatches
-from scalekd.training.checkpoint import StudentSpec
+from scalekd.training.checkpoint import StudentSpec, newest
 from scalekd.training.loop import Every, Progress, Watch
-from scalekd.training.module import TrainingModule
+from scalekd.training.module import State, TrainingModule
 from scalekd.training.recipe import Optim
 from scalekd.training.signals import Interrupted
 
@@ -80,17 +81,21 @@ def fit(
     ema: float | None = None,
     parts: int = 1,
     callbacks: tuple[L.Callback, ...] = (),
+    plugins: tuple[MixedPrecision, ...] = (),
+    state: State | None = None,
     kind: type[TensorDataset] = TensorDataset,
 ) -> tuple[TrainingModule, Watch]:
     order = RunBatches(4 * per_epoch, 4 * per_epoch, 4, 1, epochs, parts=parts)
     optim = optim or Optim(warmup_epochs=0)
-    module = TrainingModule(method, optim, optim.lr, ema, order, max_skipped, out / "run.ckpt")
+    checkpoint = out / "run.ckpt"
+    module = TrainingModule(method, optim, optim.lr, ema, order, max_skipped, checkpoint, state)
     every = Every(10, per_epoch, save_steps, 60.0)
-    watch = Watch(report, stop or Event(), out / "run.ckpt", SPEC, accuracy, every, {})
+    watch = Watch(report, stop or Event(), checkpoint, SPEC, accuracy, every, {}, state)
     trainer = L.Trainer(
         max_epochs=1,
         accumulate_grad_batches=parts,
         callbacks=[watch, *callbacks],
+        plugins=list(plugins),
         accelerator="cpu",
         logger=False,
         num_sanity_val_steps=0,
@@ -98,7 +103,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, batches(epochs * per_epoch, parts, kind))
+    trainer.fit(module, batches(epochs * per_epoch - module.start, parts, kind))
     return module, watch
 
 
@@ -377,3 +382,47 @@ def test_the_time_spent_waiting_for_images_is_told(tmp_path: Path) -> None:
     assert told[-1].waiting > 0.5
     assert told[-1].memory > 2**20
     assert told[-1].epoch == 1
+
+
+def in_fp16(scale: float, growth_interval: int) -> MixedPrecision:
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth_interval)
+    return MixedPrecision("16-mixed", "cpu", scaler)
+
+
+def test_a_run_in_fp16_keeps_the_scale_of_its_loss_and_goes_on_with_it(tmp_path: Path) -> None:
+    stop = Event()
+
+    def at_the_fifth_step(news: Progress) -> None:
+        if news.step >= 5:
+            stop.set()
+
+    with pytest.raises(Interrupted):
+        fit(
+            Alone(student()),
+            tmp_path,
+            report=at_the_fifth_step,
+            stop=stop,
+            epochs=2,
+            per_epoch=5,
+            plugins=(in_fp16(4.0, growth_interval=2),),
+        )
+    state = newest(tmp_path / "run.ckpt")
+    assert state is not None
+    assert state["step"] == 5
+    assert state["precision"]["scale"] == 4.0 * 2**2
+    after = in_fp16(1.0, growth_interval=1_000)
+    _, watch = fit(
+        Alone(student()), tmp_path, epochs=2, per_epoch=5, plugins=(after,), state=state
+    )
+    assert after.state_dict()["scale"] == 4.0 * 2**2 * 2**3  # every second step, of 5 + 5
+    assert watch.last is not None
+    assert watch.last.step == 10
+
+
+def test_fp16_outgrown_leaves_the_step_out_and_the_run_goes_on(tmp_path: Path) -> None:
+    first = in_fp16(2.0**40, growth_interval=1_000)
+    trained = Alone(student())
+    before = [p.clone() for p in trained.parameters()]
+    fit(trained, tmp_path, per_epoch=2, plugins=(first,))
+    assert all(torch.equal(p, b) for p, b in zip(trained.parameters(), before, strict=True))
+    assert first.state_dict()["scale"] == 2.0**38
