@@ -411,9 +411,7 @@ def test_a_run_in_fp16_keeps_the_scale_of_its_loss_and_goes_on_with_it(tmp_path:
     assert state["step"] == 5
     assert state["precision"]["scale"] == 4.0 * 2**2
     after = in_fp16(1.0, growth_interval=1_000)
-    _, watch = fit(
-        Alone(student()), tmp_path, epochs=2, per_epoch=5, plugins=(after,), state=state
-    )
+    _, watch = fit(Alone(student()), tmp_path, epochs=2, per_epoch=5, plugins=(after,), state=state)
     assert after.state_dict()["scale"] == 4.0 * 2**2 * 2**3  # every second step, of 5 + 5
     assert watch.last is not None
     assert watch.last.step == 10
