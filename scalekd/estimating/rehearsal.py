@@ -78,7 +78,7 @@ class Rehearsal:
         """
         pair, config = self.pair, self.pair.student_taps.input
         pair.checkpoint_tail = checkpoint_tail
-        with self.mode, _Alive() as alive:
+        with self.mode, Alive() as alive:
             teacher = alive.hold(_tensors(pair.teacher.model))
             student = alive.hold(_tensors(pair.student))
             projectors = alive.hold(_tensors(pair))
@@ -111,7 +111,7 @@ class Rehearsal:
         )
 
 
-class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages from their making to their end."""
 
     def __init__(self) -> None:

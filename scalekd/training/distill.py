@@ -1,7 +1,6 @@
 """The main job: distil, compare, and leave a folder that says what came out."""
 
 import math
-import os
 import platform
 import sys
 import time
@@ -13,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import scalekd
@@ -26,6 +24,7 @@ from scalekd.training.batches import loaders
 from scalekd.training.data import layout, open_source
 from scalekd.training.evaluate import best_device, top1
 from scalekd.training.folder import RunFolder, free_folder
+from scalekd.training.machine import machine
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Result, Run, arms, build_method, first
 from scalekd.training.signals import Interrupted
@@ -285,23 +284,9 @@ def summarise(
             **{name: version(name) for name in ("torch", "timm", "lightning", "numpy")},
             "python": platform.python_version(),
         },
-        "machine": {
-            "system": platform.platform(),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
+        "machine": machine(),
     }
 
 
 def _parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()

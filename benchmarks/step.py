@@ -1,0 +1,288 @@
+"""How long a step takes, beside the released structure, its parts, and what the machine could do.
+
+    python benchmarks/step.py --pair swin_small-resnet50 --batch_size 8 --threads 2
+    python benchmarks/step.py --teacher NAME --student NAME --precision bf16-mixed --json
+
+Takes every option of a recipe. A step is forward and backward, without the optimizer, on noise and
+with random weights. By turns, in an order drawn anew each time, in one process: our step; one
+of the released structure; the teacher's pass; the student's two; a large matrix product. Ratios
+are of the two steps of one turn. Before that, both structures must give the same loss.
+"""
+
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import jsonargparse
+import torch
+from released import ReleasedStructure, unfused
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from scalekd import ScaleKD
+from scalekd.check import GROUPED
+from scalekd.estimating.outline import Pictures
+from scalekd.estimating.rehearsal import Alive
+from scalekd.method import LossWeights
+from scalekd.training.evaluate import best_device
+from scalekd.training.machine import processor
+from scalekd.training.recipe import Recipe, recipe_file
+from scalekd.training.run import Run, build_method
+from scalekd.training.tuning import arrange, compile_blocks
+
+WARM_UP = 2
+"""Turns that are not counted."""
+
+CLASSES = 1000
+
+
+class Pair:
+    """A recipe's pair on a device, and a batch of noise.
+
+    Args:
+        recipe: whose teacher has random weights here, the same each time.
+        batch: images.
+        device: to compute on.
+    """
+
+    def __init__(self, recipe: Recipe, batch: int, device: torch.device) -> None:
+        recipe = replace(recipe, teacher_weights="random")
+        method, _ = build_method(
+            recipe, Run("scalekd", recipe.seeds[0]), Pictures(1, CLASSES).source()
+        )
+        assert isinstance(method, ScaleKD)
+        arrange(method, recipe)
+        self.method, self.recipe = method.to(device).train(), recipe
+        config = method.student_taps.input
+        numbers = torch.Generator(device).manual_seed(0)
+        shape = (batch, config.channels, *config.size)
+        self.images = torch.randn(shape, device=device, generator=numbers)
+        self.targets = torch.randint(CLASSES, (batch,), device=device, generator=numbers)
+
+    def step(self) -> Tensor:
+        """Forward and backward."""
+        self.method.zero_grad()
+        with self.precision():
+            loss = self.loss()
+        loss.backward()
+        return loss.detach()
+
+    def loss(self) -> Tensor:
+        """Of the method, as it is."""
+        return self.method(self.images, self.targets).loss
+
+    def teach(self) -> None:
+        """The teacher's pass."""
+        with self.precision():
+            self.method.classify_by_teacher(self.images)
+
+    def study(self) -> None:
+        """The student's two passes."""
+        with self.precision():
+            seen = self.method.student_taps(self.images)
+            given = [t.sum() for t in (seen.penultimate, seen.final, seen.logits) if t is not None]
+        torch.autograd.backward(given)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """As the recipe has it."""
+        if self.recipe.precision == "32-true":
+            return nullcontext()
+        half = torch.bfloat16 if self.recipe.precision == "bf16-mixed" else torch.float16
+        return torch.autocast(self.images.device.type, half)
+
+    def tensors(self) -> list[Tensor]:
+        """Weights, buffers and the batch."""
+        models = self.method, self.method.teacher.model
+        return [
+            self.images,
+            self.targets,
+            *(t for m in models for t in (*m.parameters(), *m.buffers())),
+        ]
+
+
+class Reference(Pair):
+    """The same pair with the same weights in the released structure."""
+
+    def __init__(self, ours: Pair) -> None:
+        weights = ours.method.method.weights
+        tpp = 1.0 if ours.method.method.penultimate else 0.0
+        everything = LossWeights(tpp, tpp, 1.0, 1.0, weights.logits)
+        recipe = replace(ours.recipe, weights=everything, compile=False, channels_last=False)
+        super().__init__(recipe, len(ours.images), ours.images.device)
+        self.method.load_state_dict(ours.method.state_dict(), strict=False)
+        unfused(self.method.teacher.model)
+        unfused(self.method.student)
+        grid = self.method.teacher.shapes.final[1:]
+        self.released = ReleasedStructure(self.method.method, weights, grid).to(ours.images.device)
+
+    def loss(self) -> Tensor:
+        """Of the released structure."""
+        method = self.method
+        seen = method.student_taps(self.images)
+        known = method.teacher(self.images * method.teacher_scale + method.teacher_shift)
+        terms = self.released(seen, known, method.teacher.tail)
+        task = (1 - self.released.weights.logits) * method.task(seen.logits, self.targets)
+        return task + torch.stack(list(terms.values())).sum()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The middle of several, and the quarters beside it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Measured":
+        """These."""
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+    def __str__(self) -> str:
+        return f"{self.median:.4g} ({self.low:.4g} to {self.high:.4g})"
+
+
+def seconds(part: Callable[[], object], device: torch.device) -> float:
+    """That it takes, all of its kernels included."""
+    began = time.perf_counter()
+    part()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def peak(pair: Pair) -> int:
+    """Bytes of the pair's tensors at the peak of a step."""
+    pair.method.zero_grad()
+    if pair.images.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        pair.step()
+        return torch.cuda.max_memory_allocated() - before + sum(t.nbytes for t in pair.tensors())
+    with Alive() as alive:
+        alive.hold(pair.tensors())
+        pair.step()
+    return alive.peak
+
+
+def gflop(pair: Pair) -> float:
+    """An image's, 2 for each multiply-add."""
+    with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
+        pair.step()
+    return float(counter.get_total_flops()) / len(pair.images) / 1e9
+
+
+def multiply(pair: Pair) -> tuple[Callable[[], Tensor], float]:
+    """A matrix product in the pair's precision, and its GFLOP."""
+    device = pair.images.device
+    side = 8192 if device.type == "cuda" else 2048
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(
+        pair.recipe.precision, torch.float32
+    )
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return lambda: a @ b, 2 * side**3 / 1e9
+
+
+def same(ours: Tensor, reference: Tensor, precision: str) -> float:
+    """How far apart they are, relatively; an error where that is more than rounding."""
+    difference = abs(ours.item() - reference.item()) / abs(reference.item())
+    allowed = 1e-4 if precision == "32-true" else 2e-2
+    if not difference <= allowed:
+        raise SystemExit(f"our loss is {ours.item()}, the released structure's {reference.item()}")
+    return difference
+
+
+def measure(recipe: Recipe, batch: int, repetitions: int, device: torch.device) -> dict[str, Any]:
+    """The report as data."""
+    ours = Pair(recipe, batch, device)
+    reference = Reference(ours)
+    work = gflop(ours)
+    peaks = peak(ours), peak(reference)
+    difference = same(ours.step(), reference.step(), recipe.precision)
+    if recipe.compile:
+        compile_blocks(ours.method)
+    product, product_gflop = multiply(ours)
+    parts = {
+        "step": ours.step,
+        "reference": reference.step,
+        "teacher": ours.teach,
+        "student": ours.study,
+        "matmul": product,
+    }
+    taken: dict[str, list[float]] = {name: [] for name in parts}
+    for turn in range(WARM_UP + repetitions):
+        for name in random.sample(list(parts), len(parts)):
+            passed = seconds(parts[name], device)
+            if turn >= WARM_UP:
+                taken[name].append(passed)
+    ratios = [s / r for s, r in zip(taken["step"], taken["reference"], strict=True)]
+    rates = [product_gflop / passed for passed in taken["matmul"]]
+    shares = [work * batch / s / r for s, r in zip(taken["step"], rates, strict=True)]
+    return {
+        "step_seconds": Measured.of(taken["step"]),
+        "reference_seconds": Measured.of(taken["reference"]),
+        "ratio_to_reference": Measured.of(ratios),
+        "teacher_seconds": Measured.of(taken["teacher"]),
+        "student_seconds": Measured.of(taken["student"]),
+        "images_per_second": Measured.of([batch / s for s in taken["step"]]),
+        "gflop_per_image": work,
+        "matmul_gflops": Measured.of(rates),
+        "matmul_share": Measured.of(shares),
+        "peak_bytes": peaks[0],
+        "reference_peak_bytes": peaks[1],
+        "memory_ratio": peaks[0] / peaks[1],
+        "difference_of_losses": difference,
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = jsonargparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_class_arguments(Recipe)
+    parser.add_argument("--config", action="config")
+    parser.set_defaults({"data.root": "imagenet"})  # no image is read
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", type=str, default=str(best_device()))
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--json", action="store_true")
+    words = sys.argv[1:]
+    if "--pair" in words:
+        at = words.index("--pair")
+        words[at : at + 2] = ["--config", str(recipe_file(words[at + 1]))]
+    chosen = parser.instantiate(parser.parse_args(words))
+    recipe = Recipe(**{field.name: chosen[field.name] for field in fields(Recipe)})
+    torch.set_num_threads(chosen.threads)
+    device = torch.device(chosen.device)
+    result = measure(recipe, recipe.batch_size, chosen.repetitions, device)
+    result |= {
+        "teacher": recipe.teacher,
+        "student": recipe.student,
+        "batch": recipe.batch_size,
+        "precision": recipe.precision,
+        "compile": recipe.compile,
+        "channels_last": recipe.channels_last,
+        "repetitions": chosen.repetitions,
+        "machine": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
+        "threads": None if device.type == "cuda" else chosen.threads,
+        "torch": version("torch"),
+        "timm": version("timm"),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    if chosen.json:
+        print(json.dumps(result, default=vars, indent=1))
+        return
+    for name, value in result.items():
+        print(f"{name:22} {value if not isinstance(value, float) else f'{value:.4g}'}")
+
+
+if __name__ == "__main__":
+    main()

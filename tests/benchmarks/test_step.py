@@ -1,0 +1,53 @@
+"""The benchmark has a reference of the released code's arithmetic, and measures real steps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from method.test_goldens import FILES, GOLDENS, TERMS, Tail
+from released import ReleasedStructure
+
+from scalekd.features import Features
+from scalekd.method import ScaleKDLoss
+
+STEP = Path(__file__).parents[2] / "benchmarks" / "step.py"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_reference_gives_the_numbers_of_the_released_code(name: str) -> None:
+    file = torch.load(GOLDENS / f"{name}.pt", weights_only=True)
+    inputs = {key: x.double() for key, x in file["inputs"].items() if key != "labels"}
+    loss = ScaleKDLoss.from_released(
+        file["s3_cfg"], file["s4_cfg"], file["kd_cfg"], file["state_dict"]
+    )
+    loss.double().train(file["module_mode"] == "train")
+    grid = (inputs["t4"].shape[2], inputs["t4"].shape[3])
+
+    def logits(features: torch.Tensor, fc: dict[str, torch.Tensor]) -> torch.Tensor:
+        return features.mean((2, 3)) @ fc["weight"].double().T + fc["bias"].double()
+
+    student = Features(inputs["s3"], inputs["s4"], logits(inputs["s4"], file["student_fc"]))
+    teacher = Features(inputs["t3"], inputs["t4"], logits(inputs["t4"], file["teacher_fc"]))
+    released = ReleasedStructure(loss, loss.weights, grid).double()
+    terms = released(student, teacher, Tail().double())
+    for theirs, expected in file["f64"]["losses"].items():
+        if theirs != "ori_loss":
+            ours = terms[TERMS[theirs]].item()
+            assert ours == pytest.approx(expected.item(), rel=1e-9), theirs
+
+
+def test_a_step_is_measured_beside_the_released_structure() -> None:
+    words = ["--teacher", "test_vit", "--teacher_args", "{img_size: 48}", "--student", "test_vit"]
+    words += ["--student_args", "{img_size: 48}", "--data.image_size", "48", "--batch_size", "2"]
+    command = [sys.executable, str(STEP), *words, "--threads", "1", "--device", "cpu", "--json"]
+    done = subprocess.run([*command, "--repetitions", "2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["difference_of_losses"] < 1e-5
+    assert report["step_seconds"]["low"] > 0
+    assert report["peak_bytes"] < report["reference_peak_bytes"]
+    assert report["gflop_per_image"] > 0
+    assert report["batch"] == 2
