@@ -35,7 +35,7 @@ def test_a_gpu_is_modelled_from_its_peak_and_assumed_shares() -> None:
     assert not found.pace.measured
     flop = 1e9 * 64 * (found.gflop.teacher + found.gflop.student + found.gflop.rest)
     change = found.pace.parts["optimizer"]
-    assert found.pace.middle - change == pytest.approx(flop / (0.6 * 1e12 * GPUS["a100"].fp32))
+    assert found.pace.middle - change == pytest.approx(flop / (0.75 * 1e12 * GPUS["a100"].fp32))
     assert found.step[1] == pytest.approx(found.pace.middle / TOGETHER)
     assert sum(found.pace.parts.values()) == pytest.approx(found.pace.middle)
     assert "assumed" in found.pace.said
@@ -51,6 +51,15 @@ def test_what_is_not_known_is_said_and_no_number_is_made_up() -> None:
     assert tail.memory is not None
     assert tail.memory > 0
     assert by_name["a cache of the teacher"].seconds == modelled().pace.parts["teacher"]
+
+
+def test_compilation_is_modelled_in_half_precision_alone() -> None:
+    found = estimate(replace(RECIPE, precision="bf16-mixed"), gpu="a100")
+    (compiled,) = (gain for gain in found.gains if gain.setting == "compile")
+    faster = estimate(replace(RECIPE, precision="bf16-mixed", compile=True), gpu="a100")
+    assert compiled.seconds == pytest.approx(found.pace.middle - faster.pace.middle)
+    assert compiled.seconds > 0
+    assert "compile" not in [gain.setting for gain in faster.gains]
 
 
 def test_a_small_memory_takes_more_parts() -> None:
