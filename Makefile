@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-slow test-pairs lint types teacher tables clean
+.PHONY: help demo test test-slow test-pairs lint types bench teacher tables clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,10 @@ lint: $(STAMP)  ## ruff: style and format
 
 types: $(STAMP)  ## mypy on the package
 	$(BIN)/mypy
+
+bench: $(STAMP)  ## time a step of two pairs beside the released structure, batch 8, two threads; prints a table
+	$(BIN)/python benchmarks/step.py --pair swin_small-resnet50 --batch_size 8 --threads 2
+	$(BIN)/python benchmarks/step.py --pair swin_large-resnet50 --batch_size 8 --threads 2 --accumulate 1
 
 teacher: $(STAMP)  ## train the digits teacher anew (half an hour; goes on where it was stopped)
 	$(BIN)/python experiments/digits_teacher.py
