@@ -244,26 +244,30 @@ def measure(recipe: Recipe, batch: int, repetitions: int, device: torch.device) 
     }
 
 
-def main() -> None:
-    """The command."""
-    parser = jsonargparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+def options(description: str, repetitions: int) -> tuple[Recipe, Any]:
+    """What the command line says: a recipe, and how to measure it."""
+    parser = jsonargparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_class_arguments(Recipe)
+    parser.add_argument("--pair", type=str | None, help="a packaged recipe, by its name")
     parser.add_argument("--config", action="config")
     parser.set_defaults({"data.root": "imagenet"})  # no image is read
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", type=str, default=str(best_device()))
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--repetitions", type=int, default=repetitions)
+    parser.add_argument("--json", action="store_true", help="the same as data")
     words = sys.argv[1:]
-    if "--pair" in words:
+    if "--pair" in words[:-1]:
         at = words.index("--pair")
         words[at : at + 2] = ["--config", str(recipe_file(words[at + 1]))]
     chosen = parser.instantiate(parser.parse_args(words))
-    recipe = Recipe(**{field.name: chosen[field.name] for field in fields(Recipe)})
     torch.set_num_threads(chosen.threads)
-    device = torch.device(chosen.device)
-    result = measure(recipe, recipe.batch_size, chosen.repetitions, device)
-    result |= {
+    return Recipe(**{field.name: chosen[field.name] for field in fields(Recipe)}), chosen
+
+
+def circumstances(recipe: Recipe, chosen: Any) -> dict[str, Any]:
+    """What was measured, and with what."""
+    on_gpu = chosen.device.startswith("cuda")
+    return {
         "teacher": recipe.teacher,
         "student": recipe.student,
         "batch": recipe.batch_size,
@@ -271,12 +275,20 @@ def main() -> None:
         "compile": recipe.compile,
         "channels_last": recipe.channels_last,
         "repetitions": chosen.repetitions,
-        "machine": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
-        "threads": None if device.type == "cuda" else chosen.threads,
+        "machine": torch.cuda.get_device_name() if on_gpu else processor(),
+        "threads": None if on_gpu else chosen.threads,
         "torch": version("torch"),
         "timm": version("timm"),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def main() -> None:
+    """The command."""
+    recipe, chosen = options(__doc__.partition("\n")[0], repetitions=7)
+    device = torch.device(chosen.device)
+    result = measure(recipe, recipe.batch_size, chosen.repetitions, device)
+    result |= circumstances(recipe, chosen)
     if chosen.json:
         print(json.dumps(result, default=vars, indent=1))
         return

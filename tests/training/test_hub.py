@@ -18,8 +18,9 @@ from scalekd.networks import InputConfig
 from scalekd.training import sources
 from scalekd.training.batches import loaders
 from scalekd.training.data import layout, open_source
-from scalekd.training.distill import check, distill
+from scalekd.training.distill import distill
 from scalekd.training.evaluate import evaluate
+from scalekd.training.preflight import check
 from scalekd.training.recipe import Data
 from scalekd.training.sources import Source
 

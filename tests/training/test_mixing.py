@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from scalekd import ScaleKD
 from scalekd.baselines import Alone
-from scalekd.training.distill import check, distill
+from scalekd.training.distill import distill
 from scalekd.training.mixing import SmoothedBinaryCrossEntropy, mixing
+from scalekd.training.preflight import check
 from scalekd.training.randomness import seed_all
 from scalekd.training.recipe import Data, Recipe
 

@@ -19,8 +19,9 @@ from scalekd.networks import InputConfig
 from scalekd.training import shards as module
 from scalekd.training.batches import RunBatches, loaders
 from scalekd.training.data import open_source
-from scalekd.training.distill import check, distill
+from scalekd.training.distill import distill
 from scalekd.training.evaluate import evaluate
+from scalekd.training.preflight import check
 from scalekd.training.recipe import Data, Recipe
 from scalekd.training.shards import Shards, block_order, shards_below
 from scalekd.training.sources import Source

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pictures import image_folder
 
-from scalekd.training.distill import check, remarks_on_the_teacher
+from scalekd.training.preflight import check, remarks_on_the_teacher
 from scalekd.training.recipe import Data, Optim, Recipe
 
 

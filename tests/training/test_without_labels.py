@@ -21,8 +21,9 @@ from scalekd.training import folders, sources
 from scalekd.training.batches import loaders
 from scalekd.training.checkpoint import load_student
 from scalekd.training.data import open_source
-from scalekd.training.distill import check, distill
+from scalekd.training.distill import distill
 from scalekd.training.evaluate import evaluate
+from scalekd.training.preflight import check
 from scalekd.training.recipe import Data, Recipe
 from scalekd.training.run import Run
 
