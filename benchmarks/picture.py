@@ -1,0 +1,83 @@
+"""docs/speed.png out of benchmarks/results/: a step by part, and what a matrix product would take.
+
+    python benchmarks/picture.py
+
+The black line is a step's work at the rate of the machine's own matrix product: the least time that
+exact arithmetic could take.
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+HERE = Path(__file__).parent
+PARTS = {"teacher": "#7f7f7f", "student": "#dd8a1e", "projectors, tails, losses": "#2b6cb0"}
+
+
+def label(result: dict[str, Any]) -> str:
+    """The pair and how it was run."""
+    name = f"{result['teacher'].split('_patch')[0]} → {result['student']}"
+    extra = [n for n in ("compile", "channels_last") if result[n]]
+    return "\n".join([name, ", ".join([result["precision"], *extra])])
+
+
+def milliseconds(result: dict[str, Any]) -> tuple[dict[str, float], float, float | None]:
+    """An image's: by part, of the reference, and at a matrix product's rate."""
+    each = {
+        name: 1e3 * result[f"{name}_seconds"]["median"] / result["batch"]
+        for name in ("step", "reference", "teacher", "student")
+    }
+    rest = each["step"] - each["teacher"] - each["student"]
+    parts = dict(zip(PARTS, (each["teacher"], each["student"], rest), strict=True))
+    # Above 1: convolutions run in another precision (TF32) than the product.
+    possible = result["matmul_share"]["median"] <= 1
+    floor = 1e3 * result["gflop_per_image"] / result["matmul_gflops"]["median"]
+    return parts, each["reference"], floor if possible else None
+
+
+def main() -> None:
+    """The command."""
+    machines = defaultdict(list)
+    for file in sorted((HERE / "results").glob("*.json")):
+        for result in json.loads(file.read_text()):
+            threads = f", {result['threads']} threads" if result["threads"] else ""
+            machines[f"{result['machine']}{threads}, {result['batch']} images"].append(result)
+    figure, axes = plt.subplots(
+        len(machines),
+        1,
+        figsize=(9, 1.2 + 0.85 * sum(map(len, machines.values()))),
+        gridspec_kw={"height_ratios": [len(results) for results in machines.values()]},
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, (machine, results) in zip(axes[:, 0], machines.items(), strict=True):
+        for row, result in enumerate(results):
+            parts, reference, floor = milliseconds(result)
+            left = 0.0
+            for name, width in parts.items():
+                axis.barh(row, width, 0.5, left, color=PARTS[name])
+                left += width
+            axis.plot([reference], [row], "D", color="white", markeredgecolor="black")
+            if floor is not None:
+                axis.plot([floor, floor], [row - 0.35, row + 0.35], color="black", linewidth=2)
+        axis.set_yticks(range(len(results)), map(label, results))
+        axis.invert_yaxis()
+        axis.set_xlim(left=0)
+        axis.set_title(machine, fontsize=10)
+        axis.set_xlabel("milliseconds an image, forward and backward")
+    for name, color in PARTS.items():
+        axes[0, 0].barh(0, 0, color=color, label=name)
+    axes[0, 0].plot([], [], "D", color="white", markeredgecolor="black", label="released structure")
+    axes[0, 0].plot([], [], color="black", linewidth=2, label="its work, as a matrix product")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(HERE.parent / "docs" / "speed.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
