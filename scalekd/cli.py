@@ -17,6 +17,7 @@ import jsonargparse
 import yaml
 
 from scalekd.errors import InputError
+from scalekd.training.signals import remembered
 
 EXAMPLES = """\
   scalekd distill                                    digits: 2 CPU cores, no download
@@ -83,7 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _one_line  # type: ignore[assignment]
     try:
-        _run(_readable(_with_recipe(arguments)))
+        with remembered():
+            _run(_readable(_with_recipe(arguments)))
     except InputError as error:
         _refuse(arguments, str(error))
     except ValueError as error:  # jsonargparse wraps what a class refuses

@@ -27,17 +27,52 @@ class Interrupted(Exception):  # noqa: N818 -- no error: somebody's wish
         return self.message
 
 
+class CtrlC:
+    """Raises KeyboardInterrupt, as Python does, and remembers it: C code that asks an object for an
+    attribute drops whatever is raised meanwhile, and then nobody would stop.
+
+    received: whether it was called.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        """As a signal's handler."""
+        self.received = True
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """A Ctrl-C within is obeyed at the latest when a training begins; see `CtrlC`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, CtrlC())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @contextmanager
 def stopping(stop: Callable[[], None]) -> Iterator[None]:
     """Call `stop` at the first of `STOPPING`; an Interrupted then says by which it was.
 
     A second Ctrl-C ends at once.
+
+    Raises:
+        KeyboardInterrupt: there was one before, and it was dropped.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in STOPPING}
+    earlier = before[signal.SIGINT]
+    if isinstance(earlier, CtrlC) and earlier.received:
+        raise KeyboardInterrupt
 
     def gently(number: int, _: Any) -> None:
         received.append(number)
