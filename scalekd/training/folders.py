@@ -26,7 +26,8 @@ def class_folders(data: Data) -> Source:
         )
     classes = len(training.classes)
     targets = torch.tensor(training.targets)
-    names = [os.path.relpath(file, root) for file, _ in training.samples]
+    # relpath takes five seconds for ImageNet
+    names = (file.removeprefix(str(root)) for file, _ in training.samples)
     return source_of(data, training, validating, targets, names, classes, [])
 
 
@@ -41,7 +42,7 @@ def flat_folder(data: Data) -> Source:
             f"left out, no images by their names: {len(others)} of the files in {data.root}, "
             f"for example {others[0]}"
         )
-    names = [os.path.relpath(image, data.root) for image in images]
+    names = (image.removeprefix(str(Path(data.root))) for image in images)
     targets = torch.zeros(len(images))
     return source_of(data, Unlabelled(images), None, targets, names, None, notes)
 

@@ -64,7 +64,8 @@ def shards(data: Data) -> Source:
     train = Shards(training)
     targets = torch.from_numpy(train.index.target)
     order = partial(block_order, torch.from_numpy(train.index.shard).long())
-    names = [*(os.path.relpath(file, root) for file in train.files), *map(str, train.index.size)]
+    names = [os.path.relpath(file, root) for file in train.files]
+    names += map(str, train.index.size.tolist())
     if train.first_without_label is not None:
         if validating:
             notes.append(f"left out, there being no labels to train on: {len(validating)} shards")
