@@ -53,14 +53,11 @@ class ReleasedStructure(nn.Module):
     def _compare(self, view: str, tokens: Tensor, target: Tensor) -> Tensor:
         ours = tokens.transpose(1, 2).unflatten(2, target.shape[2:])
         if view == "alternative":
-            ours, target = (
-                self._without_direct_component(ours),
-                self._without_direct_component(target),
-            )
-        unit = [
+            ours, target = map(self._without_direct_component, (ours, target))
+        s, t = (
             F.normalize(x.flatten(2).transpose(1, 2), dim=-1, eps=1e-12) for x in (ours, target)
-        ]
-        return F.mse_loss(*unit, reduction="sum") / len(tokens)
+        )
+        return F.mse_loss(s, t, reduction="sum") / len(tokens)
 
     def _without_direct_component(self, maps: Tensor) -> Tensor:
         rows, columns = self.rows.to(maps), self.columns.to(maps)

@@ -7,15 +7,12 @@ is measured by turns, in an order drawn anew each time.
 """
 
 import json
-import random
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from step import WARM_UP, Measured, Pair, circumstances, gflop, options, peak, seconds
-from torch import Tensor
+from step import Measured, Pair, by_turns, circumstances, gflop, options, peak
 
 from scalekd import InputError
 from scalekd.training.recipe import Recipe
@@ -63,13 +60,7 @@ def compare(
             pairs[value] = Pair(replace(recipe, accumulate=1), recipe.batch_size, device)
         except InputError as error:
             print(f"{setting} {value} is left out: {error}", file=sys.stderr)
-    steps: dict[str, Callable[[], Tensor]] = {value: pair.step for value, pair in pairs.items()}
-    taken: dict[str, list[float]] = {value: [] for value in pairs}
-    for turn in range(WARM_UP + repetitions):
-        for value in random.sample(list(pairs), len(pairs)):
-            passed = seconds(steps[value], device)
-            if turn >= WARM_UP:
-                taken[value].append(passed)
+    taken = by_turns({value: pair.learn for value, pair in pairs.items()}, repetitions, device)
     points = []
     for value, pair in pairs.items():
         measured = Measured.of(taken[value])

@@ -13,9 +13,7 @@ import json
 import random
 import statistics
 import sys
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalekd import ScaleKD
 from scalekd.check import GROUPED
 from scalekd.estimating.outline import Pictures
+from scalekd.estimating.passes import Passes, seconds
 from scalekd.estimating.rehearsal import Alive
 from scalekd.method import LossWeights
 from scalekd.training.evaluate import best_device
@@ -44,8 +43,8 @@ WARM_UP = 2
 CLASSES = 1000
 
 
-class Pair:
-    """A recipe's pair on a device, and a batch of noise.
+class Pair(Passes):
+    """A recipe's pair and a batch of noise.
 
     Args:
         recipe: whose teacher has random weights here, the same each time.
@@ -55,48 +54,11 @@ class Pair:
 
     def __init__(self, recipe: Recipe, batch: int, device: torch.device) -> None:
         recipe = replace(recipe, teacher_weights="random")
-        method, _ = build_method(
-            recipe, Run("scalekd", recipe.seeds[0]), Pictures(1, CLASSES).source()
-        )
+        source = Pictures(1, CLASSES).source()
+        method, _ = build_method(recipe, Run("scalekd", recipe.seeds[0]), source)
         assert isinstance(method, ScaleKD)
         arrange(method, recipe)
-        self.method, self.recipe = method.to(device).train(), recipe
-        config = method.student_taps.input
-        numbers = torch.Generator(device).manual_seed(0)
-        shape = (batch, config.channels, *config.size)
-        self.images = torch.randn(shape, device=device, generator=numbers)
-        self.targets = torch.randint(CLASSES, (batch,), device=device, generator=numbers)
-
-    def step(self) -> Tensor:
-        """Forward and backward."""
-        self.method.zero_grad()
-        with self.precision():
-            loss = self.loss()
-        loss.backward()
-        return loss.detach()
-
-    def loss(self) -> Tensor:
-        """Of the method, as it is."""
-        return self.method(self.images, self.targets).loss
-
-    def teach(self) -> None:
-        """The teacher's pass."""
-        with self.precision():
-            self.method.classify_by_teacher(self.images)
-
-    def study(self) -> None:
-        """The student's two passes."""
-        with self.precision():
-            seen = self.method.student_taps(self.images)
-            given = [t.sum() for t in (seen.penultimate, seen.final, seen.logits) if t is not None]
-        torch.autograd.backward(given)
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """As the recipe has it."""
-        if self.recipe.precision == "32-true":
-            return nullcontext()
-        half = torch.bfloat16 if self.recipe.precision == "bf16-mixed" else torch.float16
-        return torch.autocast(self.images.device.type, half)
+        super().__init__(method.to(device).train(), recipe, device, batch)
 
     def tensors(self) -> list[Tensor]:
         """Weights, buffers and the batch."""
@@ -151,33 +113,24 @@ class Measured:
         return f"{self.median:.4g} ({self.low:.4g} to {self.high:.4g})"
 
 
-def seconds(part: Callable[[], object], device: torch.device) -> float:
-    """That it takes, all of its kernels included."""
-    began = time.perf_counter()
-    part()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
 def peak(pair: Pair) -> int:
     """Bytes of the pair's tensors at the peak of a step."""
     pair.method.zero_grad()
     if pair.images.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        pair.step()
+        pair.learn()
         return torch.cuda.max_memory_allocated() - before + sum(t.nbytes for t in pair.tensors())
     with Alive() as alive:
         alive.hold(pair.tensors())
-        pair.step()
+        pair.learn()
     return alive.peak
 
 
 def gflop(pair: Pair) -> float:
     """An image's, 2 for each multiply-add."""
     with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
-        pair.step()
+        pair.learn()
     return float(counter.get_total_flops()) / len(pair.images) / 1e9
 
 
@@ -201,29 +154,37 @@ def same(ours: Tensor, reference: Tensor, precision: str) -> float:
     return difference
 
 
-def measure(recipe: Recipe, batch: int, repetitions: int, device: torch.device) -> dict[str, Any]:
-    """The report as data."""
-    ours = Pair(recipe, batch, device)
-    reference = Reference(ours)
-    work = gflop(ours)
-    peaks = peak(ours), peak(reference)
-    difference = same(ours.step(), reference.step(), recipe.precision)
-    if recipe.compile:
-        compile_blocks(ours.method)
-    product, product_gflop = multiply(ours)
-    parts = {
-        "step": ours.step,
-        "reference": reference.step,
-        "teacher": ours.teach,
-        "student": ours.study,
-        "matmul": product,
-    }
+def by_turns(
+    parts: dict[str, Callable[[], object]], repetitions: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each, `repetitions` times, in an order drawn anew each time."""
     taken: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(WARM_UP + repetitions):
         for name in random.sample(list(parts), len(parts)):
             passed = seconds(parts[name], device)
             if turn >= WARM_UP:
                 taken[name].append(passed)
+    return taken
+
+
+def measure(recipe: Recipe, batch: int, repetitions: int, device: torch.device) -> dict[str, Any]:
+    """The report as data."""
+    ours = Pair(recipe, batch, device)
+    reference = Reference(ours)
+    work = gflop(ours)
+    peaks = peak(ours), peak(reference)
+    difference = same(ours.learn(), reference.learn(), recipe.precision)
+    if recipe.compile:
+        compile_blocks(ours.method)
+    product, product_gflop = multiply(ours)
+    parts: dict[str, Callable[[], object]] = {
+        "step": ours.learn,
+        "reference": reference.learn,
+        "teacher": ours.teach,
+        "student": ours.study,
+        "matmul": product,
+    }
+    taken = by_turns(parts, repetitions, device)
     ratios = [s / r for s, r in zip(taken["step"], taken["reference"], strict=True)]
     rates = [product_gflop / passed for passed in taken["matmul"]]
     shares = [work * batch / s / r for s, r in zip(taken["step"], rates, strict=True)]

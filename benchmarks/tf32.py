@@ -49,9 +49,8 @@ def rounded(x: Tensor) -> Tensor:
 
 def in_tf32(projector: CrossAttentionProjector, features: Tensor, query: Tensor | None) -> Tensor:
     """As `in_full_precision`, rounded."""
-    with torch.autocast("cpu", enabled=False), Tf32():
-        projected: Tensor = projector(features.float(), None if query is None else query.float())
-    return projected
+    with Tf32():
+        return CrossAttentionProjector.in_full_precision(projector, features, query)
 
 
 def gradients(

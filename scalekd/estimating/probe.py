@@ -7,13 +7,10 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +18,7 @@ from torch import nn
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.estimating.outline import Pictures
+from scalekd.estimating.passes import Passes, seconds
 from scalekd.training.evaluate import best_device
 from scalekd.training.optim import average_of, optimizer_of
 from scalekd.training.recipe import Recipe
@@ -93,7 +91,7 @@ def _probe(recipe: Recipe, images: Pictures, batch: int) -> Probe:
     counted: list[list[float]] = []
     began = time.perf_counter()
     while len(counted) < FEWEST or (len(counted) < MOST and time.perf_counter() - began < SECONDS):
-        counted.append([_seconds(part, device) for part in parts])
+        counted.append([seconds(part, device) for part in parts])
     learn, change, teach, study = zip(*counted, strict=True)
     return Probe(
         device=torch.cuda.get_device_name()
@@ -110,23 +108,13 @@ def _probe(recipe: Recipe, images: Pictures, batch: int) -> Probe:
     )
 
 
-class _Step:
+class _Step(Passes):
     """A step as a run takes it, in two parts, and two of its parts once more by themselves."""
 
     def __init__(self, method: ScaleKD, recipe: Recipe, device: torch.device, batch: int) -> None:
-        self.method, self.recipe, self.device = method, recipe, device
-        config, classes = method.student_taps.input, method.student_taps.shapes.classes
-        self.images = torch.randn(batch, config.channels, *config.size, device=device)
-        self.targets = torch.randint(classes, (batch,), device=device) if classes else None
+        super().__init__(method, recipe, device, batch)
         self.optimizer = optimizer_of(method, recipe.optim, recipe.learning_rate)
         self.average = None if recipe.ema is None else average_of(method.student, recipe.ema)
-
-    def learn(self) -> None:
-        """Forward and backward. Old gradients go between the two, as Lightning does it."""
-        with self._precision():
-            loss = self.method(self.images, self.targets).loss
-        self.optimizer.zero_grad()
-        loss.backward()
 
     def change(self) -> None:
         """What the gradients are for."""
@@ -135,32 +123,6 @@ class _Step:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.method.student)
-
-    def teach(self) -> None:
-        """The teacher's pass."""
-        with self._precision():
-            self.method.teacher(self.images * self.method.teacher_scale + self.method.teacher_shift)
-
-    def study(self) -> None:
-        """The student's two."""
-        with self._precision():
-            seen = self.method.student_taps(self.images)
-            given = [t.sum() for t in (seen.penultimate, seen.final, seen.logits) if t is not None]
-        torch.autograd.backward(given)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.recipe.precision == "32-true":
-            return nullcontext()
-        half = torch.bfloat16 if self.recipe.precision == "bf16-mixed" else torch.float16
-        return torch.autocast(self.device.type, half)
-
-
-def _seconds(part: Callable[[], None], device: torch.device) -> float:
-    began = time.perf_counter()
-    part()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def _machine_memory() -> int:
