@@ -89,7 +89,7 @@ class Reference(Pair):
         """Of the released structure."""
         method = self.method
         seen = method.student_taps(self.images)
-        known = method.teacher(self.images * method.teacher_scale + method.teacher_shift)
+        known = method.teach(self.images)
         terms = self.released(seen, known, method.teacher.tail)
         task = (1 - self.released.weights.logits) * method.task(seen.logits, self.targets)
         return task + torch.stack(list(terms.values())).sum()

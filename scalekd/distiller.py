@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from scalekd.errors import InputError
+from scalekd.features import Features
 from scalekd.method import ChannelNorm, LossWeights, ScaleKDLoss
 from scalekd.networks import FrozenTeacher, TapSettings, build
 from scalekd.networks.build import config
@@ -137,7 +138,9 @@ class ScaleKD(nn.Module):
         )
         self.task = task or nn.CrossEntropyLoss()
 
-    def forward(self, images: Tensor, targets: Tensor | None = None) -> Step:
+    def forward(
+        self, images: Tensor, targets: Tensor | None = None, known: Features | None = None
+    ) -> Step:
         """One step's loss.
 
         Args:
@@ -145,6 +148,8 @@ class ScaleKD(nn.Module):
             targets: classes (N,), or shares of them (N, classes), as Mixup gives. Without there is
                 no task: what is learnt is the teacher's features, and its logits where both have
                 a classifier, at the same weights.
+            known: what `teach` gave of the same images, where that is there already; it must be
+                the teacher's last pass, whose other inputs its tail reuses.
 
         Raises:
             InputError: an empty batch, one image under BatchNorm, targets out of range or for a
@@ -159,7 +164,8 @@ class ScaleKD(nn.Module):
             )
         self._check_size(images)
         seen = self.student_taps(images)
-        known = self.teacher(self._as_teacher_sees(images))
+        if known is None:
+            known = self.teach(images)
         terms: dict[str, Tensor] = {}
         if targets is not None:
             terms["task"] = (1 - weights.logits) * self.task(seen.logits, targets)
@@ -183,13 +189,14 @@ class ScaleKD(nn.Module):
 
     def classify_by_teacher(self, images: Tensor) -> Tensor:
         """The teacher's logits for `images` that are normalised for the student."""
-        logits = self.teacher(self._as_teacher_sees(images)).logits
+        logits = self.teach(images).logits
         if logits is None:
             raise InputError("the teacher has no classifier")
         return logits
 
-    def _as_teacher_sees(self, images: Tensor) -> Tensor:
-        return images * self.teacher_scale + self.teacher_shift
+    def teach(self, images: Tensor) -> Features:
+        """The teacher's features of `images` that are normalised for the student."""
+        return self.teacher(images * self.teacher_scale + self.teacher_shift)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the student's own recipe does not decay, and positions."""

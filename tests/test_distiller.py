@@ -450,6 +450,19 @@ def test_two_distillers_share_one_teacher() -> None:
     assert all(torch.equal(again[name], alone[name]) for name in alone)
 
 
+def test_two_distillers_learn_from_one_pass_of_the_teacher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    teacher = FrozenTeacher(swin())
+    pair = distilling(teacher=teacher).eval(), distilling(vit(), teacher=teacher).eval()
+    apart = [step_of(distiller).terms for distiller in pair]
+    known = pair[0].teach(images(4))
+    monkeypatch.setattr(FrozenTeacher, "__call__", None)  # no further pass is possible
+    for distiller, expected in zip(pair, apart, strict=True):
+        terms = distiller(images(4), TARGETS, known).terms
+        assert all(torch.equal(terms[name], expected[name]) for name in expected)
+
+
 def test_a_step_does_not_depend_on_what_the_teacher_saw_before() -> None:
     distiller = distilling().eval()
     expected = step_of(distiller).loss

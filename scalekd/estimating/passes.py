@@ -48,7 +48,7 @@ class Passes:
     def teach(self) -> None:
         """The teacher's pass."""
         with self.precision():
-            self.method.teacher(self.images * self.method.teacher_scale + self.method.teacher_shift)
+            self.method.teach(self.images)
 
     def study(self) -> None:
         """The student's two."""
