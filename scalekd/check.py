@@ -231,6 +231,7 @@ def cost(pair: ScaleKD) -> Cost:
 def _leaves(seen: Features) -> Features:
     """The same, with gradients of its own."""
     logits = None if seen.logits is None else seen.logits.detach().requires_grad_()
+    assert seen.penultimate is not None, "a student's"
     penultimate, final = (t.detach().requires_grad_() for t in (seen.penultimate, seen.final))
     return Features(penultimate, final, logits)
 

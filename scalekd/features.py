@@ -24,12 +24,13 @@ class FeatureShapes:
 class Features:
     """One forward pass of a network.
 
-    penultimate: the penultimate stage's feature map (N, C3, H3, W3), S3 in the paper.
+    penultimate: the penultimate stage's feature map (N, C3, H3, W3), S3 in the paper; None of a
+        teacher's features out of a cache, where nobody reads it.
     final: the final stage's feature map (N, C4, H4, W4); S4 of a student, and for a teacher T4,
         after its final norm.
     logits: (N, classes), or None where the network has no classifier.
     """
 
-    penultimate: Tensor
+    penultimate: Tensor | None
     final: Tensor
     logits: Tensor | None = None

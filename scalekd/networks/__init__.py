@@ -3,6 +3,7 @@
 from scalekd.networks.build import build
 from scalekd.networks.hooked import HookedFeatures
 from scalekd.networks.inputs import InputConfig, input_config
+from scalekd.networks.kept import Kept
 from scalekd.networks.own import OffersFeatures
 from scalekd.networks.plan import TapSettings
 from scalekd.networks.taps import Taps
@@ -12,6 +13,7 @@ __all__ = [
     "FrozenTeacher",
     "HookedFeatures",
     "InputConfig",
+    "Kept",
     "OffersFeatures",
     "TapSettings",
     "Taps",

@@ -99,6 +99,7 @@ class OwnTaps:
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The two maps."""
         features = self(images)
+        assert features.penultimate is not None, "seen when its shapes were"
         return features.penultimate, features.final
 
     def finish(self, final: Tensor) -> Tensor:
@@ -151,6 +152,7 @@ def _shapes(name: str, seen: Any, batch: int) -> FeatureShapes:
             "(N, classes), or None"
         )
     classes = None if logits is None else logits.shape[1]
+    assert seen.penultimate is not None
     return FeatureShapes(map_shape(seen.penultimate), map_shape(seen.final), classes)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from scalekd.errors import InputError
 from scalekd.features import Features
+from scalekd.networks.kept import Beside, Kept
 from scalekd.networks.layout import map_of_tokens, tokens_of_map
 from scalekd.networks.plan import TapSettings
 from scalekd.networks.tail import Tail, find_tail
@@ -42,6 +44,7 @@ class FrozenTeacher:
             noise, relative to the largest value of that output.
         tail_modules: names of the modules that the tail runs.
         prefix_tokens: how many of its own prefix tokens they see beside others' tokens.
+        trunk_dropped: whether it can only `recall` what was kept of its passes.
 
     Raises:
         InputError: no tail can be found, its replay differs by more than `TOLERANCE`, or it cannot
@@ -56,6 +59,7 @@ class FrozenTeacher:
         prefix: Prefix = "own",
     ) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.trunk_dropped = False
         self.prefix = prefix
         self.settings = settings or TapSettings()
         self.taps = taps(model, size, self.settings, of_teacher=True)
@@ -101,6 +105,10 @@ class FrozenTeacher:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
         """Features of `images` (N, channels, H, W), normalised as `self.input` says."""
+        if self.trunk_dropped:
+            raise InputError(
+                "the teacher's trunk was dropped: its features of images come from a cache (recall)"
+            )
         images = images.to(self._follow(images))
         if tuple(images.shape[2:]) != self.input.size:
             images = F.interpolate(images, self.input.size, mode="bicubic", antialias=True)
@@ -117,6 +125,72 @@ class FrozenTeacher:
         x = self._tail(tokens.to(self._parameter().dtype), self.prefix == "own")
         return tokens_of_map(self.taps.finish(map_of_tokens(x, self.shapes.final)))
 
+    def keep(self, images: Tensor) -> Kept:
+        """Its pass over `images`, as what can be kept of it in place of the images' own.
+
+        Raises:
+            InputError: its tail is given something that cannot be kept.
+        """
+        beside = self._beside  # found by passes of its own
+        features = self(images)
+        logits = features.logits
+        if logits is None:
+            logits = features.final.new_empty(len(images), 0)
+        return Kept(features.final, logits, beside.take(self._tail.record))
+
+    def recall(self, kept: Kept) -> Features:
+        """What the pass over the images of `kept` gave; the tail is as after that pass.
+
+        There is no penultimate feature, which no loss compares.
+        """
+        final = kept.final.to(self._follow(kept.final))
+        self._beside.give(self._tail.record, kept.beside, final)
+        return Features(None, final, kept.logits if self.shapes.classes else None)
+
+    def drop_trunk(self) -> None:
+        """Free the memory of all weights but its tail's, for good: it can only `recall` then."""
+        needed = {id(t) for module in self._kept_modules() for t in _tensors(module)}
+        _ = self._beside  # takes the trunk to find
+        self.trunk_dropped = True
+        self._tail.record.given.clear()
+        for tensor in _tensors(self.model):
+            if id(tensor) not in needed:
+                tensor.data = tensor.data.new_empty(0)
+
+    def _kept_modules(self) -> list[nn.Module]:
+        """Those of the tail, and the norm that its output goes through."""
+        modules = [step.module for step in self._tail.steps]
+        if self.taps.plan is not None and self.taps.plan.norm_module is not None:
+            modules.append(self.model.get_submodule(self.taps.plan.norm_module))
+        return modules
+
+    @cached_property
+    def _beside(self) -> Beside:
+        """Verified: what was kept of one more pass makes the tail do as after the pass itself."""
+        try:
+            beside = Beside(
+                self._tail, lambda images: self(self._noise(images)), self.prefix_tokens
+            )
+            self(self._noise(4))
+            channels, height, width = self.shapes.penultimate or (0, 0, 0)
+            tokens = self._noise(4, (height * width, channels))
+            own, taken = self.tail(tokens), beside.take(self._tail.record)
+            beside.give(self._tail.record, taken, tokens)
+            if not torch.equal(self.tail(tokens), own):
+                raise InputError("its tail does otherwise on what was kept than after the pass")
+        except InputError as error:
+            raise InputError(
+                f"the teacher {type(self.model).__name__} cannot be cached: {error}; train under "
+                "the live teacher"
+            ) from error
+        return beside
+
+    def _noise(self, images: int, shape: tuple[int, ...] | None = None) -> Tensor:
+        """As many, other ones for each number; (images, *shape), by default (C, H, W)."""
+        generator = torch.Generator().manual_seed(images - 2)
+        shape = shape or (self.taps.input.channels, *self.taps.input.size)
+        return torch.randn(images, *shape, generator=generator).to(self._parameter())
+
     def _parameter(self) -> Tensor:
         return next(self.model.parameters(), torch.empty(0))
 
@@ -131,9 +205,7 @@ class FrozenTeacher:
     @torch.no_grad()
     def _verified(self) -> Tail:
         """The tail, if it gives what the teacher gives."""
-        shape = (2, self.taps.input.channels, *self.taps.input.size)
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(shape, generator=generator).to(self._parameter())
+        noise = self._noise(2)
         shapes = self.taps.shapes
         assert shapes.penultimate is not None
         channels, height, width = shapes.penultimate
@@ -158,3 +230,7 @@ class FrozenTeacher:
                 f"{reason.rstrip('.')}; {remedy}"
             ) from error
         return tail
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
