@@ -26,6 +26,7 @@ EXAMPLES = """\
   scalekd train --recipe swin_large-resnet50 --data.root DIR
   scalekd runs
   scalekd estimate --recipe swin_large-resnet50 --devices 8 --gpu h100
+  scalekd cache --teacher swin_large_patch4_window7_224 --data.root DIR --out CACHE --views 2
   scalekd evaluate runs/digits/student --data.root digits
   scalekd export runs/digits/checkpoints/scalekd-seed4.ckpt --out student
   scalekd models "*dinov3*"
@@ -37,6 +38,7 @@ COMMANDS = {
     "train": "train the student alone, by the same recipe",
     "runs": "run folders: where they stand, how they compare",
     "check": "how a teacher and a student fit, before any training",
+    "cache": "the teacher's features on disk, for trainings without its passes",
     "estimate": "time, memory and days of a recipe, before anyone pays",
     "models": "models that are known to fit",
     "evaluate": "measure a model on validation images",
@@ -107,6 +109,7 @@ def _run(arguments: list[str]) -> None:
     run: Callable[[Any], None] = {
         "runs": _runs,
         "check": _check,
+        "cache": _cache,
         "estimate": _estimate,
         "models": _models,
         "evaluate": _evaluate,
@@ -149,6 +152,23 @@ def _fit(command: str, chosen: Any, arguments: list[str]) -> None:
     except Interrupted as stopped:
         if ranks.rank() == 0:
             print(f"scalekd: {stopped}", file=sys.stderr)
+        sys.exit(stopped.code)
+
+
+def _cache(chosen: Any) -> None:
+    from scalekd.training.fill import fill
+    from scalekd.training.recipe import Recipe
+    from scalekd.training.signals import Interrupted
+
+    chosen.pop("config")
+    chosen.pop("recipe")
+    how = {name: chosen.pop(name) for name in ("out", "views", "keep", "resume")}
+    if chosen.teacher is None:
+        raise InputError("no --teacher is named: name the one whose features are to be kept")
+    try:
+        fill(Recipe(**vars(chosen)), **how)
+    except Interrupted as stopped:
+        print(f"scalekd: {stopped}", file=sys.stderr)
         sys.exit(stopped.code)
 
 
@@ -260,6 +280,17 @@ def _parser(arguments: Sequence[str]) -> Parser:
 
         of.add_function_arguments(check)
         of.add_argument("--json", action="store_true", help="the same as data")
+    elif command == "cache":
+        from scalekd.training.fill import fill
+
+        of.description = (
+            "Keep what a teacher says of images, so that trainings read it (--cache). Takes what "
+            "distill takes, of which the teacher, the data, the first of the seeds, batch_size and "
+            "precision matter, and a student's size and normalisation where it is named."
+        )
+        _add_recipe(of)
+        of.set_defaults({"student": ""})
+        of.add_function_arguments(fill, skip={"recipe"})
     elif command == "estimate":
         from scalekd.estimating.estimate import estimate
 
@@ -292,7 +323,7 @@ def _add_recipe(of: Parser) -> None:
 
 def _with_recipe(arguments: list[str]) -> list[str]:
     """`--recipe NAME` is the packaged YAML file of that name; the digits where nothing is named."""
-    with_recipes = ["distill"], ["train"], ["estimate"]
+    with_recipes = ["distill"], ["train"], ["cache"], ["estimate"]
     if arguments[:1] not in with_recipes or "--help" in arguments or "-h" in arguments:
         return arguments
     from scalekd.training.recipe import DEFAULT, recipe_file

@@ -16,6 +16,7 @@ from scalekd.features import Features
 from scalekd.method import ChannelNorm, LossWeights, ScaleKDLoss
 from scalekd.networks import FrozenTeacher, TapSettings, build
 from scalekd.networks.build import config
+from scalekd.networks.inputs import renormalising
 from scalekd.networks.paper import PAIR_HEADS, TEACHER_HEADS
 from scalekd.networks.taps import taps
 from scalekd.networks.teacher import Prefix
@@ -246,12 +247,10 @@ class ScaleKD(nn.Module):
                 f"mean is {tuple(mean)} and std {tuple(std)} for images of {mine.channels} "
                 "channels: give one number a channel, those of std above 0"
             )
-        of_images = [torch.tensor(c).view(1, -1, 1, 1) for c in (mean, std)]
-        of_teacher = [torch.tensor(c).view(1, -1, 1, 1) for c in (theirs.mean, theirs.std)]
+        scale, shift = renormalising(replace(mine, mean=tuple(mean), std=tuple(std)), theirs)
         self.teacher_scale: Tensor
         self.teacher_shift: Tensor
-        self.register_buffer("teacher_scale", of_images[1] / of_teacher[1], persistent=False)
-        shift = (of_images[0] - of_teacher[0]) / of_teacher[1]
+        self.register_buffer("teacher_scale", scale, persistent=False)
         self.register_buffer("teacher_shift", shift, persistent=False)
 
 

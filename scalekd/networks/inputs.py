@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import timm.data
+import torch
 from timm.layers import PatchEmbed
-from torch import nn
+from torch import Tensor, nn
 
 from scalekd.errors import InputError
 
@@ -40,6 +41,16 @@ def input_config(model: nn.Module, size: tuple[int, int] | None = None) -> Input
         mean = (sum(mean) / len(mean),) * channels
         std = (sum(std) / len(std),) * channels
     return InputConfig(channels, size, mean, std)
+
+
+def renormalising(given: InputConfig, wanted: InputConfig) -> tuple[Tensor, Tensor]:
+    """Scale and shift, (1, channels, 1, 1), that make images normalised as `given` as `wanted`."""
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values).view(1, -1, 1, 1)
+
+    std = column(wanted.std)
+    return column(given.std) / std, (column(given.mean) - column(wanted.mean)) / std
 
 
 def check_size(size: object) -> None:

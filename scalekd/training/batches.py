@@ -55,11 +55,7 @@ def loaders(
             f"batch_size is {batch_size}, for {ranks.world()} devices in {parts} parts each: it "
             f"must be a multiple of {shares}"
         )
-    workers = data.workers
-    if workers is None:
-        workers = max(1, source.workers // ranks.here()) if source.workers else 0
-    Finalize(None, _end_workers, exitpriority=100)
-    context = _start_method() if workers else None
+    processes = loading(source, data)
     batches = DataLoader(
         train,
         batch_sampler=RunBatches(
@@ -74,10 +70,8 @@ def loaders(
             ranks.world(),
             source.order,
         ),
-        num_workers=workers,
-        worker_init_fn=_serve_one_process,
-        multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
+        **processes,
     )
     if source.validation is None:
         return batches, None
@@ -86,11 +80,22 @@ def loaders(
         measured,
         250,
         sampler=range(ranks.rank(), len(measured), ranks.world()),  # type: ignore[arg-type]
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=_serve_one_process,
-        multiprocessing_context=context,
+        persistent_workers=processes["num_workers"] > 0,
+        **processes,
     )
+
+
+def loading(source: Source, data: Data) -> dict[str, Any]:
+    """The processes of a DataLoader, as its arguments."""
+    workers = data.workers
+    if workers is None:
+        workers = max(1, source.workers // ranks.here()) if source.workers else 0
+    Finalize(None, _end_workers, exitpriority=100)
+    return {
+        "num_workers": workers,
+        "worker_init_fn": _serve_one_process,
+        "multiprocessing_context": _start_method() if workers else None,
+    }
 
 
 def _start_method() -> str | None:

@@ -92,4 +92,4 @@ def digits_source(data: Data) -> Source:
         return digits.test_set()
 
     config = InputConfig(1, size, (digits.MEAN,), (digits.STD,))
-    return Source(digits.CLASSES, 0, config, train, validation)
+    return Source(digits.CLASSES, 0, config, train, validation, view=originals)

@@ -12,8 +12,9 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from scalekd.distiller import Step
+from scalekd.distiller import ScaleKD, Step
 from scalekd.errors import InputError
+from scalekd.networks import Kept
 from scalekd.networks.blocks import blocks
 from scalekd.training import ranks
 from scalekd.training.batches import RunBatches
@@ -33,6 +34,25 @@ class Method(Protocol):
 
     def __call__(self, images: Tensor, targets: Tensor | None = None) -> Step:
         """One step's loss."""
+
+
+def learn(method: Method, batch: Sequence[Any], mix: nn.Module | None = None) -> Step:
+    """One step's loss.
+
+    Args:
+        method: what trains.
+        batch: (images,) or (images, targets), and what a cache keeps of them as a last part.
+        mix: what is done to images and targets before.
+    """
+    kept = batch[-1] if isinstance(batch[-1], Kept) else None
+    images, *targets = batch if kept is None else batch[:-1]
+    if mix is not None:
+        images, *targets = mix(images, *targets)
+    if kept is None:
+        return method(images, *targets)
+    assert isinstance(method, ScaleKD)
+    step: Step = method(images, *targets, known=method.teacher.recall(kept))
+    return step
 
 
 class TrainingModule(L.LightningModule):
@@ -137,13 +157,13 @@ class TrainingModule(L.LightningModule):
                 ranks.take_buffers_of_first(self.method)
         seed_all(self.order.seed, self.step, self.order.rank * self.order.parts + part)
 
-    def training_step(self, batch: Sequence[Tensor], index: int) -> dict[str, Any]:
-        """One batch, (images, targets) or (images,); `terms` are means over all ranks.
+    def training_step(self, batch: Sequence[Any], index: int) -> dict[str, Any]:
+        """One batch, see `learn`; `terms` are means over all ranks.
 
         A loss that is no number, in whichever rank, never reaches the weights: all ranks leave the
         step out, or, where too many were, InputError.
         """
-        step = self.method(*(batch if self.mix is None else self.mix(*batch)))
+        step = learn(self.method, batch, self.mix)
         terms = ranks.mean({name: value.detach() for name, value in step.terms.items()})
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):  # waits for the GPU, once a step

@@ -12,6 +12,7 @@ from scalekd.errors import InputError
 from scalekd.networks import input_config
 from scalekd.training import report
 from scalekd.training.batches import loaders
+from scalekd.training.cached import open_cache, through
 from scalekd.training.data import layout, open_source
 from scalekd.training.evaluate import best_device, top1
 from scalekd.training.recipe import Recipe
@@ -30,6 +31,9 @@ def check(recipe: Recipe) -> report.Pair:
     if "logits" in recipe.compare and isinstance(method, ScaleKD):
         _refuse_logits_where_there_are_none(method)
     config = input_config(method.student, recipe.data.size)
+    cache = open_cache(recipe, source, getattr(method, "teacher", None), config)
+    if cache is not None:
+        source = through(cache, source, with_teacher=True)
     batches, validation = loaders(
         source,
         recipe.data,
@@ -54,6 +58,8 @@ def check(recipe: Recipe) -> report.Pair:
         )
     if unlearnt := untouched(method):
         notes.append(f"no gradient reaches {len(unlearnt)} parameters, such as {unlearnt[0]}")
+    if cache is not None:
+        notes.append(str(cache))
     pair = report.Pair(
         teacher_top1=None,
         teacher_parameters=0,

@@ -153,6 +153,7 @@ class Recipe:
         shard: whose weights are kept in pieces, one on each of several devices: those of the
             teacher, and of the student with all that trains beside it.
         precision: of the arithmetic; the final alternative view is float32 in all of them.
+        cache: a folder that `scalekd cache` made, read in place of the teacher's passes.
         seeds: one run for each.
         compare: the same student trained without a teacher (alone), by logits only (logits).
         validate_every: epochs between two measurements on the validation images.
@@ -190,6 +191,7 @@ class Recipe:
     sync_batchnorm: bool = False
     shard: list[Literal["student", "teacher"]] = field(default_factory=list)
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    cache: str | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
     compare: list[Baseline] = field(default_factory=list)
     validate_every: int = 1
@@ -211,6 +213,8 @@ class Recipe:
                 "channels_last is true and shard has student, whose pieces are of contiguous "
                 "weights: leave one of the two out"
             )
+        if self.cache is not None:
+            self._check_cache()
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema is {self.ema}: it must be between 0 and 1, for example 0.9999")
         if self.optim.batch is not None:
@@ -252,6 +256,21 @@ class Recipe:
             raise InputError(f"track is {self.track}: name each once")
         if len(set(self.compare)) < len(self.compare):
             raise InputError(f"compare is {self.compare}: name each once")
+
+    def _check_cache(self) -> None:
+        if self.teacher is None:
+            raise InputError(f"cache is {self.cache!r} and there is no teacher: leave it out")
+        for name in ("mixup", "cutmix"):
+            if value := getattr(self.data, name):
+                raise InputError(
+                    f"data.{name} is {value}, and a cache keeps what the teacher says of single "
+                    "images: set it to 0, or leave the cache out"
+                )
+        if "teacher" in self.shard:
+            raise InputError(
+                "shard has teacher, of which a cache leaves no more than the tail in memory: leave "
+                "one of the two out"
+            )
 
     @property
     def learning_rate(self) -> float:

@@ -24,6 +24,7 @@ from scalekd.networks import FrozenTeacher, build, input_config
 from scalekd.networks.weights import Loaded
 from scalekd.training import ranks
 from scalekd.training.batches import RunBatches, loaders
+from scalekd.training.cached import open_cache, through
 from scalekd.training.checkpoint import StudentSpec, newest
 from scalekd.training.data import open_source
 from scalekd.training.engine import quietly, trainer
@@ -183,7 +184,13 @@ def train(
     source = open_source(recipe.data)
     method, loaded = build_method(recipe, run, source)
     config = input_config(method.student, recipe.data.size)
-    spec = student_spec(recipe, source, getattr(method, "teacher", None))
+    teacher: FrozenTeacher | None = getattr(method, "teacher", None)
+    spec = student_spec(recipe, source, teacher)
+    cache = open_cache(recipe, source, teacher, config)
+    if cache is not None:
+        source = through(cache, source, teacher is not None)
+        if teacher is not None:
+            teacher.drop_trunk()
     checkpoint = run.checkpoint(out)
     state = newest(checkpoint)
     batches, validation = loaders(
@@ -204,6 +211,8 @@ def train(
         "set of images": source.identity,
         "teacher": hashed,
     }
+    if cache is not None:
+        marks["cache"] = cache.contents.identity
     ranks.same(**marks)
     if state:
         _compare(state, marks, checkpoint)
@@ -282,11 +291,11 @@ def _every_parameter(method: ScaleKD | Alone, batches: DataLoader[Any]) -> bool:
 def _compare(state: State, marks: dict[str, Any], checkpoint: Path) -> None:
     """InputError where a run would go on as something else; a warning where it nearly does."""
     then = state["marks"]
-    if changed := [name for name in marks if then[name] != marks[name]]:
+    if changed := [name for name in marks if then.get(name) != marks[name]]:
         name = changed[0]
         raise InputError(
-            f"{checkpoint} was made with another {name} ({then[name]}; now {marks[name]}): what "
-            "comes of both is neither; bring that back, or give another --out to begin anew"
+            f"{checkpoint} was made with another {name} ({then.get(name)}; now {marks[name]}): "
+            "what comes of both is neither; bring that back, or give another --out to begin anew"
         )
     if state["ranks"] != ranks.world() and ranks.rank() == 0:
         warnings.warn(

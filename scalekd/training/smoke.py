@@ -16,8 +16,8 @@ STEPS_PER_EPOCH, EPOCHS, BATCH = 2, 2, 4
 def smoke(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with its teacher, student, losses, optimizer and augmentation, and little else.
 
-    The images are noise, written to `folder`; the teacher is random. Of the digits, which
-    are packaged with their teacher, there are only fewer.
+    The images are noise, written to `folder`; the teacher is random, and no cache is of it. Of the
+    digits, which are packaged with their teacher, there are only fewer.
 
     Args:
         recipe: any.
@@ -28,7 +28,9 @@ def smoke(recipe: Recipe, folder: Path) -> Recipe:
         warmup_epochs=min(recipe.optim.warmup_epochs, EPOCHS / 2),
         drops=[EPOCHS / 2] if recipe.optim.drops else [],
     )
-    short = replace(recipe, optim=optim, epochs=EPOCHS, seeds=recipe.seeds[:1], validate_every=1)
+    short = replace(
+        recipe, optim=optim, epochs=EPOCHS, seeds=recipe.seeds[:1], validate_every=1, cache=None
+    )
     if recipe.data.root == "digits":
         images = STEPS_PER_EPOCH * recipe.batch_size
         return replace(short, data=replace(recipe.data, epoch_images=images))

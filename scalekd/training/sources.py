@@ -48,6 +48,7 @@ class Source:
     order: of an epoch; None for any.
     broken: how many images could not be read since the start.
     identity: of the images to train on: other images, classes or another order have another one.
+    view: how many images make a view of them for a cache; None for as many as `train` has.
     """
 
     classes: int | None
@@ -59,6 +60,7 @@ class Source:
     order: Order | None = None
     broken: Callable[[], int] = lambda: 0
     identity: str = ""
+    view: int | None = None
 
 
 def source_of(

@@ -1,13 +1,14 @@
 """One step on two images, before the expensive part: what does not fit together says so now."""
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd.check import GROUPED
 from scalekd.training.evaluate import best_device
-from scalekd.training.module import Method
+from scalekd.training.module import Method, learn
 
 IMAGES = 2
 """They show it as well as a batch, which may be large."""
@@ -29,7 +30,7 @@ def trial(method: Method, batches: DataLoader[object]) -> float:
     batch = default_collate([batches.dataset[name] for name in names])
     method.train()
     with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter, torch.enable_grad():
-        step = method(*(part.to(best_device()) for part in batch))
+        step = learn(method, move_data_to_device(batch, best_device()))
         torch.autograd.backward(step.loss)
     method.eval()
     return float(counter.get_total_flops()) / len(names) / 1e9
