@@ -5,8 +5,9 @@
 
 Takes every option of a recipe. A step is forward and backward, without the optimizer, on noise and
 with random weights. By turns, in an order drawn anew each time, in one process: our step; one
-of the released structure; the teacher's pass; the student's two; a large matrix product. Ratios
-are of the two steps of one turn. Before that, both structures must give the same loss.
+of the released structure; our step with what a cache keeps in place of the teacher's pass; that
+pass; the student's two; a large matrix product. Ratios are of the two steps of one turn. Before
+that, all structures must give the same loss.
 """
 
 import json
@@ -25,7 +26,8 @@ from released import ReleasedStructure, unfused
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalekd import ScaleKD
+from scalekd import ScaleKD, Step
+from scalekd.cache.encoding import decode, encode
 from scalekd.check import GROUPED
 from scalekd.estimating.outline import Pictures
 from scalekd.estimating.passes import Passes, seconds
@@ -68,6 +70,25 @@ class Pair(Passes):
             self.targets,
             *(t for m in models for t in (*m.parameters(), *m.buffers())),
         ]
+
+
+class Cached(Pair):
+    """The same pair, whose teacher's pass was kept as a cache keeps it."""
+
+    def __init__(self, ours: Pair) -> None:
+        super().__init__(ours.recipe, len(ours.images), ours.images.device)
+        method = self.method
+        method.load_state_dict(ours.method.state_dict())
+        seen = self.images * method.teacher_scale + method.teacher_shift
+        with self.precision():
+            self.kept = decode(encode(method.teacher.keep(seen), "float16"))
+        method.teacher.drop_trunk()
+
+    def loss(self) -> Tensor:
+        """With the teacher's features as they were kept."""
+        known = self.method.teacher.recall(self.kept)
+        step: Step = self.method(self.images, self.targets, known)
+        return step.loss
 
 
 class Reference(Pair):
@@ -170,28 +191,34 @@ def by_turns(
 def measure(recipe: Recipe, batch: int, repetitions: int, device: torch.device) -> dict[str, Any]:
     """The report as data."""
     ours = Pair(recipe, batch, device)
-    reference = Reference(ours)
+    reference, cached = Reference(ours), Cached(ours)
     work = gflop(ours)
-    peaks = peak(ours), peak(reference)
+    peaks = peak(ours), peak(reference), peak(cached)
     difference = same(ours.learn(), reference.learn(), recipe.precision)
+    difference_of_cached = same(cached.learn(), ours.learn(), "16-mixed")
     if recipe.compile:
         compile_blocks(ours.method)
+        compile_blocks(cached.method)
     product, product_gflop = multiply(ours)
     parts: dict[str, Callable[[], object]] = {
         "step": ours.learn,
         "reference": reference.learn,
+        "cached": cached.learn,
         "teacher": ours.teach,
         "student": ours.study,
         "matmul": product,
     }
     taken = by_turns(parts, repetitions, device)
     ratios = [s / r for s, r in zip(taken["step"], taken["reference"], strict=True)]
+    savings = [c / s for c, s in zip(taken["cached"], taken["step"], strict=True)]
     rates = [product_gflop / passed for passed in taken["matmul"]]
     shares = [work * batch / s / r for s, r in zip(taken["step"], rates, strict=True)]
     return {
         "step_seconds": Measured.of(taken["step"]),
         "reference_seconds": Measured.of(taken["reference"]),
         "ratio_to_reference": Measured.of(ratios),
+        "cached_seconds": Measured.of(taken["cached"]),
+        "ratio_of_cached": Measured.of(savings),
         "teacher_seconds": Measured.of(taken["teacher"]),
         "student_seconds": Measured.of(taken["student"]),
         "images_per_second": Measured.of([batch / s for s in taken["step"]]),
@@ -200,8 +227,10 @@ def measure(recipe: Recipe, batch: int, repetitions: int, device: torch.device) 
         "matmul_share": Measured.of(shares),
         "peak_bytes": peaks[0],
         "reference_peak_bytes": peaks[1],
+        "cached_peak_bytes": peaks[2],
         "memory_ratio": peaks[0] / peaks[1],
         "difference_of_losses": difference,
+        "difference_of_cached_losses": difference_of_cached,
     }
 
 

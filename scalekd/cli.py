@@ -290,7 +290,8 @@ def _parser(arguments: Sequence[str]) -> Parser:
         )
         _add_recipe(of)
         of.set_defaults({"student": ""})
-        of.add_function_arguments(fill, skip={"recipe"})
+        of.add_function_arguments(fill, skip={"recipe", "resume"})
+        of.add_argument("--resume", action="store_true", help="go on with what is in --out")
     elif command == "estimate":
         from scalekd.estimating.estimate import estimate
 
