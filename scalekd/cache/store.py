@@ -174,9 +174,8 @@ class Cache:
         each = range(len(glimpses))
         sums = [_checksum({name: t[i : i + 1] for name, t in rows.items()}) for i in each]
         partial = self.file(shard).with_suffix(".part")
-        marks = {"cache": self.contents.identity, "shard": str(shard)}
         try:
-            partial.write_bytes(save({**rows, CHECKSUM: torch.tensor(sums)}, marks))
+            partial.write_bytes(save({**rows, CHECKSUM: torch.tensor(sums)}, self._mark(shard)))
             partial.replace(self.file(shard))
         finally:
             partial.unlink(missing_ok=True)
@@ -204,11 +203,14 @@ class Cache:
             raise InputError(_damaged(file, f"row {nth} has another checksum"))
         return rows
 
+    def _mark(self, shard: int) -> dict[str, str]:
+        """One entry: safetensors writes several in any order, and equal shards are equal bytes."""
+        return {"shard": f"{shard} of {self.contents.identity}"}
+
     def _opened(self, shard: int) -> Any:
         if shard not in self.open:
             content = safe_open(self.file(shard), "pt")
-            marks: dict[str, str] = content.metadata() or {}  # type: ignore[no-untyped-call]
-            if marks != {"cache": self.contents.identity, "shard": str(shard)}:
+            if content.metadata() != self._mark(shard):  # type: ignore[no-untyped-call]
                 raise InputError(
                     f"{str(self.file(shard))!r} belongs to another cache: remove it, and `scalekd "
                     "cache` with the same settings and --resume makes it anew"

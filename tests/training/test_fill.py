@@ -138,7 +138,7 @@ def test_another_cache_is_not_gone_on_with(
 def test_damaged_shards_alone_are_made_anew(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filling, "SHARD_BYTES", 4 * 10_000)
+    monkeypatch.setattr(filling, "SHARD_BYTES", 10_000)
     out = fill(recipe_of(images), tmp_path / "cache", views=2)
     before = shards(out)
     assert len(before) > 3
