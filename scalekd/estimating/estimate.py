@@ -89,6 +89,11 @@ def estimate(
     Raises:
         InputError: an unknown GPU; devices that cannot share the batch; a pair that cannot work.
     """
+    if recipe.cache is not None:
+        raise InputError(
+            f"cache is {recipe.cache!r}, and what is estimated is the live teacher: leave it out; "
+            "what a cache saves is told among the rest"
+        )
     at_once = _at_once(recipe, devices)
     if memory is not None and not memory > 0:
         raise InputError(f"memory is {memory}: it must be more than 0, in GB")

@@ -76,5 +76,5 @@ def gains(
         "a cache of the teacher",
         pace.parts["teacher"],
         None,
-        "at most, were its features read in no time; scalekd has no such cache",
+        "at most, were its features read in no time: `scalekd cache` makes one",
     )

@@ -103,6 +103,8 @@ def test_images_are_counted_where_they_are(tmp_path: Path) -> None:
 def test_what_cannot_be_estimated_is_refused() -> None:
     with refused("h1000", "h100", "a100"):
         estimate(RECIPE, gpu="h1000")
+    with refused("cache is 'x', and what is estimated is the live teacher"):
+        estimate(replace(RECIPE, cache="x"), gpu="h100")
     with refused("devices is 0"):
         estimate(RECIPE, devices=0)
     with refused("128", "3 devices", "multiple of 3", "126"):
