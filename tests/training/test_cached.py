@@ -1,14 +1,18 @@
 """Trainings that read their teacher from a cache."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from pictures import flat_folder, image_folder, shard_folder
 from PIL import Image
+from real_runs import assert_alike, begin, finish, killed_again_and_again, settings
 from refusals import refused
 from tiny import tiny
 
@@ -264,6 +268,23 @@ def test_settings_that_a_cache_leaves_no_room_for_are_refused(images: Path) -> N
         replace(tiny(images), cache="x", teacher=None)
     with refused("shard has teacher, of which a cache leaves no more than the tail"):
         replace(tiny(images), cache="x", shard=["teacher"])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images", each=10, side=48)
+    plain = settings(tmp_path)
+    plain["data"] |= {"mixup": 0.0, "cutmix": 0.0}
+    plain["task"] = "cross_entropy"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(plain))
+    make = "from scalekd.cli import main; main()"
+    words = ["cache", "--config", str(recipe), "--out", str(tmp_path / "cache"), "--views", "5"]
+    subprocess.run([sys.executable, "-c", make, *words], check=True, timeout=300)
+    recipe.write_text(yaml.safe_dump({**plain, "cache": str(tmp_path / "cache")}))
+    finish(begin(tmp_path, "undisturbed"))
+    killed_again_and_again(tmp_path, "killed", 3, seed=0)
+    assert_alike(tmp_path / "undisturbed", tmp_path / "killed")
 
 
 def test_a_run_goes_on_with_its_own_cache_alone(images: Path, cache: Path, tmp_path: Path) -> None:
