@@ -23,10 +23,8 @@ EXAMPLES = """\
   scalekd distill                                    digits: 2 CPU cores, no download
   scalekd check --teacher swin_small_patch4_window7_224 --student resnet50
   scalekd distill --teacher swin_small_patch4_window7_224 --student resnet50 --data.root DIR
-  scalekd train --recipe swin_large-resnet50 --data.root DIR
   scalekd runs
   scalekd estimate --recipe swin_large-resnet50 --devices 8 --gpu h100
-  scalekd cache --teacher swin_large_patch4_window7_224 --data.root DIR --out CACHE --views 2
   scalekd evaluate runs/digits/student --data.root digits
   scalekd export runs/digits/checkpoints/scalekd-seed4.ckpt --out student
   scalekd models "*dinov3*"

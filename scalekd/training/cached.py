@@ -36,11 +36,11 @@ def made_of(
     taps = None if teacher.taps.plan is None else dataclasses.asdict(teacher.taps.plan)
     return {
         "teacher": recipe.teacher,
-        "teacher's weights": fingerprint(teacher.model),
         "teacher's arguments": recipe.as_dict()["teacher_args"],
         "teacher's size": list(teacher.input.size),
         "teacher's features": taps,
         "teacher_prefix": teacher.prefix,
+        "teacher's weights": fingerprint(teacher.model),
         "set of images": source.identity or data.root,
         "size of the images": list(size),
         "data.train_images": data.train_images,

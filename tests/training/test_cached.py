@@ -170,7 +170,7 @@ def test_digits_are_rendered_again_as_they_were(tmp_path: Path) -> None:
     [
         (
             {"teacher_args": {"img_size": 64, "num_classes": 3, "depth": 5}},
-            "another teacher's weights",
+            "another teacher's arguments",
         ),
         ({"seeds": [2]}, "another teacher's weights"),
         ({"teacher_prefix": "none"}, "another teacher_prefix"),

@@ -68,7 +68,14 @@ def test_it_is_a_command_that_needs_no_student(images: Path, tmp_path: Path) -> 
     assert {file.name for file in out.iterdir()} == {".lock", "cache.json", "000000.safetensors"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_one_that_is_ended_goes_on_to_the_same_bytes(
     images: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
