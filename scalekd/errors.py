@@ -12,3 +12,7 @@ class InputError(ValueError):
             # What a loading process raised comes as its type and a traceback, which ends in it.
             message = message.strip().splitlines()[-1].partition("Error: ")[2]
         super().__init__(message)
+
+
+class DivergedError(InputError):
+    """A loss is no number any more, and no step of this run may be left out for it."""

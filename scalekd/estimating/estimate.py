@@ -94,6 +94,11 @@ def estimate(
             f"cache is {recipe.cache!r}, and what is estimated is the live teacher: leave it out; "
             "what a cache saves is told among the rest"
         )
+    if recipe.more_students:
+        raise InputError(
+            f"more_students has {len(recipe.more_students)}, and one student at a time is "
+            "estimated: leave it out, and name each as the student"
+        )
     at_once = _at_once(recipe, devices)
     if memory is not None and not memory > 0:
         raise InputError(f"memory is {memory}: it must be more than 0, in GB")

@@ -1,6 +1,7 @@
 """The teacher: frozen by construction, and able to run its last stage on others' tokens."""
 
 import copy
+import hashlib
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -86,6 +87,16 @@ class FrozenTeacher:
     def ordered(self) -> bool:
         """Whether its tail takes tokens in an order of its own, which depends on the size."""
         return any(step.layout.order is not None for step in self._tail.steps)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of its weights and buffers, by name and value, as they are when first asked for."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            values = tensor.detach().cpu().contiguous()
+            digest.update(values.view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def outlined(self, model: nn.Module, size: tuple[int, int] | None = None) -> "FrozenTeacher":
         """This teacher with another `model` of its architecture, perhaps of another size.

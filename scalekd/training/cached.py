@@ -1,14 +1,12 @@
 """A run's images with what a cache keeps of its teacher, in the views that the teacher saw."""
 
 import dataclasses
-import hashlib
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.data import Dataset
 
 from scalekd.cache.store import SAME, Cache, glimpse
@@ -40,7 +38,7 @@ def made_of(
         "teacher's size": list(teacher.input.size),
         "teacher's features": taps,
         "teacher_prefix": teacher.prefix,
-        "teacher's weights": fingerprint(teacher.model),
+        "teacher's weights": teacher.fingerprint,
         "set of images": source.identity or data.root,
         "size of the images": list(size),
         "data.train_images": data.train_images,
@@ -54,15 +52,6 @@ def made_of(
 def versions() -> dict[str, str]:
     """Of what makes views out of files."""
     return {name: version(name) for name in VIEWS_MADE_BY}
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Of a model's weights and buffers, by name and value."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def open_cache(

@@ -7,11 +7,13 @@ from pathlib import Path
 from scalekd.errors import InputError
 from scalekd.training import jobs, lock, ranks, report
 from scalekd.training.folder import RunFolder, free_folder
+from scalekd.training.loop import Progress
 from scalekd.training.preflight import check
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Result, Run, arms
 from scalekd.training.signals import Interrupted
 from scalekd.training.summary import summarise
+from scalekd.training.together import distill_together
 from scalekd.training.trackers import check_trackers
 
 
@@ -32,7 +34,8 @@ def distill(
 
     Returns:
         The run folder: settings.yaml, metrics.jsonl, curves.png, summary.json, checkpoints/, and
-        student/, which `timm.create_model("local-dir:...", pretrained=True)` loads.
+        student/, which `timm.create_model("local-dir:...", pretrained=True)` loads. With
+        `more_students` it has such a folder for each of them in it.
 
     Raises:
         InputError: see its message; nothing was overwritten.
@@ -40,6 +43,15 @@ def distill(
         AnotherFailed: this is one of several ranks, and another failed.
     """
     with ranks.joined():
+        if recipe.more_students:
+            out = out or ranks.agreed(lambda: free_folder(recipe, newest=resume))
+            if (parallel or 1) > 1:
+                raise InputError(
+                    f"parallel is {parallel}, and several students take turns in one process: "
+                    "leave one of the two out"
+                )
+            distill_together(recipe, out, resume)
+            return out
         return _distill(recipe, out, parallel, resume)
 
 
@@ -58,7 +70,8 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
     runs = [Run(arm, seed) for seed in recipe.seeds for arm in arms(recipe.teacher, recipe.compare)]
     left = [run for run in runs if run not in {result.run for result in results}]
     out = folder.path
-    with ExitStack() as held, report.Display(recipe, pair, out) as display:
+    with ExitStack() as held, report.Display() as display:
+        display.introduce(recipe, pair, out)
         ranks.agreed(lambda: held.enter_context(folder.taken(recipe, left)))
         held.enter_context(lock.beside(out))
 
@@ -66,11 +79,14 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
             results.append(result)
             if ranks.rank() == 0:
                 folder.keep(results)
-            display.finished(result)
+            display.finished(str(result.run), result)
+
+        def progress(run: Run, news: Progress) -> None:
+            display.progress(str(run), news)
 
         side_by_side = parallel or jobs.default_jobs(len(left))
         try:
-            jobs.run_all(recipe, left, out, side_by_side, display.progress, finished)
+            jobs.run_all(recipe, left, out, side_by_side, progress, finished)
         except Interrupted as stopped:
             raise Interrupted(
                 f"stopped; the state of each run that had begun is in {out}/checkpoints/: the same "

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import lightning as L
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -74,7 +73,6 @@ def fill(
     replace(recipe, cache=str(out))  # refuses what cannot be trained with one
     console = Console(highlight=False, soft_wrap=True)
     source = open_source(recipe.data)
-    L.seed_everything(recipe.seeds[0], verbose=False)  # of a teacher that is random, as asked
     teacher, loaded = build_teacher(recipe)
     config = _config(recipe, source, teacher)
     console.print(str(loaded))

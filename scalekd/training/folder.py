@@ -185,6 +185,8 @@ def free_folder(recipe: Recipe, newest: bool = False) -> Path:
     name = f"{recipe.teacher or 'alone'}-{recipe.student}"
     if recipe.data.root == "digits":
         name = "digits" if recipe.teacher else "digits-alone"
+    if recipe.more_students:
+        name += f"-and-{len(recipe.more_students)}-more"
     base = Path("runs") / name.replace("/", "_").replace(":", "_")
     numbered = itertools.chain(
         [base], (base.with_name(f"{base.name}-{n}") for n in itertools.count(2))

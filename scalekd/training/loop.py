@@ -92,6 +92,7 @@ class Watch(L.Callback):
         every: how often.
         marks: plain data that a resumed run must have alike, stored with the checkpoint.
         state: of the run so far, to go on from.
+        clock: of the run's own seconds.
     """
 
     def __init__(
@@ -104,7 +105,9 @@ class Watch(L.Callback):
         every: Every,
         marks: dict[str, Any],
         state: State | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self.clock = clock
         self.report, self.stop, self.checkpoint, self.student = report, stop, checkpoint, student
         self.measure, self.every, self.marks = measure, every, marks
         self.on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -135,14 +138,14 @@ class Watch(L.Callback):
             signal.signal(signal.SIGTERM, self.on_sigterm)
         if module.step and self._due(module, self.every.measure) and self.measured < module.step:
             self._measure(trainer, module)  # stopped between a step and its measurement
-        self.began = self.idle_since = time.perf_counter()
+        self.began = self.idle_since = self.clock()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """What passed since the last batch was waiting for this one."""
         assert self.idle_since is not None
-        self.waited += time.perf_counter() - self.idle_since
+        self.waited += self.clock() - self.idle_since
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -175,7 +178,7 @@ class Watch(L.Callback):
             self.parts.append(outputs["terms"])
         if (batch_idx + 1) % module.order.parts == 0:
             self._after_step(trainer, module)
-        self.idle_since = time.perf_counter()
+        self.idle_since = self.clock()
 
     def _after_step(self, trainer: L.Trainer, module: TrainingModule) -> None:
         self.images += module.order.batch_size
@@ -246,9 +249,9 @@ class Watch(L.Callback):
     def _paused(self) -> Iterator[None]:
         """Measuring and saving are not training."""
         assert self.began is not None, "it trains"
-        self.training_seconds += time.perf_counter() - self.began
+        self.training_seconds += self.clock() - self.began
         yield
-        self.began = time.perf_counter()
+        self.began = self.clock()
 
     def _save(self, trainer: L.Trainer, module: TrainingModule) -> None:
         self.saved = time.perf_counter()
@@ -289,7 +292,7 @@ class Watch(L.Callback):
     def _tell(self, trainer: L.Trainer, module: TrainingModule, kept: bool) -> None:
         assert self.began is not None, "it trains"
         self.reported = time.perf_counter()
-        seconds = self.training_seconds + self.reported - self.began
+        seconds = self.training_seconds + self.clock() - self.began
         self.last = Progress(
             step=module.step,
             steps=module.steps,

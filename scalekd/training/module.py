@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from scalekd.distiller import ScaleKD, Step
-from scalekd.errors import InputError
+from scalekd.errors import DivergedError
+from scalekd.features import Features
 from scalekd.networks import Kept
 from scalekd.networks.blocks import blocks
 from scalekd.training import ranks
@@ -36,22 +37,37 @@ class Method(Protocol):
         """One step's loss."""
 
 
+class Lesson:
+    """What the teacher says of one batch to several students: the first who asks has it say so."""
+
+    def __init__(self) -> None:
+        self._said: Features | None = None
+
+    def of(self, method: ScaleKD, images: Tensor) -> Features:
+        """The teacher's features of the batch's `images`, as `method` sees them."""
+        if self._said is None:
+            self._said = method.teach(images)
+        return self._said
+
+
 def learn(method: Method, batch: Sequence[Any], mix: nn.Module | None = None) -> Step:
     """One step's loss.
 
     Args:
         method: what trains.
-        batch: (images,) or (images, targets), and what a cache keeps of them as a last part.
+        batch: (images,) or (images, targets); as a last part what a cache keeps of them, or the
+            `Lesson` that several students share.
         mix: what is done to images and targets before.
     """
-    kept = batch[-1] if isinstance(batch[-1], Kept) else None
-    images, *targets = batch if kept is None else batch[:-1]
+    beside = batch[-1] if isinstance(batch[-1], Kept | Lesson) else None
+    images, *targets = batch if beside is None else batch[:-1]
     if mix is not None:
         images, *targets = mix(images, *targets)
-    if kept is None:
+    if beside is None or not isinstance(method, ScaleKD):
         return method(images, *targets)
-    assert isinstance(method, ScaleKD)
-    step: Step = method(images, *targets, known=method.teacher.recall(kept))
+    teacher = method.teacher
+    known = beside.of(method, images) if isinstance(beside, Lesson) else teacher.recall(beside)
+    step: Step = method(images, *targets, known=known)
     return step
 
 
@@ -161,7 +177,7 @@ class TrainingModule(L.LightningModule):
         """One batch, see `learn`; `terms` are means over all ranks.
 
         A loss that is no number, in whichever rank, never reaches the weights: all ranks leave the
-        step out, or, where too many were, InputError.
+        step out, or, where too many were, DivergedError.
         """
         step = learn(self.method, batch, self.mix)
         terms = ranks.mean({name: value.detach() for name, value in step.terms.items()})
@@ -194,7 +210,7 @@ class TrainingModule(L.LightningModule):
                 )
             return
         kept = f"; the newest state is in {self.checkpoint}" if self.checkpoint.exists() else ""
-        raise InputError(
+        raise DivergedError(
             f"{said}, of images number {images}: lower optim.lr or the weight of the term that "
             f"left, or let max_skipped be more than {self.max_skipped}{kept}"
         )

@@ -9,7 +9,8 @@ from torch import nn
 from scalekd.describe import fit
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
-from scalekd.networks import input_config
+from scalekd.networks import FrozenTeacher, input_config
+from scalekd.networks.weights import Loaded
 from scalekd.training import report
 from scalekd.training.batches import loaders
 from scalekd.training.cached import open_cache, through
@@ -20,14 +21,22 @@ from scalekd.training.run import build_method, first
 from scalekd.training.trial import trial, untouched
 
 
-def check(recipe: Recipe) -> report.Pair:
-    """Build everything once, before the expensive part, and measure the teacher."""
+def check(
+    recipe: Recipe, built: tuple[FrozenTeacher, Loaded] | None = None, measured: float | None = None
+) -> report.Pair:
+    """Build everything once, before the expensive part, and measure the teacher.
+
+    Args:
+        recipe: to train by.
+        built: its teacher, where that is there already.
+        measured: and the teacher's accuracy, where that is known.
+    """
     if layout(recipe.data) == "flat":
         _refuse_what_needs_labels(recipe)
     source = open_source(recipe.data)
     if source.classes is None:
         _refuse_what_needs_labels(recipe)
-    method, _ = build_method(recipe, first(recipe), source)
+    method, _ = build_method(recipe, first(recipe), source, built)
     if "logits" in recipe.compare and isinstance(method, ScaleKD):
         _refuse_logits_where_there_are_none(method)
     config = input_config(method.student, recipe.data.size)
@@ -66,6 +75,7 @@ def check(recipe: Recipe) -> report.Pair:
         student_parameters=_parameters(method.student),
         projector_parameters=0,
         notes=notes,
+        images=config,
         labels=source.classes is not None,
         gflop=gflop,
         workers=batches.num_workers,
@@ -77,7 +87,9 @@ def check(recipe: Recipe) -> report.Pair:
     teacher_top1 = None
     if validation is not None and method.teacher.shapes.classes == source.classes:
         assert source.classes is not None
-        teacher_top1 = top1(method.classify_by_teacher, validation, source.classes)
+        teacher_top1 = measured
+        if teacher_top1 is None:
+            teacher_top1 = top1(method.classify_by_teacher, validation, source.classes)
         images = len(validation.dataset)  # type: ignore[arg-type]
         notes += remarks_on_the_teacher(teacher_top1, source.classes, images)
     return replace(

@@ -3,7 +3,7 @@
 import difflib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,6 +119,31 @@ class Optim:
 
 
 @dataclass(frozen=True)
+class Student:
+    """One more student under the recipe's teacher; what is not said here is as the recipe says.
+
+    Args:
+        name: a timm name; trained from random initialisation.
+        args: more arguments for timm's create_model.
+        folder: of its run, within --out; default its name.
+        taps: which of its features.
+        heads: attention heads of its two projectors; default the paper's, or one for 64 channels.
+        optim: its optimizer.
+        weights: of its loss's terms.
+        ema: decay of an average of its weights over the steps.
+    """
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+    folder: str | None = None
+    taps: TapSettings = field(default_factory=TapSettings)
+    heads: tuple[int, int] | None = None
+    optim: Optim | None = None
+    weights: LossWeights | None = None
+    ema: float | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One distillation, and what it is compared with.
 
@@ -129,6 +154,8 @@ class Recipe:
         teacher_weights: pretrained, a file of weights, or random.
         teacher_args: more arguments for timm's create_model.
         student_args: more arguments for timm's create_model.
+        more_students: others that learn from the same passes of the teacher, by turns, each in a
+            run folder of its own: names, or with arguments (docs/many-students.md).
         epochs: passes over the data (or over data.epoch_images).
         batch_size: images a step.
         accumulate: parts that a step's batch is computed in, one after another, to fit in memory.
@@ -170,6 +197,7 @@ class Recipe:
     teacher_weights: str = "pretrained"
     teacher_args: dict[str, Any] = field(default_factory=dict)
     student_args: dict[str, Any] = field(default_factory=dict)
+    more_students: list[str | Student] = field(default_factory=list)
     epochs: int = 100
     batch_size: int = 128
     accumulate: int = 1
@@ -215,6 +243,8 @@ class Recipe:
             )
         if self.cache is not None:
             self._check_cache()
+        if self.more_students:
+            self._check_students()
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema is {self.ema}: it must be between 0 and 1, for example 0.9999")
         if self.optim.batch is not None:
@@ -257,6 +287,37 @@ class Recipe:
         if len(set(self.compare)) < len(self.compare):
             raise InputError(f"compare is {self.compare}: name each once")
 
+    def _check_students(self) -> None:
+        folders = list(map(folder_name, [self.student, *self.more_students]))
+        if twice := next((f for f in folders if folders.count(f) > 1), None):
+            raise InputError(
+                f"student and more_students would have the run folder {twice!r} twice: give one of "
+                "them another name by its folder"
+            )
+        self.apart()  # what does not fit in one of them is said now
+        if "teacher" in self.shard:
+            raise InputError(
+                "shard has teacher, whose one pass more_students share: leave one of the two out"
+            )
+
+    def apart(self) -> dict[str, "Recipe"]:
+        """Each student's own recipe, as if it learnt alone, by its run folder's name."""
+        recipes = {folder_name(self.student): replace(self, more_students=[])}
+        for other in self.more_students:
+            student = Student(other) if isinstance(other, str) else other
+            recipes[folder_name(student)] = replace(
+                self,
+                student=student.name,
+                student_args=student.args,
+                more_students=[],
+                student_taps=student.taps,
+                heads=student.heads,
+                optim=student.optim or self.optim,
+                weights=student.weights or self.weights,
+                ema=student.ema or self.ema,
+            )
+        return recipes
+
     def _check_cache(self) -> None:
         if self.teacher is None:
             raise InputError(f"cache is {self.cache!r} and there is no teacher: leave it out")
@@ -291,6 +352,12 @@ def flat(plain: dict[str, Any], path: str = "", separator: str = ".") -> dict[st
         full = f"{path}{name}"
         dotted |= flat(value, f"{full}{separator}", separator) if nested else {full: value}
     return dotted
+
+
+def folder_name(student: str | Student) -> str:
+    """Of the run of one of several students."""
+    name = student if isinstance(student, str) else student.folder or student.name
+    return name.replace("/", "_").replace(":", "_")
 
 
 def recipe_file(name: str) -> Path:

@@ -13,11 +13,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
+from scalekd.networks import InputConfig
 from scalekd.training import ranks
 from scalekd.training.loop import AVERAGED
 from scalekd.training.loop import Progress as News
 from scalekd.training.recipe import Recipe
-from scalekd.training.run import Arm, Result, Run, first
+from scalekd.training.run import Arm, Result, first
 
 LABELS: dict[Arm, str] = {"alone": "student alone", "logits": "logit KD", "scalekd": "ScaleKD"}
 SHORT = {
@@ -38,6 +39,7 @@ QUIET = 60.0
 class Pair:
     """What is known before training: who teaches whom, and how good the teacher is here.
 
+    images: channels, size and normalisation of the student's.
     labels: whether the images have any; without them nothing is measured.
     fit: what is projected to what, in one line.
     gflop: of a training step, for an image.
@@ -54,6 +56,7 @@ class Pair:
     fit: str = ""
     gflop: float = 0.0
     workers: int = 0
+    images: InputConfig | None = None
 
 
 def of_arm(results: list[Result], arm: str) -> list[Result]:
@@ -81,9 +84,27 @@ class Display:
     """Live bars on a terminal. In a log file a line for each measurement, without labels, where
     nothing is measured, for each tenth of a run, and for whatever trains `QUIET` seconds unsaid."""
 
-    def __init__(self, recipe: Recipe, pair: Pair, out: Path) -> None:
+    def __init__(self) -> None:
         # Of several ranks the first speaks for all.
         self.console = Console(highlight=False, soft_wrap=True, quiet=ranks.rank() > 0)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
+            MofNCompleteColumn(),
+            # Three lines that alone give way on a narrow terminal.
+            TextColumn("{task.fields[state]}", table_column=Column(ratio=1, no_wrap=True)),
+            console=self.console,
+            expand=True,
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.labels = True
+        self.tenths: dict[str, int] = {}
+        self.remarked: set[str] = set()
+        self.said: dict[str, float] = {}
+
+    def introduce(self, recipe: Recipe, pair: Pair, out: Path) -> None:
+        """Say who teaches whom, what a step costs, and what was decided by nobody."""
+        self.labels = pair.labels
         self.console.print(_who(recipe, pair))
         if pair.fit:
             self.console.print("projected:", escape(pair.fit))
@@ -99,20 +120,6 @@ class Display:
             label = "[bold red]WARNING:[/]" if loud else "[yellow]note:[/]"
             self.console.print(label, escape(note))
         self.console.print(f"writing to {out}/")
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=10),
-            MofNCompleteColumn(),
-            # Three lines that alone give way on a narrow terminal.
-            TextColumn("{task.fields[state]}", table_column=Column(ratio=1, no_wrap=True)),
-            console=self.console,
-            expand=True,
-        )
-        self.tasks: dict[Run, TaskID] = {}
-        self.labels = pair.labels
-        self.tenths: dict[Run, int] = {}
-        self.remarked: set[Run] = set()
-        self.said: dict[Run, float] = {}
 
     def __enter__(self) -> "Display":
         self.bars.start()
@@ -126,10 +133,10 @@ class Display:
     ) -> None:
         self.bars.stop()
 
-    def progress(self, run: Run, news: News) -> None:
+    def progress(self, run: str, news: News) -> None:
         """Move a run's bar."""
         if run not in self.tasks:
-            self.tasks[run] = self.bars.add_task(str(run), total=news.steps, state="")
+            self.tasks[run] = self.bars.add_task(run, total=news.steps, state="")
         terms = " + ".join(f"{SHORT.get(n, n)} {value:.2f}" for n, value in news.terms.items())
         left = (news.steps - news.step) * news.seconds / max(news.step, 1)
         pace = (
@@ -153,7 +160,7 @@ class Display:
                 f"{run}: step {news.step}/{news.steps}, {measured}{pace}, {state}, {loss}"
             )
 
-    def _is_due(self, run: Run, news: News) -> bool:
+    def _is_due(self, run: str, news: News) -> bool:
         """Whether a log file wants a line now."""
         now, tenth = time.monotonic(), 10 * news.step // news.steps
         due = (
@@ -165,7 +172,7 @@ class Display:
             self.said[run], self.tenths[run] = now, tenth
         return due
 
-    def _remark_on_waiting(self, run: Run, news: News) -> None:
+    def _remark_on_waiting(self, run: str, news: News) -> None:
         if news.waiting > LONG_WAIT and news.seconds > 30 and run not in self.remarked:
             self.remarked.add(run)
             self.console.print(
@@ -173,16 +180,16 @@ class Display:
                 "more processes load faster (--data.workers), and smaller files do"
             )
 
-    def finished(self, result: Result) -> None:
+    def finished(self, run: str, result: Result) -> None:
         """Say a run's result, once and for good."""
-        if result.run in self.tasks:  # of another rank than the first nothing was told
-            self.bars.update(self.tasks[result.run], visible=False)
+        if run in self.tasks:  # of another rank than the first nothing was told
+            self.bars.update(self.tasks[run], visible=False)
         if result.top1 is None:
             came_to = f"loss [bold]{result.loss:.4f}[/]"
         else:
             came_to = f"top-1 [bold]{result.top1:.2%}[/]"
         self.console.print(
-            f"[bold]{result.run}[/]: {came_to} after {result.steps} steps, "
+            f"[bold]{run}[/]: {came_to} after {result.steps} steps, "
             f"{result.seconds:.0f} s of training"
         )
 

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -39,6 +40,7 @@ from scalekd.training.sources import Source
 from scalekd.training.trackers import Trackers
 from scalekd.training.trial import trial, untouched
 from scalekd.training.tuning import arrange, compile_blocks
+from scalekd.training.turns import Turns
 
 Arm = Literal["scalekd", "alone", "logits"]
 
@@ -113,6 +115,7 @@ def student_spec(recipe: Recipe, source: Source, teacher: FrozenTeacher | None) 
 def build_teacher(recipe: Recipe) -> tuple[FrozenTeacher, Loaded]:
     """The recipe's teacher, verified, and what was loaded into it."""
     assert recipe.teacher is not None
+    L.seed_everything(recipe.seeds[0], verbose=False)  # of one that is random, as asked
     size = recipe.teacher_size
     model, loaded = build(recipe.teacher, recipe.teacher_weights, size, **recipe.teacher_args)
     return FrozenTeacher(model, size, recipe.teacher_taps, recipe.teacher_prefix), loaded
@@ -128,13 +131,14 @@ def task_loss(recipe: Recipe) -> nn.Module:
     return loss
 
 
-def build_method(recipe: Recipe, run: Run, source: Source) -> tuple[ScaleKD | Alone, Loaded | None]:
-    """What a run trains, and what was loaded into its teacher.
+def build_method(
+    recipe: Recipe, run: Run, source: Source, built: tuple[FrozenTeacher, Loaded] | None = None
+) -> tuple[ScaleKD | Alone, Loaded | None]:
+    """What a run trains, and what was loaded into its teacher, which may be `built` already.
 
     The student starts the same in every arm of a seed.
     """
-    L.seed_everything(recipe.seeds[0], verbose=False)  # of a teacher that is random, as asked
-    teacher, loaded = (None, None) if run.arm == "alone" else build_teacher(recipe)
+    teacher, loaded = (None, None) if run.arm == "alone" else built or build_teacher(recipe)
     L.seed_everything(run.seed, verbose=False)
     student = student_spec(recipe, source, teacher).build()
     if teacher is None:
@@ -171,10 +175,12 @@ def train(
     out: Path,
     report: Callable[[Progress], None],
     stop: StopSignal,
+    turns: Turns | None = None,
 ) -> Result:
     """Train one student; leaves its checkpoint and, of the recipe's first run, `out/student`.
 
-    A checkpoint that is there is gone on from. Of several ranks each calls this.
+    A checkpoint that is there is gone on from. Of several ranks each calls this. With `turns` it
+    shares its teacher and its batches with other runs.
 
     Raises:
         Interrupted: `stop` was set; the state is in the checkpoint.
@@ -182,7 +188,7 @@ def train(
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its advertisements
     source = open_source(recipe.data)
-    method, loaded = build_method(recipe, run, source)
+    method, loaded = build_method(recipe, run, source, turns.teacher if turns else None)
     config = input_config(method.student, recipe.data.size)
     teacher: FrozenTeacher | None = getattr(method, "teacher", None)
     spec = student_spec(recipe, source, teacher)
@@ -259,10 +265,12 @@ def train(
             trackers.tell(line)
         report(replace(news, broken=source.broken()))
 
-    watch = Watch(tell, stop, checkpoint, spec, measure, every, marks, state)
+    clock = turns.clock if turns else time.perf_counter
+    watch = Watch(tell, stop, checkpoint, spec, measure, every, marks, state, clock)
     if module.start < module.steps:
+        handed = turns.take(batches, config) if turns else batches
         with quietly(), trackers if ranks.rank() == 0 else nullcontext():
-            trainer(recipe, watch, complete).fit(module, batches)
+            trainer(recipe, watch, complete).fit(module, handed)
     if run == first(recipe):
         weights = whole(module.student.state_dict())
         if ranks.rank() == 0:

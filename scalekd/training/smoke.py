@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from scalekd.training.recipe import Recipe
+from scalekd.training.recipe import Optim, Recipe, Student
 
 SIDE = 64
 CLASSES = 4
@@ -23,13 +23,17 @@ def smoke(recipe: Recipe, folder: Path) -> Recipe:
         recipe: any.
         folder: an empty one; it must be there as long as the run.
     """
-    optim = replace(
-        recipe.optim,
-        warmup_epochs=min(recipe.optim.warmup_epochs, EPOCHS / 2),
-        drops=[EPOCHS / 2] if recipe.optim.drops else [],
-    )
     short = replace(
-        recipe, optim=optim, epochs=EPOCHS, seeds=recipe.seeds[:1], validate_every=1, cache=None
+        recipe,
+        optim=_shorter(recipe.optim),
+        more_students=[
+            replace(s, optim=_shorter(s.optim)) if isinstance(s, Student) and s.optim else s
+            for s in recipe.more_students
+        ],
+        epochs=EPOCHS,
+        seeds=recipe.seeds[:1],
+        validate_every=1,
+        cache=None,
     )
     if recipe.data.root == "digits":
         images = STEPS_PER_EPOCH * recipe.batch_size
@@ -47,6 +51,14 @@ def smoke(recipe: Recipe, folder: Path) -> Recipe:
         teacher_size=(SIDE, SIDE),
         batch_size=BATCH,
         accumulate=min(recipe.accumulate, BATCH // 2),
+    )
+
+
+def _shorter(optim: Optim) -> Optim:
+    return replace(
+        optim,
+        warmup_epochs=min(optim.warmup_epochs, EPOCHS / 2),
+        drops=[EPOCHS / 2] if optim.drops else [],
     )
 
 

@@ -21,6 +21,8 @@ def arrange(method: ScaleKD | Alone, recipe: Recipe) -> None:
     Raises:
         InputError: synchronised BatchNorm on CPUs, where torch has none.
     """
+    if torch.cuda.is_available():
+        _choose_kernels(recipe)
     if recipe.channels_last:
         method.to(memory_format=torch.channels_last)
     if recipe.sync_batchnorm and ranks.world() > 1:
@@ -30,6 +32,15 @@ def arrange(method: ScaleKD | Alone, recipe: Recipe) -> None:
                 "norms each device's share of a batch by itself"
             )
         convert_sync_batchnorm(method.student)
+
+
+def _choose_kernels(recipe: Recipe) -> None:
+    # A mask rules FlashAttention out, and for windows of 49 tokens cuDNN's kernel, torch's next
+    # choice, was two fifths of a Swin-L's pass on an H100.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if recipe.precision != "32-true":
+        # What autocast leaves in float32 is the final alternative view's projector.
+        torch.set_float32_matmul_precision("high")
 
 
 def compile_blocks(method: ScaleKD | Alone) -> None:
@@ -44,4 +55,6 @@ def compile_blocks(method: ScaleKD | Alone) -> None:
         parts += [*method.method.penultimate.values(), *method.method.final.values()]
         parts += blocks(method.teacher.model)
     for part in parts:
+        if hasattr(part.forward, "_torchdynamo_orig_callable"):
+            continue  # a teacher that several students share
         part.forward = torch.compile(part.forward, dynamic=False)

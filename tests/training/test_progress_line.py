@@ -32,9 +32,10 @@ NEWS = Progress(
 
 
 def said(capsys: pytest.CaptureFixture[str], *news: Progress, recipe: Recipe = RECIPE) -> str:
-    with Display(recipe, PAIR, Path("runs/r")) as display:
+    with Display() as display:
+        display.introduce(recipe, PAIR, Path("runs/r"))
         for one in news:
-            display.progress(RUN, one)
+            display.progress(str(RUN), one)
     return capsys.readouterr().out
 
 
