@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from scalekd.training.launch import orphaned
 from scalekd.training.loop import Progress
 from scalekd.training.recipe import Recipe
 from scalekd.training.run import Result, Run, train
-from scalekd.training.signals import STOPPING, Interrupted, stopping
+from scalekd.training.signals import Interrupted, deferred, ignored, stopping
 
 Report = Callable[[Run, Progress], None]
 
@@ -62,7 +61,8 @@ def run_all(
         ProcessPoolExecutor(jobs, context, _start_worker, (stop_all, progress, threads)) as pool,
         stopping(stop_all.set),
     ):
-        pending = {pool.submit(_train_in_worker, recipe, run, out) for run in runs}
+        with deferred():
+            pending = {pool.submit(_train_in_worker, recipe, run, out) for run in runs}
         failure: BaseException | None = None
         while pending:
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -103,8 +103,7 @@ _worker: tuple[StopOr, Any]
 def _start_worker(stop: Event, progress: Any, threads: int) -> None:
     global _worker
     _worker = StopOr(stop, _orphaned), progress
-    for number in STOPPING:  # the parent's to handle: it sets `stop`
-        signal.signal(number, signal.SIG_IGN)
+    ignored()  # the parent sets `stop`
     torch.set_num_threads(threads)
     # The parent says them, in its way and above its bars.
     warnings.showwarning = lambda said, *_: progress.put(UserWarning(str(said)))

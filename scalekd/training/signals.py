@@ -88,3 +88,25 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """`STOPPING` waits meanwhile, and in processes begun within until they call `ignored`: else one
+    of a group dies of a signal that came before it could say what to do with it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignored() -> None:
+    """Leave `STOPPING` to the parent, which began this process in `deferred`."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)  # what waited is gone with this
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

@@ -131,6 +131,26 @@ def test_runs_side_by_side_are_each_resumed(undisturbed: Path) -> None:
     assert one == other
 
 
+def test_a_signal_that_comes_before_the_runs_side_by_side_have_begun_stops_them(
+    undisturbed: Path,
+) -> None:
+    several = {**settings(undisturbed), "compare": ["alone"]}
+    (undisturbed / "two.yaml").write_text(yaml.safe_dump(several))
+    process = begin(undisturbed, "two", "--parallel", "2", recipe="two.yaml")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until = time.monotonic() + SECONDS_TO_START
+    spawned = 0
+    while spawned < 2 and process.poll() is None and time.monotonic() < until:
+        commands = [Path(f"/proc/{child}/cmdline") for child in children.read_text().split()]
+        spawned = sum(c.exists() and b"spawn_main" in c.read_bytes() for c in commands)
+        time.sleep(0.001)
+    assert spawned == 2
+    os.killpg(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    finish(begin(undisturbed, "two", "--parallel", "2", "--resume", recipe="two.yaml"))
+
+
 def test_a_run_is_not_resumed_on_other_images(undisturbed: Path) -> None:
     out = undisturbed / "fewer"
     process = begin(undisturbed, "fewer")
