@@ -33,6 +33,8 @@ from scalekd.estimating.outline import Pictures
 from scalekd.estimating.passes import Passes, seconds
 from scalekd.estimating.rehearsal import Alive
 from scalekd.method import LossWeights
+from scalekd.networks import FrozenTeacher
+from scalekd.networks.weights import Loaded
 from scalekd.training.evaluate import best_device
 from scalekd.training.machine import processor
 from scalekd.training.recipe import Recipe, recipe_file
@@ -52,12 +54,19 @@ class Pair(Passes):
         recipe: whose teacher has random weights here, the same each time.
         batch: images.
         device: to compute on.
+        built: the teacher, where another pair has it already.
     """
 
-    def __init__(self, recipe: Recipe, batch: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        batch: int,
+        device: torch.device,
+        built: tuple[FrozenTeacher, Loaded] | None = None,
+    ) -> None:
         recipe = replace(recipe, teacher_weights="random")
         source = Pictures(1, CLASSES).source()
-        method, _ = build_method(recipe, Run("scalekd", recipe.seeds[0]), source)
+        method, _ = build_method(recipe, Run("scalekd", recipe.seeds[0]), source, built)
         assert isinstance(method, ScaleKD)
         arrange(method, recipe)
         super().__init__(method.to(device).train(), recipe, device, batch)

@@ -10,7 +10,9 @@ import pytest
 import torch
 from method.test_goldens import FILES, GOLDENS, TERMS, Tail
 from released import ReleasedStructure
-from scaling import compare
+from scaling import compare, compare_students
+from timm import create_model
+from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd.features import Features
 from scalekd.method import ScaleKDLoss
@@ -71,3 +73,19 @@ def test_a_step_is_measured_as_its_batch_grows() -> None:
     assert few.gflop_per_image == pytest.approx(more.gflop_per_image, rel=0.01)
     assert few.peak_bytes < more.peak_bytes
     assert few.images_per_second == pytest.approx(2 / few.step_seconds.median)
+
+
+def test_students_together_are_measured_beside_each_alone() -> None:
+    recipe = replace(RECIPE, student="test_resnet")
+    names = ("test_resnet", "test_efficientnet")
+    one, other, both = compare_students(recipe, names, 2, torch.device("cpu"))
+    assert (one.value, other.value) == names
+    saved = one.gflop_per_image + other.gflop_per_image - both.gflop_per_image
+    teacher = create_model("test_vit", img_size=48).eval()
+    with FlopCounterMode(display=False) as counter:
+        teacher(torch.zeros(1, 3, 48, 48))
+    assert saved == pytest.approx(counter.get_total_flops() / 1e9, rel=1e-3)
+    assert max(one.peak_bytes, other.peak_bytes) < both.peak_bytes
+    assert both.peak_bytes < one.peak_bytes + other.peak_bytes
+    assert both.ratio is not None
+    assert one.ratio is None
