@@ -47,7 +47,9 @@ def main() -> None:
     for file in sorted((HERE / "results").glob("*.json")):
         for result in json.loads(file.read_text()):
             threads = f", {result['threads']} threads" if result["threads"] else ""
-            machines[f"{result['machine']}{threads}, {result['batch']} images"].append(result)
+            kernels = f", {result['kernels']}" if "kernels" in result else ""
+            title = f"{result['machine']}{threads}, {result['batch']} images{kernels}"
+            machines[title].append(result)
     figure, axes = plt.subplots(
         len(machines),
         1,

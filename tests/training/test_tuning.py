@@ -70,6 +70,16 @@ def test_and_keeps_fewer_activations() -> None:
     assert kept(pair(checkpoint_tail=True)) < kept(pair())
 
 
+def test_a_teacher_that_two_students_share_is_compiled_once() -> None:
+    one = pair()
+    other = ScaleKD(one.teacher, timm.create_model("test_resnet", num_classes=3), size=(64, 64))
+    compile_blocks(one)
+    compiled = [block.forward for block in one.teacher.model.blocks]
+    compile_blocks(other)
+    assert [block.forward for block in one.teacher.model.blocks] == compiled
+    assert hasattr(other.student.layer1[0].forward, "_torchdynamo_orig_callable")
+
+
 def test_channels_last_is_a_layout_and_no_other_arithmetic() -> None:
     other = pair()
     arrange(other, replace(RECIPE, channels_last=True))
