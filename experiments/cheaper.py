@@ -200,10 +200,10 @@ def digits() -> Recipe:
     return replace(Recipe(**plain), compare=[])
 
 
-def trained(name: str, seed: int) -> tuple[str, int, float]:
+def trained(name: str, seed: int, epochs: int) -> tuple[str, int, float]:
     """The accuracy of the digits default in one form."""
     torch.set_num_threads(1)
-    recipe = digits()
+    recipe = replace(digits(), epochs=epochs)
     run = training.Run("scalekd", seed)
     with tempfile.TemporaryDirectory() as folder, built_as(FORMS[name]):
         result = training.train(
@@ -222,11 +222,17 @@ def accuracy(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="cheaper.py accuracy")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=digits().seeds)
+    parser.add_argument("--epochs", type=int, default=digits().epochs)
     chosen = parser.parse_args(arguments)
-    seeds = digits().seeds
+    seeds = chosen.seeds
     found: dict[str, dict[int, float]] = {name: {} for name in chosen.forms}
     with ProcessPoolExecutor(chosen.jobs, get_context("spawn")) as pool:
-        pending = [pool.submit(trained, name, seed) for seed in seeds for name in chosen.forms]
+        pending = [
+            pool.submit(trained, name, seed, chosen.epochs)
+            for seed in seeds
+            for name in chosen.forms
+        ]
         for future in pending:
             name, seed, top1 = future.result()
             found[name][seed] = top1

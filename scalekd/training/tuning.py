@@ -1,7 +1,7 @@
 """How the networks are run, which changes no result but by rounding."""
 
 import torch
-from timm.layers import convert_sync_batchnorm
+from timm.layers import DropPath, convert_sync_batchnorm
 
 from scalekd.baselines import Alone
 from scalekd.distiller import ScaleKD
@@ -54,6 +54,11 @@ def compile_blocks(method: ScaleKD | Alone) -> None:
     if isinstance(method, ScaleKD):
         parts += [*method.method.penultimate.values(), *method.method.final.values()]
         parts += blocks(method.teacher.model)
+        # A teacher drops no path, but each block's rate is a constant to the compiler: with other
+        # rates no two blocks are alike, and a call looks for its own among all.
+        for module in method.teacher.model.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
     for part in parts:
         if hasattr(part.forward, "_torchdynamo_orig_callable"):
             continue  # a teacher that several students share

@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,34 @@ def test_a_teacher_that_two_students_share_is_compiled_once() -> None:
     compile_blocks(other)
     assert [block.forward for block in one.teacher.model.blocks] == compiled
     assert hasattr(other.student.layer1[0].forward, "_torchdynamo_orig_callable")
+
+
+def test_alike_blocks_of_a_teacher_are_compiled_once_whatever_their_drop_path_rates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    teacher = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=64,
+        window_size=4,
+        embed_dim=12,
+        depths=(2, 8),
+        num_heads=(1, 2),
+        drop_path_rate=0.1,
+        num_classes=3,
+    )
+    method = ScaleKD(teacher, timm.create_model("test_resnet", num_classes=3), size=(64, 64))
+    compiled: list[torch.fx.GraphModule] = []
+
+    def counting(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    expected = method.teach(IMAGES).final
+    compile_blocks(method)
+    assert torch.equal(method.teach(IMAGES).final, expected)
+    assert len(compiled) == 4  # with shifted windows and without, in each stage
 
 
 def test_channels_last_is_a_layout_and_no_other_arithmetic() -> None:
