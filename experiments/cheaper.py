@@ -3,7 +3,8 @@
     python experiments/cheaper.py accuracy          # digits default, ScaleKD, its three seeds
     python experiments/cheaper.py cost --pair swin_small-resnet50 --batch_size 8 --threads 2
 
-None of them is in the package: a form is put into a method that was built as always.
+A form is put into a method that was built as always. The first, separable stems, is also an
+option of the package (separable_stem), which draws its first weights otherwise.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from scalekd import ScaleKD
 from scalekd.features import Features
 from scalekd.method import CrossAttentionProjector, LossWeights, ScaleKDLoss
 from scalekd.method.perception import Tail
+from scalekd.method.projector import separable
 from scalekd.training import run as training
 from scalekd.training.recipe import Data, Optim, Recipe, recipe_file
 
@@ -56,12 +58,10 @@ def projectors(method: ScaleKD) -> Iterator[dict[str, CrossAttentionProjector]]:
 
 
 def separable_stem(method: ScaleKD) -> None:
-    """Each projector's 3x3 convolution as one in each channel, then one over channels."""
+    """What the package offers as separable_stem."""
     for stage in projectors(method):
         for projector in stage.values():
-            channels = projector.position.shape[1]
-            alone = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-            projector.stem[0] = nn.Sequential(alone, nn.Conv2d(channels, channels, 1))
+            projector.stem[0] = separable(projector.position.shape[1])
 
 
 class Remembered(nn.Module):

@@ -60,6 +60,8 @@ class ScaleKD(nn.Module):
             case, and `notes` says so.
         temperature: T of the logits.
         heads: of CAP3 and CAP4; default the paper's for its teachers, else one for 64 channels.
+        separable_stem: cheaper stems of the projectors than the paper's, at some accuracy
+            (docs/speed.md): not the exact method.
         task: loss of the student's logits (N, classes) and the targets; default the
             cross-entropy.
         one_token: "refuse" or "drop" alternative views of one-token grids; see `ScaleKDLoss`.
@@ -95,6 +97,7 @@ class ScaleKD(nn.Module):
         weights: LossWeights | None = None,
         temperature: float = 1.0,
         heads: tuple[int, int] | None = None,
+        separable_stem: bool = False,
         task: nn.Module | None = None,
         one_token: Literal["refuse", "drop"] = "refuse",
         checkpoint_tail: bool = False,
@@ -135,6 +138,7 @@ class ScaleKD(nn.Module):
             weights,
             temperature,
             _stem_norm(student),
+            separable_stem=separable_stem,
             one_token=one_token,
         )
         self.task = task or nn.CrossEntropyLoss()

@@ -39,6 +39,8 @@ class ScaleKDLoss(nn.Module):
         weights: of the terms.
         temperature: T of the logits.
         norm: of the projectors' stems, from a number of channels (ConvNeXt students: ChannelNorm).
+        scale: s of the projectors' attention.
+        separable_stem: cheaper stems than the paper's; see `projector.separable`.
         one_token: what to do with an alternative view of a one-token grid, which is always zero
             and has an exploding gradient: "refuse" it, or "drop" that term with a warning.
 
@@ -56,6 +58,7 @@ class ScaleKDLoss(nn.Module):
         temperature: float = 1.0,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         scale: float = SOFTMAX_SCALE,
+        separable_stem: bool = False,
         one_token: Literal["refuse", "drop"] = "refuse",
     ) -> None:
         super().__init__()
@@ -65,7 +68,9 @@ class ScaleKDLoss(nn.Module):
         def projector(source: MapShape, target: MapShape, heads: int, own_query: bool) -> nn.Module:
             grid = target[1:] if own_query else None
             channels = source[0], target[0]
-            return CrossAttentionProjector(*channels, source[1:], grid, heads, norm, scale)
+            return CrossAttentionProjector(
+                *channels, source[1:], grid, heads, norm, scale, separable_stem
+            )
 
         self.penultimate = nn.ModuleDict()
         self.final = nn.ModuleDict()

@@ -20,6 +20,15 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
+def separable(channels: int) -> nn.Module:
+    """In place of the stem's 3x3 convolution, one in each channel and then a 1x1 over channels.
+
+    A ninth of the work, and not the method that the paper measured.
+    """
+    each = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+    return nn.Sequential(each, nn.Conv2d(channels, channels, 1))
+
+
 class CrossAttentionProjector(nn.Module):
     """Student map X (N, Cs, Hk, Wk) to tokens (N, Hq*Wq, Ct) of the teacher's kind.
 
@@ -40,6 +49,7 @@ class CrossAttentionProjector(nn.Module):
         heads: attention heads; d = Ct / heads.
         norm: the stem's norm, from a number of channels.
         scale: s.
+        separable_stem: see `separable`; not the paper's, and cheaper.
 
     Raises:
         InputError: `heads` does not divide `out_channels`.
@@ -54,6 +64,7 @@ class CrossAttentionProjector(nn.Module):
         heads: int,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         scale: float = SOFTMAX_SCALE,
+        separable_stem: bool = False,
     ) -> None:
         super().__init__()
         if heads < 1 or out_channels % heads:
@@ -64,9 +75,12 @@ class CrossAttentionProjector(nn.Module):
             )
         self.heads = heads
         self.scale = scale / (out_channels / heads) ** 0.5
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, in_channels, 3, padding=1), norm(in_channels), nn.ReLU()
+        convolution = (
+            separable(in_channels)
+            if separable_stem
+            else nn.Conv2d(in_channels, in_channels, 3, padding=1)
         )
+        self.stem = nn.Sequential(convolution, norm(in_channels), nn.ReLU())
         self.position = nn.Parameter(torch.empty(1, in_channels, *key_grid))
         nn.init.trunc_normal_(self.position, std=0.02)
         self.own_query: nn.Parameter | None = None

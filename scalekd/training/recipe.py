@@ -163,6 +163,8 @@ class Recipe:
         weights: of the loss's terms, --weights.logits and so on; 0 switches one off.
         temperature: of the logits.
         heads: attention heads of the two projectors; default the paper's, or one for 64 channels.
+        separable_stem: of the projectors, for a cheaper step at some accuracy (docs/speed.md); not
+            the exact method.
         task: loss of the student's logits and the labels: cross-entropy, or binary cross-entropy
             over the classes, their mean (bce) or their sum (bce_sum, as in the released code).
         label_smoothing: of it.
@@ -205,6 +207,7 @@ class Recipe:
     weights: LossWeights | None = None
     temperature: float = 1.0
     heads: tuple[int, int] | None = None
+    separable_stem: bool = False
     task: Literal["cross_entropy", "bce", "bce_sum"] = "cross_entropy"
     label_smoothing: float = 0.0
     ema: float | None = None

@@ -162,6 +162,7 @@ def pair_of(
         weights=weights,
         temperature=recipe.temperature,
         heads=recipe.heads,
+        separable_stem=recipe.separable_stem,
         task=task_loss(recipe),
         student_taps=recipe.student_taps,
         one_token=recipe.one_token,

@@ -442,3 +442,12 @@ def test_constant_maps_give_finite_terms_and_gradients(
     assert all(term.isfinite() for term in terms.values())
     leaves = (student.final, student.logits, *loss.parameters())
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
+
+
+def test_separable_stems_are_in_every_projector_and_in_none_unless_asked() -> None:
+    for asked, groups in ((False, {1}), (True, {1, 8, 16})):
+        loss = build(separable_stem=asked)
+        projectors = [*loss.penultimate.values(), *loss.final.values()]
+        stems = [[m for m in p.stem.modules() if isinstance(m, nn.Conv2d)] for p in projectors]
+        assert [len(stem) for stem in stems] == [2 if asked else 1] * 4
+        assert {conv.groups for stem in stems for conv in stem} == groups

@@ -155,3 +155,16 @@ def test_sharper_scale_concentrates_the_attention() -> None:
     # Equal attention everywhere forgets the query; sharp attention does not.
     assert blunt(x).std(1).max() < 1e-4 < 1e-2 < sharp(x).std(1).max()
     assert blunt.scale == pytest.approx(1e-6 / math.sqrt(12 / 3))
+
+
+def test_a_separable_stem_is_a_dense_one_whose_kernel_is_a_product() -> None:
+    torch.manual_seed(0)
+    exact, cheap = projector().double(), projector(separable_stem=True).double()
+    each, across = cheap.stem[0]
+    state = {n: t for n, t in cheap.state_dict().items() if not n.startswith("stem.0.")}
+    state["stem.0.weight"] = across.weight * each.weight.transpose(0, 1)
+    state["stem.0.bias"] = across.bias
+    exact.load_state_dict(state)
+    x = torch.randn(5, 8, 4, 3, dtype=torch.float64)
+    torch.testing.assert_close(cheap(x), exact(x), rtol=1e-12, atol=1e-12)
+    assert sum(p.numel() for p in cheap.stem[0].parameters()) == 8 * 9 + 8 * 8 + 8

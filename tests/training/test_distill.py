@@ -224,6 +224,20 @@ def test_default_folders_are_numbered_and_clipping_is_heeded(
     assert moved[1] > 100 * moved[0]
 
 
+def test_separable_stems_are_said_to_be_no_exact_method_and_a_run_keeps_to_its_own(
+    tmp_path: Path,
+) -> None:
+    out = distill(replace(ONE, separable_stem=True), tmp_path / "out", parallel=1)
+    assert any("separable_stem is true" in note for note in summary(out)["notes"])
+    with refused("separable_stem", "True", "False"):
+        distill(ONE, out, resume=True)
+    one, other = (
+        build_method(recipe, Run("scalekd", 1), open_source(ONE.data))[0].student.state_dict()
+        for recipe in (ONE, replace(ONE, separable_stem=True))
+    )
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_a_run_without_a_measurement_at_its_end_is_measured_then(tmp_path: Path) -> None:
     out = distill(replace(ONE, epochs=3, validate_every=2), tmp_path / "out", parallel=1)
     measured = [(m["step"], m["top1"]) for m in metrics(out) if m["top1"] is not None]
