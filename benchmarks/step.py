@@ -108,7 +108,10 @@ class Reference(Pair):
         tpp = 1.0 if ours.method.method.penultimate else 0.0
         everything = LossWeights(tpp, tpp, 1.0, 1.0, weights.logits)
         recipe = replace(ours.recipe, weights=everything, compile=False, channels_last=False)
-        super().__init__(recipe, len(ours.images), ours.images.device)
+        # Its teacher's weights are cast by autocast at each use.
+        whole = replace(recipe, precision="32-true")
+        super().__init__(whole, len(ours.images), ours.images.device)
+        self.recipe = recipe
         self.method.load_state_dict(ours.method.state_dict(), strict=False)
         unfused(self.method.teacher.model)
         unfused(self.method.student)

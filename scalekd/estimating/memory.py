@@ -91,6 +91,7 @@ class Needs:
             precision or recipe.precision,
             recipe.accumulate > 1,
             recipe.checkpoint_tail if checkpoint_tail is None else checkpoint_tail,
+            halved=self.devices == 1 or "teacher" not in recipe.shard,
         )
         pieces = {
             part: self.devices if part in recipe.shard else 1 for part in ("teacher", "student")

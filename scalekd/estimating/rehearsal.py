@@ -5,8 +5,8 @@ it allocates and frees is counted: the largest sum of all that is alive is its p
 """
 
 import weakref
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from scalekd.distiller import ScaleKD
 from scalekd.estimating.gpus import Precision
+from scalekd.networks.teacher import FrozenTeacher, castable
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,12 @@ class Rehearsal:
             pair.teacher.model.to_empty(device="cpu")
 
     def footprint(
-        self, batch: int, precision: Precision, accumulate: bool, checkpoint_tail: bool
+        self,
+        batch: int,
+        precision: Precision,
+        accumulate: bool,
+        checkpoint_tail: bool,
+        halved: bool = True,
     ) -> Footprint:
         """What a step has in memory.
 
@@ -75,10 +81,12 @@ class Rehearsal:
             accumulate: whether gradients of one part of a batch stay for the next. If not, those of
                 the step before are there until the backward pass begins.
             checkpoint_tail: whether the tail is computed anew in the backward pass.
+            halved: whether the teacher's weights are kept as autocast casts them, where it does.
         """
+        halved &= precision != "32-true"
         pair, config = self.pair, self.pair.student_taps.input
         pair.checkpoint_tail = checkpoint_tail
-        with self.mode, Alive() as alive:
+        with self.mode, _halved(pair.teacher, halved), Alive() as alive:
             teacher = alive.hold(_tensors(pair.teacher.model))
             student = alive.hold(_tensors(pair.student))
             projectors = alive.hold(_tensors(pair))
@@ -152,6 +160,19 @@ def optimizer_share(name: str) -> float:
     optimizer.step()
     kept = [t for t in tree_leaves(optimizer.state_dict()["state"]) if isinstance(t, Tensor)]
     return sum(t.nbytes for t in kept if t.dim()) / matrix.weight.nbytes
+
+
+@contextmanager
+def _halved(teacher: FrozenTeacher, really: bool) -> Iterator[None]:
+    weights = castable(teacher.model) if really else []
+    teacher.half = torch.bfloat16 if weights else None
+    whole = [weight.data for weight in weights]
+    for weight in weights:
+        weight.data = weight.data.bfloat16()
+    yield
+    teacher.half = None
+    for weight, data in zip(weights, whole, strict=True):
+        weight.data = data
 
 
 def _tensors(model: nn.Module) -> Iterable[Tensor]:

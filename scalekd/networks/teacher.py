@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -61,6 +62,7 @@ class FrozenTeacher:
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.trunk_dropped = False
+        self.half: torch.dtype | None = None
         self.prefix = prefix
         self.settings = settings or TapSettings()
         self.taps = taps(model, size, self.settings, of_teacher=True)
@@ -124,7 +126,7 @@ class FrozenTeacher:
         if tuple(images.shape[2:]) != self.input.size:
             images = F.interpolate(images, self.input.size, mode="bicubic", antialias=True)
         self.model.eval()
-        with self._tail.record.active():
+        with self._tail.record.active(), self._autocast():
             return self.taps(images)
 
     def tail(self, tokens: Tensor) -> Tensor:
@@ -133,8 +135,48 @@ class FrozenTeacher:
         To be called after the teacher's pass on the same N images, whose other inputs it reuses.
         Gradients run through it to the tokens.
         """
-        x = self._tail(tokens.to(self._parameter().dtype), self.prefix == "own")
-        return tokens_of_map(self.taps.finish(map_of_tokens(x, self.shapes.final)))
+        with self._autocast():
+            x = self._tail(tokens.to(self._parameter().dtype), self.prefix == "own")
+            return tokens_of_map(self.taps.finish(map_of_tokens(x, self.shapes.final)))
+
+    @torch.no_grad()
+    def halve(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Compute under autocast to `dtype` from now on, on less memory and with fewer casts.
+
+        Autocast casts weights of linear layers and convolutions at each use, and keeps those of the
+        tail once more for the backward pass; here they are cast for good. The numbers are the same:
+        where they are not to the bit, tried on `device`, the weights stay as they are.
+        """
+        weights = castable(self.model)
+        if self.half or len(weights) == len(list(self.model.parameters())):
+            return  # of the others one has to tell the precision
+        images = self._noise(2).to(device)
+        channels, height, width = self.shapes.penultimate or (0, 0, 0)
+        tokens = self._noise(2, (height * width, channels)).to(device)
+
+        def tried() -> list[Tensor]:
+            seen = self(images)
+            return [t for t in (seen.final, seen.logits, self.tail(tokens)) if t is not None]
+
+        with torch.autocast(device.type, dtype):
+            exact = tried()
+        whole = [weight.data for weight in weights]
+        for weight in weights:
+            weight.data = weight.data.to(dtype)
+        self.half = dtype
+        try:
+            same = all(map(torch.equal, exact, tried()))
+        except RuntimeError:  # a module that looks at a weight's precision
+            same = False
+        if not same:
+            self.half = None
+            for weight, data in zip(weights, whole, strict=True):
+                weight.data = data
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.half is None:
+            return nullcontext()
+        return torch.autocast(self._parameter().device.type, self.half)
 
     def keep(self, images: Tensor) -> Kept:
         """Its pass over `images`, as what can be kept of it in place of the images' own.
@@ -203,14 +245,19 @@ class FrozenTeacher:
         return torch.randn(images, *shape, generator=generator).to(self._parameter())
 
     def _parameter(self) -> Tensor:
-        return next(self.model.parameters(), torch.empty(0))
+        """One that tells device and precision."""
+        whole = (p for p in self.model.parameters() if p.dtype != self.half)
+        return next(whole, torch.empty(0))
 
     def _follow(self, images: Tensor) -> torch.dtype:
         """To the images' device, and to a wider precision; never to a narrower one, for good."""
         parameter = self._parameter()
         dtype = torch.promote_types(parameter.dtype, images.dtype)
-        if (parameter.device, parameter.dtype) != (images.device, dtype):
-            self.model.to(images.device, dtype)
+        if parameter.device != images.device:
+            self.model.to(images.device)
+        if parameter.dtype != dtype:
+            self.model.to(dtype)
+            self.half = None
         return dtype
 
     @torch.no_grad()
@@ -241,6 +288,12 @@ class FrozenTeacher:
                 f"{reason.rstrip('.')}; {remedy}"
             ) from error
         return tail
+
+
+def castable(model: nn.Module) -> list[nn.Parameter]:
+    """What autocast casts at each use: weights and biases of linear layers and convolutions."""
+    layers = [m for m in model.modules() if type(m) in (nn.Linear, nn.Conv2d)]
+    return list({id(p): p for layer in layers for p in layer.parameters()}.values())
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

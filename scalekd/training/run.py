@@ -196,8 +196,6 @@ def train(
     cache = open_cache(recipe, source, teacher, config)
     if cache is not None:
         source = through(cache, source, teacher is not None)
-        if teacher is not None:
-            teacher.drop_trunk()
     checkpoint = run.checkpoint(out)
     state = newest(checkpoint)
     batches, validation = loaders(
@@ -224,6 +222,8 @@ def train(
     if state:
         _compare(state, marks, checkpoint)
     arrange(method, recipe)
+    if cache is not None and teacher is not None:
+        teacher.drop_trunk()
     complete = _every_parameter(method, batches)
     module = TrainingModule(
         method,

@@ -6,8 +6,10 @@ from timm.layers import DropPath, convert_sync_batchnorm
 from scalekd.baselines import Alone
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
+from scalekd.networks import FrozenTeacher
 from scalekd.networks.blocks import blocks
 from scalekd.training import ranks
+from scalekd.training.evaluate import best_device
 from scalekd.training.recipe import Recipe
 
 KINDS_OF_BLOCK = 64
@@ -23,6 +25,8 @@ def arrange(method: ScaleKD | Alone, recipe: Recipe) -> None:
     """
     if torch.cuda.is_available():
         _choose_kernels(recipe)
+    if isinstance(method, ScaleKD) and not method.teacher.trunk_dropped:
+        _halve(method.teacher, recipe)
     if recipe.channels_last:
         method.to(memory_format=torch.channels_last)
     if recipe.sync_batchnorm and ranks.world() > 1:
@@ -32,6 +36,14 @@ def arrange(method: ScaleKD | Alone, recipe: Recipe) -> None:
                 "norms each device's share of a batch by itself"
             )
         convert_sync_batchnorm(method.student)
+
+
+def _halve(teacher: FrozenTeacher, recipe: Recipe) -> None:
+    # FSDP wants one precision in all that it cuts into pieces.
+    in_pieces = ranks.world() > 1 and "teacher" in recipe.shard
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(recipe.precision)
+    if half is not None and not in_pieces:
+        teacher.halve(half, best_device())
 
 
 def _choose_kernels(recipe: Recipe) -> None:

@@ -13,10 +13,15 @@ import yaml
 from pictures import image_folder
 from real_runs import begin, settings
 from refusals import refused
+from tiny import tiny
 from torch import Tensor
 
-from scalekd import ScaleKD
+from scalekd import FrozenTeacher, ScaleKD
+from scalekd.training import ranks
+from scalekd.training.checkpoint import load_student
+from scalekd.training.distill import distill
 from scalekd.training.recipe import Data, Recipe
+from scalekd.training.run import Run
 from scalekd.training.tuning import arrange, compile_blocks
 
 RECIPE = Recipe("test_vit", "test_resnet", Data("digits"))
@@ -107,6 +112,37 @@ def test_alike_blocks_of_a_teacher_are_compiled_once_whatever_their_drop_path_ra
     compile_blocks(method)
     assert torch.equal(method.teach(IMAGES).final, expected)
     assert len(compiled) == 4  # with shifted windows and without, in each stage
+
+
+def test_a_run_in_half_precision_halves_the_teacher_and_ends_the_same_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(image_folder(tmp_path / "images"), precision="bf16-mixed")
+    kept: list[torch.dtype | None] = []
+    halve = FrozenTeacher.halve
+
+    def noting(teacher: FrozenTeacher, dtype: torch.dtype, device: torch.device) -> None:
+        halve(teacher, dtype, device)
+        kept.append(teacher.half)
+
+    def end(how: Callable[..., None]) -> dict[str, Tensor]:
+        monkeypatch.setattr(FrozenTeacher, "halve", how)
+        out = distill(recipe, tmp_path / how.__name__, parallel=1)
+        return load_student(Run("scalekd", 1).checkpoint(out))[0].state_dict()
+
+    def never(*_: object) -> None:
+        pass
+
+    torch.testing.assert_close(end(noting), end(never), rtol=0, atol=0)
+    assert kept == [torch.bfloat16]
+
+
+def test_a_teacher_in_pieces_keeps_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    for shard, half in (["teacher"], None), (["student"], torch.bfloat16):
+        method = pair()
+        arrange(method, replace(RECIPE, precision="bf16-mixed", shard=shard))
+        assert method.teacher.half is half
 
 
 def test_channels_last_is_a_layout_and_no_other_arithmetic() -> None:
