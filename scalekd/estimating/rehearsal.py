@@ -169,10 +169,12 @@ def _halved(teacher: FrozenTeacher, really: bool) -> Iterator[None]:
     whole = [weight.data for weight in weights]
     for weight in weights:
         weight.data = weight.data.bfloat16()
-    yield
-    teacher.half = None
-    for weight, data in zip(weights, whole, strict=True):
-        weight.data = data
+    try:
+        yield
+    finally:
+        teacher.half = None
+        for weight, data in zip(weights, whole, strict=True):
+            weight.data = data
 
 
 def _tensors(model: nn.Module) -> Iterable[Tensor]:

@@ -47,6 +47,7 @@ class FrozenTeacher:
         tail_modules: names of the modules that the tail runs.
         prefix_tokens: how many of its own prefix tokens they see beside others' tokens.
         trunk_dropped: whether it can only `recall` what was kept of its passes.
+        half: the precision that `halve` gave it; None where its weights are whole.
 
     Raises:
         InputError: no tail can be found, its replay differs by more than `TOLERANCE`, or it cannot
@@ -145,7 +146,11 @@ class FrozenTeacher:
 
         Autocast casts weights of linear layers and convolutions at each use, and keeps those of the
         tail once more for the backward pass; here they are cast for good. The numbers are the same:
-        where they are not to the bit, tried on `device`, the weights stay as they are.
+        where they are not to the bit, the weights stay as they are.
+
+        Args:
+            dtype: of the autocast that it will be trained under.
+            device: to try that on, which it moves to: the one that trains.
         """
         weights = castable(self.model)
         if self.half or len(weights) == len(list(self.model.parameters())):

@@ -41,9 +41,12 @@ def arrange(method: ScaleKD | Alone, recipe: Recipe) -> None:
 def _halve(teacher: FrozenTeacher, recipe: Recipe) -> None:
     # FSDP wants one precision in all that it cuts into pieces.
     in_pieces = ranks.world() > 1 and "teacher" in recipe.shard
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(recipe.precision)
-    if half is not None and not in_pieces:
-        teacher.halve(half, best_device())
+    if recipe.precision == "32-true" or in_pieces:
+        return
+    device = best_device()
+    # On CPUs Lightning takes bf16 for fp16.
+    fp16 = recipe.precision == "16-mixed" and device.type != "cpu"
+    teacher.halve(torch.float16 if fp16 else torch.bfloat16, device)
 
 
 def _choose_kernels(recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -17,7 +18,7 @@ from tiny import tiny
 from torch import Tensor
 
 from scalekd import FrozenTeacher, ScaleKD
-from scalekd.training import ranks
+from scalekd.training import ranks, tuning
 from scalekd.training.checkpoint import load_student
 from scalekd.training.distill import distill
 from scalekd.training.recipe import Data, Recipe
@@ -135,6 +136,16 @@ def test_a_run_in_half_precision_halves_the_teacher_and_ends_the_same_to_the_bit
 
     torch.testing.assert_close(end(noting), end(never), rtol=0, atol=0)
     assert kept == [torch.bfloat16]
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_on_a_cpu_the_teacher_is_in_bf16_as_the_trainer_is(
+    precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "best_device", lambda: torch.device("cpu"))
+    method = pair()
+    arrange(method, replace(RECIPE, precision=precision))
+    assert method.teacher.half is torch.bfloat16
 
 
 def test_a_teacher_in_pieces_keeps_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
