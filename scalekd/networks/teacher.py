@@ -128,7 +128,11 @@ class FrozenTeacher:
             images = F.interpolate(images, self.input.size, mode="bicubic", antialias=True)
         self.model.eval()
         with self._tail.record.active(), self._autocast():
-            return self.taps(images)
+            seen = self.taps(images)
+        if not self._alone_in_half(images):
+            return seen
+        whole = [t if t is None else t.to(images.dtype) for t in (seen.penultimate, seen.logits)]
+        return Features(whole[0], seen.final.to(images.dtype), whole[1])
 
     def tail(self, tokens: Tensor) -> Tensor:
         """Tokens (N, L, C) on the penultimate grid -> (N, L', C') on the final one.
@@ -138,7 +142,8 @@ class FrozenTeacher:
         """
         with self._autocast():
             x = self._tail(tokens.to(self._parameter().dtype), self.prefix == "own")
-            return tokens_of_map(self.taps.finish(map_of_tokens(x, self.shapes.final)))
+            out = tokens_of_map(self.taps.finish(map_of_tokens(x, self.shapes.final)))
+        return out.to(self._parameter().dtype) if self._alone_in_half(out) else out
 
     @torch.no_grad()
     def halve(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -146,7 +151,8 @@ class FrozenTeacher:
 
         Autocast casts weights of linear layers and convolutions at each use, and keeps those of the
         tail once more for the backward pass; here they are cast for good. The numbers are the same:
-        where they are not to the bit, the weights stay as they are.
+        where they are not to the bit, the weights stay as they are. To those who have no autocast
+        on themselves it gives its numbers in their precision.
 
         Args:
             dtype: of the autocast that it will be trained under.
@@ -177,6 +183,9 @@ class FrozenTeacher:
             self.half = None
             for weight, data in zip(weights, whole, strict=True):
                 weight.data = data
+
+    def _alone_in_half(self, given: Tensor) -> bool:
+        return self.half is not None and not torch.is_autocast_enabled(given.device.type)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.half is None:

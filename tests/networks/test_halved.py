@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import images, swin, vit
+from small_models import SIZE, images, resnet, swin, vit
 from test_kept import tokens_for
 from test_teacher import TEACHERS, frozen, shown
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from scalekd import FrozenTeacher
+from scalekd import FrozenTeacher, ScaleKD
 
 CPU = torch.device("cpu")
 
@@ -39,9 +39,11 @@ def test_it_gives_what_autocast_gives_on_less_memory(make: Callable[[], nn.Modul
     assert sum(p.nbytes for p in teacher.model.parameters()) < 0.75 * before
     with half():
         under = passed(teacher, tokens)
-    for mine in (under, passed(teacher, tokens)):  # under autocast, and without
-        assert [t.dtype for t in mine] == [t.dtype for t in expected]
-        assert all(map(torch.equal, mine, expected))
+    assert [t.dtype for t in under] == [t.dtype for t in expected]
+    assert all(map(torch.equal, under, expected))
+    without = passed(teacher, tokens)  # by others who have no autocast on
+    assert {t.dtype for t in without} == {torch.float32}
+    assert all(torch.equal(t, e.float()) for t, e in zip(without[:-1], expected[:-1], strict=True))
 
 
 def test_a_tail_whose_trunk_is_dropped_stays_as_it_is() -> None:
@@ -94,3 +96,10 @@ def test_it_follows_images_to_double_precision_whole() -> None:
     assert teacher(images(2).double()).final.dtype == torch.float64
     assert teacher.half is None
     assert {p.dtype for p in teacher.model.parameters()} == {torch.float64}
+
+
+def test_a_step_outside_of_autocast_reaches_every_parameter() -> None:
+    method = ScaleKD(swin(), resnet(), size=SIZE)
+    method.teacher.halve(torch.bfloat16, CPU)
+    method(images(4), torch.tensor([0, 1, 2, 0])).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())

@@ -100,6 +100,16 @@ def test_the_gradients_of_two_ranks_are_those_of_one_on_the_same_batch(
     assert_told_alike(root / "one rank", one_step_of_two)
 
 
+def test_two_ranks_train_in_half_precision(root: Path) -> None:
+    """Where a step is tried before any autocast, under a teacher that has its own."""
+    recipe = one_step(root, precision="bf16-mixed", teacher="swin_tiny_patch4_window7_224")
+    recipe["teacher_args"] |= {"embed_dim": 12, "depths": [2, 2], "num_heads": [1, 2]}
+    recipe["teacher_args"]["window_size"] = 4
+    (root / "half.yaml").write_text(yaml.safe_dump(recipe))
+    finish(begin(root, "half", *TWO, recipe="half.yaml"))
+    assert [line["step"] for line in lines(root / "half") if line["top1"] is not None]
+
+
 def test_weights_in_pieces_get_the_gradients_of_whole_ones(
     root: Path, one_step_of_two: Path
 ) -> None:
