@@ -39,7 +39,7 @@ from scalekd.training.evaluate import best_device
 from scalekd.training.machine import processor
 from scalekd.training.recipe import Recipe, recipe_file
 from scalekd.training.run import Run, build_method
-from scalekd.training.tuning import arrange, compile_blocks
+from scalekd.training.tuning import arrange, compile_blocks, half
 
 WARM_UP = 2
 """Turns that are not counted."""
@@ -171,9 +171,7 @@ def multiply(pair: Pair) -> tuple[Callable[[], Tensor], float]:
     """A matrix product in the pair's precision, and its GFLOP."""
     device = pair.images.device
     side = 8192 if device.type == "cuda" else 2048
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(
-        pair.recipe.precision, torch.float32
-    )
+    dtype = half(pair.recipe.precision, device) or torch.float32
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return lambda: a @ b, 2 * side**3 / 1e9
 

@@ -4,11 +4,9 @@ Figures that the vendor publishes; those of B200, T4 and RTX 4090 were not looke
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from scalekd.errors import InputError
-
-Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+from scalekd.training.recipe import Precision
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scalekd.distiller import ScaleKD, Step
 from scalekd.training.recipe import Recipe
+from scalekd.training.tuning import autocast
 
 
 class Passes:
@@ -59,10 +60,7 @@ class Passes:
 
     def precision(self) -> AbstractContextManager[Any]:
         """As the recipe has it."""
-        if self.recipe.precision == "32-true":
-            return nullcontext()
-        half = torch.bfloat16 if self.recipe.precision == "bf16-mixed" else torch.float16
-        return torch.autocast(self.device.type, half)
+        return autocast(self.recipe.precision, self.device)
 
 
 def seconds(part: Callable[[], object], device: torch.device) -> float:

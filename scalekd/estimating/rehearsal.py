@@ -6,7 +6,7 @@ it allocates and frees is counted: the largest sum of all that is alive is its p
 
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scalekd.distiller import ScaleKD
-from scalekd.estimating.gpus import Precision
 from scalekd.networks.teacher import FrozenTeacher, castable
+from scalekd.training.recipe import Precision
+from scalekd.training.tuning import autocast
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Rehearsal:
             compared: list[int] = []
             mark = pair.method.register_forward_pre_hook(lambda *_: compared.append(alive.now))
             images = torch.empty(batch, config.channels, *config.size)
-            with _autocast(precision):
+            with autocast(precision, torch.device("cpu")):
                 loss = pair(images).loss  # labels have values, and their loss next to no memory
             kept = alive.now
             if not accumulate:
@@ -180,8 +181,3 @@ def _halved(teacher: FrozenTeacher, really: bool) -> Iterator[None]:
 def _tensors(model: nn.Module) -> Iterable[Tensor]:
     yield from model.parameters()
     yield from model.buffers()
-
-
-def _autocast(precision: Precision) -> AbstractContextManager[Any]:
-    """Of the mixed precisions, both of which take 2 bytes."""
-    return nullcontext() if precision == "32-true" else torch.autocast("cpu", torch.bfloat16)

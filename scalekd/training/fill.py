@@ -5,7 +5,6 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from scalekd.training.report import QUIET, duration
 from scalekd.training.run import build_teacher, student_spec
 from scalekd.training.signals import Interrupted, stopping
 from scalekd.training.sources import Source
+from scalekd.training.tuning import autocast
 
 SHARD_BYTES = 2**26
 """About so many in a shard: what a run that is stopped loses of its work."""
@@ -123,9 +123,7 @@ class Passes:
 
     def keep(self, images: Tensor) -> Kept:
         """Of images (N, C, H, W); on the CPU."""
-        half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-        kind = half.get(self.precision)
-        with nullcontext() if kind is None else torch.autocast(self.device.type, kind):
+        with autocast(self.precision, self.device):
             kept = self.teacher.keep(images.to(self.device) * self.scale + self.shift)
         return Kept(kept.final.cpu(), kept.logits.cpu(), [part.cpu() for part in kept.beside])
 

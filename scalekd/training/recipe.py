@@ -19,6 +19,7 @@ DEFAULT = "digits"
 
 Baseline = Literal["alone", "logits"]
 Tracker = Literal["csv", "tensorboard", "wandb", "mlflow"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ class Recipe:
     checkpoint_tail: bool = False
     sync_batchnorm: bool = False
     shard: list[Literal["student", "teacher"]] = field(default_factory=list)
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     cache: str | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
     compare: list[Baseline] = field(default_factory=list)

@@ -1,5 +1,8 @@
 """How the networks are run, which changes no result but by rounding."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from timm.layers import DropPath, convert_sync_batchnorm
 
@@ -10,11 +13,28 @@ from scalekd.networks import FrozenTeacher
 from scalekd.networks.blocks import blocks
 from scalekd.training import ranks
 from scalekd.training.evaluate import best_device
-from scalekd.training.recipe import Recipe
+from scalekd.training.recipe import Precision, Recipe
 
 KINDS_OF_BLOCK = 64
 """How many shapes and modes of one class of block are compiled; torch's own limit is 8, and a
 ResNet-50's have 16."""
+
+
+def half(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in for a recipe's precision; None without autocast.
+
+    On CPUs that is bf16 for fp16, too, as Lightning has it.
+    """
+    if precision == "32-true":
+        return None
+    on_cpu = device.type == "cpu"
+    return torch.float16 if precision == "16-mixed" and not on_cpu else torch.bfloat16
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """For a recipe's precision, as a run has it."""
+    kind = half(precision, device)
+    return nullcontext() if kind is None else torch.autocast(device.type, kind)
 
 
 def arrange(method: ScaleKD | Alone, recipe: Recipe) -> None:
@@ -41,12 +61,9 @@ def arrange(method: ScaleKD | Alone, recipe: Recipe) -> None:
 def _halve(teacher: FrozenTeacher, recipe: Recipe) -> None:
     # FSDP wants one precision in all that it cuts into pieces.
     in_pieces = ranks.world() > 1 and "teacher" in recipe.shard
-    if recipe.precision == "32-true" or in_pieces:
-        return
-    device = best_device()
-    # On CPUs Lightning takes bf16 for fp16.
-    fp16 = recipe.precision == "16-mixed" and device.type != "cpu"
-    teacher.halve(torch.float16 if fp16 else torch.bfloat16, device)
+    kind = half(recipe.precision, device := best_device())
+    if kind is not None and not in_pieces:
+        teacher.halve(kind, device)
 
 
 def _choose_kernels(recipe: Recipe) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from pictures import image_folder
 from refusals import refused
 from test_cached import recipe_of
@@ -42,6 +43,17 @@ def command(images: Path, out: Path, *words: str) -> list[str]:
 
 def shards(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+
+
+def test_on_a_cpu_fp16_keeps_what_a_training_in_it_computes(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "best_device", lambda: torch.device("cpu"))
+    kept = [
+        fill(replace(recipe_of(images), precision=precision), tmp_path / precision)
+        for precision in ("16-mixed", "bf16-mixed")
+    ]
+    assert shards(kept[0]) == shards(kept[1])
 
 
 def test_the_size_is_told_beforehand_and_is_what_is_written(

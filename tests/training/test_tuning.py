@@ -23,7 +23,7 @@ from scalekd.training.checkpoint import load_student
 from scalekd.training.distill import distill
 from scalekd.training.recipe import Data, Recipe
 from scalekd.training.run import Run
-from scalekd.training.tuning import arrange, compile_blocks
+from scalekd.training.tuning import arrange, compile_blocks, half
 
 RECIPE = Recipe("test_vit", "test_resnet", Data("digits"))
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -138,6 +138,21 @@ def test_a_run_in_half_precision_halves_the_teacher_and_ends_the_same_to_the_bit
     assert kept == [torch.bfloat16]
 
 
+@pytest.mark.parametrize(
+    ("precision", "device", "computes_in"),
+    [
+        ("32-true", "cpu", None),
+        ("32-true", "cuda", None),
+        ("bf16-mixed", "cpu", torch.bfloat16),
+        ("bf16-mixed", "cuda", torch.bfloat16),
+        ("16-mixed", "cpu", torch.bfloat16),  # as the trainer has it
+        ("16-mixed", "cuda", torch.float16),
+    ],
+)
+def test_what_a_precision_computes_in(precision: Any, device: str, computes_in: Any) -> None:
+    assert half(precision, torch.device(device)) is computes_in
+
+
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
 def test_on_a_cpu_the_teacher_is_in_bf16_as_the_trainer_is(
     precision: Any, monkeypatch: pytest.MonkeyPatch
@@ -150,10 +165,10 @@ def test_on_a_cpu_the_teacher_is_in_bf16_as_the_trainer_is(
 
 def test_a_teacher_in_pieces_keeps_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "world", lambda: 2)
-    for shard, half in (["teacher"], None), (["student"], torch.bfloat16):
+    for shard, kept in (["teacher"], None), (["student"], torch.bfloat16):
         method = pair()
         arrange(method, replace(RECIPE, precision="bf16-mixed", shard=shard))
-        assert method.teacher.half is half
+        assert method.teacher.half is kept
 
 
 def test_channels_last_is_a_layout_and_no_other_arithmetic() -> None:
