@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scalekd.distiller import ScaleKD
-from scalekd.networks.teacher import FrozenTeacher, castable
+from scalekd.networks import FrozenTeacher
 from scalekd.training.recipe import Precision
 from scalekd.training.tuning import autocast
 
@@ -165,17 +165,11 @@ def optimizer_share(name: str) -> float:
 
 @contextmanager
 def _halved(teacher: FrozenTeacher, really: bool) -> Iterator[None]:
-    weights = castable(teacher.model) if really else []
-    teacher.half = torch.bfloat16 if weights else None
-    whole = [weight.data for weight in weights]
-    for weight in weights:
-        weight.data = weight.data.bfloat16()
+    undo = teacher.cast(torch.bfloat16) if really else lambda: None
     try:
         yield
     finally:
-        teacher.half = None
-        for weight, data in zip(weights, whole, strict=True):
-            weight.data = data
+        undo()
 
 
 def _tensors(model: nn.Module) -> Iterable[Tensor]:

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -158,9 +159,8 @@ class FrozenTeacher:
             dtype: of the autocast that it will be trained under.
             device: to try that on, which it moves to: the one that trains.
         """
-        weights = castable(self.model)
-        if self.half or len(weights) == len(list(self.model.parameters())):
-            return  # of the others one has to tell the precision
+        if self.half:
+            return
         images = self._noise(2).to(device)
         channels, height, width = self.shapes.penultimate or (0, 0, 0)
         tokens = self._noise(2, (height * width, channels)).to(device)
@@ -171,18 +171,30 @@ class FrozenTeacher:
 
         with torch.autocast(device.type, dtype):
             exact = tried()
-        whole = [weight.data for weight in weights]
-        for weight in weights:
-            weight.data = weight.data.to(dtype)
-        self.half = dtype
+        undo = self.cast(dtype)
         try:
             same = all(map(torch.equal, exact, tried()))
-        except RuntimeError:  # a module that looks at a weight's precision
+        except Exception:  # each module has its own way to refuse a weight's precision
             same = False
         if not same:
+            undo()
+
+    def cast(self, dtype: torch.dtype) -> Callable[[], None]:
+        """What `halve` does, untried; returns what undoes it."""
+        layers = [m for m in self.model.modules() if type(m) in (nn.Linear, nn.Conv2d)]
+        whole = {p: p.data for layer in layers for p in layer.parameters()}
+        if all(p in whole for p in self.model.parameters()):
+            return lambda: None  # of the others one has to tell the precision
+        for parameter in whole:
+            parameter.data = parameter.data.to(dtype)
+        self.half = dtype
+
+        def undo() -> None:
             self.half = None
-            for weight, data in zip(weights, whole, strict=True):
-                weight.data = data
+            for parameter, data in whole.items():
+                parameter.data = data
+
+        return undo
 
     def _alone_in_half(self, given: Tensor) -> bool:
         return self.half is not None and not torch.is_autocast_enabled(given.device.type)
@@ -302,12 +314,6 @@ class FrozenTeacher:
                 f"{reason.rstrip('.')}; {remedy}"
             ) from error
         return tail
-
-
-def castable(model: nn.Module) -> list[nn.Parameter]:
-    """What autocast casts at each use: weights and biases of linear layers and convolutions."""
-    layers = [m for m in model.modules() if type(m) in (nn.Linear, nn.Conv2d)]
-    return list({id(p): p for layer in layers for p in layer.parameters()}.values())
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -74,7 +74,17 @@ class Strict(Block):
         return out
 
 
-@pytest.mark.parametrize("kind", [Peeking, Strict])
+class Typed(Block):
+    """Says so in another way."""
+
+    def forward(self, x: Tensor, **given: Any) -> Tensor:
+        if self.mlp.fc1.weight.dtype != torch.float32:
+            raise TypeError("expected weights in float32")
+        out: Tensor = super().forward(x, **given)
+        return out
+
+
+@pytest.mark.parametrize("kind", [Peeking, Strict, Typed])
 def test_a_teacher_that_uses_a_weight_otherwise_is_left_alone(kind: type[Block]) -> None:
     model = vit()
     model.blocks[0].__class__ = kind
