@@ -65,7 +65,7 @@ def check(
             f"the learning rate is {recipe.learning_rate:.3g}: {recipe.optim.lr} for "
             f"{recipe.optim.batch} images a step, in proportion to these {recipe.batch_size}"
         )
-    if recipe.separable_stem:
+    if recipe.separable_stem and isinstance(method, ScaleKD):
         notes.append("separable_stem is true: cheaper than the exact method, and not the same")
     if unlearnt := untouched(method):
         notes.append(f"no gradient reaches {len(unlearnt)} parameters, such as {unlearnt[0]}")
