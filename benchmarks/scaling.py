@@ -18,10 +18,10 @@ from step import Measured, Pair, by_turns, circumstances, gflop, options, peak
 from torch import Tensor
 
 from scalekd import InputError
+from scalekd.recipe import Recipe
 from scalekd.training.module import Lesson, learn
-from scalekd.training.recipe import Recipe
+from scalekd.training.performance import compile_blocks
 from scalekd.training.run import build_teacher
-from scalekd.training.tuning import compile_blocks
 
 BATCHES = 0.25, 0.5, 1, 2
 """Of the recipe's."""

@@ -28,18 +28,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd import ScaleKD, Step
 from scalekd.cache.encoding import decode, encode
-from scalekd.check import GROUPED
+from scalekd.compatibility.check import GROUPED
 from scalekd.estimating.outline import Pictures
 from scalekd.estimating.passes import Passes, seconds
 from scalekd.estimating.rehearsal import Alive
+from scalekd.evaluation.evaluate import best_device
 from scalekd.method import LossWeights
 from scalekd.networks import FrozenTeacher
-from scalekd.networks.weights import Loaded
-from scalekd.training.evaluate import best_device
-from scalekd.training.machine import processor
-from scalekd.training.recipe import Recipe, recipe_file
+from scalekd.networks.pretrained import Loaded
+from scalekd.recipe import Recipe, recipe_file
+from scalekd.runs.system_info import processor
+from scalekd.training.performance import arrange, compile_blocks, half
 from scalekd.training.run import Run, build_method
-from scalekd.training.tuning import arrange, compile_blocks, half
 
 WARM_UP = 2
 """Turns that are not counted."""

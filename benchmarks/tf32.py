@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from scalekd import LossWeights
 from scalekd.method import CrossAttentionProjector
-from scalekd.training.recipe import Data, Recipe
+from scalekd.recipe import Data, Recipe
 
 PRODUCTS = {F.linear: 2, F.conv2d: 2, torch.conv2d: 2, F.scaled_dot_product_attention: 3}
 """How many of the first arguments are factors."""

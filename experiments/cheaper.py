@@ -31,8 +31,8 @@ from scalekd.features import Features
 from scalekd.method import CrossAttentionProjector, LossWeights, ScaleKDLoss
 from scalekd.method.perception import Tail
 from scalekd.method.projector import separable
+from scalekd.recipe import Data, Optim, Recipe, recipe_file
 from scalekd.training import run as training
-from scalekd.training.recipe import Data, Optim, Recipe, recipe_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from step import Measured, Pair, by_turns, gflop, options

@@ -1,6 +1,8 @@
-"""Try timm's models as teachers and as students; writes scalekd/known.json and docs/families.md.
+"""Try timm's models as teachers and as students; writes two files.
 
-    python experiments/families.py                 # the models that known.json lists
+They are scalekd/compatibility/known_models.json and docs/families.md.
+
+    python experiments/families.py                 # the models that known_models.json lists
     python experiments/families.py --search        # look for each family's members anew first
 
 Weights are random: what is tried is whether a teacher's tail can be found and replayed, and whether
@@ -22,10 +24,11 @@ from torch import nn
 
 import scalekd  # noqa: F401 -- registers its models
 from scalekd import FrozenTeacher, InputError, ScaleKD, Taps, TapSettings
-from scalekd.known import FILE, Known, Role, Sweep, sweep
-from scalekd.networks import families, paper
+from scalekd.compatibility.known_models import FILE, Known, Role, Sweep, sweep
+from scalekd.networks import overrides as families
+from scalekd.networks import paper
 from scalekd.networks.build import build, build_unfilled
-from scalekd.networks.small import verify
+from scalekd.networks.teacher.reduced_copy import verify
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "families.md"
 LARGEST = 350e6

@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd import FrozenTeacher, ScaleKD
-from scalekd.check import Checked, check
+from scalekd.compatibility.check import Checked, check
 from scalekd.networks.build import build, build_unfilled
 from scalekd.networks.paper import ABLATION_PAIRS, PAIRS, Published
 

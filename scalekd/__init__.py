@@ -2,7 +2,7 @@
 
 # These two make the names of their models known to timm.
 import scalekd.digits.teacher
-import scalekd.networks.mixer  # noqa: F401
+import scalekd.networks.paper_mixer  # noqa: F401
 from scalekd.distiller import ScaleKD, Step
 from scalekd.errors import InputError
 from scalekd.features import Features, FeatureShapes

@@ -1,5 +1,5 @@
 """`python -m scalekd`, which is what torchrun starts."""
 
-from scalekd.cli import main
+from scalekd.cli.main import main
 
 main()

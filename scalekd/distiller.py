@@ -16,11 +16,11 @@ from scalekd.features import Features
 from scalekd.method import ChannelNorm, LossWeights, ScaleKDLoss
 from scalekd.networks import FrozenTeacher, TapSettings, build
 from scalekd.networks.build import config
-from scalekd.networks.inputs import renormalising
+from scalekd.networks.feature_extractor import taps
+from scalekd.networks.input_config import renormalising
 from scalekd.networks.paper import PAIR_HEADS, TEACHER_HEADS
-from scalekd.networks.taps import taps
-from scalekd.networks.teacher import Prefix
-from scalekd.networks.weights import looks_untrained
+from scalekd.networks.pretrained import looks_untrained
+from scalekd.networks.teacher.frozen import Prefix
 
 
 @dataclass(frozen=True)

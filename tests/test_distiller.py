@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from networks.small_models import (
+from helpers.refusals import refused
+from helpers.small_models import (
     CLASSES,
     FAMILIES,
     SIZE,
@@ -16,7 +17,6 @@ from networks.small_models import (
     swin,
     vit,
 )
-from refusals import refused
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F

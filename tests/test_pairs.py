@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks.small_models import CLASSES, SIZE, images, swin, vit
+from helpers.small_models import CLASSES, SIZE, images, swin, vit
 
 from scalekd import ScaleKD
 from scalekd.networks.paper import ABLATION_PAIRS, PAIRS, Published

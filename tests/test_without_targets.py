@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from networks.small_models import CLASSES, FAMILIES, images, resnet, swin, vit
-from refusals import refused
+from helpers.refusals import refused
+from helpers.small_models import CLASSES, FAMILIES, images, resnet, swin, vit
 from test_distiller import ONE_VIEW, TARGETS, TERMS, digits_student, distilling
 
 from scalekd import LossWeights, ScaleKD

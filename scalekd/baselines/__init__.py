@@ -1,5 +1,5 @@
 """What ScaleKD is compared with, behind the same call: `(images, targets) -> Step`."""
 
-from scalekd.baselines.alone import Alone
+from scalekd.baselines.supervised import Alone
 
 __all__ = ["Alone"]

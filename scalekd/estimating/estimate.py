@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 import torch
 
-from scalekd.check import Cost, cost
+from scalekd.compatibility.check import Cost, cost
 from scalekd.errors import InputError
-from scalekd.estimating.gains import Gain, gains
 from scalekd.estimating.gpus import find
 from scalekd.estimating.memory import Memory, Needs, largest
 from scalekd.estimating.outline import outline, pictures, tail_gflop
 from scalekd.estimating.pace import Pace, measured, modelled
 from scalekd.estimating.probe import probe
-from scalekd.training.recipe import Recipe
+from scalekd.estimating.savings import Gain, gains
+from scalekd.recipe import Recipe
 from scalekd.training.run import arms
 
 TOGETHER = 0.9

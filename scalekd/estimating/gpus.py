@@ -6,7 +6,7 @@ Figures that the vendor publishes; those of B200, T4 and RTX 4090 were not looke
 from dataclasses import dataclass
 
 from scalekd.errors import InputError
-from scalekd.training.recipe import Precision
+from scalekd.recipe import Precision
 
 
 @dataclass(frozen=True)

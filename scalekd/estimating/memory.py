@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from scalekd.distiller import ScaleKD
 from scalekd.estimating.rehearsal import Rehearsal, optimizer_share
-from scalekd.training.recipe import Precision, Recipe
+from scalekd.recipe import Precision, Recipe
 
 GPU_OVERHEAD, GPU_RUNTIME = 0.1, 1.0e9
 """Assumed: what torch's allocator holds beside what is alive, and bytes of CUDA and its libraries.

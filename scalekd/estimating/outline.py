@@ -7,15 +7,15 @@ from typing import Any, NoReturn
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalekd.check import BATCH
+from scalekd.compatibility.check import BATCH
+from scalekd.data.open import open_source
+from scalekd.data.source import Source
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig, build
-from scalekd.networks.small import verify
-from scalekd.training.data import open_source
-from scalekd.training.recipe import Recipe
+from scalekd.networks.teacher.reduced_copy import verify
+from scalekd.recipe import Recipe
 from scalekd.training.run import pair_of, student_spec
-from scalekd.training.sources import Source
 
 IMAGENET = "imagenet"
 """The data.root of the paper's recipes: where no such folder is, ImageNet-1K is meant."""

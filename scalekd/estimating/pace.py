@@ -3,11 +3,11 @@
 import statistics
 from dataclasses import dataclass
 
-from scalekd.check import Cost
+from scalekd.compatibility.check import Cost
 from scalekd.estimating.gpus import Gpu
 from scalekd.estimating.memory import Memory
 from scalekd.estimating.probe import Probe
-from scalekd.training.recipe import Recipe
+from scalekd.recipe import Recipe
 
 Shares = tuple[float, float, float]
 """Of a GPU's peak, that a step's matrix products and convolutions come to, the time of all else

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from scalekd.distiller import ScaleKD, Step
-from scalekd.training.recipe import Recipe
-from scalekd.training.tuning import autocast
+from scalekd.recipe import Recipe
+from scalekd.training.performance import autocast
 
 
 class Passes:

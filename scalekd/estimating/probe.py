@@ -19,11 +19,11 @@ from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.estimating.outline import Pictures
 from scalekd.estimating.passes import Passes, seconds
-from scalekd.training.evaluate import best_device
+from scalekd.evaluation.evaluate import best_device
+from scalekd.recipe import Recipe
 from scalekd.training.optim import average_of, optimizer_of
-from scalekd.training.recipe import Recipe
+from scalekd.training.performance import arrange, compile_blocks
 from scalekd.training.run import Run, build_method
-from scalekd.training.tuning import arrange, compile_blocks
 
 WARM_UP, FEWEST, MOST, SECONDS = 2, 3, 7, 30.0
 """Steps that are not counted; then so many at least and at most, as these seconds hold."""
@@ -71,7 +71,7 @@ def probe(recipe: Recipe, images: Pictures, batch: int) -> Probe:
 
 
 def _probe(recipe: Recipe, images: Pictures, batch: int) -> Probe:
-    import scalekd.training.distill  # noqa: F401  what a run has loaded beside the pair
+    import scalekd.jobs.distill  # noqa: F401  what a run has loaded beside the pair
 
     device = best_device()
     on_gpu = device.type == "cuda"

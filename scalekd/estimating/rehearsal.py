@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from scalekd.distiller import ScaleKD
 from scalekd.networks import FrozenTeacher
-from scalekd.training.recipe import Precision
-from scalekd.training.tuning import autocast
+from scalekd.recipe import Precision
+from scalekd.training.performance import autocast
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """An estimate as text for a person."""
 
 from scalekd.estimating.estimate import Estimate
-from scalekd.estimating.gains import Gain
+from scalekd.estimating.savings import Gain
 
 
 def told(found: Estimate) -> str:

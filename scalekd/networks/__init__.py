@@ -1,13 +1,13 @@
 """What we ask of a network: its features in one pass, and of a teacher its last stage alone."""
 
 from scalekd.networks.build import build
-from scalekd.networks.hooked import HookedFeatures
-from scalekd.networks.inputs import InputConfig, input_config
-from scalekd.networks.kept import Kept
-from scalekd.networks.own import OffersFeatures
-from scalekd.networks.plan import TapSettings
-from scalekd.networks.taps import Taps
-from scalekd.networks.teacher import FrozenTeacher
+from scalekd.networks.feature_extractor import Taps
+from scalekd.networks.feature_selection import TapSettings
+from scalekd.networks.hooked_features import HookedFeatures
+from scalekd.networks.input_config import InputConfig, input_config
+from scalekd.networks.protocol import OffersFeatures
+from scalekd.networks.teacher.frozen import FrozenTeacher
+from scalekd.networks.teacher.tail_inputs import Kept
 
 __all__ = [
     "FrozenTeacher",

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from scalekd.errors import InputError
-from scalekd.networks.inputs import check_size
-from scalekd.networks.weights import (
+from scalekd.networks.input_config import check_size
+from scalekd.networks.pretrained import (
     Loaded,
     Misfit,
     fit,

@@ -8,7 +8,7 @@ need no entry.
 from dataclasses import dataclass, field
 from typing import Any
 
-from scalekd.networks.plan import TapSettings
+from scalekd.networks.feature_selection import TapSettings
 
 SWIN_S = "swin_small_patch4_window7_224"
 SWIN_B = "swin_base_patch4_window7_224"

@@ -10,8 +10,8 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
-from scalekd.training import ranks
-from scalekd.training.recipe import Recipe
+from scalekd.distributed import ranks
+from scalekd.recipe import Recipe
 
 
 def trainer(recipe: Recipe, watch: L.Callback, every_parameter: bool) -> L.Trainer:

@@ -22,11 +22,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from scalekd.training import ranks
-from scalekd.training.checkpoint import StudentSpec, before, best, write
+from scalekd.distributed import ranks
+from scalekd.distributed.fsdp import runnable, whole
+from scalekd.runs.checkpoint import StudentSpec, before, best, write
+from scalekd.signals import Interrupted
 from scalekd.training.module import State, TrainingModule
-from scalekd.training.sharding import runnable, whole
-from scalekd.training.signals import Interrupted
 
 AVERAGED = 50
 """Over how many of a run's last steps its final loss is the mean: one step's alone is noise."""

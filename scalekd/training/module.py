@@ -12,17 +12,17 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from scalekd.data.loader import RunBatches
+from scalekd.data.seeding import seed_all
 from scalekd.distiller import ScaleKD, Step
+from scalekd.distributed import ranks
+from scalekd.distributed.fsdp import in_pieces, shard
 from scalekd.errors import DivergedError
 from scalekd.features import Features
 from scalekd.networks import Kept
 from scalekd.networks.blocks import blocks
-from scalekd.training import ranks
-from scalekd.training.batches import RunBatches
+from scalekd.recipe import Optim
 from scalekd.training.optim import average_of, optimizer_of
-from scalekd.training.randomness import seed_all
-from scalekd.training.recipe import Optim
-from scalekd.training.sharding import in_pieces, shard
 
 State = dict[str, Any]
 """All that a run needs to go on, as `Watch.state` makes it: tensors and plain data."""

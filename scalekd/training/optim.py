@@ -5,7 +5,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from scalekd.training.recipe import Optim
+from scalekd.recipe import Optim
 
 
 def optimizer_of(method: nn.Module, optim: Optim, learning_rate: float) -> torch.optim.Optimizer:

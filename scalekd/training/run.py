@@ -18,29 +18,29 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from scalekd.baselines import Alone
+from scalekd.data.cached import open_cache, through
+from scalekd.data.loader import RunBatches, loaders
+from scalekd.data.mixup import SmoothedBinaryCrossEntropy, mixing
+from scalekd.data.open import open_source
+from scalekd.data.source import Source
 from scalekd.distiller import ScaleKD
+from scalekd.distributed import ranks
+from scalekd.distributed.fsdp import shard_frozen, whole
 from scalekd.errors import InputError
+from scalekd.evaluation.evaluate import best_device, top1
+from scalekd.jobs.interleaved import Turns
 from scalekd.method import LossWeights
 from scalekd.networks import FrozenTeacher, build, input_config
-from scalekd.networks.weights import Loaded
-from scalekd.training import ranks
-from scalekd.training.batches import RunBatches, loaders
-from scalekd.training.cached import open_cache, through
-from scalekd.training.checkpoint import StudentSpec, newest
-from scalekd.training.data import open_source
+from scalekd.networks.pretrained import Loaded
+from scalekd.recipe import Baseline, Recipe
+from scalekd.runs.atomic_io import metrics_file
+from scalekd.runs.checkpoint import StudentSpec, newest
+from scalekd.runs.trackers import Trackers
+from scalekd.training.dry_run import trial, untouched
 from scalekd.training.engine import quietly, trainer
-from scalekd.training.evaluate import best_device, top1
-from scalekd.training.files import metrics_file
 from scalekd.training.loop import Every, Progress, StopSignal, Watch
-from scalekd.training.mixing import SmoothedBinaryCrossEntropy, mixing
 from scalekd.training.module import State, TrainingModule
-from scalekd.training.recipe import Baseline, Recipe
-from scalekd.training.sharding import shard_frozen, whole
-from scalekd.training.sources import Source
-from scalekd.training.trackers import Trackers
-from scalekd.training.trial import trial, untouched
-from scalekd.training.tuning import arrange, compile_blocks
-from scalekd.training.turns import Turns
+from scalekd.training.performance import arrange, compile_blocks
 
 Arm = Literal["scalekd", "alone", "logits"]
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd.features import Features
 from scalekd.method import ScaleKDLoss
-from scalekd.training.recipe import Data, Recipe
+from scalekd.recipe import Data, Recipe
 
 STEP = Path(__file__).parents[2] / "benchmarks" / "step.py"
 SMALL = {"img_size": 48}

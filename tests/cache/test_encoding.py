@@ -1,8 +1,8 @@
 import pytest
 import torch
+from helpers.refusals import refused
 from hypothesis import given
 from hypothesis import strategies as st
-from refusals import refused
 from torch import Tensor
 
 from scalekd.cache.encoding import Precision, decode, encode, errors

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from refusals import refused
+from helpers.refusals import refused
 
 from scalekd.cache import store
 from scalekd.cache.encoding import encode

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from scalekd.digits import images, teacher
+from scalekd.evaluation.evaluate import best_device, top1
 from scalekd.networks import input_config
-from scalekd.training.evaluate import best_device, top1
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from training.pictures import image_folder
+from helpers.pictures import image_folder
 
 from scalekd.estimating.estimate import Estimate, estimate
-from scalekd.training.recipe import Data, Optim, Recipe
+from scalekd.recipe import Data, Optim, Recipe
 
 SIDE, BATCH, ROUNDS = 128, 16, 2
 PAIRS = {

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from estimating.test_rehearsal import RECIPE
-from refusals import refused
-from training.pictures import image_folder
+from helpers.pictures import image_folder
+from helpers.refusals import refused
 
 from scalekd.estimating.estimate import TOGETHER, Estimate, estimate
 from scalekd.estimating.gpus import GPUS
 from scalekd.estimating.outline import IMAGENET_IMAGES, pictures
 from scalekd.estimating.text import told
-from scalekd.training.recipe import Data
+from scalekd.recipe import Data
 
 
 @cache

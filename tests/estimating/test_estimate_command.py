@@ -5,11 +5,11 @@ from dataclasses import asdict
 
 import pytest
 
-from scalekd.cli import main
+from scalekd.cli.main import main
 from scalekd.estimating.estimate import estimate
 from scalekd.estimating.outline import IMAGENET_IMAGES
 from scalekd.estimating.text import told
-from scalekd.training.recipe import Data, Recipe
+from scalekd.recipe import Data, Recipe
 
 PAIR = ["estimate", "--teacher", "test_vit", "--student", "test_resnet", "--gpu", "a100"]
 

@@ -10,7 +10,7 @@ from scalekd import ScaleKD
 from scalekd.estimating.outline import Pictures, outline
 from scalekd.estimating.rehearsal import Footprint, Rehearsal, optimizer_share
 from scalekd.networks import FrozenTeacher, build
-from scalekd.training.recipe import Data, Recipe
+from scalekd.recipe import Data, Recipe
 
 SIDE = 64
 RECIPE = Recipe(

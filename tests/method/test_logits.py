@@ -1,6 +1,6 @@
 import pytest
 import torch
-from refusals import refused
+from helpers.refusals import refused
 from torch.nn import functional as F
 
 from scalekd.method import logit_distillation

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-import oracle
 import torch
+from helpers import oracle
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn

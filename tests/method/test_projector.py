@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from refusals import refused
+from helpers.refusals import refused
 from torch import Tensor, nn
 
 from scalekd.method import ChannelNorm, CrossAttentionProjector

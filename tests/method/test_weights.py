@@ -1,7 +1,7 @@
 from dataclasses import asdict
 
 import pytest
-from refusals import refused
+from helpers.refusals import refused
 
 from scalekd.method import LossWeights
 

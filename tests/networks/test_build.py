@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from refusals import refused
+from helpers.refusals import refused
+from helpers.small_models import CLASSES, SIZE, SWIN, VIT, images, resnet, vit
 from safetensors.torch import save_file
-from small_models import CLASSES, SIZE, SWIN, VIT, images, resnet, vit
 from timm.models import register_model, save_for_hf
 from torch import nn
 

@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from refusals import refused
-from small_models import mixer, resnet, swin, vit
+from helpers.refusals import refused
+from helpers.small_models import mixer, resnet, swin, vit
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 

@@ -13,8 +13,8 @@ from scalekd.distiller import _stem_norm
 from scalekd.errors import InputError
 from scalekd.method import ChannelNorm
 from scalekd.networks.build import build
+from scalekd.networks.feature_extractor import Taps
 from scalekd.networks.paper import ABLATION_PAIRS, EVA_L, PAIRS, SWIN_B, SWIN_L, SWIN_S, Published
-from scalekd.networks.taps import Taps
 
 ALL = [*PAIRS, *ABLATION_PAIRS]
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from refusals import refused
-from small_models import (
+from helpers.refusals import refused
+from helpers.small_models import (
     CLASSES,
     beit,
     convnext,

@@ -11,19 +11,19 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from helpers.refusals import refused
 from lightning.pytorch.plugins.precision import MixedPrecision
-from refusals import refused
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from scalekd.baselines import Alone
+from scalekd.data.loader import RunBatches
 from scalekd.distiller import Step
-from scalekd.training.batches import RunBatches
-from scalekd.training.checkpoint import StudentSpec, newest
+from scalekd.recipe import Optim
+from scalekd.runs.checkpoint import StudentSpec, newest
+from scalekd.signals import Interrupted
 from scalekd.training.loop import Every, Progress, Watch
 from scalekd.training.module import State, TrainingModule
-from scalekd.training.recipe import Optim
-from scalekd.training.signals import Interrupted
 
 SPEC = StudentSpec("none", {}, 3, None)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from pictures import image_folder
-from real_runs import (
+from helpers.pictures import image_folder
+from helpers.real_runs import (
     SECONDS_TO_START,
     assert_alike,
     begin,
@@ -22,7 +22,7 @@ from real_runs import (
     settings,
 )
 
-from scalekd.training.checkpoint import newest
+from scalekd.runs.checkpoint import newest
 
 KILLS = 10
 

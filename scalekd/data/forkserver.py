@@ -1,0 +1,13 @@
+"""What the server of a rank's loading processes imports, once; nobody else does.
+
+What ends a run goes to all its processes. This one must outlive it, since its children end with it,
+and the main one still needs their batches.
+"""
+
+import signal
+
+import scalekd.data.open  # noqa: F401 -- with torch and timm, for the children
+from scalekd.signals import STOPPING
+
+for received in STOPPING:
+    signal.signal(received, signal.SIG_IGN)

@@ -1,0 +1,88 @@
+"""Folders of image files, with a folder for each class, or without labels."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from scalekd.data.corrupt import Item, load_image
+from scalekd.data.source import Source, source_of
+from scalekd.errors import InputError
+from scalekd.recipe import Data
+
+
+def class_folders(data: Data) -> Source:
+    """ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg."""
+    root = Path(data.root)
+    training, validating = _image_folder(root / "train"), _image_folder(root / "val")
+    if training.classes != validating.classes:
+        odd = sorted(set(training.classes) ^ set(validating.classes))
+        raise InputError(
+            f"{data.root!r}: train/ and val/ have different classes, only one has: "
+            f"{', '.join(odd[:5])}"
+        )
+    classes = len(training.classes)
+    targets = torch.tensor(training.targets)
+    # relpath takes five seconds for ImageNet
+    names = (file.removeprefix(str(root)) for file, _ in training.samples)
+    return source_of(data, training, validating, targets, names, classes, [])
+
+
+def flat_folder(data: Data) -> Source:
+    """Images without labels: all below ROOT, whatever its folders are called."""
+    files = sorted(files_below(Path(data.root)))
+    images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
+    others = [file for file in files if not file.lower().endswith(IMG_EXTENSIONS)]
+    notes = []
+    if others:
+        notes.append(
+            f"left out, no images by their names: {len(others)} of the files in {data.root}, "
+            f"for example {others[0]}"
+        )
+    names = (image.removeprefix(str(Path(data.root))) for image in images)
+    targets = torch.zeros(len(images))
+    return source_of(data, Unlabelled(images), None, targets, names, None, notes)
+
+
+class Unlabelled:
+    """The images of `files`, each as (image,)."""
+
+    def __init__(self, files: list[str]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Item:
+        return (load_image(self.files[index]),)
+
+
+def files_below(root: Path, endings: tuple[str, ...] = ("",)) -> Iterator[str]:
+    """Files below `root` whose names end so, but for hidden ones; links to folders are followed."""
+    for folder, below, names in os.walk(root, followlinks=True):
+        below[:] = [name for name in below if name[0] != "."]
+        for name in names:
+            if name[0] != "." and name.lower().endswith(endings):
+                yield os.path.join(folder, name)
+
+
+def _image_folder(folder: Path) -> ImageFolder:
+    classes = sorted(p for p in folder.iterdir() if p.is_dir())
+    if len(classes) < 2:
+        raise InputError(
+            f"{str(folder)!r} has {len(classes)} class folders; at least 2 are needed, "
+            "one folder of images for each class"
+        )
+    for directory in classes:
+        files = [f for f in directory.rglob("*") if f.is_file() and f.name[0] != "."]
+        if not files:
+            raise InputError(
+                f"the class folder {str(directory)!r} has no images: fill or remove it"
+            )
+        for file in files:
+            if file.suffix.lower() not in IMG_EXTENSIONS:
+                raise InputError(f"{str(file)!r} is not an image by its name: remove it")
+    return ImageFolder(str(folder), loader=load_image)

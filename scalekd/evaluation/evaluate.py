@@ -1,0 +1,68 @@
+"""How often a network is right."""
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
+
+from scalekd.data.open import layout, open_source
+from scalekd.data.source import IGNORED
+from scalekd.errors import InputError
+from scalekd.networks import build, input_config
+from scalekd.recipe import Data
+
+
+@torch.no_grad()
+def top1(
+    classify: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], classes: int
+) -> float:
+    """Share of images whose largest logit is the target's.
+
+    Args:
+        classify: images (N, channels, H, W) -> logits (N, classes), on whatever device the images
+            are: the GPU where there is one. A model in eval mode.
+        batches: of images and targets, which are not counted where they are `IGNORED`.
+        classes: how many there are.
+    """
+    device = best_device()
+    accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=IGNORED)
+    for images, targets in batches:
+        accuracy.update(classify(images.to(device)).cpu(), targets)
+    return float(accuracy.compute())
+
+
+def best_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:
+    """Top-1 accuracy (a share) of a model on validation images.
+
+    Args:
+        model: a student folder, or a timm name.
+        data: the images, as for distill.
+        weights: of a timm name: pretrained, or a file.
+    """
+    source = None if layout(data) == "flat" else open_source(data)
+    if source is None or source.classes is None or source.validation is None:
+        raise InputError(
+            f"there are no labels in {data.root!r} to measure with: give --data.root a folder with "
+            "val/CLASS/*.jpg and train/CLASS/*.jpg"
+        )
+    if (Path(model) / "student").is_dir():
+        model = str(Path(model) / "student")  # a run folder: its student is meant
+    name = f"local-dir:{model}" if Path(model).is_dir() else model
+    network, loaded = build(name, weights, data.size)
+    network.eval().to(best_device())
+    if network.num_classes != source.classes:
+        raise InputError(
+            f"{model} knows {network.num_classes} classes and {data.root} has {source.classes}"
+        )
+    validation = source.validation(input_config(network, data.size))
+    print(f"scalekd: {loaded}", file=sys.stderr)
+    return top1(network, DataLoader(validation, 250), source.classes)

@@ -1,0 +1,1 @@
+"""What a command starts: many runs, or the work before one."""

@@ -1,0 +1,260 @@
+"""`scalekd cache`: the teacher's passes over all images, kept for many trainings."""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from scalekd.cache.encoding import Precision, Rows, decode, encode, errors
+from scalekd.cache.store import Cache, Contents, described, glimpse
+from scalekd.data.cached import Replayed, made_of, versions
+from scalekd.data.loader import loading
+from scalekd.data.open import open_source
+from scalekd.data.source import Source
+from scalekd.errors import InputError
+from scalekd.evaluation.evaluate import best_device
+from scalekd.jobs.console import QUIET, duration
+from scalekd.networks import FrozenTeacher, InputConfig, Kept, input_config
+from scalekd.networks.input_config import renormalising
+from scalekd.recipe import Recipe
+from scalekd.runs import lock
+from scalekd.runs.atomic_io import write_whole
+from scalekd.signals import Interrupted, stopping
+from scalekd.training.performance import autocast
+from scalekd.training.run import build_teacher, student_spec
+
+SHARD_BYTES = 2**26
+"""About so many in a shard: what a run that is stopped loses of its work."""
+
+
+def fill(
+    recipe: Recipe,
+    out: Path,
+    views: int = 1,
+    keep: Precision = "float16",
+    resume: bool = False,
+) -> Path:
+    """Keep what the recipe's teacher says of its training images.
+
+    What else the recipe says of training does not matter; `batch_size` and `precision` are the
+    teacher's passes', and the first of `seeds` draws the views. Without a student the images are
+    normalised and, unless data.image_size says else, as large as the teacher's.
+
+    Args:
+        recipe: whose teacher and images; its student may be "".
+        out: the folder of the cache.
+        views: of each image; training sees one after another, an epoch each.
+        keep: of the features: float32, float16, bfloat16 or int8.
+        resume: go on with a cache that was cut off; damaged shards are made anew.
+
+    Returns:
+        The folder: cache.json and shards.
+
+    Raises:
+        InputError: see its message; nothing was overwritten.
+        Interrupted: by Ctrl-C or a signal; whole shards stay.
+    """
+    if views < 1:
+        raise InputError(f"views is {views}: it must be 1 or more")
+    if out.exists() and not resume:
+        raise InputError(
+            f"{str(out)!r} exists and is not overwritten: give another --out, or --resume to go on "
+            "with it"
+        )
+    replace(recipe, cache=str(out))  # refuses what cannot be trained with one
+    console = Console(highlight=False, soft_wrap=True)
+    source = open_source(recipe.data)
+    teacher, loaded = build_teacher(recipe)
+    config = _config(recipe, source, teacher)
+    console.print(str(loaded))
+    for note in source.notes:
+        console.print("[yellow]note:[/]", note)
+    images = source.train(config, recipe.seeds[0])
+    passes = Passes(recipe, teacher, config)
+    names = range(min(2, len(images)))  # type: ignore[arg-type]
+    sample = passes.keep(default_collate([images[name] for name in names])[0])
+    encoded = encode(sample, keep)
+    bytes_a_row = sum(rows[0].nbytes for rows in encoded.values())
+    of_a_view = source.view or len(images)  # type: ignore[arg-type]
+    contents = Contents(
+        made_of(recipe, source, teacher, config.size),
+        of_a_view,
+        views,
+        recipe.seeds[0],
+        config,
+        keep,
+        max(1, min(of_a_view * views, SHARD_BYTES // bytes_a_row)),
+        versions(),
+    )
+    console.print(_size(contents, bytes_a_row, sample, encoded, out))
+    _refuse_without_room(contents, bytes_a_row, out)
+    cache = _begun(out, contents)
+    with lock.trained(out):
+        write_whole(described(out), (json.dumps(asdict(contents), indent=1) + "\n").encode())
+        missing = [n for n in range(contents.shards) if not cache.verify(n)]
+        if resume:
+            console.print(f"{contents.shards - len(missing)} of {contents.shards} shards are whole")
+        _make(cache, missing, Replayed(images, contents.rows), passes, recipe, source, console)
+    console.print(f"{out}/: give it as --cache to `scalekd distill` with the same settings")
+    return out
+
+
+class Passes:
+    """The teacher's over images that are normalised as `config` says."""
+
+    def __init__(self, recipe: Recipe, teacher: FrozenTeacher, config: InputConfig) -> None:
+        self.precision, self.teacher, self.device = recipe.precision, teacher, best_device()
+        if config.channels != teacher.input.channels:
+            raise InputError(
+                f"the images have {config.channels} channels and the teacher takes "
+                f"{teacher.input.channels}: give teacher_args in_chans {config.channels}"
+            )
+        scale, shift = renormalising(config, teacher.input)
+        self.scale, self.shift = scale.to(self.device), shift.to(self.device)
+
+    def keep(self, images: Tensor) -> Kept:
+        """Of images (N, C, H, W); on the CPU."""
+        with autocast(self.precision, self.device):
+            kept = self.teacher.keep(images.to(self.device) * self.scale + self.shift)
+        return Kept(kept.final.cpu(), kept.logits.cpu(), [part.cpu() for part in kept.beside])
+
+
+def _config(recipe: Recipe, source: Source, teacher: FrozenTeacher) -> InputConfig:
+    """Of the images."""
+    if recipe.student:
+        student = student_spec(recipe, source, teacher).build()
+        return input_config(student, recipe.data.size)
+    return source.input or replace(teacher.input, size=recipe.data.size or teacher.input.size)
+
+
+def _size(contents: Contents, bytes_a_row: int, sample: Kept, encoded: Rows, out: Path) -> str:
+    """What is going to be written, in a line."""
+    plain, varying = errors(sample.final, decode(encoded).final)
+    return (
+        f"{contents.views} view{'s' * (contents.views > 1)} of each of {contents.images} images, "
+        f"{_bytes(bytes_a_row)} each: {_bytes(contents.rows * bytes_a_row)} in {contents.shards} "
+        f"shard{'s' * (contents.shards > 1)} in {out}/; {contents.precision} is off by "
+        f"{plain:.2g} of the final features, by {varying:.2g} of what varies over space in them"
+    )
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
+def _refuse_without_room(contents: Contents, bytes_a_row: int, out: Path) -> None:
+    existing = next(p for p in (out.absolute() / "_").parents if p.exists())
+    there = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    needed, free = contents.rows * bytes_a_row - there, shutil.disk_usage(existing).free
+    if needed > free:
+        raise InputError(
+            f"the cache takes {_bytes(needed)} more and {str(existing)!r} has {_bytes(free)} free: "
+            "fewer --views, --keep int8, or another --out"
+        )
+
+
+def _begun(out: Path, contents: Contents) -> Cache:
+    """The cache in `out`, which is made; InputError where another one is there."""
+    if out.exists() and any(file.name != lock.NAME for file in out.iterdir()):
+        there = asdict(Contents.read(out))
+        there = {**there.pop("of"), **there}
+        now = asdict(contents)
+        now = {**now.pop("of"), **now}
+        if changed := [name for name in now if there.get(name) != now[name]]:
+            name = changed[0]
+            raise InputError(
+                f"the cache {str(out)!r} was begun with another {name} ({there.get(name)}; now "
+                f"{now[name]}): give what it was begun with, or another --out"
+            )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{str(out)!r} cannot be made: {error}") from error
+    return Cache(out, contents)
+
+
+def _make(
+    cache: Cache,
+    shards: list[int],
+    images: Replayed,
+    passes: Passes,
+    recipe: Recipe,
+    source: Source,
+    console: Console,
+) -> None:
+    """Write these shards of the cache."""
+    contents = cache.contents
+    batches = [
+        list(batch)
+        for shard in shards
+        for batch in _split(contents.rows_of(shard), recipe.batch_size)
+    ]
+    loader = DataLoader(
+        images, batch_sampler=batches, pin_memory=False, **loading(source, recipe.data)
+    )
+    asked = threading.Event()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images, {task.fields[pace]}"),
+        console=console,
+    )
+    with stopping(asked.set), bar:
+        total, done, said = sum(map(len, batches)), 0, 0.0
+        task = bar.add_task("the teacher's passes", total=total, pace="")
+        began, stream = time.monotonic(), iter(loader)
+        for nth, shard in enumerate(shards):
+            parts: list[tuple[Rows, Tensor]] = []
+            for _ in _split(contents.rows_of(shard), recipe.batch_size):
+                seen = next(stream)[0]
+                parts.append((encode(passes.keep(seen), contents.precision), _glimpses(seen)))
+                done += len(seen)
+                passed = time.monotonic() - began
+                pace = (
+                    f"{done / passed:.3g} a second, {duration((total - done) * passed / done)} left"
+                )
+                bar.update(task, completed=done, pace=pace)
+                if not console.is_terminal and passed - said > QUIET:
+                    said = passed
+                    console.print(f"{done} of {total} images, {pace}")
+                if asked.is_set():
+                    raise Interrupted(
+                        f"stopped; {contents.shards - len(shards) + nth} of {contents.shards} "
+                        f"shards are whole in {cache.folder}/: the same command with --resume goes "
+                        "on"
+                    )
+            _write(cache, shard, parts)
+
+
+def _split(rows: range, size: int) -> Iterator[range]:
+    return (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def _glimpses(images: Tensor) -> Tensor:
+    return torch.stack([glimpse(image) for image in images])
+
+
+def _write(cache: Cache, shard: int, parts: list[tuple[Rows, Tensor]]) -> None:
+    names = parts[0][0]
+    rows = {name: torch.cat([encoded[name] for encoded, _ in parts]) for name in names}
+    try:
+        cache.write(shard, rows, torch.cat([glimpses for _, glimpses in parts]))
+    except OSError as error:
+        raise InputError(
+            f"{cache.file(shard)} could not be written ({error}): make room, then the same command "
+            "with --resume goes on"
+        ) from error

@@ -1,0 +1,345 @@
+"""What a person sees of a job: progress while it runs, then a table, a picture and plain words."""
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column, Table
+
+from scalekd.distributed import ranks
+from scalekd.networks import InputConfig
+from scalekd.recipe import Recipe
+from scalekd.training.loop import AVERAGED
+from scalekd.training.loop import Progress as News
+from scalekd.training.run import Arm, Result, first
+
+LABELS: dict[Arm, str] = {"alone": "student alone", "logits": "logit KD", "scalekd": "ScaleKD"}
+SHORT = {
+    "tpp_original": "tpp",
+    "tpp_alternative": "tpp'",
+    "final_original": "final",
+    "final_alternative": "final'",
+    "logits": "kd",
+}
+"""Terms on the progress line; a prime marks the alternative view."""
+LONG_WAIT = 0.2
+"""Share of a run's time spent waiting for images above which that is said."""
+QUIET = 60.0
+"""Seconds without a line in a log file after which a run gets one."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What is known before training: who teaches whom, and how good the teacher is here.
+
+    images: channels, size and normalisation of the student's.
+    labels: whether the images have any; without them nothing is measured.
+    fit: what is projected to what, in one line.
+    gflop: of a training step, for an image.
+    workers: processes that load images, for each device.
+    Of a student alone the teacher's and the projectors' parameters are 0.
+    """
+
+    teacher_top1: float | None
+    teacher_parameters: int
+    student_parameters: int
+    projector_parameters: int
+    notes: list[str]
+    labels: bool = True
+    fit: str = ""
+    gflop: float = 0.0
+    workers: int = 0
+    images: InputConfig | None = None
+
+
+def of_arm(results: list[Result], arm: str) -> list[Result]:
+    """The results of one arm, by seed."""
+    return sorted((r for r in results if r.run.arm == arm), key=lambda r: r.run.seed)
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known, or None of nothing."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def mean_terms(results: list[Result]) -> dict[str, float]:
+    """The loss's terms at the end of one arm's runs, by name."""
+    return {name: statistics.fmean(r.terms[name] for r in results) for name in results[0].terms}
+
+
+def measured(results: list[Result]) -> bool:
+    """Whether there were labels to measure with."""
+    return all(r.top1 is not None for r in results)
+
+
+class Display:
+    """Live bars on a terminal. In a log file a line for each measurement, without labels, where
+    nothing is measured, for each tenth of a run, and for whatever trains `QUIET` seconds unsaid."""
+
+    def __init__(self) -> None:
+        # Of several ranks the first speaks for all.
+        self.console = Console(highlight=False, soft_wrap=True, quiet=ranks.rank() > 0)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
+            MofNCompleteColumn(),
+            # Three lines that alone give way on a narrow terminal.
+            TextColumn("{task.fields[state]}", table_column=Column(ratio=1, no_wrap=True)),
+            console=self.console,
+            expand=True,
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.labels = True
+        self.tenths: dict[str, int] = {}
+        self.remarked: set[str] = set()
+        self.said: dict[str, float] = {}
+
+    def introduce(self, recipe: Recipe, pair: Pair, out: Path) -> None:
+        """Say who teaches whom, what a step costs, and what was decided by nobody."""
+        self.labels = pair.labels
+        self.console.print(_who(recipe, pair))
+        if pair.fit:
+            self.console.print("projected:", escape(pair.fit))
+        devices = ranks.world()
+        self.console.print(
+            f"a step takes {pair.gflop:.4g} GFLOP an image; {recipe.batch_size} images a step, "
+            f"{recipe.batch_size // devices // recipe.accumulate} at a time on "
+            f"{'one device' if devices == 1 else f'each of {devices} devices'}, loaded by "
+            f"{pair.workers or 'no'} other process{'es' * (pair.workers != 1)}"
+        )
+        for note in pair.notes:
+            loud = any(word in note for word in ("RANDOM", "UNTRAINED", "chance"))
+            label = "[bold red]WARNING:[/]" if loud else "[yellow]note:[/]"
+            self.console.print(label, escape(note))
+        self.console.print(f"writing to {out}/")
+
+    def __enter__(self) -> "Display":
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bars.stop()
+
+    def progress(self, run: str, news: News) -> None:
+        """Move a run's bar."""
+        if run not in self.tasks:
+            self.tasks[run] = self.bars.add_task(run, total=news.steps, state="")
+        terms = " + ".join(f"{SHORT.get(n, n)} {value:.2f}" for n, value in news.terms.items())
+        left = (news.steps - news.step) * news.seconds / max(news.step, 1)
+        pace = (
+            f"epoch {news.epoch:.3g}, {news.images_per_second:.0f} images/s, {duration(left)} left"
+        )
+        gradient = math.hypot(*news.gradients.values())
+        state = (
+            f"rate {news.learning_rate:.2g}, gradient {gradient:.2g}, "
+            f"{news.memory / 2**30:.1f} GiB, data wait {news.waiting:.0%}"
+            + f", {news.broken} broken images"
+            * (news.broken > 0)
+        )
+        loss = f"loss {news.loss:.2f} = {terms}"
+        self.bars.update(self.tasks[run], completed=news.step, state=f"{pace}\n{state}\n{loss}")
+        self._remark_on_waiting(run, news)
+        if self.console.is_terminal:
+            return
+        if self._is_due(run, news):
+            measured = "" if news.top1 is None else f"top-1 {news.top1:.2%}, "
+            self.console.print(
+                f"{run}: step {news.step}/{news.steps}, {measured}{pace}, {state}, {loss}"
+            )
+
+    def _is_due(self, run: str, news: News) -> bool:
+        """Whether a log file wants a line now."""
+        now, tenth = time.monotonic(), 10 * news.step // news.steps
+        due = (
+            news.top1 is not None
+            or (not self.labels and tenth > self.tenths.get(run, 0))
+            or now - self.said.setdefault(run, now) > QUIET
+        )
+        if due:
+            self.said[run], self.tenths[run] = now, tenth
+        return due
+
+    def _remark_on_waiting(self, run: str, news: News) -> None:
+        if news.waiting > LONG_WAIT and news.seconds > 30 and run not in self.remarked:
+            self.remarked.add(run)
+            self.console.print(
+                f"[yellow]note:[/] {run} spends {news.waiting:.0%} of its time waiting for images: "
+                "more processes load faster (--data.workers), and smaller files do"
+            )
+
+    def finished(self, run: str, result: Result) -> None:
+        """Say a run's result, once and for good."""
+        if run in self.tasks:  # of another rank than the first nothing was told
+            self.bars.update(self.tasks[run], visible=False)
+        if result.top1 is None:
+            came_to = f"loss [bold]{result.loss:.4f}[/]"
+        else:
+            came_to = f"top-1 [bold]{result.top1:.2%}[/]"
+        self.console.print(
+            f"[bold]{run}[/]: {came_to} after {result.steps} steps, "
+            f"{result.seconds:.0f} s of training"
+        )
+
+
+def _who(recipe: Recipe, pair: Pair) -> str:
+    student = f"[bold]{recipe.student}[/] ({pair.student_parameters / 1e6:.2f} M"
+    if recipe.teacher is None:
+        return f"{student} parameters) learns alone, without a teacher"
+    known = "" if pair.teacher_top1 is None else f", {pair.teacher_top1:.2%} on these images"
+    return (
+        f"[bold]{recipe.teacher}[/] ({pair.teacher_parameters / 1e6:.2f} M parameters{known}) "
+        f"teaches {student}; projectors {pair.projector_parameters / 1e6:.2f} M, thrown away "
+        "afterwards)"
+    )
+
+
+def duration(seconds: float) -> str:
+    """In two units at most."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if hours < 2:
+        return f"{minutes:.0f} min"
+    return f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def conclude(recipe: Recipe, pair: Pair, results: list[Result], out: Path) -> None:
+    """Print the table, and in words what it says and does not say."""
+    console = Console(highlight=False)
+    table = _accuracies if measured(results) else _losses
+    console.print(table(recipe, pair, results))
+    for sentence in in_words(results):
+        console.print(sentence, soft_wrap=True)
+    console.print(
+        f"{out}/: summary.json, curves.png, metrics.jsonl, settings.yaml, and student/ "
+        f"({LABELS[first(recipe).arm]}, seed {recipe.seeds[0]}), which plain timm loads:",
+        soft_wrap=True,
+    )
+    console.print(
+        f'  timm.create_model("local-dir:{out}/student", pretrained=True)', soft_wrap=True
+    )
+
+
+def _accuracies(recipe: Recipe, pair: Pair, results: list[Result]) -> Table:
+    table = Table(title=f"top-1 (%) on the validation images, {results[0].steps} steps each")
+    table.add_column("")
+    for column in ("mean", "sd", *(f"seed {s}" for s in recipe.seeds), "M params", "s/step"):
+        table.add_column(column, justify="right")
+    if pair.teacher_top1 is not None:
+        empty = [""] * len(recipe.seeds)
+        size = f"{pair.teacher_parameters / 1e6:.3f}"
+        table.add_row("teacher", f"{pair.teacher_top1:.2%}"[:-1], "", *empty, size, "")
+    for arm, label in LABELS.items():
+        if runs := of_arm(results, arm):
+            tops = {r.run.seed: 100 * r.top1 for r in runs if r.top1 is not None}
+            table.add_row(label, *_numbers(tops, recipe.seeds, 2), *_costs(pair, runs))
+    return table
+
+
+def _losses(recipe: Recipe, pair: Pair, results: list[Result]) -> Table:
+    steps = results[0].steps
+    last = min(AVERAGED, steps)
+    table = Table(title=f"loss on the training images, mean of the last {last} of {steps} steps")
+    table.add_column("")
+    for column in ("mean", "sd", *(f"seed {s}" for s in recipe.seeds), "M params", "s/step"):
+        table.add_column(column, justify="right")
+    for arm, label in LABELS.items():
+        if runs := of_arm(results, arm):
+            losses = {r.run.seed: r.loss for r in runs}
+            table.add_row(label, *_numbers(losses, recipe.seeds, 3), *_costs(pair, runs))
+    return table
+
+
+def _numbers(by_seed: dict[int, float], seeds: list[int], digits: int) -> list[str]:
+    """Mean, standard deviation and each seed's."""
+    values = list(by_seed.values())
+    spread = f"{statistics.stdev(values):.{digits}f}" if len(values) > 1 else "-"
+    each = [f"{by_seed[s]:.{digits}f}" for s in seeds]
+    return [f"{statistics.fmean(values):.{digits}f}", spread, *each]
+
+
+def _costs(pair: Pair, runs: list[Result]) -> list[str]:
+    return [f"{pair.student_parameters / 1e6:.3f}", f"{seconds_per_step(runs):.4f}"]
+
+
+def gains(results: list[Result], arm: str) -> list[float]:
+    """By how many points ScaleKD is above another arm, for each seed that both have finished."""
+    others = {r.run.seed: r.top1 for r in of_arm(results, arm) if r.top1 is not None}
+    return [
+        100 * (r.top1 - others[r.run.seed])
+        for r in of_arm(results, "scalekd")
+        if r.top1 is not None and r.run.seed in others
+    ]
+
+
+def in_words(results: list[Result]) -> list[str]:
+    """One sentence for each comparison: the paired gain, its spread, and what it cost in time."""
+    if not measured(results):
+        return _words_without_labels(results)
+    sentences: list[str] = []
+    distilled = of_arm(results, "scalekd")
+    if not distilled:
+        return sentences
+    for arm in ("alone", "logits"):
+        others = of_arm(results, arm)
+        if not others:
+            continue
+        cost = seconds_per_step(distilled) / seconds_per_step(others)
+        sentences.append(
+            f"ScaleKD against {LABELS[arm]}, the same steps: {_verdict(gains(results, arm))}; "
+            f"a step took {cost:.1f} times as long."
+        )
+    if of_arm(results, "logits"):
+        sentences.append(
+            "At equal time instead of equal steps logit KD would train that much longer; this "
+            "table does not show how far it would then come."
+        )
+    return sentences
+
+
+def _words_without_labels(results: list[Result]) -> list[str]:
+    sentences = []
+    for arm, label in LABELS.items():
+        if runs := of_arm(results, arm):
+            terms = [f"{SHORT.get(n, n)} {value:.3f}" for n, value in mean_terms(runs).items()]
+            sentences.append(f"{label}: {' + '.join(terms)}.")
+    sentences.append("How good a student is these losses do not say: that takes a task's labels.")
+    distilled, others = of_arm(results, "scalekd"), of_arm(results, "logits")
+    if others:
+        kd, alone = (mean_terms(runs)["logits"] for runs in (distilled, others))
+        cost = seconds_per_step(distilled) / seconds_per_step(others)
+        sentences.append(
+            f"The logits' term alone can be compared: {kd:.3f} beside the features', {alone:.3f} "
+            f"without them; a step of ScaleKD took {cost:.1f} times as long."
+        )
+    return sentences
+
+
+def _verdict(gains: list[float]) -> str:
+    gain = statistics.fmean(gains)
+    if len(gains) == 1:
+        return f"{gain:+.2f} points with one seed, so nothing is known of the spread"
+    spread = statistics.stdev(gains)
+    listed = ", ".join(f"{g:+.2f}" for g in gains)
+    said = f"{gain:+.2f} points (seed by seed {listed}; spread {spread:.2f})"
+    if abs(gain) <= spread:
+        return f"{said}, NOT larger than the spread"
+    return f"{said}, {'larger' if gain > 0 else 'a LOSS larger'} than the spread"
+
+
+def seconds_per_step(results: list[Result]) -> float:
+    """Mean over runs."""
+    return statistics.fmean(r.seconds / r.steps for r in results)

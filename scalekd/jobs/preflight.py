@@ -1,0 +1,163 @@
+"""Whether a recipe can be trained, found out before the expensive part."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+
+from torch import nn
+
+from scalekd.compatibility.text import fit
+from scalekd.data.cached import open_cache, through
+from scalekd.data.loader import loaders
+from scalekd.data.open import layout, open_source
+from scalekd.distiller import ScaleKD
+from scalekd.errors import InputError
+from scalekd.evaluation.evaluate import best_device, top1
+from scalekd.jobs import console as report
+from scalekd.networks import FrozenTeacher, input_config
+from scalekd.networks.pretrained import Loaded
+from scalekd.recipe import Recipe
+from scalekd.training.dry_run import trial, untouched
+from scalekd.training.run import build_method, first
+
+
+def check(
+    recipe: Recipe, built: tuple[FrozenTeacher, Loaded] | None = None, measured: float | None = None
+) -> report.Pair:
+    """Build everything once, before the expensive part, and measure the teacher.
+
+    Args:
+        recipe: to train by.
+        built: its teacher, where that is there already.
+        measured: and the teacher's accuracy, where that is known.
+    """
+    if layout(recipe.data) == "flat":
+        _refuse_what_needs_labels(recipe)
+    source = open_source(recipe.data)
+    if source.classes is None:
+        _refuse_what_needs_labels(recipe)
+    method, _ = build_method(recipe, first(recipe), source, built)
+    if "logits" in recipe.compare and isinstance(method, ScaleKD):
+        _refuse_logits_where_there_are_none(method)
+    config = input_config(method.student, recipe.data.size)
+    cache = open_cache(recipe, source, getattr(method, "teacher", None), config)
+    if cache is not None:
+        source = through(cache, source, with_teacher=True)
+    batches, validation = loaders(
+        source,
+        recipe.data,
+        config,
+        recipe.batch_size,
+        recipe.seeds[0],
+        parts=recipe.accumulate,
+    )
+    classes = getattr(method.student, "num_classes", None)
+    if source.classes is not None and classes != source.classes:
+        raise InputError(
+            f"the student has {classes} classes and {recipe.data.root!r} has {source.classes}: "
+            "leave num_classes out of student_args"
+        )
+    method.to(best_device())
+    gflop = trial(method, batches)
+    notes = source.notes + method.notes
+    if recipe.learning_rate != recipe.optim.lr:
+        notes.append(
+            f"the learning rate is {recipe.learning_rate:.3g}: {recipe.optim.lr} for "
+            f"{recipe.optim.batch} images a step, in proportion to these {recipe.batch_size}"
+        )
+    if recipe.separable_stem and isinstance(method, ScaleKD):
+        notes.append("separable_stem is true: cheaper than the exact method, and not the same")
+    if unlearnt := untouched(method):
+        notes.append(f"no gradient reaches {len(unlearnt)} parameters, such as {unlearnt[0]}")
+    if cache is not None:
+        notes.append(str(cache))
+    pair = report.Pair(
+        teacher_top1=None,
+        teacher_parameters=0,
+        student_parameters=_parameters(method.student),
+        projector_parameters=0,
+        notes=notes,
+        images=config,
+        labels=source.classes is not None,
+        gflop=gflop,
+        workers=batches.num_workers,
+    )
+    if not isinstance(method, ScaleKD):
+        return pair
+    if source.classes is None:
+        notes[:0] = _without_labels(method, recipe.data.root)
+    teacher_top1 = None
+    if validation is not None and method.teacher.shapes.classes == source.classes:
+        assert source.classes is not None
+        teacher_top1 = measured
+        if teacher_top1 is None:
+            teacher_top1 = top1(method.classify_by_teacher, validation, source.classes)
+        images = len(validation.dataset)  # type: ignore[arg-type]
+        notes += remarks_on_the_teacher(teacher_top1, source.classes, images)
+    return replace(
+        pair,
+        teacher_top1=teacher_top1,
+        teacher_parameters=_parameters(method.teacher.model),
+        projector_parameters=_parameters(method.method),
+        fit=fit(method),
+    )
+
+
+def _refuse_logits_where_there_are_none(method: ScaleKD) -> None:
+    if not method.method.weights.logits:
+        why = "; ".join(n for n in method.notes if "logit" in n or "no classifier" in n)
+        why = why or "the weight logits is 0"
+        raise InputError(f"compare has logits, and there is no logit distillation here ({why})")
+
+
+def remarks_on_the_teacher(top1: float, classes: int, images: int) -> list[str]:
+    """A note where a teacher right on this share of the images may as well be guessing.
+
+    Guessing is right on 1 / classes of them. Whatever is below three standard errors above that is
+    called chance; of fewer than 50 images nothing is said.
+    """
+    chance = 1 / classes
+    if images < 50 or top1 >= chance + 3 * math.sqrt(chance * (1 - chance) / images):
+        return []
+    return [
+        f"the teacher is right on {top1:.2%} of these images, which is chance for {classes} "
+        "classes: are its weights random, or its classes in another order?"
+    ]
+
+
+def _refuse_what_needs_labels(recipe: Recipe) -> None:
+    there_are_none = f"and there are no labels in {recipe.data.root!r}"
+    if recipe.teacher is None:
+        raise InputError(
+            f"a student alone learns from labels, {there_are_none}: give --data.root a folder with "
+            "train/CLASS/*.jpg and val/CLASS/*.jpg, or a teacher (scalekd distill)"
+        )
+    if "alone" in recipe.compare:
+        raise InputError(
+            f"compare has alone, which learns from labels, {there_are_none}: leave it out, or give "
+            "--data.root a folder with train/CLASS/*.jpg and val/CLASS/*.jpg"
+        )
+    for name in ("mixup", "cutmix"):
+        if value := getattr(recipe.data, name):
+            raise InputError(f"data.{name} is {value} {there_are_none} to mix: leave it out")
+    if recipe.label_smoothing:
+        raise InputError(
+            f"label_smoothing is {recipe.label_smoothing} {there_are_none} to smooth: leave it out"
+        )
+
+
+def _without_labels(method: ScaleKD, root: str) -> Iterator[str]:
+    """What there is to say of a training without labels."""
+    weights = asdict(method.method.weights)
+    logits = weights.pop("logits")
+    kinds = [k for k, some in (("features", any(weights.values())), ("logits", logits)) if some]
+    yield f"no labels in {root}: {' and '.join(kinds)} alone are distilled"
+    if method.student.num_classes and not logits:
+        yield (
+            f"nothing trains the student's classifier of {method.student.num_classes} classes: "
+            "leave num_classes out of student_args for a student without one"
+        )
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

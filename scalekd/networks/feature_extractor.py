@@ -1,0 +1,118 @@
+"""One forward pass of a timm model that gives both features and the logits.
+
+`forward_intermediates` and then `forward_head` is bit-equal to `model(images)`. Layouts and shapes
+are found by running a copy on the meta device, which costs no arithmetic and no memory.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from scalekd.errors import InputError
+from scalekd.features import Features, FeatureShapes
+from scalekd.networks import overrides as families
+from scalekd.networks import paper
+from scalekd.networks.feature_selection import TapSettings, resolve
+from scalekd.networks.input_config import input_config
+from scalekd.networks.layout import as_map, map_shape
+from scalekd.networks.protocol import OwnTaps, offers_features
+from scalekd.networks.shape_probe import look
+
+
+class Taps:
+    """`Taps(model)(images)` -> `Features`, equal to one call of the model.
+
+    Not a module: it holds none of the model's parameters for any trainer or state dict to find.
+
+    Args:
+        model: a timm model, or one that offers its `forward_intermediates` and `forward_head`.
+        size: (height, width) of the images; default the model's own.
+        settings: which features.
+        of_teacher: whether a teacher's defaults hold, or a student's.
+
+    Attributes:
+        input: channels, size and normalisation of the images.
+        shapes: of the features.
+        plan: the settings, resolved.
+        count: how many features there are to choose from.
+
+    Raises:
+        InputError: the model has no such methods, refuses the size, or has not what `settings` ask.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        size: tuple[int, int] | None = None,
+        settings: TapSettings | None = None,
+        of_teacher: bool = False,
+    ) -> None:
+        self.model = model
+        self.input = input_config(model, size)
+        seen = look(model, (2, self.input.channels, *self.input.size))
+        asked = (settings or TapSettings()).over(_known(model, seen.name, of_teacher))
+        self.plan = resolve(asked, seen, of_teacher)
+        self.count = len(seen.maps)
+        penultimate, final = seen.maps[self.plan.penultimate], seen.maps[self.plan.final]
+        self.shapes = FeatureShapes(map_shape(penultimate), map_shape(final), seen.classes)
+
+    def __call__(self, images: Tensor) -> Features:
+        """Features of normalised `images` (N, channels, H, W), with the model's gradients."""
+        y, penultimate, final = self._run(images)
+        model: Any = self.model
+        logits = model.forward_head(y) if self.shapes.classes else None
+        return Features(penultimate, self.finish(final), logits)
+
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The two maps without the head; the final one before `finish`."""
+        _, penultimate, final = self._run(images)
+        return penultimate, final
+
+    def finish(self, final: Tensor) -> Tensor:
+        """The norm that the model has after its pooling, on each token, where that is asked for."""
+        if self.plan.norm != "pooled":
+            return final
+        assert self.plan.norm_module is not None
+        norm = self.model.get_submodule(self.plan.norm_module)
+        if "2d" in type(norm).__name__:
+            normed: Tensor = norm(final)
+            return normed
+        by_token: Tensor = norm(final.movedim(1, -1))
+        return by_token.movedim(-1, 1)
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        model: Any = self.model
+        y, (penultimate, final) = model.forward_intermediates(
+            images,
+            indices=[self.plan.penultimate, self.plan.final],
+            norm=False,
+            output_fmt="NCHW",
+        )
+        if self.plan.whole:
+            final = as_map(y, map_shape(final))
+        return y, penultimate, final
+
+
+def taps(
+    model: nn.Module,
+    size: tuple[int, int] | None = None,
+    settings: TapSettings | None = None,
+    of_teacher: bool = False,
+) -> Taps | OwnTaps:
+    """`Taps` of one of timm's models, `OwnTaps` of a module that offers its features itself."""
+    if not offers_features(model):
+        return Taps(model, size, settings, of_teacher)
+    if settings not in (None, TapSettings()):
+        raise InputError(
+            f"{type(model).__name__} offers its features itself, and {settings} choose among those "
+            "of timm's models: leave them out"
+        )
+    return OwnTaps(model, size)
+
+
+def _known(model: nn.Module, name: str, of_teacher: bool) -> TapSettings:
+    """The paper's choice for its own models, and what a family needs."""
+    if not of_teacher:
+        return paper.STUDENT_TAPS.get(name, TapSettings())
+    family = families.TEACHER_TAPS.get(type(model).__name__, TapSettings())
+    return paper.TEACHER_TAPS.get(name, TapSettings()).over(family)

@@ -1,0 +1,1 @@
+"""A frozen teacher, and its last stage by itself."""

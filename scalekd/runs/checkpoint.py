@@ -1,0 +1,164 @@
+"""The state of a run in a file: student, projectors, optimizer. Never the teacher."""
+
+import os
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scalekd.errors import InputError
+from scalekd.export.timm_folder import export_student
+from scalekd.networks import InputConfig, build
+from scalekd.networks.build import build_unfilled
+from scalekd.networks.pretrained import load_weights, read_checkpoint
+
+STUDENT = "method.student."
+AVERAGE = "average.module."
+"""The same student, averaged over the steps, which is what is meant where it is there."""
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """What rebuilds the student without its run.
+
+    name, arguments: timm's.
+    classes: of its classifier; 0 for none.
+    input: what its images are, where their source decides; None where timm's configuration does.
+    size: (height, width) of its images, where somebody chose it.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    classes: int
+    input: InputConfig | None
+    size: tuple[int, int] | None = None
+
+    def build(self) -> nn.Module:
+        """The student, untrained, for images of its size."""
+        # What timm knows of its own weights for this name would be untrue of these.
+        overlay: dict[str, Any] = {"tag": "scalekd", "license": None, "test_input_size": None}
+        arguments = {"num_classes": self.classes, **self.arguments}
+        size = self.size
+        if self.input is not None:
+            overlay |= {"mean": self.input.mean, "std": self.input.std}
+            arguments["in_chans"], size = self.input.channels, self.input.size
+        if size is not None:
+            overlay["input_size"] = (arguments.get("in_chans", 3), *size)
+        arguments["pretrained_cfg_overlay"] = overlay
+        student, _ = build(self.name, "random", self.size, **arguments)
+        return student
+
+    def export(self, student: nn.Module, folder: Path) -> None:
+        """Write the trained `student` to `folder`; see `export_student`."""
+        arguments = dict(self.arguments)
+        if self.input is not None:
+            arguments["in_chans"] = self.input.channels
+        if self.size is not None and self._takes_size():
+            arguments["img_size"] = self.size
+        export_student(student, folder, arguments)
+
+    def _takes_size(self) -> bool:
+        """Whether timm builds this model for a size: found as `build` does, by asking for it."""
+        try:
+            build_unfilled(self.name, **{**self.arguments, "img_size": self.size})
+        except InputError:
+            return False
+        return True
+
+
+def write(state: dict[str, Any], file: Path, aside: Path | None = None) -> None:
+    """Keep `state` in `file`; what was there is replaced, or moved `aside`.
+
+    Killed at whatever moment, this leaves one whole state in `file` or `aside`.
+
+    Raises:
+        OSError: the disk is full or the like; all is as it was.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".part")
+    try:
+        with partial.open("wb") as content:
+            torch.save(state, content)
+            content.flush()
+            os.fsync(content.fileno())
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        # torch's writer, when the disk has said what is wrong, says something of its own.
+        said = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(str(said).splitlines()[0]) from error
+    if aside is not None and file.exists():
+        file.replace(aside)
+    partial.replace(file)
+
+
+def before(file: Path) -> Path:
+    """Where the state before that in `file` is kept."""
+    return file.with_suffix(".before.ckpt")
+
+
+def best(file: Path) -> Path:
+    """Where the state with the highest accuracy is kept."""
+    return file.with_suffix(".best.ckpt")
+
+
+def newest(file: Path) -> dict[str, Any] | None:
+    """The state in `file`, or the one before where that is damaged; None where there is none.
+
+    Raises:
+        InputError: there were some and all are damaged.
+    """
+    there = [candidate for candidate in (file, before(file)) if candidate.exists()]
+    for candidate in there:
+        if _whole(candidate):
+            state: dict[str, Any] = read_checkpoint(candidate)
+            return state
+        warnings.warn(f"{candidate} is damaged; looking for the state before it", stacklevel=2)
+    if there:
+        raise InputError(f"{file} and the state before it are damaged: remove them to begin anew")
+    return None
+
+
+def _whole(file: Path) -> bool:
+    """Whether each part of the file has the checksum that it was written with."""
+    try:
+        with zipfile.ZipFile(file) as parts:
+            return parts.testzip() is None
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def load_student(file: Path) -> tuple[nn.Module, StudentSpec]:
+    """The trained student out of a run's checkpoint, and what built it."""
+    if not file.is_file():
+        raise InputError(f"no checkpoint {str(file)!r}; a run's are in RUN/checkpoints/*.ckpt")
+    checkpoint = read_checkpoint(file)
+    if not isinstance(checkpoint, dict) or "scalekd_student" not in checkpoint:
+        raise InputError(f"{str(file)!r} is not a checkpoint of `scalekd distill`")
+    plain = dict(checkpoint["scalekd_student"])
+    if plain["input"]:
+        plain["input"] = InputConfig(**plain["input"])
+    spec = StudentSpec(**plain)
+    student = spec.build()
+    tensors: dict[str, Tensor] = checkpoint["state_dict"]
+    prefix = AVERAGE if any(n.startswith(AVERAGE) for n in tensors) else STUDENT
+    own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    load_weights(student, own, str(file))
+    return student.eval(), spec
+
+
+def export_checkpoint(checkpoint: Path, out: Path) -> None:
+    """Export the student out of a run's checkpoint, also of a run that was stopped.
+
+    Args:
+        checkpoint: a .ckpt file of a run folder.
+        out: the folder to write, for timm's local-dir:; must not exist.
+    """
+    student, spec = load_student(checkpoint)
+    try:
+        spec.export(student, out)
+    except OSError as error:
+        raise InputError(f"the student could not be written to {str(out)!r}: {error}") from error

@@ -1,0 +1,288 @@
+"""The command line: help, options, recipes, exit codes and Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import yaml
+
+from scalekd.cli.main import main
+
+RUN = [sys.executable, "-c", "from scalekd.cli.main import main; main()"]
+ONE_RUN = ["--seeds", "[4]", "--compare", "[]"]
+TINY = ["--data.epoch_images", "64", "--epochs", "1", "--optim.warmup_epochs", "0", *ONE_RUN]
+ENDLESS = ["--data.epoch_images", "6400", "--epochs", "1000", "--seeds", "[4,5]", "--compare", "[]"]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr that a refusal is."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("scalekd: error: ")
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def test_the_help_fits_a_screen_and_has_examples(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 100
+    text = "\n".join(lines)
+    assert "examples:" in text
+    for command in ("distill", "runs", "check", "models", "evaluate", "export"):
+        assert f"  scalekd {command}" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("distill", ["--recipe", "--config", "--teacher", "--data.root", "--weights.logits"]),
+        ("check", ["--teacher", "--student", "--image_size", "--teacher_taps", "--json"]),
+        ("runs", ["folders", "--compare", "--json"]),
+        ("models", ["pattern"]),
+        ("evaluate", ["--data.root", "model"]),
+        ("export", ["checkpoint", "--out"]),
+    ],
+)
+def test_each_command_lists_its_options(
+    command: str, told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert [option for option in told if option not in printed] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], ["distill", "check", "models", "evaluate", "export"]),
+        (["distil"], ["distil", "distill"]),
+        (["distill", "--epoch", "3"], ["--epoch", "--epochs"]),
+        (["distill", "--optim.lrr", "1"], ["--optim.lrr", "--optim.lr"]),
+        (["distill", "--data.rooot", "x"], ["--data.rooot", "--data.root"]),
+        (["chek"], ["chek", "check"]),
+        (["check", "--techer", "a"], ["--techer", "--teacher"]),
+        (["check", "--teacher", "a"], ["--student"]),
+        (["models", "a", "b"], ["b"]),
+        (["runs", "/nowhere"], ["/nowhere"]),
+        (["runs", "--compare", "curves.txt"], ["curves.txt", "png"]),
+        (["distill", "--track", "[tensorbord]"], ["track", "tensorbord", "tensorboard"]),
+        (["export", "--output", "x"], ["--out"]),
+        (["distill", "--epochs", "many"], ["epochs", "many"]),
+        (["distill", "--compare", "[kd]"], ["compare", "kd", "alone", "logits"]),
+        (["distill", "--teacher", "a", "--student", "b"], ["--data.root"]),
+        (["evaluate", "some/student"], ["--data.root"]),
+        (["export", "some.ckpt"], ["--out"]),
+        (["distill", "--recipe", "imagenet"], ["imagenet", "digits"]),
+        (["distill", "--recipe=imagenet"], ["imagenet", "digits"]),
+        (["distill", "--config", "/nowhere.yaml"], ["/nowhere.yaml"]),
+        (["distill", "extra"], ["extra"]),
+    ],
+)
+def test_a_slip_is_answered_by_one_line_that_names_it(
+    arguments: list[str], said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(arguments, capsys)
+    assert [piece for piece in said if piece not in line] == [], line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["distill", "--epochs", "many"],
+        ["distill", "--compare", "[kd]"],
+        ["distill", "--heads", "[1]"],
+        ["distill", "--out"],
+        ["check", "--image_size", "large"],
+        ["check", "--teacher_prefix", "all"],
+    ],
+)
+def test_no_line_speaks_of_the_parsers_own_types(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(arguments, capsys)
+    assert [own for own in ("<class", "typing.", "Parser key") if own in line] == [], line
+
+
+def test_without_options_the_recipe_is_the_packaged_digits(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", "--recipe", "digits", "--print_config"])
+    assert ended.value.code == 0
+    packaged = yaml.safe_load(capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        main(["distill", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out) == packaged
+    assert packaged["data"]["root"] == "digits"
+    assert packaged["teacher"] == "scalekd_digits_swin"
+
+
+def test_options_lie_over_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["distill", "--print_config"])
+    packaged = yaml.safe_load(capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        main(["distill", "--epochs", "3", "--optim.lr=0.5", "--seeds", "[7]", "--print_config"])
+    changed = yaml.safe_load(capsys.readouterr().out)
+    assert changed["epochs"] == 3
+    assert changed["optim"] == {**packaged["optim"], "lr": 0.5}
+    assert changed["seeds"] == [7]
+    assert {**changed, "epochs": 0, "optim": 0, "seeds": 0} == {
+        **packaged,
+        "epochs": 0,
+        "optim": 0,
+        "seeds": 0,
+    }
+
+
+def test_a_recipe_of_ones_own_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("teacher: a\nstudent: b\ndata: {root: digits}\nepochs: 7\n")
+    with pytest.raises(SystemExit):
+        main(["distill", "--config", str(file), "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["epochs"] == 7
+
+
+def test_distill_evaluate_and_export_work_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    main(["distill", *TINY, "--parallel", "1", "--out", str(out)])
+    printed = capsys.readouterr()
+    assert "local-dir:" in printed.out
+    assert printed.err == ""
+    settings = yaml.safe_load((out / "settings.yaml").read_text())
+    assert settings["data"] == {
+        **settings["data"],
+        "root": "digits",
+        "train_images": 100,
+        "epoch_images": 64,
+    }
+    top1 = json.loads((out / "summary.json").read_text())["student_top1"]
+    main(["evaluate", str(out / "student"), "--data.root", "digits"])
+    assert capsys.readouterr().out == f"top-1 {top1:.2%}\n"
+    checkpoint = out / "checkpoints" / "scalekd-seed4.ckpt"
+    main(["export", str(checkpoint), "--out", str(tmp_path / "again")])
+    assert f"local-dir:{tmp_path / 'again'}" in capsys.readouterr().out
+    refused(["export", str(checkpoint), "--out", str(tmp_path / "again")], capsys)
+    again = timm.create_model(f"local-dir:{tmp_path / 'again'}", pretrained=True)
+    assert again.num_classes == 10
+
+
+def test_the_settings_of_a_run_are_a_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, again = tmp_path / "run", tmp_path / "again"
+    main(["distill", *TINY, "--parallel", "1", "--out", str(out)])
+    main(["distill", "--config", str(out / "settings.yaml"), "--parallel", "1", f"--out={again}"])
+    assert (out / "settings.yaml").read_text() == (again / "settings.yaml").read_text()
+    one, other = (p / "student" / "model.safetensors" for p in (out, again))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def under_way(parallel: int, out: Path) -> subprocess.Popen[str]:
+    """A real command, once each of its runs has begun to train."""
+    process = subprocess.Popen(
+        [*RUN, "distill", *ENDLESS, "--parallel", str(parallel), "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = out / "metrics.jsonl"
+    while process.poll() is None and not (
+        metrics.exists() and len({json.loads(m)["seed"] for m in lines(metrics)}) >= parallel
+    ):
+        time.sleep(0.1)
+    return process
+
+
+def interrupted(parallel: int, out: Path) -> subprocess.CompletedProcess[str]:
+    """Ctrl-C at a terminal, where it reaches every process."""
+    process = under_way(parallel, out)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+    printed, said = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, said)
+
+
+def lines(file: Path) -> list[str]:
+    return [line for line in file.read_text().split("\n")[:-1] if line]
+
+
+@pytest.mark.parametrize("parallel", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_ctrl_c_keeps_the_state_and_says_where(parallel: int, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    ended = interrupted(parallel, out)
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert ended.stderr.startswith("scalekd: stopped")
+    assert f"{out}/checkpoints" in ended.stderr
+    assert "scalekd export" in ended.stderr
+    kept = sorted((out / "checkpoints").iterdir())
+    assert [f.name for f in kept] == [f"scalekd-seed{4 + i}.ckpt" for i in range(parallel)]
+    main(["export", str(kept[0]), "--out", str(tmp_path / "student")])
+    model = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True)
+    assert model.num_classes == 10
+    assert not (out / "student").exists()
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    process = under_way(2, tmp_path / "run")
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) >= 2
+    process.kill()
+    process.communicate(timeout=300)  # returns when the last holder of its output is gone
+    assert [pid for pid in workers if runs(pid)] == []
+
+
+def runs(pid: str) -> bool:
+    """Whether a process is there and more than an entry that nobody has collected yet."""
+    command = Path("/proc", pid, "cmdline")
+    return command.exists() and command.read_bytes() != b""
+
+
+def test_ctrl_c_before_the_training_ends_with_130_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    # Half a second is within the checks beforehand, or, on a fast machine, in the training.
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as ended:
+        main(["distill", *ENDLESS, "--parallel", "1", "--out", str(out)])
+    assert isinstance(ended.value, SystemExit), "Ctrl-C came through as a traceback"
+    assert ended.value.code == 130
+    said = capsys.readouterr().err
+    assert said.startswith("scalekd: stopped")
+    assert said.count("\n") == 1
+
+
+def test_bad_input_ends_the_process_with_2_and_no_traceback(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [*RUN, "distill", "--epochs", "0"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("scalekd: error: epochs is 0")
+    assert ended.stderr.count("\n") == 1
+    assert ended.stdout == ""
+    assert not list(tmp_path.iterdir())

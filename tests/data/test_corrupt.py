@@ -1,0 +1,224 @@
+"""Broken images: what is made of them where they are to be skipped, and what is not."""
+
+import json
+import os
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.pictures import flat_folder, image_folder, png, shard_folder, tar
+from helpers.refusals import refused
+from helpers.tiny import tiny
+from PIL import Image
+
+from scalekd.cli.main import main as cli
+from scalekd.data import corrupt as broken
+from scalekd.data import source as sources
+from scalekd.data.corrupt import BrokenImageError, Readable, decode, load_image
+from scalekd.data.loader import loaders
+from scalekd.data.open import open_source
+from scalekd.data.source import IGNORED, Source
+from scalekd.evaluation.evaluate import evaluate, top1
+from scalekd.jobs.distill import distill
+from scalekd.networks import InputConfig
+from scalekd.recipe import Data, Recipe
+
+PLAIN = InputConfig(3, (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@pytest.fixture(autouse=True)
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of many images: none is decoded beforehand."""
+    monkeypatch.setattr(sources, "DECODED_BEFOREHAND", 0)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Twelve to train on and twelve to validate on, of which 3 and 4, and 11, are cut off."""
+    root = shard_folder(tmp_path / "shards")
+    for split, indices in (("train", (3, 4)), ("val", (11,))):
+        for i in indices:
+            file = root / split / f"{i // 4:04}.tar"
+            content = file.read_bytes()
+            file.write_bytes(content.replace(png(i), png(i)[:40].ljust(len(png(i)), b"\0")))
+    return root
+
+
+def source(root: Path, **options: Any) -> Source:
+    return open_source(Data(str(root), **{"workers": 0, "broken": "skip", **options}))
+
+
+def value(image: torch.Tensor) -> int:
+    return round(255 * image.mean().item())
+
+
+def test_the_next_image_takes_a_broken_ones_place_and_each_is_named_once(root: Path) -> None:
+    opened = source(root)
+    train = opened.train(PLAIN, 0)
+    with pytest.warns(UserWarning, match="left out") as warned:
+        seen = [train[name] for name in (*range(12), *range(12, 24))]
+    assert [value(image) for image, _ in seen[:12]] == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9, 10, 11]
+    assert [target for _, target in seen[:12]] == [0, 1, 2, 2, 2, 2, 0, 1, 2, 0, 1, 2]
+    assert torch.equal(seen[3][0], train[3][0])
+    said = [str(warning.message) for warning in warned]
+    assert len(said) == 2
+    assert "'000003.png'" in said[0]
+    assert str(root / "train" / "0000.tar") in said[0]
+    assert said[0].endswith("left out")
+    assert opened.broken() == 2
+
+
+def test_the_last_images_place_is_taken_by_the_first(tmp_path: Path) -> None:
+    root = flat_folder(tmp_path / "flat", 4)
+    files = sorted(str(file) for file in root.rglob("*.jpg"))
+    Path(files[-1]).write_bytes(b"no picture")
+    train = source(root).train(PLAIN, 0)
+    with pytest.warns(UserWarning, match=r"left out"):
+        train[3]
+    assert train.images.read_next(range(4), 3) == (load_image(files[0]),)  # type: ignore[attr-defined]
+
+
+def test_of_a_part_of_the_images_another_of_it_takes_the_place(root: Path) -> None:
+    train = source(root, train_images=6).train(PLAIN, 0)
+    chosen = train.chosen  # type: ignore[attr-defined]
+    assert len({3, 4} & set(chosen)) == 1
+    at = next(at for at, index in enumerate(chosen) if index in (3, 4))
+    with pytest.warns(UserWarning, match="left out"):
+        assert value(train[at][0]) == chosen[(at + 1) % 6]
+
+
+def test_an_image_that_cannot_be_read_is_not_measured(root: Path) -> None:
+    opened = source(root)
+    _, validation = loaders(opened, Data(str(root), workers=0), PLAIN, 4, 0)
+    assert validation is not None
+
+    def classify(images: torch.Tensor) -> torch.Tensor:
+        values = (255 * images.mean((1, 2, 3))).round().long()
+        right = values % 3
+        return torch.nn.functional.one_hot(
+            torch.where(values < 6, right, (right + 1) % 3), 3
+        ).float()
+
+    with pytest.warns(UserWarning, match="'000011.png'"):
+        assert top1(classify, validation, 3) == pytest.approx(6 / 11)
+    assert opened.broken() == 1
+    assert [int(target) for _, targets in validation for target in targets][11] == IGNORED
+
+
+def test_they_are_counted_over_all_loading_processes(
+    root: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = source(root)
+    data = Data(str(root), workers=2)
+    plain = Data(str(root), workers=0)
+    train, _ = loaders(opened, data, PLAIN, 4, 0, epochs=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", cli._one_line)
+        given = [images for images, _ in train]
+    assert opened.broken() == 2
+    said = [line for line in capfd.readouterr().err.splitlines() if line.endswith("left out")]
+    assert len(set(said)) == 2
+    assert len(said) < 5, "three epochs would name them six times"
+    with pytest.warns(UserWarning, match="left out"):
+        again = [images for images, _ in loaders(source(root), plain, PLAIN, 4, 0, epochs=3)[0]]
+    assert all(torch.equal(a, b) for a, b in zip(given, again, strict=True))
+
+
+def test_stopping_is_the_default_also_in_a_loading_process(root: Path) -> None:
+    for workers in (0, 1):
+        data = Data(str(root), workers=workers)
+        train, _ = loaders(open_source(data), data, PLAIN, 4, 0)
+        with refused("cannot read the image '00000", str(root), "--data.broken skip"):
+            list(train)
+
+
+def test_few_images_are_tried_beforehand(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "DECODED_BEFOREHAND", 24)
+    with refused("'000003.png'", "repair or remove"):
+        source(root, broken="stop")
+    with pytest.warns(UserWarning, match="left out") as warned:
+        opened = source(root)
+    assert len(warned) == 3
+    assert opened.broken() == 3
+
+
+def test_nothing_but_broken_images_is_refused(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        members = {f"{i}.png": b"nothing" for i in range(3)}
+        members |= {f"{i}.cls": b"%d" % (i % 2) for i in range(3)}
+        tar(tmp_path / split / "0.tar", dict(sorted(members.items())))
+    opened = source(tmp_path)
+    with pytest.warns(UserWarning, match="left out"), refused("not one of the 3 images"):
+        opened.train(PLAIN, 0)[1]
+    validation = opened.validation
+    assert validation is not None
+    with pytest.warns(UserWarning, match="left out"), refused("not one of the 3 images"):
+        list(validation(PLAIN))  # type: ignore[call-overload]
+
+
+def test_very_many_in_a_row_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(broken, "IN_A_ROW", 5)
+    root = flat_folder(tmp_path / "flat", 12)
+    for file in sorted(root.rglob("*.jpg"))[2:9]:
+        file.write_bytes(b"nothing")
+    train = source(root).train(PLAIN, 0)
+    files = train.images.images.files  # type: ignore[attr-defined]
+    first = next(i for i, file in enumerate(files) if Path(file).read_bytes() == b"nothing")
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        refused("5 images in a row", f"number {first}"),
+    ):
+        train[first]
+
+
+def test_what_cannot_be_read_now_is_not_broken(tmp_path: Path) -> None:
+    root = flat_folder(tmp_path / "flat", 4)
+    train = source(root).train(PLAIN, 0)
+    file = Path(train.images.images.files[1])  # type: ignore[attr-defined]
+    file.rename(tmp_path / "elsewhere.jpg")
+    with refused(str(file), "No such file", "bring it back"):
+        train[1]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", png(1)[:50], png(1)[:30] + b"\0" * 40, b"GIF89a" + b"\xff" * 20]
+)
+def test_damage_of_any_kind_is_broken(content: bytes) -> None:
+    with pytest.raises(BrokenImageError, match="cannot read the image it"):
+        decode(content, "it")
+
+
+def test_every_image_of_a_readable_split_is_itself(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images", each=1)
+    files = sorted(str(f) for f in root.glob("train/*/*"))
+    readable = Readable([(Image.open(f),) for f in files], "stop")
+    assert [readable.read_next(range(3), i) for i in range(3)] == [
+        readable.images[i] for i in range(3)
+    ]
+    assert readable.broken() == 0
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    root = image_folder(tmp_path / "images")
+    (root / "train" / "bee" / "1.png").write_bytes(b"nothing")
+    (root / "val" / "cat" / "2.jpg").write_bytes(b"nothing")
+    return tiny(root, data=Data(str(root), 64, workers=0, broken="skip"), batch_size=6)
+
+
+def test_a_run_goes_on_past_them(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="left out"):
+        out = distill(recipe, tmp_path / "out", parallel=1)
+    summary = json.loads((out / "summary.json").read_text())
+    found = summary["student_top1"]
+    assert summary["broken_images"] == 2
+    assert 11 * found == pytest.approx(round(11 * found))
+    with pytest.warns(UserWarning, match="left out"):
+        assert evaluate(str(out), recipe.data) == found
+    stopping = replace(recipe, data=replace(recipe.data, broken="stop"))
+    with refused(os.path.join("bee", "1.png"), "--data.broken skip"):
+        distill(stopping, tmp_path / "other", parallel=1)

@@ -1,0 +1,228 @@
+"""Datasets of Hugging Face, made by its own library and read from folders."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from helpers.pictures import image_folder, png
+from helpers.refusals import refused
+from helpers.tiny import tiny
+
+from scalekd.data import source as sources
+from scalekd.data.loader import loaders
+from scalekd.data.open import layout, open_source
+from scalekd.data.source import Source
+from scalekd.evaluation.evaluate import evaluate
+from scalekd.jobs.distill import distill
+from scalekd.jobs.preflight import check
+from scalekd.networks import InputConfig
+from scalekd.recipe import Data
+
+PLAIN = InputConfig(3, (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+NAMES = ["ant", "bee", "cat"]
+
+
+def features(**more: Any) -> datasets.Features:
+    plain = {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=NAMES)}
+    return datasets.Features({**plain, **more})
+
+
+def rows(count: int, kinds: Any = None, **more: Any) -> datasets.Dataset:
+    """Grey images, number i of value and class i % 3."""
+    content = {
+        "picture": [{"bytes": png(i), "path": None} for i in range(count)],
+        "kind": [i % 3 for i in range(count)] if kinds is None else kinds,
+    }
+    return datasets.Dataset.from_dict(
+        {**content, **{n: [0] * count for n in more}}, features(**more)
+    )
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def saved(root: Path, **splits: datasets.Dataset) -> Path:
+    datasets.DatasetDict(splits).save_to_disk(root)
+    return root
+
+
+def parquet(root: Path, **splits: int) -> Path:
+    root.mkdir()
+    for split, count in splits.items():
+        rows(count).to_parquet(root / f"{split}-00000-of-00001.parquet")
+    return root
+
+
+def source(root: Path | str, **options: Any) -> Source:
+    return open_source(Data(f"hf:{root}", **{"workers": 0, **options}))
+
+
+def values(split: Any) -> list[tuple[int, int]]:
+    return [
+        (round(255 * image.mean().item()), kind)
+        for image, kind in map(split.__getitem__, range(len(split)))
+    ]
+
+
+def test_a_saved_dataset_gives_its_images_and_classes(tmp_path: Path) -> None:
+    opened = source(saved(tmp_path / "set", train=rows(9), validation=rows(4)))
+    assert (opened.classes, opened.input) == (3, None)
+    assert opened.notes == [f"measured on the split validation of hf:{tmp_path / 'set'}"]
+    assert opened.validation is not None
+    assert values(opened.train(PLAIN, 0)) == [(i, i % 3) for i in range(9)]
+    assert values(opened.validation(PLAIN)) == [(i, i % 3) for i in range(4)]
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "test"])
+def test_the_split_that_is_measured_on_is_said(name: str, tmp_path: Path) -> None:
+    more = {"test": rows(5)} if name != "test" else {}
+    opened = source(saved(tmp_path / "set", train=rows(9), **{name: rows(4)}, **more))
+    assert f"split {name} of" in opened.notes[0]
+    assert opened.validation is not None
+    assert len(opened.validation(PLAIN)) == 4  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_folder_of_parquet_files_is_one(tmp_path: Path) -> None:
+    opened = source(parquet(tmp_path / "set", train=9, test=4))
+    assert opened.classes == 3
+    assert values(opened.train(PLAIN, 0)) == [(i, i % 3) for i in range(9)]
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_folder_of_images_is_one(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images", each=2)
+    opened = source(root)
+    assert opened.classes == 3
+    theirs, ours = (
+        open_source(Data(name, workers=0)).train(PLAIN, 3) for name in (f"hf:{root}", str(root))
+    )
+    assert sorted(values(theirs)) == sorted(values(ours))
+
+
+def test_without_class_labels_it_is_learnt_from_without(tmp_path: Path) -> None:
+    rows(6).remove_columns("kind").save_to_disk(tmp_path / "set")
+    opened = source(tmp_path / "set")
+    assert (opened.classes, opened.validation) == (None, None)
+    (note,) = opened.notes
+    assert "picture: Image" in note
+    assert len(opened.train(PLAIN, 0)[0]) == 1
+
+
+def test_batches_are_the_same_with_any_number_of_workers(tmp_path: Path) -> None:
+    root = saved(tmp_path / "set", train=rows(12), test=rows(4))
+    given = []
+    for workers in (0, 2):
+        data = Data(f"hf:{root}", workers=workers, auto_augment="rand-m9-n2-mstd0.5")
+        batches, _ = loaders(open_source(data), data, PLAIN, 4, 5, epochs=2)
+        given.append([images for images, _ in batches])
+    assert all(torch.equal(a, b) for a, b in zip(*given, strict=True))
+
+
+def test_a_broken_image_is_named_by_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {"picture": [{"bytes": b"nothing", "path": None}, None], "kind": [1, 1]}
+    more = datasets.Dataset.from_dict(broken, features())
+    train = datasets.concatenate_datasets([rows(4), more])
+    root = saved(tmp_path / "set", train=train, test=rows(3))
+    with refused("number 4 of the split train", str(root), "repair or remove"):
+        source(root)
+    monkeypatch.setattr(sources, "DECODED_BEFOREHAND", 0)
+    opened = source(root, broken="skip")
+    with pytest.warns(UserWarning, match="number [45] of"):
+        assert values(opened.train(PLAIN, 0)) == [(i, i % 3) for i in (0, 1, 2, 3, 0, 0)]
+    assert opened.broken() == 2
+
+
+def test_features_that_may_be_meant_are_listed(tmp_path: Path) -> None:
+    two = saved(tmp_path / "two", train=rows(3, coarse=datasets.ClassLabel(names=["a"])))
+    with refused("picture: Image, kind: ClassLabel, coarse: ClassLabel", "remove_columns"):
+        source(two)
+    none = saved(tmp_path / "none", train=rows(3).remove_columns("picture"))
+    with refused("kind: ClassLabel", "one Image", str(none)):
+        source(none)
+
+
+@pytest.mark.usefixtures("cached")
+def test_splits_that_are_missing_are_said(tmp_path: Path) -> None:
+    with refused("test", "none is train"):
+        source(saved(tmp_path / "one", test=rows(3)))
+    with refused("the splits train, extra", "validation, val, valid, test"):
+        source(saved(tmp_path / "two", train=rows(3), extra=rows(3)))
+    with refused("cannot be loaded", "no data"):
+        source(parquet(tmp_path / "three", train=3, test=0))
+
+
+def test_other_classes_to_validate_on_are_refused(tmp_path: Path) -> None:
+    for number, names in enumerate((["ant", "bee", "cow"], ["bee", "ant", "cat"])):
+        other = rows(3).cast_column("kind", datasets.ClassLabel(names=names))
+        said = "cat, cow" if number == 0 else "another order"
+        with refused("different classes", said):
+            source(saved(tmp_path / str(number), train=rows(3), test=other))
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    one = rows(2, [0, 0]).cast_column("kind", datasets.ClassLabel(names=["ant"]))
+    with refused("one class", "at least 2"):
+        source(saved(tmp_path / "set", train=one, test=one))
+
+
+@pytest.mark.parametrize("kind", [-1, None])
+def test_images_without_a_class_among_others_are_refused(kind: Any, tmp_path: Path) -> None:
+    with refused("1 of the 3 images of the split test", "number 2"):
+        source(saved(tmp_path / "set", train=rows(3), test=rows(3, [0, 1, kind])))
+
+
+def test_too_few_images_are_refused(tmp_path: Path) -> None:
+    root = saved(tmp_path / "set", train=rows(3), test=rows(3))
+    with refused("data.train_images is 9", "3"):
+        source(root, train_images=9)
+    with refused("3 images", "batch_size is 4"):
+        loaders(source(root), Data(f"hf:{root}", workers=0), PLAIN, 4, 0)
+
+
+def test_no_name_and_no_such_folder_are_refused(tmp_path: Path) -> None:
+    with refused("hf:NAME", "hf:FOLDER"):
+        source("")
+    (tmp_path / "empty").mkdir()
+    with refused(str(tmp_path / "empty"), "cannot be loaded"):
+        source(tmp_path / "empty")
+
+
+def test_without_the_hub_a_name_is_one_line() -> None:
+    code = (
+        "from scalekd.cli.main import main; "
+        "main(['evaluate', 'test_vit', '--data.root', 'hf:nobody/nothing'])"
+    )
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("scalekd: error:")]
+    assert "'nobody/nothing' cannot be loaded" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert layout(Data("hf:mnist")) == "hub"
+    with refused("hf:mnist", "scalekd[hub]"):
+        source("mnist")
+
+
+def test_a_student_is_trained_and_measured_on_one(tmp_path: Path) -> None:
+    root = saved(tmp_path / "set", train=rows(9), test=rows(6))
+    recipe = tiny(f"hf:{root}")
+    out = distill(recipe, tmp_path / "out", parallel=1)
+    said = json.loads((out / "summary.json").read_text())
+    assert said["notes"][0] == f"measured on the split test of hf:{root}"
+    assert evaluate(str(out), recipe.data) == said["student_top1"]
+    assert check(recipe).labels

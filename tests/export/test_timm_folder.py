@@ -1,0 +1,134 @@
+"""A student's folder: plain timm loads it, and it is written whole or not at all."""
+
+import json
+import resource
+from pathlib import Path
+from threading import Event
+
+import pytest
+import timm
+import torch
+from helpers.full_disk import a_disk_that_takes_no_file_larger_than
+
+from scalekd.errors import InputError
+from scalekd.networks import InputConfig
+from scalekd.recipe import Data, Optim, Recipe
+from scalekd.runs.checkpoint import StudentSpec, export_checkpoint, load_student
+from scalekd.training.run import Run, train
+
+SPEC = StudentSpec(
+    "resnetv2_18",
+    {"layers": [1, 1], "channels": [16, 32], "stem_chs": 8, "stem_type": "deep"},
+    7,
+    InputConfig(2, (48, 40), (0.25, 0.5), (0.125, 0.75)),
+)
+RUN = Run("scalekd", 3)
+RECIPE = Recipe(
+    "scalekd_digits_swin",
+    "resnetv2_18",
+    Data("digits", train_images=100, epoch_images=64),
+    student_args=SPEC.arguments,
+    epochs=1,
+    batch_size=32,
+    optim=Optim(warmup_epochs=0),
+    seeds=[3],
+)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    train(RECIPE, RUN, out, lambda _: None, Event())
+    return out
+
+
+def test_timm_gives_the_same_model_back_with_its_input(tmp_path: Path) -> None:
+    student = SPEC.build().eval()
+    SPEC.export(student, tmp_path / "student")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["student"]
+    assert (tmp_path / "student" / "model.safetensors").is_file()
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True).eval()
+    images = torch.randn(3, 2, 48, 40, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(student(images), loaded(images))
+    config = timm.data.resolve_model_data_config(loaded)
+    assert tuple(config["input_size"]) == (2, 48, 40)
+    assert tuple(config["mean"]) == (0.25, 0.5)
+    assert tuple(config["std"]) == (0.125, 0.75)
+    assert loaded.num_classes == 7
+
+
+def test_the_folder_claims_nothing_of_timms_own_weights(tmp_path: Path) -> None:
+    spec = StudentSpec("resnet10t", {}, 3, None)
+    spec.export(spec.build(), tmp_path / "student")
+    said = (tmp_path / "student" / "config.json").read_text()
+    assert json.loads(said)["architecture"] == "resnet10t"
+    assert "c3_in1k" not in said
+    assert "license" not in json.loads(said)["pretrained_cfg"]
+
+
+def test_an_existing_folder_is_refused_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "mine").write_text("precious")
+    with pytest.raises(InputError, match="exists and is not overwritten"):
+        SPEC.export(SPEC.build(), tmp_path / "student")
+    assert [p.name for p in (tmp_path / "student").iterdir()] == ["mine"]
+
+
+def test_folders_on_the_way_are_made(run_folder: Path, tmp_path: Path) -> None:
+    export_checkpoint(RUN.checkpoint(run_folder), tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b" / "config.json").is_file()
+
+
+def test_a_full_disk_leaves_no_half_folder(run_folder: Path, tmp_path: Path) -> None:
+    file = RUN.checkpoint(run_folder)
+    with a_disk_that_takes_no_file_larger_than(4096), pytest.raises(InputError) as caught:
+        export_checkpoint(file, tmp_path / "student")
+    assert str(tmp_path / "student") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_named(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError) as caught:
+        export_checkpoint(RUN.checkpoint(run_folder), tmp_path / "file" / "student")
+    assert str(tmp_path / "file" / "student") in str(caught.value)
+
+
+def test_a_disk_full_at_the_very_end_loses_no_student(tmp_path: Path) -> None:
+    class Full:
+        """Once the checkpoint is written, the disk takes no more; never asks to stop."""
+
+        def is_set(self) -> bool:
+            return False
+
+    out = tmp_path / "run"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full_when_kept(_: object) -> None:
+        kept = RUN.checkpoint(out)
+        if kept.is_file():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+
+    recipe = Recipe(**{**RECIPE.__dict__, "save_steps": 1, "log_every": 1})
+    try:
+        with (
+            pytest.raises(InputError) as caught,
+            pytest.warns(UserWarning, match=r"could not be written at step 2 .* is whole"),
+        ):
+            train(recipe, RUN, out, full_when_kept, Full())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    message = str(caught.value)
+    assert f"scalekd export {RUN.checkpoint(out)}" in message
+    assert "as of step 1" in message
+    assert "\n" not in message
+    assert not (out / "student").exists()
+    assert not (out / "student.part").exists()
+    export_checkpoint(RUN.checkpoint(out), tmp_path / "rescued")
+    rescued = timm.create_model(f"local-dir:{tmp_path / 'rescued'}", pretrained=True).eval()
+    trained, _ = load_student(RUN.checkpoint(out))
+    images = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(rescued(images), trained(images))

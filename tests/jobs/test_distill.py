@@ -1,0 +1,261 @@
+"""The whole job on the digits: its run folder, its comparison, its repeatability."""
+
+import json
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from helpers.refusals import refused
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from scalekd.data.loader import loaders
+from scalekd.data.open import open_source
+from scalekd.digits import images
+from scalekd.evaluation.evaluate import best_device, evaluate, top1
+from scalekd.jobs.distill import distill
+from scalekd.method import LossWeights
+from scalekd.recipe import Data, Optim, Recipe
+from scalekd.runs.checkpoint import load_student
+from scalekd.training.run import Arm, Run, build_method
+
+ARMS: tuple[Arm, ...] = ("alone", "logits", "scalekd")
+RUNS = [Run(arm, seed) for seed in (1, 2) for arm in ARMS]
+NAMES = {"alone": "alone", "logits": "kd", "scalekd": "student"}
+
+TINY = Recipe(
+    "scalekd_digits_swin",
+    "resnetv2_18",
+    Data("digits", train_images=100, epoch_images=64),
+    student_args={"layers": [1, 1], "channels": [16, 32], "stem_chs": 8, "stem_type": "deep"},
+    epochs=2,
+    batch_size=32,
+    optim=Optim(lr=2e-3, warmup_epochs=0.5),
+    temperature=4.0,
+    seeds=[1, 2],
+    compare=["alone", "logits"],
+)
+ONE = replace(TINY, seeds=[1], compare=[], epochs=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return distill(TINY, tmp_path_factory.mktemp("jobs") / "beside", parallel=2)
+
+
+@pytest.fixture(scope="module")
+def in_turn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return distill(TINY, tmp_path_factory.mktemp("jobs") / "in-turn", parallel=1)
+
+
+def summary(out: Path) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return said
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_run_folder_holds_what_it_says(in_turn: Path) -> None:
+    assert {p.name for p in in_turn.iterdir()} == {
+        ".lock",
+        "settings.yaml",
+        "metrics.jsonl",
+        "results.jsonl",
+        "curves.png",
+        "summary.json",
+        "checkpoints",
+        "student",
+    }
+    assert {p.name for p in (in_turn / "checkpoints").iterdir()} == {
+        f"{run.arm}-seed{run.seed}{which}.ckpt" for run in RUNS for which in ("", ".best")
+    }
+    assert yaml.safe_load((in_turn / "settings.yaml").read_text()) == TINY.as_dict()
+    with Image.open(in_turn / "curves.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+
+
+def test_the_summary_is_complete(in_turn: Path) -> None:
+    said = summary(in_turn)
+    assert said["seeds"] == [1, 2]
+    assert said["steps"] == 4
+    assert 0.85 < said["teacher_top1"] < 0.95
+    assert said["seconds"] > 0
+    assert said["images_per_second"] > 0
+    for name in NAMES.values():
+        by_seed = said[f"{name}_top1_by_seed"]
+        assert set(by_seed) == {"1", "2"}
+        assert all(0 <= v <= 1 for v in by_seed.values())
+        assert said[f"{name}_top1"] == pytest.approx(sum(by_seed.values()) / 2)
+        assert said[f"{name}_seconds_per_step"] > 0
+    assert said["versions"]["torch"] == version("torch")
+    assert set(said["versions"]) >= {"scalekd", "torch", "timm", "lightning", "python"}
+    assert set(said["machine"]) == {"system", "processor", "cores", "gpu"}
+    assert said["parameters"]["teacher"] == 588482
+
+
+@pytest.mark.parametrize("how", ["in_turn", pytest.param("beside", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_measurement_at_a_runs_end_is_in_the_metrics_and_the_summary(
+    how: str, arm: Arm, seed: int, request: pytest.FixtureRequest
+) -> None:
+    out: Path = request.getfixturevalue(how)
+    own = [m for m in metrics(out) if (m["arm"], m["seed"]) == (arm, seed)]
+    measured = [(m["step"], m["top1"]) for m in own if m["top1"] is not None]
+    assert [step for step, _ in measured] == [2, 4]
+    assert measured[-1][1] == summary(out)[f"{NAMES[arm]}_top1_by_seed"][str(seed)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_two_processes_give_the_weights_of_one(beside: Path, in_turn: Path, run: Run) -> None:
+    one, other = (
+        torch.load(run.checkpoint(out), weights_only=True)["state_dict"]
+        for out in (beside, in_turn)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_accuracies_of_one(beside: Path, in_turn: Path) -> None:
+    one, other = summary(beside), summary(in_turn)
+    for name in NAMES.values():
+        assert one[f"{name}_top1_by_seed"] == other[f"{name}_top1_by_seed"]
+
+
+def test_arms_and_seeds_end_in_different_students(in_turn: Path) -> None:
+    students = [load_student(run.checkpoint(in_turn))[0] for run in RUNS]
+    weights = [next(s.parameters()).detach() for s in students]
+    pairs = [(a, b) for i, a in enumerate(weights) for b in weights[i + 1 :]]
+    assert not [pair for pair in pairs if torch.equal(*pair)]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_arms_of_a_seed_start_from_the_same_student_and_see_the_same_images(seed: int) -> None:
+    source = open_source(TINY.data)
+    assert source.input is not None
+    starts, firsts = [], []
+    for arm in ARMS:
+        method, _ = build_method(TINY, Run(arm, seed), source)
+        starts.append(method.student.state_dict())
+        batches, _ = loaders(source, TINY.data, source.input, TINY.batch_size, seed)
+        firsts.append(next(iter(batches)))
+    for start, (pictures, labels) in zip(starts[1:], firsts[1:], strict=True):
+        assert all(torch.equal(start[n], t) for n, t in starts[0].items())
+        assert torch.equal(pictures, firsts[0][0])
+        assert torch.equal(labels, firsts[0][1])
+
+
+def test_seeds_start_from_different_students() -> None:
+    source = open_source(TINY.data)
+    one, two = (build_method(TINY, Run("alone", s), source)[0].student for s in (1, 2))
+    assert not torch.equal(next(one.parameters()), next(two.parameters()))
+
+
+def test_the_logits_arm_has_no_projectors_and_keeps_the_weight() -> None:
+    method, _ = build_method(TINY, Run("logits", 1), open_source(TINY.data))
+    assert method.method.weights == LossWeights(0, 0, 0, 0, logits=0.5)  # type: ignore[union-attr]
+    assert not list(method.method.parameters())  # type: ignore[union-attr, operator]
+
+
+def test_plain_timm_loads_the_trained_student_to_the_bit(in_turn: Path) -> None:
+    loaded = timm.create_model(f"local-dir:{in_turn / 'student'}", pretrained=True).eval()
+    trained, _ = load_student(Run("scalekd", 1).checkpoint(in_turn))
+    pictures = images.test_set().tensors[0][:64]
+    with torch.no_grad():
+        assert torch.equal(loaded(pictures), trained(pictures))
+    config = loaded.pretrained_cfg
+    assert tuple(config["input_size"]) == (1, 32, 32)
+    assert tuple(config["mean"]) == (images.MEAN,)
+    assert tuple(config["std"]) == (images.STD,)
+    assert loaded.num_classes == 10
+
+
+def test_evaluating_the_student_folder_gives_the_summarys_accuracy(in_turn: Path) -> None:
+    measured = evaluate(str(in_turn / "student"), Data("digits"))
+    assert measured == summary(in_turn)["student_top1_by_seed"]["1"]
+    loaded = timm.create_model(f"local-dir:{in_turn / 'student'}", pretrained=True).eval()
+    assert measured == top1(loaded.to(best_device()), DataLoader(images.test_set(), 250), 10)
+
+
+def test_an_existing_folder_is_refused_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with refused(str(tmp_path), "--out"):
+        distill(ONE, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_default_folders_are_numbered_and_clipping_is_heeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    step = replace(ONE, data=replace(ONE.data, epoch_images=32))
+    for clip in (1e-4, 0.0):
+        optim = Optim(name="momentum", lr=1.0, weight_decay=0, warmup_epochs=0, clip=clip)
+        distill(replace(step, optim=optim), parallel=1)
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["digits", "digits-2"]
+    start = build_method(step, Run("scalekd", 1), open_source(step.data))[0].student
+    moved = []
+    for out in (Path("runs/digits"), Path("runs/digits-2")):
+        end, _ = load_student(Run("scalekd", 1).checkpoint(out))
+        changes = [
+            (b - a).flatten() for a, b in zip(start.parameters(), end.parameters(), strict=True)
+        ]
+        moved.append(torch.cat(changes).norm().item())
+    assert 0 < moved[0] <= 1.01e-4
+    assert moved[1] > 100 * moved[0]
+
+
+def test_separable_stems_are_said_to_be_no_exact_method_and_a_run_keeps_to_its_own(
+    tmp_path: Path,
+) -> None:
+    out = distill(replace(ONE, separable_stem=True), tmp_path / "out", parallel=1)
+    assert any("separable_stem is true" in note for note in summary(out)["notes"])
+    with refused("separable_stem", "True", "False"):
+        distill(ONE, out, resume=True)
+    one, other = (
+        build_method(recipe, Run("scalekd", 1), open_source(ONE.data))[0].student.state_dict()
+        for recipe in (ONE, replace(ONE, separable_stem=True))
+    )
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_run_without_a_measurement_at_its_end_is_measured_then(tmp_path: Path) -> None:
+    out = distill(replace(ONE, epochs=3, validate_every=2), tmp_path / "out", parallel=1)
+    measured = [(m["step"], m["top1"]) for m in metrics(out) if m["top1"] is not None]
+    assert [step for step, _ in measured] == [4, 6]
+    assert measured[-1][1] == summary(out)["student_top1"]
+    assert summary(out)["alone_top1"] is None
+    assert summary(out)["kd_top1"] is None
+
+
+def test_no_runs_side_by_side_is_refused(tmp_path: Path) -> None:
+    with refused("parallel is 0"):
+        distill(ONE, tmp_path / "out", parallel=0)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("where", ["a file", "a folder that is no folder"])
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out" if where == "a file" else Path("/proc/scalekd/out")
+    with refused(str(out)):
+        distill(ONE, out, parallel=1)

@@ -1,0 +1,113 @@
+"""The whole job on image folders, with networks that timm builds by name."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from helpers.pictures import image_folder
+from helpers.refusals import refused
+from helpers.tiny import tiny
+
+from scalekd.evaluation.evaluate import evaluate
+from scalekd.jobs.distill import distill
+from scalekd.recipe import Recipe
+from scalekd.runs.checkpoint import StudentSpec
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    pictures = image_folder(tmp_path_factory.mktemp("data") / "pictures")
+    return tiny(pictures, teacher="vit_tiny_patch16_224", student="resnet10t")
+
+
+def small(recipe: Recipe, **changes: Any) -> Recipe:
+    plain = {"teacher": "test_vit", "student": "test_resnet", "teacher_args": {}, **changes}
+    return replace(recipe, data=replace(recipe.data, image_size=None), **plain)
+
+
+def summary(out: Path) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return said
+
+
+def test_a_vit_teaches_a_resnet_three_classes_of_its_own(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = distill(replace(recipe, compare=["alone"]), tmp_path / "out", parallel=1)
+    said = [line for line in capsys.readouterr().out.splitlines() if "logit" in line]
+    assert len([line for line in said if "left out" in line]) == 1
+    assert "1000 classes" in said[0]
+    assert "student 3" in said[0]
+    student = timm.create_model(f"local-dir:{out / 'student'}", pretrained=True).eval()
+    assert student.num_classes == 3
+    assert student(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+    assert tuple(student.pretrained_cfg["mean"]) == (0.485, 0.456, 0.406)
+    found = summary(out)
+    assert found["teacher_top1"] is None
+    assert found["student_top1"] is not None
+    terms = [json.loads(line)["terms"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all("logits" not in t for t in terms)
+    assert evaluate(str(out / "student"), recipe.data) == found["student_top1"]
+
+
+def test_a_teacher_of_the_tasks_classes_is_measured_and_heard(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    same = small(recipe, teacher_args={"num_classes": 3}, compare=["logits"])
+    found = summary(distill(same, tmp_path / "out", parallel=1))
+    assert found["teacher_top1"] is not None
+    assert found["kd_top1"] is not None
+    assert not [note for note in found["notes"] if "left out" in note]
+
+
+@pytest.mark.parametrize("classes", [1000, 0])
+def test_logit_distillation_alone_is_refused_where_the_teacher_has_other_classes(
+    recipe: Recipe, tmp_path: Path, classes: int
+) -> None:
+    other = small(recipe, teacher_args={"num_classes": classes}, compare=["logits"])
+    with refused("logits", "3"):
+        distill(other, tmp_path / "out", parallel=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_random_weights_of_the_teacher_are_remarked_on(recipe: Recipe, tmp_path: Path) -> None:
+    found = summary(distill(small(recipe), tmp_path / "out", parallel=1))
+    assert [note for note in found["notes"] if "RANDOM" in note]
+
+
+def test_a_teacher_smaller_than_its_student_is_remarked_on(recipe: Recipe, tmp_path: Path) -> None:
+    swapped = small(recipe, teacher="test_resnet", student="resnet10t")
+    found = summary(distill(swapped, tmp_path / "out", parallel=1))
+    assert [note for note in found["notes"] if "swapped" in note]
+
+
+def test_a_head_and_a_name_of_ones_own_survive_in_the_students_folder(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    own = small(recipe, student_args={"drop_rate": 0.1, "global_pool": "max"})
+    out = distill(own, tmp_path / "out", parallel=1)
+    student = timm.create_model(f"local-dir:{out / 'student'}", pretrained=True)
+    assert student.drop_rate == 0.1
+    assert student.global_pool.pool_type == "max"
+
+
+def test_folders_are_read_by_as_many_processes_as_asked_for(recipe: Recipe, tmp_path: Path) -> None:
+    workers = small(recipe)
+    workers = replace(workers, data=replace(workers.data, workers=1))
+    assert summary(distill(workers, tmp_path / "out", parallel=1))["steps"] == 3
+
+
+def test_evaluating_on_images_of_other_classes_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    with refused("test_resnet", "1000", "3"):
+        evaluate("test_resnet", recipe.data, "random")
+
+
+def test_evaluating_at_an_impossible_size_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    spec = StudentSpec("test_resnet", {}, 3, None)
+    spec.export(spec.build(), tmp_path / "student")
+    with refused("data.image_size", "-2"):
+        evaluate(str(tmp_path / "student"), replace(recipe.data, image_size=-2))

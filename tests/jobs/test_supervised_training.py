@@ -1,0 +1,94 @@
+"""`scalekd train`: the student of a recipe without its teacher."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import yaml
+from helpers.pictures import flat_folder, image_folder
+from helpers.refusals import refused
+from helpers.tiny import tiny
+
+from scalekd.cli.main import main
+from scalekd.jobs.distill import distill
+from scalekd.recipe import Data, Optim, Recipe
+from scalekd.training.run import Run, arms
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """A distillation, and the student alone beside it."""
+    pictures = image_folder(tmp_path_factory.mktemp("data") / "pictures")
+    optim = Optim(warmup_epochs=0.5)
+    return tiny(pictures, epochs=2, optim=optim, seeds=[3], compare=["alone"])
+
+
+def test_it_is_the_baseline_of_the_distillation_to_the_bit(recipe: Recipe, tmp_path: Path) -> None:
+    compared = distill(recipe, tmp_path / "compared", parallel=1)
+    alone = distill(replace(recipe, teacher=None, compare=[]), tmp_path / "alone", parallel=1)
+    one, other = ((out / "checkpoints" / "alone-seed3.ckpt").exists() for out in (compared, alone))
+    assert one
+    assert other
+    told = [
+        [
+            (line["step"], line["loss"], line["top1"])
+            for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+            if line["arm"] == "alone"
+        ]
+        for out in (compared, alone)
+    ]
+    assert told[0] == told[1]
+    assert len(told[0]) >= 2
+
+
+def test_its_folder_is_a_student_and_a_recipe_without_a_teacher(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cheaper = replace(recipe, separable_stem=True)  # of projectors, which a student alone has not
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(cheaper.as_dict()))
+    words = ["train", "--config", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]
+    main([*words, "--parallel", "1"])
+    said = capsys.readouterr().out
+    assert "test_resnet" in said
+    assert "learns alone, without a teacher" in said
+    assert "projected" not in said
+    assert "separable_stem" not in said
+    student = timm.create_model(f"local-dir:{tmp_path}/out/student", pretrained=True)
+    assert student.num_classes == 3
+    settings = yaml.safe_load((tmp_path / "out" / "settings.yaml").read_text())
+    assert settings["teacher"] is None
+    assert settings["compare"] == []
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["alone_top1"] is not None
+    assert summary["student_top1"] is summary["teacher_top1"] is None
+    with pytest.raises(SystemExit):
+        main(["distill", *words[1:], "--resume"])
+    assert "was begun with" in capsys.readouterr().err
+
+
+def test_no_teacher_is_needed_on_the_command_line(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--student", "test_resnet", "--data.root", recipe.data.root, "--data.image_size", "64"]
+    words += ["--epochs", "1", "--optim.warmup_epochs", "0", "--batch_size", "4"]
+    main(["train", *words, "--out", str(tmp_path / "out"), "--data.workers", "0"])
+    assert (tmp_path / "out" / "student").is_dir()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["distill", *words])
+    assert "--teacher" in capsys.readouterr().err
+
+
+def test_without_labels_there_is_nothing_to_learn(tmp_path: Path) -> None:
+    flat = Recipe(None, "test_resnet", Data(str(flat_folder(tmp_path / "flat")), 64), batch_size=4)
+    with refused("a student alone learns from labels", "scalekd distill"):
+        distill(flat, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_first_arm_is_the_one_whose_student_is_kept(recipe: Recipe) -> None:
+    assert arms(recipe.teacher, recipe.compare) == ["scalekd", "alone"]
+    assert arms(None, recipe.compare) == ["alone"]
+    assert str(Run("alone", 3)) == "alone seed 3"

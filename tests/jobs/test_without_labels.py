@@ -1,0 +1,253 @@
+"""Training on a flat folder of images: features and logits, no task, nothing measured."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from helpers.pictures import flat_folder, image_folder
+from helpers.refusals import refused
+from helpers.tiny import tiny
+from PIL import Image
+
+from scalekd.data import image_folder as folders
+from scalekd.data import source as sources
+from scalekd.data.loader import loaders
+from scalekd.data.open import open_source
+from scalekd.evaluation.evaluate import evaluate
+from scalekd.jobs.distill import distill
+from scalekd.jobs.preflight import check
+from scalekd.method import LossWeights
+from scalekd.networks import InputConfig
+from scalekd.recipe import Data, Recipe
+from scalekd.runs.checkpoint import load_student
+from scalekd.training.run import Run
+
+SMALL = InputConfig(3, (32, 48), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+FEATURES = {"tpp_original", "tpp_alternative", "final_original", "final_alternative"}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return flat_folder(tmp_path / "flat")
+
+
+@pytest.fixture
+def recipe(root: Path) -> Recipe:
+    return tiny(root, teacher_args={"num_classes": 7}, epochs=2)
+
+
+def summary(out: Path) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return said
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def exported(out: Path) -> torch.nn.Module:
+    model: torch.nn.Module = timm.create_model(f"local-dir:{out / 'student'}", pretrained=True)
+    return model.eval()
+
+
+def test_the_teachers_features_and_logits_are_learnt_and_the_loss_is_reported(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = distill(replace(recipe, compare=["logits"]), tmp_path / "out", parallel=1)
+    found = summary(out)
+    note = f"no labels in {recipe.data.root}: features and logits alone are distilled"
+    assert found["notes"][0] == note
+    assert {n: found[n] for n in ("teacher_top1", "student_top1", "kd_top1", "alone_top1")} == {
+        "teacher_top1": None,
+        "student_top1": None,
+        "kd_top1": None,
+        "alone_top1": None,
+    }
+    assert set(found["student_terms"]) == FEATURES | {"logits"}
+    assert set(found["kd_terms"]) == {"logits"}
+    assert found["student_loss"] == pytest.approx(sum(found["student_terms"].values()))
+    assert found["student_loss_by_seed"] == {"1": found["student_loss"]}
+    for arm in ("scalekd", "logits"):
+        own = [m for m in metrics(out) if m["arm"] == arm]
+        assert (own[-1]["step"], own[-1]["steps"]) == (4, 4)
+        assert {m["top1"] for m in own} == {None}
+    printed = capsys.readouterr().out
+    assert f"note: {note}" in printed
+    assert "scalekd seed 1: step 4/4" in printed
+    assert f"loss {found['student_loss']:.4f} after 4 steps" in printed
+    assert f"{found['student_loss']:.3f}" in printed
+    assert "top-1" not in printed
+    assert exported(out).num_classes == 7
+    with Image.open(out / "curves.png") as picture:
+        picture.load()
+
+
+def test_a_teacher_without_classifier_gives_a_student_without_one(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    out = distill(replace(recipe, teacher_args={"num_classes": 0}), tmp_path / "out", parallel=1)
+    found = summary(out)
+    assert f"no labels in {recipe.data.root}: features alone are distilled" in found["notes"]
+    assert set(found["student_terms"]) == FEATURES
+    student, spec = load_student(Run("scalekd", 1).checkpoint(out))
+    loaded = exported(out)
+    assert loaded.num_classes == student.num_classes == spec.classes == 0
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(loaded(images), student(images))
+
+
+@pytest.mark.parametrize(
+    ("weights", "asked", "classes"),
+    [(None, {}, 7), (LossWeights(logits=0), {}, 0), (None, {"num_classes": 5}, 5)],
+    ids=["with logits", "without logits", "as student_args say"],
+)
+def test_the_students_classifier_is_what_it_can_learn_unless_asked_for(
+    weights: LossWeights | None, asked: dict[str, Any], classes: int, recipe: Recipe
+) -> None:
+    pair = check(replace(recipe, weights=weights, student_args=asked))
+    plain = timm.create_model("test_resnet", num_classes=classes)
+    assert pair.student_parameters == sum(p.numel() for p in plain.parameters())
+    assert (pair.teacher_top1, pair.labels) == (None, False)
+    idle = [n for n in pair.notes if "nothing trains the student's classifier of 5 classes" in n]
+    assert len(idle) == (classes == 5)
+
+
+def test_logits_alone_are_said_to_be_alone(recipe: Recipe) -> None:
+    notes = check(replace(recipe, weights=LossWeights(0, 0, 0, 0, 0.5))).notes
+    assert notes[0].endswith("logits alone are distilled")
+    assert "features" not in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"compare": ["alone"]}, ["compare", "alone", "labels"]),
+        ({"label_smoothing": 0.1}, ["label_smoothing is 0.1", "labels"]),
+        (
+            {"compare": ["logits"], "teacher_args": {"num_classes": 0}},
+            ["compare", "logits", "no logit distillation"],
+        ),
+        (
+            {"weights": LossWeights(0, 0, 0, 0, 0)},
+            ["nothing is left to learn"],
+        ),
+    ],
+    ids=["alone", "smoothing", "logits of a headless teacher", "nothing"],
+)
+def test_what_needs_labels_or_leaves_nothing_is_refused(
+    changes: dict[str, Any], said: list[str], recipe: Recipe, tmp_path: Path
+) -> None:
+    with refused(*said):
+        distill(replace(recipe, **changes), tmp_path / "out", parallel=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_needs_labels_is_refused_before_an_image_is_read(
+    recipe: Recipe, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(_: str) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(folders, "load_image", read)
+    with refused("alone"):
+        check(replace(recipe, compare=["alone"]))
+    with refused("no labels", str(root), "val/CLASS"):
+        evaluate("test_resnet", recipe.data, "random")
+
+
+def test_all_images_below_the_folder_are_read_whatever_its_folders_are_called(root: Path) -> None:
+    data = Data(str(root), workers=0)
+    source = open_source(data)
+    assert (source.classes, source.input, source.validation) == (None, None, None)
+    train = source.train(SMALL, 0)
+    assert len(train) == 8  # type: ignore[arg-type]
+    (image,) = train[0]
+    assert image.shape == (3, 32, 48)
+    batches, validation = loaders(source, data, SMALL, 3, 0)
+    assert validation is None
+    assert [images.shape for (images,) in batches] == [(3, 3, 32, 48)] * 2
+
+
+def test_hidden_files_are_no_images_and_other_files_are_left_out_aloud(root: Path) -> None:
+    (root / ".thumbnails").mkdir()
+    for hidden in (root / ".thumbnails" / "0.jpg", root / ".DS_Store", root / "more" / "._0.jpg"):
+        hidden.write_bytes(b"\0")
+    assert open_source(Data(str(root))).notes == []
+    (root / "more" / "labels.csv").touch()
+    source = open_source(Data(str(root)))
+    assert len(source.train(SMALL, 0)) == 8  # type: ignore[arg-type]
+    (note,) = source.notes
+    assert "1 of the files" in note
+    assert str(root / "more" / "labels.csv") in note
+
+
+def test_links_to_folders_are_followed(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "there").symlink_to(root)
+    assert len(open_source(Data(str(tmp_path / "links"))).train(SMALL, 0)) == 8  # type: ignore[arg-type]
+
+
+def test_a_part_of_the_images_is_another_one_for_each_seed(root: Path) -> None:
+    source = open_source(Data(str(root), train_images=4))
+    one, again, other = (source.train(SMALL, seed).chosen for seed in (1, 1, 2))  # type: ignore[attr-defined]
+    assert one == again != other
+    assert len(set(one)) == len(set(other)) == 4
+    with refused("data.train_images is 9", "8", str(root)):
+        open_source(Data(str(root), train_images=9))
+
+
+def test_a_broken_image_is_named_before_training_and_of_very_many_at_its_turn(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = root / "more" / "and more" / "2.jpg"
+    file.write_bytes(file.read_bytes()[:500])
+    with refused(str(file), "repair or remove"):
+        open_source(Data(str(root)))
+    monkeypatch.setattr(sources, "DECODED_BEFOREHAND", 7)
+    train = open_source(Data(str(root))).train(SMALL, 0)
+    with refused(str(file)):
+        list(train)  # type: ignore[call-overload]
+
+
+def nothing(root: Path) -> None:
+    root.mkdir()
+
+
+def no_image(root: Path) -> None:
+    (root / "more").mkdir(parents=True)
+    (root / "more" / "notes.txt").touch()
+
+
+def only_train(root: Path) -> None:
+    image_folder(root)
+    (root / "val").rename(root / "more")
+
+
+@pytest.mark.parametrize(
+    ("make", "holds"),
+    [(nothing, "nothing"), (no_image, "more"), (only_train, "more, train")],
+)
+def test_a_folder_of_neither_layout_is_told_of_both(
+    make: Callable[[Path], None], holds: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "here")
+    with refused(str(tmp_path / "here"), "train/CLASS", "val/CLASS", "without labels", holds):
+        open_source(Data(str(tmp_path / "here")))
+
+
+def test_train_and_val_beside_stray_images_are_labelled(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "pictures", each=1)
+    Image.new("RGB", (8, 8)).save(root / "cover.jpg")
+    assert open_source(Data(str(root))).classes == 3
+
+
+def test_settings_of_a_run_without_labels_are_plain(recipe: Recipe) -> None:
+    plain = recipe.as_dict()
+    assert yaml.safe_load(yaml.safe_dump(plain)) == plain

@@ -1,0 +1,312 @@
+"""What one pass shows of the calls in it: who calls whom, what follows, and what they return."""
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from helpers.refusals import refused
+from helpers.small_models import images, tokens
+from torch import Tensor, nn
+
+from scalekd.networks.teacher.call_trace import (
+    Call,
+    after,
+    cuts,
+    disturbed,
+    outputs_kept,
+    until,
+    watch,
+)
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+class Block(nn.Module):
+    """x + conv(x)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.conv(x)
+        return y
+
+
+class Encoder(nn.Module):
+    """Its stages are plain containers, one of them called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, 4)
+        self.first = nn.Sequential(Block(), nn.Identity())
+        self.shared = nn.Sequential(Block())
+        self.last = nn.Sequential(Block(), nn.GELU(), nn.Flatten())
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(self.stem(x))
+        x = self.shared(self.shared(x))
+        return {"flat": self.last(x), "mean": x.mean(1)}
+
+
+class Wrapper(nn.Module):
+    """Not called itself: `maps` runs its encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+
+
+class Watched:
+    """A pass of a `Wrapper`, and the outputs of its modules taken by hand."""
+
+    def __init__(self, penultimate: str, final: str, nth: tuple[int, int] = (0, 0)) -> None:
+        torch.manual_seed(0)
+        self.model = Wrapper().eval()
+        self.names = {module: name for name, module in self.model.named_modules()}
+        self.places = [(penultimate, nth[0]), (final, nth[1])]
+        self.penultimate, self.final = self.maps(images())
+        self.calls = self.watched(self.penultimate, self.final)
+
+    def watched(self, penultimate: Tensor, final: Tensor, channels: int = 3) -> list[Call]:
+        x = images(channels=channels)
+        return watch(self.model, lambda: self.maps(x), penultimate, final)
+
+    def maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        seen: dict[str, list[Tensor]] = {}
+        handles = [
+            self.model.get_submodule(name).register_forward_hook(
+                lambda m, i, o, name=name: seen.setdefault(name, []).append(o)
+            )
+            for name in dict.fromkeys(name for name, _ in self.places)
+        ]
+        try:
+            self.model.encoder(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        penultimate, final = (seen[name][nth] for name, nth in self.places)
+        return penultimate, final
+
+    def said(self, calls: list[Call]) -> list[str]:
+        return [f"{self.names[call.module]}#{call.nth}" for call in calls]
+
+    def tree(self, calls: list[Call]) -> list[Any]:
+        said = zip(self.said(calls), (self.tree(call.children) for call in calls), strict=True)
+        return [(name, children) if children else name for name, children in said]
+
+    def tail(self) -> list[str]:
+        """The calls between the outermost cut and the final map."""
+        return self.said(until(after(cuts(self.calls)[0], self.calls)))
+
+
+def test_calls_are_a_tree() -> None:
+    seen = Watched("encoder.first", "encoder.shared")
+    block = [("encoder.shared.0#0", ["encoder.shared.0.conv#0"])]
+    again = [("encoder.shared.0#1", ["encoder.shared.0.conv#1"])]
+    first = [("encoder.first.0#0", ["encoder.first.0.conv#0"]), "encoder.first.1#0"]
+    last = [("encoder.last.0#0", ["encoder.last.0.conv#0"]), "encoder.last.1#0", "encoder.last.2#0"]
+    inside = [
+        "encoder.stem#0",
+        ("encoder.first#0", first),
+        ("encoder.shared#0", block),
+        ("encoder.shared#1", again),
+        ("encoder.last#0", last),
+    ]
+    assert seen.tree(seen.calls) == [("encoder#0", inside)]
+
+
+def test_a_call_knows_its_parent() -> None:
+    def check(calls: list[Call], parent: Call | None, depth: int) -> int:
+        for call in calls:
+            assert call.parent is parent
+            assert call.depth() == depth
+        return len(calls) + sum(check(c.children, c, depth + 1) for c in calls)
+
+    assert check(Watched("encoder.first", "encoder.last.1").calls, None, 0) == 17
+
+
+def test_the_cuts_are_the_calls_that_gave_the_map_the_outermost_first_and_the_last_of_those() -> (
+    None
+):
+    seen = Watched("encoder.first", "encoder.last.1")
+    names = ["encoder.first#0", "encoder.first.1#0", "encoder.first.0#0"]
+    assert seen.said(cuts(seen.calls)) == names
+
+
+@pytest.mark.parametrize(
+    ("cut", "following"),
+    [
+        ("encoder", []),
+        ("encoder.last", []),
+        ("encoder.last.1", ["encoder.last.2#0"]),
+        ("encoder.first", ["encoder.shared#0", "encoder.shared#1", "encoder.last#0"]),
+        (
+            "encoder.first.0.conv",
+            ["encoder.first.1#0", "encoder.shared#0", "encoder.shared#1", "encoder.last#0"],
+        ),
+    ],
+)
+def test_what_follows_is_beside_a_call_and_beside_those_that_contain_it(
+    cut: str, following: list[str]
+) -> None:
+    seen = Watched("encoder.first", "encoder.last.1")
+    module = seen.model.get_submodule(cut)
+    assert seen.said(after(_first_call(seen.calls, module), seen.calls)) == following
+
+
+def _first_call(calls: list[Call], module: nn.Module) -> Call:
+    def search(calls: list[Call]) -> Call | None:
+        for call in calls:
+            if call.module is module:
+                return call
+            if found := search(call.children):
+                return found
+        return None
+
+    found = search(calls)
+    assert found is not None
+    return found
+
+
+def test_following_the_first_call_of_a_shared_module_is_its_second() -> None:
+    seen = Watched("encoder.shared", "encoder.last.1")
+    call = _first_call(seen.calls, seen.model.encoder.shared)
+    assert seen.said(after(call, seen.calls)) == ["encoder.shared#1", "encoder.last#0"]
+
+
+@pytest.mark.parametrize(
+    ("penultimate", "final", "nth", "tail"),
+    [
+        ("encoder.stem", "encoder.first", (0, 0), ["encoder.first#0"]),
+        # In the last of two calls, and from one to the other.
+        ("encoder.first", "encoder.shared", (0, 1), ["encoder.shared#0", "encoder.shared#1"]),
+        ("encoder.first", "encoder.shared", (0, 0), ["encoder.shared#0"]),
+        ("encoder.shared", "encoder.shared", (0, 1), ["encoder.shared#1"]),
+        # The last container goes on behind the final map.
+        ("encoder.shared", "encoder.last.0", (1, 0), ["encoder.last.0#0"]),
+        ("encoder.shared", "encoder.last.1", (1, 0), ["encoder.last.0#0", "encoder.last.1#0"]),
+        # Out of one container, past others, into another.
+        (
+            "encoder.first.0.conv",
+            "encoder.last.0",
+            (0, 0),
+            ["encoder.first.1#0", "encoder.shared#0", "encoder.shared#1", "encoder.last.0#0"],
+        ),
+        # Inside of one container.
+        ("encoder.last.0", "encoder.last.1", (0, 0), ["encoder.last.1#0"]),
+    ],
+)
+def test_the_calls_from_the_one_map_to_the_other(
+    penultimate: str, final: str, nth: tuple[int, int], tail: list[str]
+) -> None:
+    assert Watched(penultimate, final, nth).tail() == tail
+
+
+def test_a_map_that_no_call_gives_has_no_cuts_and_no_end() -> None:
+    seen = Watched("encoder.first", "encoder.last.1")
+    assert cuts(seen.watched(seen.penultimate + 1, seen.final)) == []
+    # The other is there, but not after itself.
+    for final in (seen.final + 1, seen.penultimate):
+        calls = seen.watched(seen.penultimate, final)
+        with refused("final feature is not the output of a module after the penultimate one"):
+            until(after(cuts(calls)[0], calls))
+
+
+def test_no_output_is_kept() -> None:
+    seen = Watched("encoder.first", "encoder.last.1")
+    outputs: list[weakref.ref[Tensor]] = []
+    hook = seen.model.encoder.last[1].register_forward_hook(
+        lambda m, i, o: outputs.append(weakref.ref(o))
+    )
+    calls = seen.watched(seen.penultimate, seen.final)
+    hook.remove()
+    assert calls
+    assert [output() for output in outputs] == [None]
+
+
+def test_watching_changes_nothing_and_leaves_no_hooks() -> None:
+    seen = Watched("encoder.first", "encoder.last.1")
+    again = seen.maps(images())
+    assert torch.equal(seen.penultimate, again[0])
+    assert torch.equal(seen.final, again[1])
+    assert hooks(seen.model) == 0
+
+
+def test_a_pass_that_fails_leaves_no_hooks() -> None:
+    seen = Watched("encoder.first", "encoder.last.1")
+    call = _first_call(seen.calls, seen.model.encoder.shared)
+    with pytest.raises(RuntimeError):
+        seen.watched(seen.penultimate, seen.final, channels=2)
+    with pytest.raises(RuntimeError), outputs_kept([call]), disturbed(call, seen.penultimate):
+        seen.maps(images(channels=2))
+    assert hooks(seen.model) == 0
+
+
+def test_outputs_are_kept_call_by_call_and_leaf_by_leaf() -> None:
+    seen = Watched("encoder.shared", "encoder.shared", (0, 1))
+    encoder = _first_call(seen.calls, seen.model.encoder)
+    first = _first_call(seen.calls, seen.model.encoder.shared)
+    second = after(first, seen.calls)[0]
+    with outputs_kept([second, first, encoder]) as kept:
+        maps = seen.maps(images())
+        flat = seen.model.encoder.last(maps[1])
+    assert torch.equal(kept[0][0], maps[1])
+    assert torch.equal(kept[1][0], maps[0])
+    assert torch.equal(kept[2][0], flat)
+    assert torch.equal(kept[2][1], maps[1].mean(1))
+    assert [len(leaves) for leaves in kept] == [1, 1, 2]
+    assert hooks(seen.model) == 0
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+def test_one_call_alone_is_disturbed(nth: int) -> None:
+    seen = Watched("encoder.shared", "encoder.shared", (0, 1))
+    encoder = seen.model.encoder
+    calls = [_first_call(seen.calls, encoder.shared)]
+    calls.append(after(calls[0], seen.calls)[0])
+    given = (seen.penultimate, seen.final)[nth]
+    with disturbed(calls[nth], given) as other:
+        first, second = seen.maps(images())
+    assert not torch.isclose(other, given, atol=1e-3).any(0).all()
+    assert torch.equal((first, second)[nth], other)
+    if nth == 1:
+        assert torch.equal(first, seen.penultimate)
+    else:
+        assert torch.equal(second, encoder.shared(other))
+    assert torch.equal(seen.maps(images())[0], seen.penultimate)
+
+
+class Several(nn.Module):
+    """A number, the feature as tokens behind a class token, and something else."""
+
+    def forward(self, x: Tensor) -> Any:
+        sequence = torch.cat([x.mean((2, 3))[:, None], tokens(x)], 1)
+        return {"count": 3, "all": (sequence, x.mean(1))}
+
+
+def test_of_several_outputs_the_map_alone_is_disturbed() -> None:
+    model, x = nn.Sequential(Several()), images()
+    call = Call(model[0], 0, None)
+    plain = model(x)
+    with disturbed(call, x) as other:
+        changed = model(x)
+    assert changed["count"] == 3
+    assert torch.equal(changed["all"][0][:, 1:], tokens(other))
+    assert torch.equal(changed["all"][0][:, :1], plain["all"][0][:, :1])
+    assert torch.equal(changed["all"][1], plain["all"][1])
+
+
+def test_the_disturbance_is_the_same_each_time_and_draws_no_random_numbers() -> None:
+    seen = Watched("encoder.first", "encoder.last.1")
+    call = cuts(seen.calls)[0]
+    state = torch.get_rng_state()
+    with disturbed(call, seen.penultimate) as first:
+        pass
+    with disturbed(call, seen.penultimate) as second:
+        pass
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,324 @@
+"""Which features are tapped: what settings say, what follows from shapes, what is refused."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import timm
+import torch
+from helpers.refusals import refused
+from helpers.small_models import (
+    SIZE,
+    beit,
+    convformer,
+    convnext,
+    eva02,
+    images,
+    mixer,
+    registers,
+    resnet,
+    swin,
+    tokens,
+    vit,
+    vit_mean,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from scalekd.networks import Taps, TapSettings
+from scalekd.networks.feature_selection import Norm, Seen, TapPlan, resolve
+
+some_settings = st.builds(
+    TapSettings,
+    st.none() | st.integers(-3, 3),
+    st.none() | st.integers(-3, 3),
+    st.none() | st.sampled_from(["final", "pooled", "none"]),
+)
+
+
+def seen(sides: Sequence[int], **changed: Any) -> Seen:
+    """Maps of these sides, and a final norm."""
+    maps = [torch.empty(2, 8, side, side) for side in sides]
+    plain = Seen("a model", maps, True, "norm", None, 5)
+    return replace(plain, **changed)
+
+
+def chosen(sides: Sequence[int], of_teacher: bool = False, **said: Any) -> tuple[int, int]:
+    plan = resolve(TapSettings(**said), seen(sides), of_teacher)
+    return plan.penultimate, plan.final
+
+
+@given(some_settings, some_settings)
+def test_what_is_said_goes_over_defaults(said: TapSettings, defaults: TapSettings) -> None:
+    both = said.over(defaults)
+    for name in ("penultimate", "final", "norm"):
+        own = getattr(said, name)
+        assert getattr(both, name) == (getattr(defaults, name) if own is None else own)
+
+
+@given(some_settings, some_settings, some_settings)
+def test_defaults_of_defaults_may_be_put_in_any_bracket(
+    a: TapSettings, b: TapSettings, c: TapSettings
+) -> None:
+    assert a.over(b).over(c) == a.over(b.over(c))
+    assert a.over(TapSettings()) == TapSettings().over(a) == a.over(a) == a
+
+
+def test_an_index_of_zero_is_said() -> None:
+    assert TapSettings(penultimate=0).over(TapSettings(penultimate=3)).penultimate == 0
+
+
+@pytest.mark.parametrize("of_teacher", [False, True])
+@pytest.mark.parametrize(
+    ("sides", "expected"),
+    [
+        ((32, 16, 8, 4), (2, 3)),
+        ((16, 8, 4, 4), (1, 3)),
+        ((8, 8, 4, 4), (1, 3)),
+        ((8, 4), (0, 1)),
+        ((8, 4, 4, 4, 4), (0, 4)),
+        # A grid that grows again is another grid.
+        ((8, 4, 8), (1, 2)),
+    ],
+)
+def test_of_a_pyramid_it_is_the_last_map_on_another_grid(
+    sides: tuple[int, ...], expected: tuple[int, int], of_teacher: bool
+) -> None:
+    assert chosen(sides, of_teacher) == expected
+
+
+@given(st.integers(2, 60))
+def test_on_one_grid_a_students_is_at_two_thirds(depth: int) -> None:
+    penultimate, final = chosen([4] * depth)
+    assert final == depth - 1
+    assert penultimate == min(depth * 2 // 3, depth - 2)
+
+
+@given(st.integers(2, 60))
+def test_on_one_grid_a_teachers_is_before_its_last_sixth(depth: int) -> None:
+    penultimate, final = chosen([4] * depth, of_teacher=True)
+    blocks = final - penultimate
+    assert final == depth - 1
+    assert blocks == max(1, depth // 6)
+
+
+@pytest.mark.parametrize(
+    ("depth", "student", "teacher"),
+    [
+        (2, 0, 0),
+        (3, 1, 1),
+        (4, 2, 2),
+        (6, 4, 4),
+        (8, 5, 6),
+        (12, 8, 9),
+        (24, 16, 19),
+        (40, 26, 33),
+    ],
+)
+def test_on_one_grid_by_number(depth: int, student: int, teacher: int) -> None:
+    assert chosen([4] * depth)[0] == student
+    assert chosen([4] * depth, of_teacher=True)[0] == teacher
+
+
+@given(st.integers(2, 8), st.data())
+def test_an_index_from_the_end_is_the_same_as_from_the_start(depth: int, data: Any) -> None:
+    final = data.draw(st.integers(1, depth - 1))
+    penultimate = data.draw(st.integers(0, final - 1))
+    expected = (penultimate, final)
+    for p in (penultimate, penultimate - depth):
+        for f in (final, final - depth):
+            assert chosen([4] * depth, penultimate=p, final=f) == expected
+
+
+@given(st.integers(1, 8), st.integers(-12, 12), st.integers(-12, 12))
+def test_any_other_index_is_refused(depth: int, penultimate: int, final: int) -> None:
+    p, f = (i + depth if i < 0 else i for i in (penultimate, final))
+    if 0 <= p < f < depth:
+        assert chosen([4] * depth, penultimate=penultimate, final=final) == (p, f)
+        return
+    with refused("a model", f"0 to {depth - 1}" if depth > 1 else "two are needed"):
+        chosen([4] * depth, penultimate=penultimate, final=final)
+
+
+@pytest.mark.parametrize("final", [0, 6, -6, 99, -7])
+def test_a_final_feature_out_of_range_is_refused_by_number(final: int) -> None:
+    with refused("vit_tiny_patch16_224", "0 to 5", f"number {final}", "must be 1 to 5"):
+        Taps(vit(), settings=TapSettings(final=final))
+
+
+@pytest.mark.parametrize(("penultimate", "final"), [(3, 3), (4, 3), (-3, 3), (-7, 3), (3, -3)])
+def test_a_penultimate_feature_that_is_not_before_the_final_is_refused_by_number(
+    penultimate: int, final: int
+) -> None:
+    with refused("vit_tiny_patch16_224", f"number {penultimate}", "before the final one, number 3"):
+        Taps(vit(), settings=TapSettings(penultimate=penultimate, final=final))
+
+
+def test_a_model_of_one_feature_is_refused_in_words_that_say_so() -> None:
+    with refused("one feature"):
+        chosen([4])
+
+
+@pytest.mark.parametrize("final", [1, 3, 5])
+def test_an_earlier_final_feature_is_as_its_block_leaves_it(final: int) -> None:
+    model: Any = vit()
+    taps = Taps(model, settings=TapSettings(final=final))
+    kept: list[Tensor] = []
+    model.blocks[final].register_forward_hook(lambda m, given, output: kept.append(output))
+    features = taps(images())
+    expected = model.norm(kept[0]) if final == 5 else kept[0]
+    assert torch.equal(tokens(features.final), expected[:, 1:])
+    assert torch.equal(features.logits, model(images()))
+    assert taps.plan.norm == ("final" if final == 5 else "none")
+
+
+def test_the_defaults_go_by_the_final_feature_that_is_chosen() -> None:
+    assert chosen([16, 8, 8, 4], final=2) == (0, 2)
+    assert chosen([4] * 12, final=5) == (4, 5)
+    assert chosen([4] * 12, of_teacher=True, final=5) == (4, 5)
+
+
+def taps_of(model: nn.Module, settings: TapSettings) -> Taps:
+    """At the model's small size."""
+    bound = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return Taps(model, bound or SIZE, settings)
+
+
+NORMS: list[tuple[Callable[[], nn.Module], dict[Norm, str]]] = [
+    (vit, {"final": "norm"}),
+    (registers, {"final": "norm"}),
+    (swin, {"final": "norm"}),
+    (mixer, {"final": "norm"}),
+    (lambda: vit_mean(fc_norm=False), {"final": "norm"}),
+    (vit_mean, {"pooled": "fc_norm"}),
+    (beit, {"pooled": "fc_norm"}),
+    (eva02, {"pooled": "fc_norm"}),
+    (convnext, {"pooled": "head.norm"}),
+    (convformer, {"pooled": "head.norm"}),
+    (resnet, {}),
+]
+NAMES = [
+    "ViT",
+    "registers",
+    "Swin",
+    "Mixer",
+    "mean-normed",
+    "mean",
+    "BEiT",
+    "EVA-02",
+    "ConvNeXt",
+    "ConvFormer",
+    "ResNet",
+]
+
+
+@pytest.mark.parametrize("norm", ["final", "pooled", "none", None])
+@pytest.mark.parametrize(("make", "has"), NORMS, ids=NAMES)
+def test_the_norm_is_what_is_asked_for_or_refused_with_those_that_are_there(
+    make: Callable[[], nn.Module], has: dict[Norm, str], norm: Norm | None
+) -> None:
+    settings = TapSettings(norm=norm)
+    if norm in ("final", "pooled") and norm not in has:
+        where = "between feature" if norm == "final" else "after its pooling"
+        with refused("has no norm", where, f"take the norm {' or '.join([*has, 'none'])}"):
+            taps_of(make(), settings)
+        return
+    plan = taps_of(make(), settings).plan
+    expected = norm or ("final" if "final" in has else "none")
+    assert plan.norm == expected
+    assert plan.norm_module == has.get(expected)
+    assert plan.whole is (norm in (None, "final"))
+
+
+def test_a_norm_before_the_pooling_is_none_of_an_earlier_feature() -> None:
+    with refused("no norm between feature 3 and its pooling", "take the norm none"):
+        Taps(vit(), settings=TapSettings(final=3, norm="final"))
+
+
+def test_a_norm_after_the_pooling_is_none_of_an_earlier_stage() -> None:
+    with refused("norm"):
+        Taps(convnext(), SIZE, TapSettings(final=2, norm="pooled"))
+
+
+@pytest.mark.parametrize("make", [vit_mean, beit, eva02, convnext])
+def test_a_model_without_classifier_has_its_norm_after_the_pooling_too(
+    make: Callable[..., nn.Module],
+) -> None:
+    model = make(num_classes=0)
+    asked = TapSettings(norm="pooled")
+    assert taps_of(model, asked).plan.norm_module == taps_of(make(), asked).plan.norm_module
+
+
+def hand_normed(model: nn.Module, norm: str, bare: Tensor) -> Tensor:
+    """`bare` through the norm, one token at a time, as the head runs it on its one."""
+    module = model.get_submodule(norm)
+    out = torch.empty_like(bare)
+    for i in range(bare.shape[2]):
+        for j in range(bare.shape[3]):
+            cell = bare[:, :, i, j]
+            is_map = "2d" in type(module).__name__
+            out[:, :, i, j] = module(cell[..., None, None])[..., 0, 0] if is_map else module(cell)
+    return out
+
+
+@pytest.mark.parametrize("make", [vit_mean, beit, eva02, convnext, convformer])
+def test_the_norm_after_pooling_is_run_on_each_token(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    taps = taps_of(model, TapSettings(norm="pooled"))
+    size = taps.input.size
+    x = images(size=size)
+    with torch.no_grad():
+        features, bare = taps(x), Taps(model, size, TapSettings(norm="none"))(x)
+        expected = hand_normed(model, taps.plan.norm_module or "", bare.final)
+        assert torch.equal(features.logits, model(x))
+    assert torch.equal(features.penultimate, bare.penultimate)
+    torch.testing.assert_close(features.final, expected, atol=1e-5, rtol=1e-5)
+    assert (features.final - bare.final).abs().max() > 0.1
+    assert features.final.shape[1:] == taps.shapes.final
+
+
+@pytest.mark.parametrize("make", [vit_mean, convnext, convformer])
+def test_the_norm_after_pooling_trains_with_its_own_gradient(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    taps = Taps(model, SIZE, TapSettings(norm="pooled"))
+    final = taps(images()).final
+    (final * torch.randn_like(final)).sum().backward()
+    assert taps.plan.norm_module is not None
+    norm = model.get_submodule(taps.plan.norm_module)
+    assert norm.weight.grad is not None
+    assert norm.weight.grad.abs().sum() > 0
+
+
+EVA: dict[str, Any] = {"img_size": 224}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "plan"),
+    [
+        ("eva_large_patch14_196", EVA, TapPlan(21, 23, True, "none", None)),
+        ("vit_base_patch16_224", {}, TapPlan(7, 11, True, "final", "norm")),
+        # As a rule the last sixth of 12 and of 24 blocks.
+        ("deit_base_patch16_224", {}, TapPlan(9, 11, True, "final", "norm")),
+        ("vit_large_patch16_224", {}, TapPlan(19, 23, True, "final", "norm")),
+        ("swin_large_patch4_window7_224", {}, TapPlan(2, 3, True, "final", "norm")),
+    ],
+)
+def test_the_papers_teachers_are_tapped_as_in_the_paper(
+    name: str, arguments: dict[str, Any], plan: TapPlan
+) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, **arguments)
+    assert Taps(model, of_teacher=True).plan == plan
+
+
+def test_the_papers_choice_gives_way_to_the_users_setting_by_setting() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("vit_base_patch16_224", img_size=32)
+    said = TapSettings(norm="none")
+    assert Taps(model, settings=said, of_teacher=True).plan.penultimate == 7
+    said = TapSettings(penultimate=-2)
+    plan = Taps(model, settings=said, of_teacher=True).plan
+    assert plan == TapPlan(10, 11, True, "final", "norm")
+    assert Taps(model).plan.penultimate == 8

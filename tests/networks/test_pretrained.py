@@ -1,0 +1,436 @@
+"""What is read from files, how it is made to fit, and what is said about it."""
+
+import hashlib
+import os
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from helpers.refusals import refused
+from helpers.small_models import CLASSES, SWIN, VIT, convnext, resnet, swin, vit
+from safetensors.torch import load_file, save_file
+from timm.layers import RmsNorm
+from torch import Tensor, nn
+
+from scalekd import ScaleKD
+from scalekd.networks import build
+from scalekd.networks.pretrained import Load, Loaded, looks_untrained, read_weights, watching
+
+Save = Callable[[dict[str, Tensor], Path], None]
+
+
+def as_torch(state: dict[str, Tensor], file: Path) -> None:
+    torch.save(state, file)
+
+
+def as_old_torch(state: dict[str, Tensor], file: Path) -> None:
+    torch.save(state, file, _use_new_zipfile_serialization=False)
+
+
+FORMATS: dict[str, tuple[str, Save]] = {
+    "safetensors": ("w.safetensors", save_file),
+    "torch": ("w.pth", as_torch),
+    "torch before 1.6": ("w.pt", as_old_torch),
+}
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_weights_come_from_a_file(kind: str, tmp_path: Path) -> None:
+    name, save = FORMATS[kind]
+    model = resnet()
+    save(model.state_dict(), tmp_path / name)
+    assert same(build("test_resnet", tmp_path / name)[0], model)
+    assert same(build("test_resnet", str(tmp_path / name))[0], model)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_a_checkpoint_that_holds_a_state_dict_is_looked_into(key: str, tmp_path: Path) -> None:
+    model = resnet()
+    torch.save({key: model.state_dict(), "epoch": 3}, tmp_path / "c.pth")
+    assert same(build("test_resnet", tmp_path / "c.pth")[0], model)
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "arguments"),
+    [
+        ("test_resnet", resnet, {}),
+        ("test_convnext", convnext, {}),
+        ("swin_tiny_patch4_window7_224", swin, SWIN),
+        ("vit_tiny_patch16_224", vit, VIT),
+    ],
+)
+def test_a_file_of_other_classes_rebuilds_the_head(
+    name: str, made: Callable[..., nn.Module], arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    model = made(num_classes=7)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    loaded, _ = build(name, tmp_path / "w.safetensors", **arguments)
+    assert loaded.num_classes == 7
+    assert same(loaded, model)
+
+
+def test_a_file_of_other_classes_rebuilds_both_heads_of_a_distilled_deit(tmp_path: Path) -> None:
+    name = "deit_tiny_distilled_patch16_224"
+    model = timm.create_model(name, num_classes=7, **VIT)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    loaded, _ = build(name, tmp_path / "w.safetensors", **VIT)
+    assert loaded.num_classes == 7
+    assert same(loaded, model)
+
+
+def test_a_teacher_by_name_takes_a_file_of_weights(tmp_path: Path) -> None:
+    trained = timm.create_model("scalekd_digits_swin", pretrained=True)
+    save_file(trained.state_dict(), tmp_path / "w.safetensors")
+    overlay = {"layers": (1, 1), "channels": (16, 32), "stem_chs": 8, "stem_type": "deep"}
+    student = timm.create_model("resnetv2_18", in_chans=1, num_classes=10, **overlay)
+    distiller = ScaleKD(
+        "scalekd_digits_swin",
+        student,
+        teacher_weights=str(tmp_path / "w.safetensors"),
+        size=(32, 32),
+    )
+    assert same(distiller.teacher.model, trained)
+    assert not any("RANDOM" in note for note in distiller.notes)
+
+
+class WritesAFile:
+    """Unpickling it leaves a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pickle_that_is_not_plain_tensors_is_refused_and_not_run(
+    inside: bool, old: bool, tmp_path: Path
+) -> None:
+    bad = WritesAFile(tmp_path / "trace")
+    state = {**resnet().state_dict(), "extra": bad} if inside else bad
+    torch.save(state, tmp_path / "w.pth", _use_new_zipfile_serialization=not old)
+    with refused("w.pth", "plain tensors"):
+        build("test_resnet", tmp_path / "w.pth")
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(WritesAFile(tmp_path / "trace")))
+    with refused("w.pth"):
+        build("test_resnet", tmp_path / "w.pth")
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "w.pth")
+    with refused("w.pth"):
+        build("test_resnet", tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(kind: str, part: float, tmp_path: Path) -> None:
+    name, save = FORMATS[kind]
+    file = tmp_path / name
+    save(resnet().state_dict(), file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(part * len(whole))])
+    with refused(name):
+        build("test_resnet", file)
+
+
+@pytest.mark.parametrize(("kind", "cut"), [("torch", 20547), ("torch", 51783)])
+def test_a_torch_file_cut_anywhere_is_refused(kind: str, cut: int, tmp_path: Path) -> None:
+    name, save = FORMATS[kind]
+    file = tmp_path / name
+    save(resnet().state_dict(), file)
+    file.write_bytes(file.read_bytes()[:cut])
+    with refused(name):
+        build("test_resnet", file)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello world",
+        b"<html>404 not found</html>",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        b"\x80\x02.",
+        b"PK\x03\x04",
+        b"\x80\x02X\x05\x00\x00\x00\xff\xfe\xfa\xfb\xfcq\x01.",
+    ],
+    ids=["text", "html", "git-lfs", "empty pickle", "zip head", "not utf-8"],
+)
+def test_a_file_of_something_else_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with refused(name):
+        build("test_resnet", tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 3}, {"model": {"a": "b"}}])
+def test_a_torch_file_without_tensors_is_refused(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with refused("w.pth", "state dict"):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["nowhere.safetensors", "Pretrained", "."])
+def test_a_missing_file_is_refused_with_the_other_ways(name: str) -> None:
+    with refused(repr(name), "'pretrained'", "'random'"):
+        build("test_resnet", name)
+
+
+def test_names_and_shapes_that_do_not_fit_are_listed_in_one_line(tmp_path: Path) -> None:
+    state = resnet().state_dict()
+    state["stray"] = state.pop("conv1.0.weight" if "conv1.0.weight" in state else "conv1.weight")
+    state["layer1.0.conv1.weight"] = torch.zeros(2, 3)
+    save_file(state, tmp_path / "w.safetensors")
+    said = ("w.safetensors", "ResNet", "missing: conv1", "unexpected: stray")
+    with refused(*said, "layer1.0.conv1.weight (2, 3) for ("):
+        build("test_resnet", tmp_path / "w.safetensors")
+
+
+def test_another_models_file_is_refused_in_a_line_that_stays_short(tmp_path: Path) -> None:
+    save_file(convnext().state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="more") as caught:
+        build("test_resnet", tmp_path / "w.safetensors")
+    assert len(str(caught.value)) < 1500
+
+
+def saved(state: dict[str, Tensor], folder: Path) -> Path:
+    save_file({n: t.contiguous() for n, t in state.items()}, folder / "w.safetensors")
+    return folder / "w.safetensors"
+
+
+def test_what_a_file_gave_is_said(tmp_path: Path) -> None:
+    file = saved(resnet().state_dict(), tmp_path)
+    model, loaded = build("test_resnet", file)
+    total = len(model.state_dict())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    remark = f"{CLASSES} classes as in the file"
+    assert loaded == Loaded(
+        "test_resnet", str(file), str(file), digest, total, total, remarks=(remark,)
+    )
+    assert str(loaded) == (
+        f"weights of test_resnet: {file} (sha256 {digest[:12]}…), {total} of {total} tensors; "
+        f"{remark}"
+    )
+
+
+def test_other_classes_than_asked_for_are_remarked_on(tmp_path: Path) -> None:
+    file = saved(resnet().state_dict(), tmp_path)
+    model, loaded = build("test_resnet", file, num_classes=9)
+    assert model.num_classes == CLASSES
+    assert loaded.remarks == (f"{CLASSES} classes as in the file and not the 9 asked for",)
+    assert build("test_resnet", file, num_classes=CLASSES)[1].remarks == ()
+
+
+def test_a_line_lists_a_few_of_what_is_missing_and_left_out() -> None:
+    missing = tuple(f"head.{i}" for i in range(9))
+    loaded = Loaded("net", "pretrained", "a/w.pth", "0123456789abcdef", 3, 12, missing, ("stray",))
+    assert str(loaded) == (
+        "weights of net: pretrained, w.pth (sha256 0123456789ab…), 3 of 12 tensors; RANDOM, for "
+        "no file gave them: head.0, head.1, head.2, head.3, head.4, head.5 and 3 more; left out of "
+        "the file: stray"
+    )
+
+
+PREFIXES = ["module.", "model.", "backbone.", "student.", "_orig_mod.module.", "my.own.net."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("made", [resnet, convnext])
+def test_a_prefix_that_all_names_share_is_removed(
+    made: Callable[[], nn.Module], prefix: str, tmp_path: Path
+) -> None:
+    model = made()
+    file = saved({prefix + n: t for n, t in model.state_dict().items()}, tmp_path)
+    built, loaded = build(model.pretrained_cfg["architecture"], file)
+    assert same(built, model)
+    assert f"prefix {prefix!r} removed" in loaded.remarks
+    assert loaded.matched == loaded.total
+    assert not loaded.unexpected
+
+
+def test_names_beside_the_prefix_are_used_or_said_to_be_left_out(tmp_path: Path) -> None:
+    model = resnet()
+    state = {n if n[:2] == "fc" else f"backbone.{n}": t for n, t in model.state_dict().items()}
+    file = saved(state | {"decoder.weight": torch.zeros(2)}, tmp_path)
+    built, loaded = build("test_resnet", file)
+    assert same(built, model)
+    assert loaded.unexpected == ("decoder.weight",)
+    assert "left out of the file: decoder.weight" in str(loaded)
+
+
+def test_several_networks_in_one_file_are_refused(tmp_path: Path) -> None:
+    state = resnet().state_dict().items()
+    both = {f"{p}.{n}": t.clone() for p in ("student", "teacher") for n, t in state}
+    with refused("student.", "teacher.", "several"):
+        build("test_resnet", saved(both, tmp_path))
+
+
+def renamed(state: dict[str, Tensor], *rules: tuple[str, str]) -> dict[str, Tensor]:
+    for pattern, new in rules:
+        state = {re.sub(pattern, new, n): t for n, t in state.items()}
+    return state
+
+
+def authors_swin() -> tuple[nn.Module, dict[str, Tensor]]:
+    model = swin()
+    state = renamed(
+        model.state_dict(),
+        (r"layers\.1\.downsample", "layers.0.downsample"),
+        (r"head\.fc\.", "head."),
+    )
+    return model, state | {"layers.0.blocks.1.attn_mask": torch.zeros(4, 16, 16)}
+
+
+def authors_convnext() -> tuple[nn.Module, dict[str, Tensor]]:
+    model = timm.create_model("convnext_atto", num_classes=CLASSES, depths=(1, 1, 1, 1))
+    return model, renamed(
+        model.state_dict(),
+        (r"^stem\.", "downsample_layers.0."),
+        (r"stages\.(\d)\.downsample", r"downsample_layers.\1"),
+        (r"\.blocks\.", "."),
+        ("conv_dw", "dwconv"),
+        (r"mlp\.fc", "pwconv"),
+        (r"head\.norm", "norm"),
+        (r"head\.fc", "head"),
+    )
+
+
+AUTHORS: dict[str, tuple[Callable[[], tuple[nn.Module, dict[str, Tensor]]], dict[str, Any]]] = {
+    "swin_tiny_patch4_window7_224": (authors_swin, SWIN),
+    "convnext_atto": (authors_convnext, {"depths": (1, 1, 1, 1)}),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("name", AUTHORS)
+def test_the_authors_own_names_are_understood(name: str, prefix: str, tmp_path: Path) -> None:
+    make, arguments = AUTHORS[name]
+    model, state = make()
+    file = saved({prefix + n: t for n, t in state.items()}, tmp_path)
+    built, loaded = build(name, file, **arguments)
+    assert same(built, model)
+    assert any("timm's checkpoint filter" in remark for remark in loaded.remarks)
+    assert any(f"prefix {prefix!r}" in remark for remark in loaded.remarks) == bool(prefix)
+
+
+def test_positions_of_another_size_are_resampled_and_said_to_be(tmp_path: Path) -> None:
+    model = vit()
+    file = saved(model.state_dict(), tmp_path)
+    larger, loaded = build("vit_tiny_patch16_224", file, **{**VIT, "img_size": 96})
+    assert larger.pos_embed.shape == (1, 37, 32)
+    assert torch.equal(larger.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
+    assert any("reshaped pos_embed" in remark for remark in loaded.remarks)
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "arguments"),
+    [
+        ("test_resnet", resnet, {}),
+        ("test_convnext", convnext, {}),
+        ("vit_tiny_patch16_224", vit, VIT),
+    ],
+)
+def test_a_file_without_classifier_builds_a_model_without(
+    name: str, made: Callable[..., nn.Module], arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    model = made(num_classes=0)
+    file = saved(model.state_dict(), tmp_path)
+    built, loaded = build(name, file, **arguments)
+    assert built.num_classes == 0
+    assert same(built, model)
+    assert loaded.remarks == ("no classifier, as in the file",)
+    assert build(name, file, num_classes=0, **arguments)[1].remarks == ()
+    with refused("w.safetensors", "num_classes is 5", "no classifier"):
+        build(name, file, num_classes=5, **arguments)
+
+
+def test_a_missing_tensor_besides_the_classifier_is_refused(tmp_path: Path) -> None:
+    state = resnet(num_classes=0).state_dict()
+    del state["conv1.0.weight"]
+    with refused("missing: conv1.0.weight"):
+        build("test_resnet", saved(state, tmp_path))
+
+
+def test_a_filter_that_fails_on_a_file_hides_nothing(tmp_path: Path) -> None:
+    state = vit().state_dict()
+    state["patch_embed.proj.weight"] = torch.zeros(3)
+    with refused("patch_embed.proj.weight (3,)"):
+        build("vit_tiny_patch16_224", saved(state, tmp_path), **VIT)
+
+
+def test_loads_are_watched_with_the_file_and_what_was_missing(tmp_path: Path) -> None:
+    file = saved({"weight": torch.ones(2, 2), "stray": torch.ones(1)}, tmp_path)
+    before = nn.Module.load_state_dict, torch.load
+    with watching() as loads:
+        layer = nn.Linear(2, 2)
+        layer.load_state_dict(load_file(file), strict=False)
+        torch.save({"weight": torch.ones(2, 2), "bias": torch.ones(2)}, tmp_path / "w.pth")
+        layer.load_state_dict(torch.load(f=tmp_path / "w.pth", weights_only=True))
+    assert loads == [
+        Load(layer, ("bias",), ("stray",), str(file)),
+        Load(layer, (), (), str(tmp_path / "w.pth")),
+    ]
+    assert (nn.Module.load_state_dict, torch.load) == before
+
+
+def test_a_load_that_fails_leaves_no_watch_behind() -> None:
+    before = nn.Module.load_state_dict
+    with pytest.raises(RuntimeError), watching() as loads:
+        nn.Linear(2, 2).load_state_dict({})
+    assert nn.Module.load_state_dict is before
+    assert loads == []
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet_gn"]
+)
+def test_a_network_of_the_first_day_looks_untrained(name: str) -> None:
+    model = timm.create_model(name)
+    assert looks_untrained(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(torch.randn(2, 3, 160, 160)).square().sum().backward()
+    optimizer.step()
+    assert not looks_untrained(model)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(3), RmsNorm(3), nn.BatchNorm2d(3)])
+def test_one_norm_that_has_learnt_is_enough(norm: nn.Module) -> None:
+    model = nn.Sequential(nn.LayerNorm(3), norm)
+    assert looks_untrained(model)
+    with torch.no_grad():
+        norm.weight[1] = 2
+    assert not looks_untrained(model)
+
+
+def test_a_constant_weight_other_than_one_is_untrained_and_a_bias_is_not() -> None:
+    norm = nn.GroupNorm(1, 3)
+    nn.init.zeros_(norm.weight)
+    assert looks_untrained(norm)
+    nn.init.ones_(norm.bias)
+    assert not looks_untrained(norm)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(3, 3), nn.LayerNorm(3, elementwise_affine=False)])
+def test_without_affine_norms_there_is_no_sign(model: nn.Module) -> None:
+    assert not looks_untrained(model)
+
+
+def test_the_digits_teacher_looks_trained() -> None:
+    assert not looks_untrained(build("scalekd_digits_swin", "pretrained")[0])

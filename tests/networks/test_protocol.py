@@ -1,0 +1,338 @@
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from helpers.refusals import refused
+from helpers.small_models import CLASSES, SIZE, images, lively, resnet, swin, tokens
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scalekd import Features, FeatureShapes, FrozenTeacher, InputConfig, LossWeights, ScaleKD
+from scalekd import TapSettings as Settings
+from scalekd.networks.feature_extractor import Taps, taps
+from scalekd.networks.protocol import OwnTaps
+
+INPUT = InputConfig(3, SIZE, (0.5, 0.4, 0.3), (0.2, 0.2, 0.25))
+TARGETS = torch.tensor([0, 3, 4, 1])
+FEATURE_TERMS = {"tpp_original", "tpp_alternative", "final_original", "final_alternative"}
+
+
+class Own(nn.Module):
+    """64x64 -> 16x8x8 -> 24x4x4; timm has never seen it."""
+
+    input = INPUT
+
+    def __init__(self, classes: int = CLASSES) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.BatchNorm2d(16), nn.GELU())
+        self.last = nn.Sequential(nn.Conv2d(16, 24, 2, 2), nn.BatchNorm2d(24), nn.GELU())
+        self.head = nn.Linear(24, classes) if classes else None
+
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        penultimate = self.first(x)
+        return penultimate, self.last(penultimate)
+
+    def features(self, images: Tensor) -> Features:
+        penultimate, final = self.stages(images)
+        logits = None if self.head is None else self.head(final.mean((2, 3)))
+        return Features(penultimate, final, logits)
+
+    def forward(self, images: Tensor) -> Tensor | None:
+        return self.features(images).logits
+
+
+def own(**arguments: Any) -> nn.Module:
+    return lively(Own(**arguments))
+
+
+class Attends(Own):
+    """Its last stage works on tokens, with a class token in front, and is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.last = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.5)
+        self.norm = nn.LayerNorm(16)
+        self.head = nn.Linear(16, CLASSES)
+
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        penultimate = self.first(x)
+        sequence = torch.cat([self.token.expand(len(x), -1, -1), tokens(penultimate)], 1)
+        sequence = self.norm(self.last(self.last(sequence)))
+        return penultimate, sequence[:, 1:].transpose(1, 2).unflatten(2, (8, 8))
+
+
+class FeaturesCallForward(Own):
+    """The other way round: `forward` runs the network, `features` asks it for more."""
+
+    def features(self, images: Tensor) -> Features:
+        kept: list[Tensor] = []
+        hooks = [
+            stage.register_forward_hook(lambda m, i, output: kept.append(output))
+            for stage in (self.first, self.last)
+        ]
+        logits = self(images)
+        for hook in hooks:
+            hook.remove()
+        return Features(kept[0], kept[1], logits)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.stages(images)[1].mean((2, 3)))
+        return logits
+
+
+def check_pair(
+    teacher: nn.Module, student: nn.Module, targets: Tensor | None = TARGETS, idle: str = "-"
+) -> ScaleKD:
+    """A real step: all parameters learn but the student's `idle` ones and the teacher's."""
+    torch.manual_seed(0)
+    distiller = ScaleKD(teacher=teacher, student=student).train()
+    step = distiller(images(4), targets)
+    assert set(step.terms) >= FEATURE_TERMS
+    assert ("task" in step.terms) is (targets is not None)
+    step.loss.backward()
+    for name, parameter in distiller.named_parameters():
+        if idle not in name:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.any(), name
+    for parameter in distiller.teacher.model.parameters():
+        assert not parameter.requires_grad
+        assert parameter.grad is None
+    check_tail(distiller.teacher)
+    return distiller
+
+
+def check_tail(teacher: FrozenTeacher) -> None:
+    """Its tail gives its own final feature, and another one of other tokens."""
+    assert teacher.difference <= 1e-4
+    seen = teacher(images(3, teacher.input.size, seed=5))
+    given, final = tokens(seen.penultimate), tokens(seen.final)
+    torch.testing.assert_close(teacher.tail(given), final, atol=1e-5, rtol=1e-4)
+    other = teacher.tail(given + given.std() * torch.randn_like(given))
+    assert (other - final).abs().max() > 0.01 * final.abs().max()
+
+
+@pytest.mark.parametrize("kind", [Own, Attends, FeaturesCallForward])
+def test_a_module_of_ones_own_teaches_and_learns(kind: type[Own]) -> None:
+    distiller = check_pair(lively(kind()), lively(kind()))
+    assert distiller.teacher.input == INPUT
+
+
+def test_it_teaches_and_learns_from_timms() -> None:
+    check_pair(swin(), own())
+    torch.manual_seed(0)
+    distiller = ScaleKD(teacher=own(), student=resnet(), size=SIZE)
+    distiller(images(4), TARGETS).loss.backward()
+    check_tail(distiller.teacher)
+
+
+def test_shapes_and_features_are_the_modules() -> None:
+    model, x = own(), images(3)
+    seen = taps(model)
+    assert isinstance(seen, OwnTaps)
+    assert seen.shapes == FeatureShapes((16, 8, 8), (24, 4, 4), CLASSES)
+    ours, theirs = seen(x), model.features(x)
+    assert torch.equal(ours.penultimate, theirs.penultimate)
+    assert torch.equal(ours.final, theirs.final)
+    assert torch.equal(ours.logits, theirs.logits)
+    assert ours.final.requires_grad
+
+
+def test_the_size_may_be_another_than_its_own() -> None:
+    seen = taps(own(), (32, 96))
+    assert seen.input == replace(INPUT, size=(32, 96))
+    assert seen.shapes.penultimate == (16, 4, 12)
+    assert FrozenTeacher(own(), (96, 64)).shapes.final == (24, 6, 4)
+
+
+def test_one_without_classifier_gives_features_alone() -> None:
+    for classes in ((0, CLASSES), (CLASSES, 0)):
+        teacher, student = (own(classes=number) for number in classes)
+        check_pair(teacher, student, TARGETS if classes[1] else None)
+    assert taps(own(classes=0)).shapes.classes is None
+
+
+def test_the_tail_of_modules_called_twice_runs_both_calls() -> None:
+    teacher = FrozenTeacher(lively(Attends()))
+    assert teacher.tail_modules == ["last", "last", "norm"]
+
+
+def test_a_teacher_in_double_precision_stays_so() -> None:
+    teacher = FrozenTeacher(own().double())
+    check_tail(teacher)
+    assert teacher(images()).final.dtype == torch.float64
+
+
+def test_looking_at_a_module_leaves_it_and_the_random_numbers_as_they_were() -> None:
+    model = own().train()
+    model.first[1].eval()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    modes = [m.training for m in model.modules()]
+    OwnTaps(model)
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Returns(Own):
+    """What `features` returns is up to the case."""
+
+    def __init__(self, changed: Callable[[Features], Any]) -> None:
+        super().__init__()
+        self.changed = changed
+
+    def features(self, images: Tensor) -> Any:
+        return self.changed(super().features(images))
+
+
+WRONG: dict[str, tuple[Callable[[Features], Any], list[str]]] = {
+    "a tuple": (lambda f: (f.penultimate, f.final, f.logits), ["tuple", "scalekd.Features"]),
+    "nothing": (lambda f: None, ["NoneType", "scalekd.Features"]),
+    "tokens": (
+        lambda f: replace(f, penultimate=tokens(f.penultimate)),
+        ["penultimate", "(2, 64, 16)", "(N, channels, height, width)"],
+    ),
+    "a pooled final feature": (
+        lambda f: replace(f, final=f.final.mean((2, 3))),
+        ["final", "(2, 24)", "(N, channels, height, width)"],
+    ),
+    "no final feature": (lambda f: replace(f, final=None), ["final", "NoneType", "be a map"]),
+    "a list of maps": (lambda f: replace(f, final=[f.final]), ["final", "list", "be a map"]),
+    "half the images": (
+        lambda f: replace(f, penultimate=f.penultimate[:1]),
+        ["penultimate", "(1, 16, 8, 8)", "2 images"],
+    ),
+    "images in windows": (
+        lambda f: replace(f, final=f.final.reshape(8, 24, 2, 2)),
+        ["final", "(8, 24, 2, 2)", "2 images"],
+    ),
+    "logits as a map": (
+        lambda f: replace(f, logits=f.logits[..., None, None]),
+        ["logits", "(2, 5, 1, 1)", "(N, classes), or None"],
+    ),
+    "logits of one image": (
+        lambda f: replace(f, logits=f.logits[:1]),
+        ["logits", "(1, 5)", "2 images"],
+    ),
+    "two logits": (lambda f: replace(f, logits=(f.logits,) * 2), ["logits", "tuple"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_features_are_refused_in_one_line(case: str) -> None:
+    changed, said = WRONG[case]
+    with refused("Returns", *said):
+        ScaleKD(teacher=own(), student=Returns(changed))
+    with refused("Returns", *said):
+        FrozenTeacher(Returns(changed))
+
+
+INPUTS: dict[str, tuple[Any, list[str]]] = {
+    "a tuple": ((3, 64, 64), ["input is tuple", "scalekd.InputConfig"]),
+    "none": (None, ["input is missing", "scalekd.InputConfig"]),
+    "one mean for three channels": (replace(INPUT, mean=(0.5,)), ["mean=(0.5,)", "each channel"]),
+    "a number for a mean": (replace(INPUT, mean=0.5), ["mean=0.5", "each channel"]),
+    "a std of 0": (replace(INPUT, std=(0.2, 0.0, 0.2)), ["0.0", "std above 0"]),
+    "one side": (replace(INPUT, size=64), ["size=64", "(height, width)"]),
+    "no side": (replace(INPUT, size=(64, 0)), ["size=(64, 0)", "(height, width)"]),
+    "channels in front": (replace(INPUT, size=(3, 64, 64)), ["(3, 64, 64)", "(height, width)"]),
+}
+
+
+@pytest.mark.parametrize("case", INPUTS)
+def test_a_wrong_input_is_refused_in_one_line(case: str) -> None:
+    given, said = INPUTS[case]
+    model = own()
+    model.input = given
+    with refused("Own", *said):
+        taps(model)
+
+
+def test_a_module_that_fails_is_refused_with_its_own_reason() -> None:
+    with refused("Own.features", "3 channels and 4x4 pixels", "Kernel size"):
+        taps(own(), (4, 4))
+    with refused("Own.features", "1 channels and 64x64 pixels", "channels", "call of your own"):
+        model = own()
+        model.input = InputConfig(1, SIZE, (0.5,), (0.2,))
+        taps(model)
+
+
+def test_features_in_a_sequence_of_the_name_are_no_offer() -> None:
+    class Torchvisions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 8, 8, 8))
+
+    with refused("Torchvisions", "forward_intermediates", "docs/own-modules.md"):
+        taps(Torchvisions())
+
+
+def test_a_timm_model_keeps_to_its_own_way() -> None:
+    model = resnet()
+    model.input = (3, 64, 64)
+    assert isinstance(taps(model, SIZE), Taps)
+
+
+def test_settings_for_timms_models_are_refused() -> None:
+    with refused("Own", "penultimate=1", "leave them out"):
+        ScaleKD(teacher=swin(), student=own(), student_taps=Settings(penultimate=1))
+
+
+def test_a_teacher_is_not_its_own_student() -> None:
+    model = own()
+    with refused("no parameter to train"):
+        ScaleKD(teacher=model, student=model)
+
+
+class NotANumber(Own):
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        penultimate, final = super().stages(x)
+        return penultimate, final / 0 - final / 0
+
+
+class ActsOutsideOfModules(Own):
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        penultimate = F.gelu(self.first(x))
+        return penultimate, self.last(penultimate)
+
+
+class EndsOutsideOfModules(Own):
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        penultimate, final = super().stages(x)
+        return penultimate, 2 * final
+
+
+class GoesAroundItsPenultimate(Own):
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        earlier = self.first(x)
+        return self.first(x + 1), self.last(earlier)
+
+
+REFUSED: dict[type[Own], list[str]] = {
+    NotANumber: ["nan or inf", "weights"],
+    ActsOutsideOfModules: ["penultimate feature (16, 8, 8) is not the output of a module"],
+    EndsOutsideOfModules: ["final feature is not the output of a module"],
+    GoesAroundItsPenultimate: ["cannot be replayed"],
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_teacher_that_cannot_be_replayed_is_refused(case: type[Own]) -> None:
+    with refused(case.__name__, *REFUSED[case]):
+        FrozenTeacher(lively(case()))
+
+
+@pytest.mark.parametrize("case", [ActsOutsideOfModules, EndsOutsideOfModules])
+def test_as_a_student_it_needs_no_modules_between_its_features(case: type[Own]) -> None:
+    check_pair(own(), lively(case()))
+
+
+def test_features_may_be_weighed_as_those_of_timms() -> None:
+    weights = LossWeights(tpp_original=0.0, tpp_alternative=0.0)
+    distiller = ScaleKD(teacher=own(), student=own(), weights=weights)
+    terms = distiller(images(4), TARGETS).terms
+    assert set(terms) == {"task", "final_original", "final_alternative", "logits"}

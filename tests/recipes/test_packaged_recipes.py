@@ -1,0 +1,208 @@
+"""The packaged recipes: the paper's settings, and a run of each."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import pytest
+import yaml
+from helpers.pictures import image_folder
+from helpers.refusals import refused
+
+from scalekd.cli.main import main
+from scalekd.jobs.smoke import smoke
+from scalekd.method import LossWeights
+from scalekd.networks.paper import ABLATION_PAIRS, PAIRS
+from scalekd.recipe import RECIPES, Data, Optim, Recipe, recipe_file
+
+FILES = sorted(RECIPES.glob("*.yaml"))
+PAPERS = [file for file in FILES if file.stem != "digits"]
+
+SGD = {"name": "momentum", "lr": 0.1, "batch": 256, "weight_decay": 1e-4, "decay_all": True}
+TRADITIONAL = Optim(**SGD, warmup_epochs=0, drops=[30, 60, 90], clip=0)  # type: ignore[arg-type]
+COSINE = Optim(**SGD, warmup_epochs=0, clip=0)  # type: ignore[arg-type]
+LAMB = Optim("lamb", 5e-3, 2048, 0.02, decay_all=True, warmup_epochs=5, clip=5)
+ADAMW = Optim("adamw", 1e-3, 1024, 0.05, warmup_epochs=20, min_lr=1e-5, clip=5)
+MIXER = Optim("adamw", 7e-4, 1536, 0.067, decay_all=True, warmup_epochs=20, min_lr=1e-5, clip=1)
+
+OPTIM = {
+    "swin_small-resnet50": TRADITIONAL,
+    "swin_base-resnet50": TRADITIONAL,
+    "swin_large-resnet50-traditional": TRADITIONAL,
+    "swin_large-mobilenetv1": COSINE,
+    "swin_large-resnet50": LAMB,
+    "swin_large-resnet50-600": LAMB,
+    "eva_large-resnet50": LAMB,
+    "swin_large-vit_base": ADAMW,
+    "swin_large-vit_small": ADAMW,
+    "swin_large-swin_tiny": ADAMW,
+    "swin_large-convnext_tiny": ADAMW,
+    "eva_large-vit_base14": ADAMW,
+    "swin_large-mixer_s16": MIXER,
+    "swin_large-mixer_b16": MIXER,
+    "eva_large-mixer_b14": MIXER,
+}
+
+
+def read(file: Path) -> Recipe:
+    parser = jsonargparse.ArgumentParser()
+    parser.add_class_arguments(Recipe)
+    options = parser.instantiate(parser.parse_path(file))
+    return Recipe(**vars(options))
+
+
+def test_each_pair_of_the_paper_has_a_recipe_and_no_other() -> None:
+    recipes = [read(file) for file in PAPERS]
+    here = {(r.teacher, r.student, str(r.teacher_args), str(r.student_args)) for r in recipes}
+    for pair in (*PAIRS, *ABLATION_PAIRS):
+        fitting = [
+            r
+            for r in recipes
+            if (r.teacher, r.student, r.teacher_args)
+            == (pair.teacher, pair.student, pair.teacher_args)
+            and {k: v for k, v in r.student_args.items() if k != "drop_path_rate"}
+            == pair.student_args
+        ]
+        assert fitting, str(pair)
+    assert len(here) == len(PAIRS) + len(ABLATION_PAIRS)
+
+
+@pytest.mark.parametrize("file", PAPERS, ids=lambda file: file.stem)
+def test_settings_are_the_papers(file: Path) -> None:
+    recipe = read(file)
+    optim = OPTIM[file.stem]
+    assert recipe.optim == optim
+    assert recipe.batch_size == optim.batch
+    assert recipe.learning_rate == optim.lr
+    traditional = optim in (TRADITIONAL, COSINE)
+    assert recipe.epochs == (100 if traditional else 600 if file.stem.endswith("600") else 300)
+    strength = next((n for o, n in ((LAMB, 7), (ADAMW, 9), (MIXER, 12)) if o == optim), None)
+    policy = f"rand-m{strength}-n2-mstd0.5" if strength else None
+    assert (recipe.data.auto_augment, recipe.data.erasing) == (policy, 0.25 if policy else 0.0)
+    assert recipe.ema == (0.9999 if optim == ADAMW else None)
+    assert recipe.label_smoothing == (0.1 if optim in (ADAMW, COSINE) else 0.0)
+    assert recipe.task == ("bce_sum" if optim == LAMB else "cross_entropy")
+    assert recipe.teacher_weights == "pretrained"
+    assert recipe.heads is None
+    without = LossWeights(final_alternative=0.0, logits=0.0)
+    assert recipe.weights == (without if file.stem == "swin_small-resnet50" else None)
+    assert recipe.temperature == 1.0
+
+
+@pytest.mark.parametrize("file", PAPERS, ids=lambda file: file.stem)
+def test_a_header_says_command_result_and_batch(file: Path) -> None:
+    header = " ".join(line[2:] for line in file.read_text().splitlines() if line[:1] == "#")
+    recipe = read(file)
+    assert f"scalekd distill --recipe {file.stem} --data.root IMAGENET" in header
+    assert "Ours: not run here" in header
+    assert f"global batch {recipe.batch_size}" in header
+    for pair in PAIRS:
+        same = (pair.teacher, pair.student) == (recipe.teacher, recipe.student)
+        sized = pair.student_args.get("patch_size") == recipe.student_args.get("patch_size")
+        if same and sized and recipe.epochs == 300:
+            assert f"the paper's {pair.scalekd:.2f}, the student alone {pair.alone:.2f}" in header
+
+
+def test_without_images_the_option_for_them_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", "--recipe", "swin_large-mobilenetv1"])
+    assert ended.value.code == 2
+    assert "no folder 'imagenet'; --data.root takes" in capsys.readouterr().err
+
+
+SMALL = Recipe(
+    "test_vit",
+    "test_resnet",
+    Data("imagenet", auto_augment="rand-m9-n2-mstd0.5", erasing=0.25, workers=4, train_images=9),
+    teacher_args={"img_size": 96},
+    epochs=300,
+    batch_size=1024,
+    accumulate=8,
+    optim=Optim("lamb", lr=1e-3, batch=1024, warmup_epochs=20, drops=[30, 60], decay_all=True),
+    task="bce_sum",
+    label_smoothing=0.1,
+    ema=0.9999,
+    seeds=[3, 4],
+    compare=["logits"],
+)
+
+
+def test_a_recipe_is_shrunk_to_few_steps_of_the_same_kind(tmp_path: Path) -> None:
+    short = smoke(SMALL, tmp_path)
+    for name in ("teacher", "student", "task", "label_smoothing", "ema", "compare", "weights"):
+        assert getattr(short, name) == getattr(SMALL, name)
+    assert short.optim.name == "lamb"
+    assert short.data.auto_augment == SMALL.data.auto_augment
+    assert (short.epochs, short.batch_size, short.accumulate, short.seeds) == (2, 4, 2, [3])
+    assert len(list(tmp_path.glob("train/*/*.png"))) == len(list(tmp_path.glob("val/*/*.png"))) == 8
+
+
+@pytest.mark.parametrize("recipe", ["small", "digits"])
+def test_a_shrunk_recipe_runs(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if recipe == "small":
+        Path("small.yaml").write_text(yaml.safe_dump(SMALL.as_dict()))
+    named = ["--config", "small.yaml"] if recipe == "small" else ["--recipe", "digits"]
+    main(["distill", *named, "--smoke", "--out", "out", "--parallel", "1"])
+    said: dict[str, Any] = yaml.safe_load(Path("out/summary.json").read_text())
+    assert said["steps"] == 4
+    assert Path("out/student/model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_packaged_recipe_runs_shrunk(file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from scalekd.cli.main import main; main()", "distill"]
+    ran = subprocess.run(
+        [*command, "--recipe", file.stem, "--smoke", "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert yaml.safe_load((tmp_path / "out" / "summary.json").read_text())["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "pieces"),
+    [
+        ({"accumulate": 3}, ["accumulate is 3", "batch_size 128"]),
+        ({"accumulate": 0}, ["accumulate is 0"]),
+        ({"ema": 1.0}, ["ema is 1.0", "0.9999"]),
+        ({"optim": Optim(drops=[30, 100])}, ["optim.drops", "100 epochs"]),
+        ({"optim": Optim(batch=0)}, ["optim.batch is 0"]),
+        ({"max_skipped": -1}, ["max_skipped is -1"]),
+        ({"save_minutes": 0}, ["save_minutes is 0"]),
+        ({"save_steps": 0}, ["save_steps is 0"]),
+        ({"log_every": 0}, ["log_every is 0"]),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(options: dict[str, Any], pieces: list[str]) -> None:
+    with refused(*pieces):
+        Recipe("test_vit", "test_resnet", Data("digits"), **options)
+
+
+def test_another_batch_size_changes_the_rate_in_proportion_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image_folder(tmp_path / "images", side=32)
+    main(
+        ["distill", "--teacher", "test_vit", "--teacher_weights", "random", "--student",
+         "test_resnet", "--data.root", str(tmp_path / "images"), "--data.workers", "0",
+         "--epochs", "1", "--batch_size", "6", "--optim.lr", "0.5", "--optim.batch", "12",
+         "--optim.warmup_epochs", "0", "--optim.name", "momentum", "--log_every", "1",
+         "--out", str(tmp_path / "out")]
+    )  # fmt: skip
+    assert "the learning rate is 0.25: 0.5 for 12 images a step" in capsys.readouterr().out
+    first = yaml.safe_load((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["learning_rate"] == pytest.approx(0.25)
+
+
+def test_an_unknown_recipe_is_answered_with_those_there_are() -> None:
+    with refused("nobody", "swin_large-resnet50", "digits"):
+        recipe_file("nobody")

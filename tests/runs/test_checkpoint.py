@@ -1,0 +1,177 @@
+"""A run's checkpoint: what it holds, what reads it, and a disk that takes no more."""
+
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+from helpers.full_disk import a_disk_that_takes_no_file_larger_than
+from helpers.pictures import image_folder
+from helpers.refusals import refused
+
+from scalekd.runs.checkpoint import before, export_checkpoint, load_student, newest, write
+from scalekd.training.loop import Progress
+from scalekd.recipe import Data, Optim, Recipe
+from scalekd.training.run import Run, train
+from scalekd.signals import Interrupted
+
+RUN = Run("scalekd", 1)
+
+
+def recipe(root: Path) -> Recipe:
+    return Recipe(
+        "test_vit",
+        "test_resnet",
+        Data(str(root), workers=0),
+        teacher_weights="random",
+        epochs=2,
+        batch_size=4,
+        optim=Optim(warmup_epochs=0),
+        seeds=[1],
+    )
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("data") / "pictures", side=32)
+
+
+@pytest.fixture(scope="module")
+def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    train(recipe(pictures), RUN, out, lambda _: None, Event())
+    return out
+
+
+def test_it_holds_student_projectors_and_optimizer_and_no_teacher(trained: Path) -> None:
+    file = RUN.checkpoint(trained)
+    kept = torch.load(file, weights_only=True)
+    names = list(kept["state_dict"])
+    assert any(n.startswith("method.student.") for n in names)
+    assert any(n.startswith("method.method.") for n in names)
+    assert not [n for n in names if "teacher" in n]
+    assert kept["optimizer"]["state"]
+    assert kept["step"] == 6
+    # Weights and AdamW's two moments of what trains, and hardly anything beside.
+    trains = sum(t.numel() for t in kept["state_dict"].values())
+    assert file.stat().st_size < 3 * 4 * trains * 1.1
+
+
+def test_the_student_in_it_is_the_exported_one(trained: Path) -> None:
+    student, spec = load_student(RUN.checkpoint(trained))
+    assert (spec.name, spec.classes) == ("test_resnet", 3)
+    assert not student.training
+    export_checkpoint(RUN.checkpoint(trained), trained / "again")
+    one, other = ((trained / n / "model.safetensors").read_bytes() for n in ("student", "again"))
+    assert one == other
+
+
+def test_a_stopped_run_leaves_a_checkpoint_that_gives_the_student(
+    pictures: Path, tmp_path: Path
+) -> None:
+    stop = Event()
+
+    def report(news: Progress) -> None:
+        if news.step >= 1:
+            stop.set()
+
+    with pytest.raises(Interrupted):
+        train(recipe(pictures), RUN, tmp_path, report, stop)
+    assert not (tmp_path / "student").exists()
+    student, spec = load_student(RUN.checkpoint(tmp_path))
+    assert spec.classes == 3
+    assert student(torch.zeros(1, 3, 160, 160)).shape == (1, 3)
+    export_checkpoint(RUN.checkpoint(tmp_path), tmp_path / "rescued")
+    assert (tmp_path / "rescued" / "config.json").is_file()
+
+
+STATE = {"step": 1, "state_dict": {"weight": torch.zeros(10_000)}}
+
+
+def of_step(step: int) -> dict[str, Any]:
+    return {**STATE, "step": step}
+
+
+def test_on_a_full_disk_the_older_states_survive(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoints" / "run.ckpt"
+    for step in (1, 2):
+        write(of_step(step), file, before(file))
+    contents = {f: f.read_bytes() for f in file.parent.iterdir()}
+    with (
+        pytest.raises(OSError, match="File too large"),
+        a_disk_that_takes_no_file_larger_than(1000),
+    ):
+        write(of_step(3), file, before(file))
+    assert {f: f.read_bytes() for f in file.parent.iterdir()} == contents
+
+
+def test_on_a_full_disk_training_goes_on_and_says_so(pictures: Path, tmp_path: Path) -> None:
+    often = replace(recipe(pictures), save_steps=2)
+    with (
+        pytest.warns(UserWarning, match=r"scalekd-seed1.ckpt could not be written at step 2"),
+        a_disk_that_takes_no_file_larger_than(4_000_000),
+    ):
+        result = train(often, RUN, tmp_path, lambda _: None, Event())
+    assert result.steps == 6
+    assert (tmp_path / "student" / "model.safetensors").is_file()
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_where_the_newest_state_is_damaged_the_one_before_is_taken(
+    tmp_path: Path, damage: str
+) -> None:
+    file = tmp_path / "run.ckpt"
+    for step in (1, 2):
+        write(of_step(step), file, before(file))
+    content = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+        state = newest(file)
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+        with pytest.warns(UserWarning, match=r"run.ckpt is damaged"):
+            state = newest(file)
+    assert state is not None
+    assert state["step"] == 1
+
+
+def test_where_all_states_are_damaged_it_is_refused_and_where_there_is_none_it_is_none(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "run.ckpt"
+    assert newest(file) is None
+    for path in (file, before(file)):
+        path.write_bytes(b"PK and then nothing")
+    with pytest.warns(UserWarning, match="damaged"), refused(str(file), "begin anew"):
+        newest(file)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with refused(str(tmp_path / "none.ckpt")) as _:
+        load_student(tmp_path / "none.ckpt")
+
+
+def test_a_missing_checkpoint_is_not_answered_with_options_of_another_command(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ValueError, match=r"none\.ckpt") as caught:
+        load_student(tmp_path / "none.ckpt")
+    assert "pretrained" not in str(caught.value)
+
+
+def test_a_file_of_other_tensors_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(2)}, tmp_path / "other.ckpt")
+    with refused(str(tmp_path / "other.ckpt"), "not a checkpoint"):
+        load_student(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize("kept", [0, 10, 5000])
+def test_a_truncated_checkpoint_is_named(trained: Path, tmp_path: Path, kept: int) -> None:
+    file = tmp_path / "half.ckpt"
+    file.write_bytes(RUN.checkpoint(trained).read_bytes()[:kept])
+    with refused(str(file)):
+        load_student(file)

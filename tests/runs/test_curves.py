@@ -1,0 +1,48 @@
+"""Learning curves as pictures."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scalekd.runs.curves import draw_curves, thinned
+
+
+@pytest.mark.parametrize("teacher_top1", [None, 0.9])
+def test_the_curves_are_a_picture(tmp_path: Path, teacher_top1: float | None) -> None:
+    lines = [
+        {"arm": arm, "seed": seed, "step": step, "seconds": step / 10, "top1": top1}
+        for arm in ("alone", "scalekd")
+        for seed in (1, 2)
+        for step, top1 in ((1, None), (10, 0.3), (20, 0.5))
+    ]
+    draw_curves(lines, teacher_top1, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert picture.width > 600
+        colours = picture.convert("RGB").getcolors(1 << 20)
+    seen = {colour for _, colour in colours or []}
+    assert (255, 255, 255) in seen
+    assert len(seen) > 10
+
+
+@pytest.mark.parametrize("steps", [1, 3, 1000])
+def test_the_curves_without_labels_are_of_the_loss(tmp_path: Path, steps: int) -> None:
+    lines = [
+        {"arm": arm, "seed": 1, "step": s, "seconds": s / 10, "top1": None, "loss": 9 - s / 1000}
+        for arm in ("logits", "scalekd")
+        for s in range(1, steps + 1)
+    ]
+    draw_curves(lines, None, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+
+
+def test_many_losses_are_drawn_as_the_means_of_neighbours() -> None:
+    points = [(float(s), s / 2, float(s % 2)) for s in range(1000)]
+    few = thinned(points)
+    assert len(few) == 100
+    assert few[0] == (4.5, 2.25, 0.5)
+    assert thinned(points[:7]) == points[:7]

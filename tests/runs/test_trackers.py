@@ -1,0 +1,230 @@
+"""Trackers are told each point once, whatever becomes of a run, and never end one."""
+
+import csv
+import itertools
+import json
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.full_disk import a_disk_that_takes_no_file_larger_than
+from helpers.refusals import refused
+
+from scalekd.jobs.distill import distill
+from scalekd.recipe import Data, Optim, Recipe, Tracker
+from scalekd.runs.trackers import Trackers, check_trackers, numbers
+
+RECIPE = Recipe("scalekd_digits_swin", "test_resnet", Data("digits"), student_args={"a": {"b": 1}})
+
+
+def entry(step: int, top1: float | None = None, arm: str = "scalekd") -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "seed": 4,
+        "step": step,
+        "steps": 60,
+        "loss": step / 8,
+        "terms": {"task": 0.5, "logits": step / 16},
+        "top1": top1,
+    }
+
+
+ENTRIES = [entry(10), entry(20, 0.25), entry(30), entry(40, 0.5), entry(50), entry(60, 0.75)]
+LOSSES = [(e["step"], e["loss"]) for e in ENTRIES]
+TOPS = [(e["step"], e["top1"]) for e in ENTRIES if e["top1"] is not None]
+
+
+def record(out: Path, entries: list[dict[str, Any]]) -> None:
+    out.mkdir(exist_ok=True)
+    others = [entry(e["step"], arm="alone") for e in entries]
+    lines = [json.dumps(e) + "\n" for pair in zip(entries, others, strict=True) for e in pair]
+    (out / "metrics.jsonl").write_text("".join(lines))
+
+
+def trackers(name: Tracker, out: Path) -> Trackers:
+    return Trackers(replace(RECIPE, track=[name]), "scalekd", 4, out)
+
+
+def killed_and_resumed(name: Tracker, out: Path, pause: float = 0.0) -> None:
+    """Told up to step 40 and killed; begun again at 20 and killed before that; then ended."""
+    record(out, [])
+    killed = trackers(name, out).__enter__()
+    for each in ENTRIES[:4]:
+        killed.tell(each)
+    killed.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    record(out, ENTRIES[:2])
+    time.sleep(pause)
+    again = trackers(name, out).__enter__()
+    again.tell(ENTRIES[2])
+    again.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    record(out, ENTRIES[:2])
+    time.sleep(pause)
+    with trackers(name, out) as last:
+        for each in ENTRIES[2:]:
+            last.tell(each)
+
+
+def of_csv(out: Path, name: str) -> list[tuple[int, float]]:
+    with (out / "trackers/csv/scalekd-seed4/metrics.csv").open() as file:
+        return [(int(r["step"]), float(r[name])) for r in csv.DictReader(file) if r[name]]
+
+
+def of_tensorboard(out: Path, name: str) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "trackers/tensorboard/scalekd-seed4"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+@pytest.mark.parametrize("name", ["csv", "tensorboard"])
+def test_files_have_each_point_once_after_kills(name: Tracker, tmp_path: Path) -> None:
+    if name == "tensorboard":
+        pytest.importorskip("tensorboard")
+    read: Callable[[Path, str], Any] = {"csv": of_csv, "tensorboard": of_tensorboard}[name]
+    killed_and_resumed(name, tmp_path / "run")
+    assert read(tmp_path / "run", "loss") == LOSSES
+    assert read(tmp_path / "run", "top1") == TOPS
+    assert read(tmp_path / "run", "terms/logits") == [(s, s / 16) for s, _ in LOSSES]
+    settings = tmp_path / "run/trackers" / name / "scalekd-seed4/hparams.yaml"
+    assert "student_args.a.b: 1" in settings.read_text()
+
+
+def test_mlflow_has_each_point_once_after_kills_in_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking = pytest.importorskip("mlflow.tracking")
+    uri = f"file:{tmp_path / 'server'}"
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # or it takes databases alone
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    check_trackers(["mlflow"])
+    killed_and_resumed("mlflow", tmp_path / "run")
+    client = tracking.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("scalekd")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.runName"] == "run scalekd-seed4"
+    assert run.data.params["student_args.a.b"] == "1"
+    for name, points in (("loss", LOSSES), ("top1", TOPS)):
+        history = client.get_metric_history(run.info.run_id, name)
+        assert [(m.step, m.value) for m in history] == points
+
+
+def logged(content: bytes) -> Iterator[bytes]:
+    """The records of a file of W&B's: LevelDB's log, behind a header of 7 bytes."""
+    at, begun = 7, b""
+    while at + 7 <= len(content):
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        if left := (32768 - at % 32768) if 32768 - at % 32768 < 7 else 0:
+            at += left
+            continue
+        begun += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield begun
+            begun = b""
+
+
+def test_weights_and_biases_offline_has_each_point_once_in_runs_of_one_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    killed_and_resumed("wandb", tmp_path / "run", pause=1.1)  # its folders are named by seconds
+    until = time.monotonic() + 30  # another process writes them, and not at once
+    points: list[tuple[int, float]] = []
+    while len(points) < len(LOSSES) and time.monotonic() < until:
+        files = sorted((tmp_path / "run/trackers/wandb/wandb").glob("offline-run-*/*.wandb"))
+        points = []
+        for data in itertools.chain(*(logged(file.read_bytes()) for file in files)):
+            line = wandb_internal_pb2.Record()
+            line.ParseFromString(data)
+            items = {i.key or ".".join(i.nested_key): i.value_json for i in line.history.item}
+            if "loss" in items:
+                points.append((int(items["trainer/global_step"]), float(items["loss"])))
+    assert points == LOSSES
+    assert len({file.name for file in files}) == 1
+
+
+def test_what_was_tracked_late_or_not_at_all_is_told_from_the_record(tmp_path: Path) -> None:
+    record(tmp_path, ENTRIES)
+    with trackers("csv", tmp_path):
+        pass
+    assert of_csv(tmp_path, "loss") == LOSSES
+
+
+def told_on_a_full_disk(told: Trackers) -> None:
+    with a_disk_that_takes_no_file_larger_than(60):
+        for each in ENTRIES[1:]:
+            told.tell(each)
+
+
+def test_a_tracker_that_fails_warns_once_and_ends_nothing(tmp_path: Path) -> None:
+    record(tmp_path, [])
+    with trackers("csv", tmp_path) as told:
+        told.tell(ENTRIES[0])
+        with pytest.warns(UserWarning, match="csv is told no more of scalekd-seed4") as said:
+            told_on_a_full_disk(told)
+    assert len(said) == 1
+    assert [w for w in said if "metrics.jsonl has everything" in str(w.message)]
+
+
+def test_and_so_does_one_that_cannot_begin(tmp_path: Path) -> None:
+    record(tmp_path, [])
+    (tmp_path / "trackers").touch()
+    with (
+        pytest.warns(UserWarning, match="csv is told no more") as said,
+        trackers("csv", tmp_path) as told,
+    ):
+        told.tell(ENTRIES[0])
+    assert len(said) == 1
+
+
+def test_a_server_that_is_nowhere_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with refused("mlflow", "MLFLOW_TRACKING_URI"):
+        check_trackers(["mlflow"])
+
+
+def test_a_package_that_is_missing_is_named_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [])
+    monkeypatch.delitem(__import__("sys").modules, "wandb", raising=False)
+    with refused("wandb", "pip install 'scalekd[wandb]'"):
+        check_trackers(["csv", "wandb"])
+
+
+def test_only_numbers_are_drawn() -> None:
+    assert numbers(entry(10)) == {"loss": 1.25, "terms/task": 0.5, "terms/logits": 0.625}
+
+
+def test_the_same_tracker_twice_is_refused() -> None:
+    with refused("track is ['csv', 'csv']"):
+        replace(RECIPE, track=["csv", "csv"])
+
+
+def test_a_whole_job_is_tracked_as_it_is_recorded(tmp_path: Path) -> None:
+    recipe = Recipe(
+        "scalekd_digits_swin",
+        "resnetv2_18",
+        Data("digits", train_images=100, epoch_images=64),
+        student_args={"layers": [1, 1], "channels": [16, 32], "stem_chs": 8, "stem_type": "deep"},
+        epochs=1,
+        batch_size=32,
+        optim=Optim(warmup_epochs=0),
+        seeds=[4],
+        log_every=1,
+        track=["csv"],
+    )
+    out = distill(recipe, tmp_path / "run", parallel=1)
+    recorded = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert of_csv(out, "loss") == [(e["step"], e["loss"]) for e in recorded]
+    assert of_csv(out, "gradients/student") == [
+        (e["step"], e["gradients"]["student"]) for e in recorded
+    ]

@@ -1,0 +1,211 @@
+"""Ways to run the networks that change nothing but rounding."""
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from helpers.pictures import image_folder
+from helpers.real_runs import begin, settings
+from helpers.refusals import refused
+from helpers.tiny import tiny
+from torch import Tensor
+
+from scalekd import FrozenTeacher, ScaleKD
+from scalekd.distributed import ranks
+from scalekd.jobs.distill import distill
+from scalekd.recipe import Data, Recipe
+from scalekd.runs.checkpoint import load_student
+from scalekd.training import performance as tuning
+from scalekd.training.performance import arrange, compile_blocks, half
+from scalekd.training.run import Run
+
+RECIPE = Recipe("test_vit", "test_resnet", Data("digits"))
+IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+TARGETS = torch.tensor([0, 1, 2, 0])
+
+
+def pair(student: str = "test_resnet", checkpoint_tail: bool = False) -> ScaleKD:
+    torch.manual_seed(0)
+    teacher = timm.create_model("test_vit", img_size=64, num_classes=3)
+    learner = timm.create_model(student, num_classes=3)
+    return ScaleKD(teacher, learner, size=(64, 64), checkpoint_tail=checkpoint_tail)
+
+
+def gradients(method: ScaleKD) -> tuple[float, dict[str, Tensor]]:
+    dtype = next(method.parameters()).dtype
+    step = method(IMAGES.to(dtype), TARGETS)
+    torch.autograd.backward(step.loss)
+    return step.loss.item(), {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+
+
+def assert_same_but_for_rounding(other: ScaleKD, plain: ScaleKD, allowed: float) -> None:
+    (loss, mine), (expected, theirs) = gradients(other), gradients(plain)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert mine.keys() == theirs.keys()
+    whole = torch.cat([g.flatten() for g in theirs.values()]).norm()
+    for name, gradient in mine.items():
+        length = theirs[name].norm() + 1e-3 * whole
+        assert (gradient - theirs[name]).norm() <= allowed * length, name
+
+
+def test_a_tail_that_is_computed_anew_gives_the_same_to_the_bit() -> None:
+    (loss, mine), (expected, theirs) = gradients(pair(checkpoint_tail=True)), gradients(pair())
+    assert loss == expected
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_and_keeps_fewer_activations() -> None:
+    def kept(method: ScaleKD) -> int:
+        saved: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            saved.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            step = method(IMAGES, TARGETS)
+        del step
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
+        return sum(storages.values())
+
+    assert kept(pair(checkpoint_tail=True)) < kept(pair())
+
+
+def test_a_teacher_that_two_students_share_is_compiled_once() -> None:
+    one = pair()
+    other = ScaleKD(one.teacher, timm.create_model("test_resnet", num_classes=3), size=(64, 64))
+    compile_blocks(one)
+    compiled = [block.forward for block in one.teacher.model.blocks]
+    compile_blocks(other)
+    assert [block.forward for block in one.teacher.model.blocks] == compiled
+    assert hasattr(other.student.layer1[0].forward, "_torchdynamo_orig_callable")
+
+
+def test_alike_blocks_of_a_teacher_are_compiled_once_whatever_their_drop_path_rates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    teacher = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=64,
+        window_size=4,
+        embed_dim=12,
+        depths=(2, 8),
+        num_heads=(1, 2),
+        drop_path_rate=0.1,
+        num_classes=3,
+    )
+    method = ScaleKD(teacher, timm.create_model("test_resnet", num_classes=3), size=(64, 64))
+    compiled: list[torch.fx.GraphModule] = []
+
+    def counting(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    expected = method.teach(IMAGES).final
+    compile_blocks(method)
+    assert torch.equal(method.teach(IMAGES).final, expected)
+    assert len(compiled) == 4  # with shifted windows and without, in each stage
+
+
+def test_a_run_in_half_precision_halves_the_teacher_and_ends_the_same_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(image_folder(tmp_path / "images"), precision="bf16-mixed")
+    kept: list[torch.dtype | None] = []
+    halve = FrozenTeacher.halve
+
+    def noting(teacher: FrozenTeacher, dtype: torch.dtype, device: torch.device) -> None:
+        halve(teacher, dtype, device)
+        kept.append(teacher.half)
+
+    def end(how: Callable[..., None]) -> dict[str, Tensor]:
+        monkeypatch.setattr(FrozenTeacher, "halve", how)
+        out = distill(recipe, tmp_path / how.__name__, parallel=1)
+        return load_student(Run("scalekd", 1).checkpoint(out))[0].state_dict()
+
+    def never(*_: object) -> None:
+        pass
+
+    torch.testing.assert_close(end(noting), end(never), rtol=0, atol=0)
+    assert kept == [torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "computes_in"),
+    [
+        ("32-true", "cpu", None),
+        ("32-true", "cuda", None),
+        ("bf16-mixed", "cpu", torch.bfloat16),
+        ("bf16-mixed", "cuda", torch.bfloat16),
+        ("16-mixed", "cpu", torch.bfloat16),  # as the trainer has it
+        ("16-mixed", "cuda", torch.float16),
+    ],
+)
+def test_what_a_precision_computes_in(precision: Any, device: str, computes_in: Any) -> None:
+    assert half(precision, torch.device(device)) is computes_in
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_on_a_cpu_the_teacher_is_in_bf16_as_the_trainer_is(
+    precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "best_device", lambda: torch.device("cpu"))
+    method = pair()
+    arrange(method, replace(RECIPE, precision=precision))
+    assert method.teacher.half is torch.bfloat16
+
+
+def test_a_teacher_in_pieces_keeps_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    for shard, kept in (["teacher"], None), (["student"], torch.bfloat16):
+        method = pair()
+        arrange(method, replace(RECIPE, precision="bf16-mixed", shard=shard))
+        assert method.teacher.half is kept
+
+
+def test_channels_last_is_a_layout_and_no_other_arithmetic() -> None:
+    other = pair()
+    arrange(other, replace(RECIPE, channels_last=True))
+    weight = next(p for p in other.student.parameters() if p.dim() == 4 and p.shape[1] > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+    assert_same_but_for_rounding(other.double(), pair().double(), 1e-9)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same() -> None:
+    other = pair("test_convnext2")
+    names = set(other.state_dict())
+    compile_blocks(other)
+    assert_same_but_for_rounding(other, pair("test_convnext2"), 1e-3)
+    assert set(other.state_dict()) == names
+    breaks: Callable[[], object] = lambda: torch._dynamo.utils.counters["graph_break"]  # noqa: E731
+    assert not breaks()
+
+
+def test_channels_last_in_pieces_is_refused() -> None:
+    with refused("channels_last", "shard"):
+        replace(RECIPE, channels_last=True, shard=["student"])
+
+
+@pytest.mark.slow
+def test_synchronised_batchnorm_over_cpus_is_refused(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images", side=48)
+    recipe = settings(tmp_path) | {"student": "test_resnet", "student_args": {}, "accumulate": 1}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    process: subprocess.Popen[str] = begin(
+        tmp_path, "out", "--devices", "2", "--sync_batchnorm", "true"
+    )
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, said
+    assert said.count("scalekd: error:") == 1
+    assert "--sync_batchnorm false" in said
