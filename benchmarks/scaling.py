@@ -83,7 +83,7 @@ def compare_students(
     recipe: Recipe, students: Sequence[str], repetitions: int, device: torch.device
 ) -> list[Point]:
     """A point for each student alone, and for all together."""
-    recipe = replace(recipe, accumulate=1, student_args={}, student_taps=None)
+    recipe = replace(recipe, accumulate=1, student_args={}, student_features=None)
     recipes = [replace(recipe, student=name) for name in students]
     pairs = {r.student: Pair(r, r.batch_size, device) for r in recipes}
     pairs["all of them"] = together = Together(recipes, device)

@@ -26,20 +26,21 @@ from released import ReleasedStructure, unfused
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalekd import ScaleKD, Step
+from scalekd import ScaleKD, StepOutput
 from scalekd.cache.encoding import decode, encode
-from scalekd.compatibility.check import GROUPED
+from scalekd.device import best_device
 from scalekd.estimating.outline import Pictures
 from scalekd.estimating.passes import Passes, seconds
 from scalekd.estimating.rehearsal import Alive
-from scalekd.evaluation.evaluate import best_device
+from scalekd.flops import GROUPED
 from scalekd.method import LossWeights
 from scalekd.networks import FrozenTeacher
 from scalekd.networks.pretrained import Loaded
 from scalekd.recipe import Recipe, recipe_file
+from scalekd.runs.result import Run
 from scalekd.runs.system_info import processor
 from scalekd.training.performance import arrange, compile_blocks, half
-from scalekd.training.run import Run, build_method
+from scalekd.training.run import build_method
 
 WARM_UP = 2
 """Turns that are not counted."""
@@ -95,8 +96,8 @@ class Cached(Pair):
 
     def loss(self) -> Tensor:
         """With the teacher's features as they were kept."""
-        known = self.method.teacher.recall(self.kept)
-        step: Step = self.method(self.images, self.targets, known)
+        known = self.method.teacher.from_cache(self.kept)
+        step: StepOutput = self.method(self.images, self.targets, known)
         return step.loss
 
 
@@ -104,8 +105,8 @@ class Reference(Pair):
     """The same pair with the same weights in the released structure."""
 
     def __init__(self, ours: Pair) -> None:
-        weights = ours.method.method.weights
-        tpp = 1.0 if ours.method.method.penultimate else 0.0
+        weights = ours.method.criterion.weights
+        tpp = 1.0 if ours.method.criterion.penultimate else 0.0
         everything = LossWeights(tpp, tpp, 1.0, 1.0, weights.logits)
         recipe = replace(ours.recipe, weights=everything, compile=False, channels_last=False)
         # Its teacher's weights are cast by autocast at each use.
@@ -116,12 +117,14 @@ class Reference(Pair):
         unfused(self.method.teacher.model)
         unfused(self.method.student)
         grid = self.method.teacher.shapes.final[1:]
-        self.released = ReleasedStructure(self.method.method, weights, grid).to(ours.images.device)
+        self.released = ReleasedStructure(self.method.criterion, weights, grid).to(
+            ours.images.device
+        )
 
     def loss(self) -> Tensor:
         """Of the released structure."""
         method = self.method
-        seen = method.student_taps(self.images)
+        seen = method.student_extractor(self.images)
         known = method.teach(self.images)
         terms = self.released(seen, known, method.teacher.tail)
         task = (1 - self.released.weights.logits) * method.task(seen.logits, self.targets)

@@ -58,7 +58,7 @@ def gradients(
 ) -> list[Tensor]:
     """Of the term, to the projector and to the student."""
     pair.method.zero_grad()
-    projector: Any = pair.method.method.final["alternative"]
+    projector: Any = pair.method.criterion.final["alternative"]
     if project is not None:
         projector.in_full_precision = lambda x, z=None: project(projector, x, z)
     with precision:

@@ -52,7 +52,7 @@ def exact(method: ScaleKD) -> None:
 
 def projectors(method: ScaleKD) -> Iterator[dict[str, CrossAttentionProjector]]:
     """Of each stage, by view."""
-    for stage in (method.method.penultimate, method.method.final):
+    for stage in (method.criterion.penultimate, method.criterion.final):
         found: Any = dict(stage.items())
         yield found
 

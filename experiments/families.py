@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 import scalekd  # noqa: F401 -- registers its models
-from scalekd import FrozenTeacher, InputError, ScaleKD, Taps, TapSettings
+from scalekd import FeatureExtractor, FeatureSelection, FrozenTeacher, InputError, ScaleKD
 from scalekd.compatibility.known_models import FILE, Known, Role, Sweep, sweep
 from scalekd.networks import overrides as families
 from scalekd.networks import paper
@@ -103,7 +103,7 @@ def as_teacher(name: str, family: str, itself: bool) -> Known:
     else:
         with torch.device("meta"):
             model, _ = build(name, "random")
-        verified = verify(name, model, {}, None, TapSettings(), "own")
+        verified = verify(name, model, {}, None, FeatureSelection(), "own")
         teacher, on = verified.teacher.outlined(model), verified.on
     entry = name in paper.TEACHER_TAPS or type(model).__name__ in families.TEACHER_TAPS
     return Known(
@@ -116,7 +116,7 @@ def as_teacher(name: str, family: str, itself: bool) -> Known:
         size=teacher.input.size,
         penultimate=teacher.shapes.penultimate,
         final=teacher.shapes.final,
-        norm=teacher.taps.plan.norm,
+        norm=teacher.extractor.plan.norm,
         tail=teacher.tail_modules,
         on=on,
     )
@@ -126,9 +126,9 @@ def as_student(name: str, family: str, itself: bool) -> Known:
     """Tap `name`, and if it `itself` is to be tried, let it learn for one step."""
     with torch.device("meta"):
         model, _ = build(name, "random")
-    taps = Taps(model)
+    extractor = FeatureExtractor(model)
     if itself:
-        _learn(build_unfilled(name), taps)
+        _learn(build_unfilled(name), extractor)
     return Known(
         role="student",
         name=name,
@@ -136,24 +136,24 @@ def as_student(name: str, family: str, itself: bool) -> Known:
         status="entry" if name in paper.STUDENT_TAPS else "verified",
         reason="",
         parameters=_count(model),
-        size=taps.input.size,
-        penultimate=taps.shapes.penultimate,
-        final=taps.shapes.final,
-        norm=taps.plan.norm,
+        size=extractor.input.size,
+        penultimate=extractor.shapes.penultimate,
+        final=extractor.shapes.final,
+        norm=extractor.plan.norm,
         tail=[],
         on="one training step" if itself else "the meta device",
     )
 
 
-def _learn(student: nn.Module, taps: Taps) -> None:
+def _learn(student: nn.Module, extractor: FeatureExtractor) -> None:
     torch.manual_seed(0)
     teacher = FrozenTeacher(build_unfilled("test_vit"))
     distiller = ScaleKD(teacher, student).train()
-    images = torch.randn(2, taps.input.channels, *taps.input.size)
-    targets = torch.tensor([3, 141]) if taps.shapes.classes else None
+    images = torch.randn(2, extractor.input.channels, *extractor.input.size)
+    targets = torch.tensor([3, 141]) if extractor.shapes.classes else None
     outcome = distiller(images, targets)
     outcome.loss.backward()
-    gradients = [p.grad for p in distiller.method.parameters()]
+    gradients = [p.grad for p in distiller.criterion.parameters()]
     gradients += [p.grad for p in student.parameters() if p.grad is not None]
     if not all(g is not None and bool(g.isfinite().all()) for g in gradients):
         raise InputError("a gradient is missing, or not finite")

@@ -3,22 +3,24 @@
 # These two make the names of their models known to timm.
 import scalekd.digits.teacher
 import scalekd.networks.paper_mixer  # noqa: F401
-from scalekd.distiller import ScaleKD, Step
+from scalekd.distiller import ScaleKD, StepOutput
 from scalekd.errors import InputError
 from scalekd.features import Features, FeatureShapes
 from scalekd.method import LossWeights, ScaleKDLoss
 from scalekd.networks import (
+    FeatureExtractor,
+    FeatureSelection,
     FrozenTeacher,
     HookedFeatures,
     InputConfig,
     OffersFeatures,
-    Taps,
-    TapSettings,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FeatureExtractor",
+    "FeatureSelection",
     "FeatureShapes",
     "Features",
     "FrozenTeacher",
@@ -29,7 +31,5 @@ __all__ = [
     "OffersFeatures",
     "ScaleKD",
     "ScaleKDLoss",
-    "Step",
-    "TapSettings",
-    "Taps",
+    "StepOutput",
 ]

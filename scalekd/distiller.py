@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from scalekd.errors import InputError
 from scalekd.features import Features
 from scalekd.method import ChannelNorm, LossWeights, ScaleKDLoss
-from scalekd.networks import FrozenTeacher, TapSettings, build
+from scalekd.networks import FeatureSelection, FrozenTeacher, build
 from scalekd.networks.build import config
-from scalekd.networks.feature_extractor import taps
+from scalekd.networks.feature_extractor import build_feature_extractor
 from scalekd.networks.input_config import renormalising
 from scalekd.networks.paper import PAIR_HEADS, TEACHER_HEADS
 from scalekd.networks.pretrained import looks_untrained
@@ -24,7 +24,7 @@ from scalekd.networks.teacher.frozen import Prefix
 
 
 @dataclass(frozen=True)
-class Step:
+class StepOutput:
     """One step's outcome.
 
     loss: the scalar to call `backward()` on, the sum of the terms.
@@ -38,9 +38,9 @@ class Step:
 
 
 class ScaleKD(nn.Module):
-    """`ScaleKD(teacher, student)(images, targets)` -> `Step`.
+    """`ScaleKD(teacher, student)(images, targets)` -> `StepOutput`.
 
-    What trains is `student`, unchanged, and `method`, the projectors, which are thrown away
+    What trains is `student`, unchanged, and `criterion`, the projectors, which are thrown away
     afterwards. The teacher is no submodule: no trainer, optimizer or checkpoint finds it.
 
     Args:
@@ -53,7 +53,7 @@ class ScaleKD(nn.Module):
         mean, std: that the images are normalised with; default what the student's configuration
             says. The teacher sees them at its own size and normalisation.
         teacher_size: (height, width) that the teacher works at; default its own.
-        teacher_taps, student_taps: which features; default see `TapSettings`.
+        teacher_features, student_features: which features; default see `FeatureSelection`.
         teacher_prefix: the prefix tokens in the teacher's tail: its "own", or "none".
         weights: of the loss's terms; default `LossWeights()`, without logits where the teacher has
             no classifier. With other classes than the student's it gives no logits in either
@@ -70,10 +70,10 @@ class ScaleKD(nn.Module):
 
     Attributes:
         student: the module to keep.
-        student_taps: its `Taps`: input, shapes, and the settings, resolved.
+        student_features: its `FeatureExtractor`: input, shapes, and the settings, resolved.
         heads: of CAP3 and CAP4.
         teacher: the `FrozenTeacher`.
-        method: the `ScaleKDLoss`.
+        criterion: the `ScaleKDLoss`.
         notes: one line for each thing that was decided here and not by the caller.
 
     Raises:
@@ -91,8 +91,8 @@ class ScaleKD(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         teacher_size: tuple[int, int] | None = None,
-        teacher_taps: TapSettings | None = None,
-        student_taps: TapSettings | None = None,
+        teacher_features: FeatureSelection | None = None,
+        student_features: FeatureSelection | None = None,
         teacher_prefix: Prefix = "own",
         weights: LossWeights | None = None,
         temperature: float = 1.0,
@@ -116,7 +116,7 @@ class ScaleKD(nn.Module):
             warnings.warn(warning, stacklevel=2)
             self.notes.append(warning)
         if isinstance(teacher, nn.Module):
-            teacher = FrozenTeacher(teacher, teacher_size, teacher_taps, teacher_prefix)
+            teacher = FrozenTeacher(teacher, teacher_size, teacher_features, teacher_prefix)
         if isinstance(student, str):
             classes = num_classes or teacher.shapes.classes or 1000
             student, _ = build(student, "random", size, num_classes=classes)
@@ -126,13 +126,15 @@ class ScaleKD(nn.Module):
             )
         self.teacher = teacher
         self.student = student
-        self.student_taps = taps(student, size, student_taps)
+        self.student_extractor = build_feature_extractor(student, size, student_features)
         self._remark_on_sizes()
-        self._match_inputs(mean or self.student_taps.input.mean, std or self.student_taps.input.std)
+        self._match_inputs(
+            mean or self.student_extractor.input.mean, std or self.student_extractor.input.std
+        )
         weights = self._fitting_logits(weights)
         self.heads = heads or _heads(teacher, student)
-        self.method = ScaleKDLoss(
-            self.student_taps.shapes,
+        self.criterion = ScaleKDLoss(
+            self.student_extractor.shapes,
             teacher.shapes,
             self.heads,
             weights,
@@ -145,7 +147,7 @@ class ScaleKD(nn.Module):
 
     def forward(
         self, images: Tensor, targets: Tensor | None = None, known: Features | None = None
-    ) -> Step:
+    ) -> StepOutput:
         """One step's loss.
 
         Args:
@@ -160,22 +162,24 @@ class ScaleKD(nn.Module):
             InputError: an empty batch, one image under BatchNorm, targets out of range or for a
                 student without classifier; nothing to learn.
         """
-        check_batch(self.student, images, targets, self.student_taps.shapes.classes or 0)
-        weights = self.method.weights
+        check_batch(self.student, images, targets, self.student_extractor.shapes.classes or 0)
+        weights = self.criterion.weights
         if targets is None and not any(asdict(weights).values()):
             raise InputError(
                 "nothing is left to learn: there are no targets, and every weight of the "
                 "distillation's terms is 0"
             )
         self._check_size(images)
-        seen = self.student_taps(images)
+        seen = self.student_extractor(images)
         if known is None:
             known = self.teach(images)
         terms: dict[str, Tensor] = {}
         if targets is not None:
             terms["task"] = (1 - weights.logits) * self.task(seen.logits, targets)
-        terms |= self.method(seen, known, self._tail if self.checkpoint_tail else self.teacher.tail)
-        return Step(torch.stack(list(terms.values())).sum(), terms, seen.logits)
+        terms |= self.criterion(
+            seen, known, self._tail if self.checkpoint_tail else self.teacher.tail
+        )
+        return StepOutput(torch.stack(list(terms.values())).sum(), terms, seen.logits)
 
     def _tail(self, tokens: Tensor) -> Tensor:
         # A frozen teacher draws no random numbers: there are none to keep for the second pass.
@@ -185,7 +189,7 @@ class ScaleKD(nn.Module):
         return tokens
 
     def _check_size(self, images: Tensor) -> None:
-        given, made_for = tuple(images.shape[2:]), self.student_taps.input.size
+        given, made_for = tuple(images.shape[2:]), self.student_extractor.input.size
         if given != made_for:
             raise InputError(
                 f"images are {given[0]}x{given[1]} pixels and the projectors were made for "
@@ -212,7 +216,7 @@ class ScaleKD(nn.Module):
         return {name for name in names if name in listed or name.endswith(positions)}
 
     def _fitting_logits(self, asked: LossWeights | None) -> LossWeights:
-        mine, theirs = self.student_taps.shapes.classes, self.teacher.shapes.classes
+        mine, theirs = self.student_extractor.shapes.classes, self.teacher.shapes.classes
         weights = asked or LossWeights()
         if mine is None:
             self.notes.append("the student has no classifier: features alone are distilled")
@@ -240,7 +244,7 @@ class ScaleKD(nn.Module):
 
     def _match_inputs(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """How images normalised for the student become images normalised for the teacher."""
-        mine, theirs = self.student_taps.input, self.teacher.input
+        mine, theirs = self.student_extractor.input, self.teacher.input
         if mine.channels != theirs.channels:
             raise InputError(
                 f"the student takes images of {mine.channels} channels and the teacher of "

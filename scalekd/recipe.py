@@ -11,13 +11,13 @@ from timm.optim import list_optimizers
 
 from scalekd.errors import InputError
 from scalekd.method import LossWeights
-from scalekd.networks import TapSettings
+from scalekd.networks import FeatureSelection
 from scalekd.networks.teacher.frozen import Prefix
 
 RECIPES = Path(__file__).with_name("recipes")
 DEFAULT = "digits"
 
-Baseline = Literal["alone", "logits"]
+Baseline = Literal["supervised", "logit_kd"]
 Tracker = Literal["csv", "tensorboard", "wandb", "mlflow"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
@@ -127,7 +127,7 @@ class Student:
         name: a timm name; trained from random initialisation.
         args: more arguments for timm's create_model.
         folder: of its run, within --out; default its name.
-        taps: which of its features.
+        features: which of its features.
         heads: attention heads of its two projectors; default the paper's, or one for 64 channels.
         optim: its optimizer.
         weights: of its loss's terms.
@@ -137,7 +137,7 @@ class Student:
     name: str
     args: dict[str, Any] = field(default_factory=dict)
     folder: str | None = None
-    taps: TapSettings = field(default_factory=TapSettings)
+    features: FeatureSelection = field(default_factory=FeatureSelection)
     heads: tuple[int, int] | None = None
     optim: Optim | None = None
     weights: LossWeights | None = None
@@ -172,15 +172,15 @@ class Recipe:
         ema: decay of an average of the student's weights over the steps, which is then what is
             measured and exported; default none.
         teacher_size: (height, width) that the teacher works at; default its own.
-        teacher_taps: which of the teacher's features; the tail begins after the penultimate one.
-        student_taps: which of the student's features.
+        teacher_features: which of the teacher's features; the tail follows the penultimate one.
+        student_features: which of the student's features.
         teacher_prefix: the prefix tokens in the teacher's tail; none as in the released code.
         one_token: refuse or drop alternative views of one-token grids.
         compile: the repeated blocks of teacher and student, and the projectors, by torch.compile.
         channels_last: the memory layout of the student and the projectors, for CNNs.
         checkpoint_tail: compute the teacher's tail anew in the backward pass, to save memory.
         sync_batchnorm: of the student's norms over all devices, in place of each device's share.
-        shard: whose weights are kept in pieces, one on each of several devices: those of the
+        fsdp: whose weights are kept in pieces, one on each of several devices: those of the
             teacher, and of the student with all that trains beside it.
         precision: of the arithmetic; the final alternative view is float32 in all of them.
         cache: a folder that `scalekd cache` made, read in place of the teacher's passes.
@@ -213,15 +213,15 @@ class Recipe:
     label_smoothing: float = 0.0
     ema: float | None = None
     teacher_size: tuple[int, int] | None = None
-    teacher_taps: TapSettings = field(default_factory=TapSettings)
-    student_taps: TapSettings = field(default_factory=TapSettings)
+    teacher_features: FeatureSelection = field(default_factory=FeatureSelection)
+    student_features: FeatureSelection = field(default_factory=FeatureSelection)
     teacher_prefix: Prefix = "own"
     one_token: Literal["refuse", "drop"] = "refuse"
     compile: bool = False
     channels_last: bool = False
     checkpoint_tail: bool = False
     sync_batchnorm: bool = False
-    shard: list[Literal["student", "teacher"]] = field(default_factory=list)
+    fsdp: list[Literal["student", "teacher"]] = field(default_factory=list)
     precision: Precision = "32-true"
     cache: str | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -240,9 +240,9 @@ class Recipe:
                 f"accumulate is {self.accumulate} and batch_size {self.batch_size}: the parts must "
                 "be equal, so batch_size a multiple of accumulate"
             )
-        if self.channels_last and "student" in self.shard:
+        if self.channels_last and "student" in self.fsdp:
             raise InputError(
-                "channels_last is true and shard has student, whose pieces are of contiguous "
+                "channels_last is true and fsdp has student, whose pieces are of contiguous "
                 "weights: leave one of the two out"
             )
         if self.cache is not None:
@@ -299,9 +299,9 @@ class Recipe:
                 "them another name by its folder"
             )
         self.apart()  # what does not fit in one of them is said now
-        if "teacher" in self.shard:
+        if "teacher" in self.fsdp:
             raise InputError(
-                "shard has teacher, whose one pass more_students share: leave one of the two out"
+                "fsdp has teacher, whose one pass more_students share: leave one of the two out"
             )
 
     def apart(self) -> dict[str, "Recipe"]:
@@ -314,7 +314,7 @@ class Recipe:
                 student=student.name,
                 student_args=student.args,
                 more_students=[],
-                student_taps=student.taps,
+                student_features=student.features,
                 heads=student.heads,
                 optim=student.optim or self.optim,
                 weights=student.weights or self.weights,
@@ -331,9 +331,9 @@ class Recipe:
                     f"data.{name} is {value}, and a cache keeps what the teacher says of single "
                     "images: set it to 0, or leave the cache out"
                 )
-        if "teacher" in self.shard:
+        if "teacher" in self.fsdp:
             raise InputError(
-                "shard has teacher, of which a cache leaves no more than the tail in memory: leave "
+                "fsdp has teacher, of which a cache leaves no more than the tail in memory: leave "
                 "one of the two out"
             )
 

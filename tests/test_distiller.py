@@ -21,10 +21,10 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalekd import FrozenTeacher, LossWeights, ScaleKD, Step
+from scalekd import FrozenTeacher, LossWeights, ScaleKD, StepOutput
 from scalekd.digits.images import MEAN, STD
 from scalekd.method import ChannelNorm
-from scalekd.networks import TapSettings
+from scalekd.networks import FeatureSelection
 
 TARGETS = torch.tensor([0, 3, 4, 1])
 TERMS = set(asdict(LossWeights()))
@@ -38,8 +38,8 @@ def distilling(student: nn.Module | None = None, **arguments: Any) -> ScaleKD:
     return ScaleKD(student=resnet() if student is None else student, **given).train()
 
 
-def step_of(distiller: ScaleKD) -> Step:
-    step: Step = distiller(images(4), TARGETS)
+def step_of(distiller: ScaleKD) -> StepOutput:
+    step: StepOutput = distiller(images(4), TARGETS)
     return step
 
 
@@ -182,7 +182,7 @@ def test_a_state_dict_restores_a_distiller() -> None:
 
 def test_logits_are_left_out_and_noted_where_the_classes_differ() -> None:
     distiller = distilling(teacher=swin(num_classes=7))
-    assert distiller.method.weights.logits == 0
+    assert distiller.criterion.weights.logits == 0
     (note,) = (n for n in distiller.notes if "logit" in n)
     assert "7" in note
     assert str(CLASSES) in note
@@ -389,12 +389,12 @@ def test_a_student_that_is_its_own_teacher_is_refused() -> None:
 
 @pytest.mark.parametrize("index", [0, 2])
 def test_the_students_penultimate_feature_can_be_chosen(index: int) -> None:
-    distiller = distilling(student_taps=TapSettings(penultimate=index))
-    grid = distiller.method.penultimate["original"].position.shape[2:]
+    distiller = distilling(student_features=FeatureSelection(penultimate=index))
+    grid = distiller.criterion.penultimate["original"].position.shape[2:]
     assert tuple(grid) == {0: (32, 32), 2: (8, 8)}[index]
     assert step_of(distiller).loss.isfinite()
     with refused("9"):
-        distilling(student_taps=TapSettings(penultimate=9))
+        distilling(student_features=FeatureSelection(penultimate=9))
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_any_teacher_with_a_tail_teaches(teacher: Callable[[], Any]) -> None:
     step = step_of(distiller)
     step.loss.backward()
     assert set(step.terms) == {"task"} | TERMS
-    assert all(p.grad is not None for p in distiller.method.parameters())
+    assert all(p.grad is not None for p in distiller.criterion.parameters())
 
 
 def test_two_distillers_share_one_teacher() -> None:

@@ -124,13 +124,13 @@ def test_a_negative_seed_is_refused() -> None:
 
 
 def test_an_arm_named_twice_is_refused() -> None:
-    message = refusal(compare=["alone", "alone"])
+    message = refusal(compare=["supervised", "supervised"])
     assert "compare" in message
-    assert "alone" in message
+    assert "supervised" in message
 
 
 def test_a_recipe_as_plain_data_survives_yaml() -> None:
-    plain = recipe(heads=(2, 4), seeds=[3], compare=["alone"]).as_dict()
+    plain = recipe(heads=(2, 4), seeds=[3], compare=["supervised"]).as_dict()
     assert yaml.safe_load(yaml.safe_dump(plain)) == plain
     assert plain["heads"] == [2, 4]
     assert plain["data"]["root"] == "digits"

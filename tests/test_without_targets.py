@@ -7,7 +7,7 @@ from helpers.small_models import CLASSES, FAMILIES, images, resnet, swin, vit
 from test_distiller import ONE_VIEW, TARGETS, TERMS, digits_student, distilling
 
 from scalekd import LossWeights, ScaleKD
-from scalekd.baselines import Alone
+from scalekd.baselines import Supervised
 
 FEATURES = TERMS - {"logits"}
 NOTHING = LossWeights(0, 0, 0, 0, 0)
@@ -55,7 +55,7 @@ def test_targets_for_a_student_without_classifier_are_refused() -> None:
     with refused("no classifier", "targets", "num_classes"):
         distilling(resnet(num_classes=0))(images(4), TARGETS)
     with refused("no classifier", "num_classes"):
-        Alone(resnet(num_classes=0))(images(4), TARGETS)
+        Supervised(resnet(num_classes=0))(images(4), TARGETS)
 
 
 @pytest.mark.parametrize("classes", [0, CLASSES])
@@ -72,7 +72,7 @@ def test_the_task_alone_is_something_to_learn() -> None:
 
 def test_alone_has_nothing_to_learn_without_targets() -> None:
     with refused("no targets"):
-        Alone(resnet())(images(4))
+        Supervised(resnet())(images(4))
 
 
 def test_batches_that_cannot_be_learnt_from_are_refused_without_targets_too() -> None:

@@ -1,5 +1,5 @@
-"""What ScaleKD is compared with, behind the same call: `(images, targets) -> Step`."""
+"""What ScaleKD is compared with, behind the same call: `(images, targets) -> StepOutput`."""
 
-from scalekd.baselines.supervised import Alone
+from scalekd.baselines.supervised import Supervised
 
-__all__ = ["Alone"]
+__all__ = ["Supervised"]

@@ -2,12 +2,12 @@
 
 from torch import Tensor, nn
 
-from scalekd.distiller import Step, check_batch
+from scalekd.distiller import StepOutput, check_batch
 from scalekd.errors import InputError
 
 
-class Alone(nn.Module):
-    """`Alone(student)(images, targets)` -> `Step` with the task's loss and nothing else.
+class Supervised(nn.Module):
+    """`Supervised(student)(images, targets)` -> `StepOutput` with the task's loss and nothing else.
 
     Args:
         student: what trains.
@@ -20,7 +20,7 @@ class Alone(nn.Module):
         self.notes: list[str] = []
         self.task = task or nn.CrossEntropyLoss()
 
-    def forward(self, images: Tensor, targets: Tensor | None = None) -> Step:
+    def forward(self, images: Tensor, targets: Tensor | None = None) -> StepOutput:
         """One step's loss.
 
         Args:
@@ -35,7 +35,7 @@ class Alone(nn.Module):
         check_batch(self.student, images, targets, getattr(self.student, "num_classes", None))
         logits = self.student(images)
         loss = self.task(logits, targets)
-        return Step(loss, {"task": loss}, logits)
+        return StepOutput(loss, {"task": loss}, logits)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the student's own recipe does not decay."""

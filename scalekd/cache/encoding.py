@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from scalekd.errors import InputError
-from scalekd.networks import Kept
+from scalekd.networks import CachedOutputs
 
 Precision = Literal["float32", "float16", "bfloat16", "int8"]
 """Of the features; logits are float32 in each."""
@@ -20,7 +20,7 @@ Rows = dict[str, Tensor]
 """Tensors by the names that they have in a file, each with a row for each image."""
 
 
-def encode(kept: Kept, precision: Precision) -> Rows:
+def encode(kept: CachedOutputs, precision: Precision) -> Rows:
     """As it is stored.
 
     int8 has a scale for each channel of each image: some channels are many times as large as
@@ -49,13 +49,13 @@ def encode(kept: Kept, precision: Precision) -> Rows:
     return rows
 
 
-def decode(rows: Rows) -> Kept:
+def decode(rows: Rows) -> CachedOutputs:
     """What was encoded, but for its error; of int8 in float32."""
     final = rows["final"]
     if "scale" in rows:
         final = final * rows["scale"]
     beside = [rows[f"beside.{i}"] for i in range(sum(name.startswith("beside.") for name in rows))]
-    return Kept(final, rows.get("logits", final.new_empty(len(final), 0)), beside)
+    return CachedOutputs(final, rows.get("logits", final.new_empty(len(final), 0)), beside)
 
 
 def errors(exact: Tensor, stored: Tensor) -> tuple[float, float]:

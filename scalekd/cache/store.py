@@ -1,8 +1,9 @@
 """The cache on disk: cache.json, which says what it holds, and shards of rows.
 
-A row is what was kept of the teacher's pass over one view of one image, with a glimpse of that view
-and a checksum. Shards are safetensors files, read through memory maps, a row at a time. Each is
-written whole or not at all, so a cache that was cut off is gone on with at its first missing one.
+A row is what was kept of the teacher's pass over one view of one image, with a fingerprint of that
+view's pixels and a checksum. Shards are safetensors files, read through memory maps, a row at a
+time. Each is written whole or not at all, so a cache that was cut off is gone on with at its first
+missing one.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from scalekd.cache.encoding import Precision, Rows, decode
 from scalekd.errors import InputError
-from scalekd.networks import InputConfig, Kept
+from scalekd.networks import CachedOutputs, InputConfig
 
 FORMAT = 1
 """Of what is on the disk."""
@@ -29,11 +30,11 @@ FORMAT = 1
 OPEN = 64
 """How many shards each process keeps open."""
 
-CHECKSUM, GLIMPSE = "checksum", "glimpse"
+CHECKSUM, GLIMPSE = "checksum", "pixel_fingerprint"
 """Names of what is stored with the rows."""
 
 PIXELS = 8
-"""Of a glimpse."""
+"""Of a pixel_fingerprint."""
 
 SAME = 1e-3
 """Glimpses of one view differ by less, in whichever process and on whichever machine it is made."""
@@ -110,14 +111,14 @@ def described(folder: Path) -> Path:
     return folder / "cache.json"
 
 
-def glimpse(image: Tensor) -> Tensor:
+def pixel_fingerprint(image: Tensor) -> Tensor:
     """A few pixels of an image (C, H, W), (8,): those of another crop or colouring are others."""
     flat = image.flatten()
     return flat[:: max(len(flat) // PIXELS, 1)][:PIXELS].float()
 
 
 class Cache:
-    """`cache[row]` -> (Kept of that row alone, its glimpse).
+    """`cache[row]` -> (CachedOutputs of that row alone, its pixel_fingerprint).
 
     Args:
         folder: of the cache.
@@ -148,7 +149,7 @@ class Cache:
             f"by seed {of.seed}, in {of.precision}"
         )
 
-    def __getitem__(self, row: int) -> tuple[Kept, Tensor]:
+    def __getitem__(self, row: int) -> tuple[CachedOutputs, Tensor]:
         """One row's, (1, ...) and (1, 8).
 
         Raises:

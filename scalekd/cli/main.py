@@ -230,7 +230,7 @@ def _evaluate(chosen: Any) -> None:
 
 
 def _export(chosen: Any) -> None:
-    from scalekd.runs.checkpoint import export_checkpoint
+    from scalekd.export.checkpoint import export_checkpoint
 
     export_checkpoint(chosen.checkpoint, chosen.out)
     print(f'timm.create_model("local-dir:{chosen.out}", pretrained=True)')

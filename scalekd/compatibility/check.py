@@ -1,7 +1,6 @@
 """Whether and how a pair fits, before anything is trained: shapes, tail, heads, size, cost."""
 
 import json
-import math
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +16,11 @@ from scalekd.compatibility.known_models import Role, nearest
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.features import Features, FeatureShapes
+from scalekd.flops import GROUPED
 from scalekd.method import LossWeights
-from scalekd.networks import InputConfig, TapSettings, build
-from scalekd.networks.feature_extractor import Taps
-from scalekd.networks.feature_selection import TapPlan
+from scalekd.networks import FeatureSelection, InputConfig, build
+from scalekd.networks.feature_extractor import FeatureExtractor
+from scalekd.networks.feature_selection import ResolvedSelection
 from scalekd.networks.teacher.frozen import Prefix
 from scalekd.networks.teacher.reduced_copy import verify
 
@@ -38,7 +38,7 @@ class Side:
     name: str
     input: InputConfig
     shapes: FeatureShapes
-    plan: TapPlan | None
+    plan: ResolvedSelection | None
     parameters: int
     gflop: float
 
@@ -85,8 +85,8 @@ def check(
     student_args: dict[str, Any] | None = None,
     image_size: int | tuple[int, int] | None = None,
     teacher_size: tuple[int, int] | None = None,
-    teacher_taps: TapSettings | None = None,
-    student_taps: TapSettings | None = None,
+    teacher_features: FeatureSelection | None = None,
+    student_features: FeatureSelection | None = None,
     teacher_prefix: Prefix = "own",
     weights: LossWeights | None = None,
     heads: tuple[int, int] | None = None,
@@ -104,8 +104,8 @@ def check(
         student_args: more arguments for timm's create_model.
         image_size: of the student's images, one side or height and width; default its own.
         teacher_size: height and width that the teacher works at; default its own.
-        teacher_taps: which of the teacher's features; the tail begins after the penultimate one.
-        student_taps: which of the student's features.
+        teacher_features: which of the teacher's features; the tail follows the penultimate one.
+        student_features: which of the student's features.
         teacher_prefix: the prefix tokens in the teacher's tail; none as in the released code.
         weights: of the loss's terms; 0 switches one off.
         heads: attention heads of the two projectors; default the paper's, or one for 64 channels.
@@ -116,12 +116,12 @@ def check(
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     teacher_args, student_args = teacher_args or {}, student_args or {}
-    of_student = bool(student_args or size or student_taps)
-    of_teacher = bool(teacher_args or teacher_size or teacher_taps) or teacher_prefix == "none"
+    of_student = bool(student_args or size or student_features)
+    of_teacher = bool(teacher_args or teacher_size or teacher_features) or teacher_prefix == "none"
     with torch.device("meta"), _suggesting("student", student, of_student):
         learner, _ = build(student, "random", size, **student_args)
-        Taps(learner, size, student_taps)
-    settings = teacher_taps or TapSettings()
+        FeatureExtractor(learner, size, student_features)
+    settings = teacher_features or FeatureSelection()
     with _suggesting("teacher", teacher, of_teacher):
         with torch.device("meta"):
             whole, _ = build(teacher, "random", teacher_size, **teacher_args)
@@ -132,22 +132,27 @@ def check(
             outline,
             learner,
             size=size,
-            student_taps=student_taps,
+            student_features=student_features,
             weights=weights,
             heads=heads,
             one_token=one_token,
         )
         counted = cost(pair)
-    projectors = [*pair.method.penultimate.values(), *pair.method.final.values()]
+    projectors = [*pair.criterion.penultimate.values(), *pair.criterion.final.values()]
     return Checked(
         teacher=Side(
-            teacher, outline.input, outline.shapes, outline.taps.plan, _size(whole), counted.teacher
+            teacher,
+            outline.input,
+            outline.shapes,
+            outline.extractor.plan,
+            _size(whole),
+            counted.teacher,
         ),
         student=Side(
             student,
-            pair.student_taps.input,
-            pair.student_taps.shapes,
-            pair.student_taps.plan,
+            pair.student_extractor.input,
+            pair.student_extractor.shapes,
+            pair.student_extractor.plan,
             _size(learner),
             counted.student,
         ),
@@ -160,7 +165,7 @@ def check(
         projector_parameters=sum(_size(p) for p in projectors),
         rest_gflop=counted.rest,
         step_gflop=counted.teacher + counted.student + counted.rest,
-        weights=pair.method.weights,
+        weights=pair.criterion.weights,
         notes=pair.notes,
         command=_command(
             teacher=teacher,
@@ -171,25 +176,12 @@ def check(
             teacher_prefix=teacher_prefix,
             heads=heads,
             one_token=one_token,
-            teacher_taps=teacher_taps or {},
-            student_taps=student_taps or {},
+            teacher_features=teacher_features or {},
+            student_features=student_features or {},
             weights=weights or {},
             data={"root": "DIR", "image_size": image_size},
         ),
     )
-
-
-def _convolution_backward(
-    of_output: list[int], images: list[int], weight: list[int], *others: Any, **_: Any
-) -> int:
-    """Each of the two gradients costs what the forward did; torch's own count forgets groups."""
-    transposed, wanted = others[4], others[7]
-    positions = images[2:] if transposed else of_output[2:]
-    forward = 2 * of_output[0] * math.prod(positions) * math.prod(weight)
-    return forward * (bool(wanted[0]) + bool(wanted[1]))
-
-
-GROUPED = {torch.ops.aten.convolution_backward: _convolution_backward}
 
 
 @dataclass(frozen=True)
@@ -203,7 +195,7 @@ class Cost:
 
 def cost(pair: ScaleKD) -> Cost:
     """Counted on the meta device, where operations have shapes and no values."""
-    mine, theirs = pair.student_taps, pair.teacher
+    mine, theirs = pair.student_extractor, pair.teacher
     images = torch.empty(BATCH, mine.input.channels, *mine.input.size)
     pair.train()
 
@@ -219,12 +211,12 @@ def cost(pair: ScaleKD) -> Cost:
         return seen
 
     def compare() -> None:
-        terms = pair.method(_leaves(seen), known, theirs.tail)
+        terms = pair.criterion(_leaves(seen), known, theirs.tail)
         torch.autograd.backward(list(terms.values()))
 
     teacher, known = counted(lambda: theirs(images))
     student, seen = counted(learn)
-    rest = counted(compare)[0] if any(vars(pair.method.weights).values()) else 0.0
+    rest = counted(compare)[0] if any(vars(pair.criterion.weights).values()) else 0.0
     return Cost(teacher, student, rest)
 
 

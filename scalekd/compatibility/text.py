@@ -6,7 +6,7 @@ from scalekd.compatibility.check import Checked, Side
 from scalekd.compatibility.known_models import Known, matching, sweep
 from scalekd.distiller import ScaleKD
 from scalekd.features import MapShape
-from scalekd.networks.feature_selection import TapPlan
+from scalekd.networks.feature_selection import ResolvedSelection
 
 
 def describe(pair: Checked) -> str:
@@ -46,11 +46,12 @@ def describe(pair: Checked) -> str:
 
 def fit(pair: ScaleKD) -> str:
     """In one line what was resolved for a pair; printed before it trains."""
-    teacher, student = pair.teacher, pair.student_taps
+    teacher, student = pair.teacher, pair.student_extractor
     return (
         f"{_map(student.shapes.penultimate)} -> {_map(teacher.shapes.penultimate)} -> "
         f"{_modules(teacher.tail_modules)} (replayed, differs by {teacher.difference:.0e}); "
-        f"{_map(student.shapes.final)} -> {_map(teacher.shapes.final)} {_norm(teacher.taps.plan)}; "
+        f"{_map(student.shapes.final)} -> {_map(teacher.shapes.final)} "
+        f"{_norm(teacher.extractor.plan)}; "
         f"heads {pair.heads[0]} and {pair.heads[1]}"
     )
 
@@ -69,11 +70,11 @@ def _side(label: str, side: Side) -> list[tuple[str, str]]:
     ]
 
 
-def _index(plan: TapPlan | None, which: str) -> str:
+def _index(plan: ResolvedSelection | None, which: str) -> str:
     return "" if plan is None else f"{getattr(plan, which)}: "
 
 
-def _norm(plan: TapPlan | None) -> str:
+def _norm(plan: ResolvedSelection | None) -> str:
     if plan is None or plan.norm == "none":
         return "without a final norm"
     kind = "past its final norm" if plan.norm == "final" else "through the norm after pooling"

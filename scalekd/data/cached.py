@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from scalekd.cache.store import SAME, Cache, glimpse
+from scalekd.cache.store import SAME, Cache, pixel_fingerprint
 from scalekd.data.source import Source
 from scalekd.errors import InputError
-from scalekd.networks import FrozenTeacher, InputConfig, Kept
+from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig
 from scalekd.networks.input_config import renormalising
 from scalekd.recipe import Recipe
 
@@ -31,12 +31,14 @@ def made_of(
         size: (height, width) of the images.
     """
     data = recipe.data
-    taps = None if teacher.taps.plan is None else dataclasses.asdict(teacher.taps.plan)
+    features = (
+        None if teacher.extractor.plan is None else dataclasses.asdict(teacher.extractor.plan)
+    )
     return {
         "teacher": recipe.teacher,
         "teacher's arguments": recipe.as_dict()["teacher_args"],
         "teacher's size": list(teacher.input.size),
-        "teacher's features": taps,
+        "teacher's features": features,
         "teacher_prefix": teacher.prefix,
         "teacher's weights": teacher.fingerprint,
         "set of images": source.identity or data.root,
@@ -108,7 +110,7 @@ class Replayed(Dataset[Any]):
 class Recalled(Replayed):
     """The same with what is kept of the teacher, as a last part of each item.
 
-    Each image is held against the glimpse that the teacher's is remembered by.
+    Each image is held against the pixel_fingerprint that the teacher's is remembered by.
 
     Args:
         images: normalised as `config` says.
@@ -124,7 +126,7 @@ class Recalled(Replayed):
     def __getitem__(self, name: int) -> tuple[Any, ...]:
         item = super().__getitem__(name)
         kept, seen = self.cache[name % self.rows]
-        now = glimpse(item[0] * self.scale + self.shift)
+        now = pixel_fingerprint(item[0] * self.scale + self.shift)
         if not torch.allclose(now, seen[0], rtol=0, atol=SAME):
             made_with = self.cache.contents.made_with
             changed = [f"{n} {v}" for n, v in made_with.items() if versions()[n] != v]
@@ -134,7 +136,10 @@ class Recalled(Replayed):
                 f"{str(self.cache.folder)!r} was made ({why}): bring that back, or make the cache "
                 "anew"
             )
-        return (*item, Kept(kept.final[0], kept.logits[0], [part[0] for part in kept.beside]))
+        return (
+            *item,
+            CachedOutputs(kept.final[0], kept.logits[0], [part[0] for part in kept.beside]),
+        )
 
 
 def through(cache: Cache, source: Source, with_teacher: bool) -> Source:

@@ -126,7 +126,7 @@ def source_of(
 class Seeded(Dataset[Any]):
     """Some of `images`, transformed, by the names that `RunBatches` gives them.
 
-    A transform's random numbers depend on seed and name alone: all arms of a seed see the same
+    A transform's random numbers depend on seed and name alone: all methods of a seed see the same
     crops, in whichever process they are made.
     """
 

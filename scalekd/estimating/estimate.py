@@ -13,7 +13,7 @@ from scalekd.estimating.pace import Pace, measured, modelled
 from scalekd.estimating.probe import probe
 from scalekd.estimating.savings import Gain, gains
 from scalekd.recipe import Recipe
-from scalekd.training.run import arms
+from scalekd.runs.result import methods
 
 TOGETHER = 0.9
 """Assumed: the share of their speed that several devices keep while they exchange gradients."""
@@ -140,7 +140,7 @@ def estimate(
         images=seen.count,
         steps=steps,
         epochs=recipe.epochs,
-        runs=len(recipe.seeds) * len(arms(recipe.teacher, recipe.compare)),
+        runs=len(recipe.seeds) * len(methods(recipe.teacher, recipe.compare)),
         gflop=gflop,
         pace=pace,
         step=step,

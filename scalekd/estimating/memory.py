@@ -90,10 +90,10 @@ class Needs:
             precision or recipe.precision,
             recipe.accumulate > 1,
             recipe.checkpoint_tail if checkpoint_tail is None else checkpoint_tail,
-            halved=self.devices == 1 or "teacher" not in recipe.shard,
+            halved=self.devices == 1 or "teacher" not in recipe.fsdp,
         )
         pieces = {
-            part: self.devices if part in recipe.shard else 1 for part in ("teacher", "student")
+            part: self.devices if part in recipe.fsdp else 1 for part in ("teacher", "student")
         }
         teacher, learning = pieces["teacher"], pieces["student"]
         memory = Memory(

@@ -84,7 +84,7 @@ def outline(recipe: Recipe, images: Pictures) -> ScaleKD:
     with torch.device("meta"):
         whole, _ = build(recipe.teacher, "random", size, **arguments)
     verified = verify(
-        recipe.teacher, whole, arguments, size, recipe.teacher_taps, recipe.teacher_prefix
+        recipe.teacher, whole, arguments, size, recipe.teacher_features, recipe.teacher_prefix
     )
     teacher = verified.teacher.outlined(whole, size)
     with torch.device("meta"):
@@ -99,4 +99,4 @@ def tail_gflop(pair: ScaleKD) -> float:
     teacher(torch.empty(BATCH, teacher.input.channels, *teacher.input.size))
     with FlopCounterMode(display=False) as counter:
         teacher.tail(torch.empty(BATCH, shape[1] * shape[2], shape[0]))
-    return float(len(pair.method.penultimate) * counter.get_total_flops() / BATCH / 1e9)
+    return float(len(pair.criterion.penultimate) * counter.get_total_flops() / BATCH / 1e9)

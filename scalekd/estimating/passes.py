@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalekd.distiller import ScaleKD, Step
+from scalekd.distiller import ScaleKD, StepOutput
 from scalekd.recipe import Recipe
 from scalekd.training.performance import autocast
 
@@ -25,7 +25,7 @@ class Passes:
 
     def __init__(self, method: ScaleKD, recipe: Recipe, device: torch.device, batch: int) -> None:
         self.method, self.recipe, self.device = method, recipe, device
-        config, classes = method.student_taps.input, method.student_taps.shapes.classes
+        config, classes = method.student_extractor.input, method.student_extractor.shapes.classes
         noise = torch.Generator(device).manual_seed(0)
         shape = (batch, config.channels, *config.size)
         self.images = torch.randn(shape, device=device, generator=noise)
@@ -43,7 +43,7 @@ class Passes:
 
     def loss(self) -> Tensor:
         """Of the method on the batch."""
-        step: Step = self.method(self.images, self.targets)
+        step: StepOutput = self.method(self.images, self.targets)
         return step.loss
 
     def teach(self) -> None:
@@ -54,7 +54,7 @@ class Passes:
     def study(self) -> None:
         """The student's two."""
         with self.precision():
-            seen = self.method.student_taps(self.images)
+            seen = self.method.student_extractor(self.images)
             given = [t.sum() for t in (seen.penultimate, seen.final, seen.logits) if t is not None]
         torch.autograd.backward(given)
 

@@ -15,15 +15,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from scalekd.device import best_device
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.estimating.outline import Pictures
 from scalekd.estimating.passes import Passes, seconds
-from scalekd.evaluation.evaluate import best_device
 from scalekd.recipe import Recipe
+from scalekd.runs.result import Run
 from scalekd.training.optim import average_of, optimizer_of
 from scalekd.training.performance import arrange, compile_blocks
-from scalekd.training.run import Run, build_method
+from scalekd.training.run import build_method
 
 WARM_UP, FEWEST, MOST, SECONDS = 2, 3, 7, 30.0
 """Steps that are not counted; then so many at least and at most, as these seconds hold."""

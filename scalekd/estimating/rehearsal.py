@@ -85,7 +85,7 @@ class Rehearsal:
             halved: whether the teacher's weights are kept as autocast casts them, where it does.
         """
         halved &= precision != "32-true"
-        pair, config = self.pair, self.pair.student_taps.input
+        pair, config = self.pair, self.pair.student_extractor.input
         pair.checkpoint_tail = checkpoint_tail
         with self.mode, _halved(pair.teacher, halved), Alive() as alive:
             teacher = alive.hold(_tensors(pair.teacher.model))
@@ -97,7 +97,7 @@ class Rehearsal:
                 parameter.grad = torch.empty_like(parameter)
             gradients = alive.now - before
             compared: list[int] = []
-            mark = pair.method.register_forward_pre_hook(lambda *_: compared.append(alive.now))
+            mark = pair.criterion.register_forward_pre_hook(lambda *_: compared.append(alive.now))
             images = torch.empty(batch, config.channels, *config.size)
             with autocast(precision, torch.device("cpu")):
                 loss = pair(images).loss  # labels have values, and their loss next to no memory

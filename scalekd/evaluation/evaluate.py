@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from scalekd.data.open import layout, open_source
 from scalekd.data.source import IGNORED
+from scalekd.device import best_device
 from scalekd.errors import InputError
 from scalekd.networks import build, input_config
 from scalekd.recipe import Data
@@ -33,11 +34,6 @@ def top1(
     for images, targets in batches:
         accuracy.update(classify(images.to(device)).cpu(), targets)
     return float(accuracy.compute())
-
-
-def best_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:

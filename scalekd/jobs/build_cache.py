@@ -15,19 +15,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from scalekd.cache.encoding import Precision, Rows, decode, encode, errors
-from scalekd.cache.store import Cache, Contents, described, glimpse
+from scalekd.cache.store import Cache, Contents, described, pixel_fingerprint
 from scalekd.data.cached import Replayed, made_of, versions
 from scalekd.data.loader import loading
 from scalekd.data.open import open_source
 from scalekd.data.source import Source
+from scalekd.device import best_device
 from scalekd.errors import InputError
-from scalekd.evaluation.evaluate import best_device
-from scalekd.jobs.console import QUIET, duration
-from scalekd.networks import FrozenTeacher, InputConfig, Kept, input_config
+from scalekd.jobs.console import QUIET
+from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig, input_config
 from scalekd.networks.input_config import renormalising
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
 from scalekd.runs.atomic_io import write_whole
+from scalekd.runs.result import duration
 from scalekd.signals import Interrupted, stopping
 from scalekd.training.performance import autocast
 from scalekd.training.run import build_teacher, student_spec
@@ -121,11 +122,13 @@ class Passes:
         scale, shift = renormalising(config, teacher.input)
         self.scale, self.shift = scale.to(self.device), shift.to(self.device)
 
-    def keep(self, images: Tensor) -> Kept:
+    def keep(self, images: Tensor) -> CachedOutputs:
         """Of images (N, C, H, W); on the CPU."""
         with autocast(self.precision, self.device):
             kept = self.teacher.keep(images.to(self.device) * self.scale + self.shift)
-        return Kept(kept.final.cpu(), kept.logits.cpu(), [part.cpu() for part in kept.beside])
+        return CachedOutputs(
+            kept.final.cpu(), kept.logits.cpu(), [part.cpu() for part in kept.beside]
+        )
 
 
 def _config(recipe: Recipe, source: Source, teacher: FrozenTeacher) -> InputConfig:
@@ -136,7 +139,9 @@ def _config(recipe: Recipe, source: Source, teacher: FrozenTeacher) -> InputConf
     return source.input or replace(teacher.input, size=recipe.data.size or teacher.input.size)
 
 
-def _size(contents: Contents, bytes_a_row: int, sample: Kept, encoded: Rows, out: Path) -> str:
+def _size(
+    contents: Contents, bytes_a_row: int, sample: CachedOutputs, encoded: Rows, out: Path
+) -> str:
     """What is going to be written, in a line."""
     plain, varying = errors(sample.final, decode(encoded).final)
     return (
@@ -245,7 +250,7 @@ def _split(rows: range, size: int) -> Iterator[range]:
 
 
 def _glimpses(images: Tensor) -> Tensor:
-    return torch.stack([glimpse(image) for image in images])
+    return torch.stack([pixel_fingerprint(image) for image in images])
 
 
 def _write(cache: Cache, shard: int, parts: list[tuple[Rows, Tensor]]) -> None:

@@ -3,8 +3,6 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -14,13 +12,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 
 from scalekd.distributed import ranks
-from scalekd.networks import InputConfig
 from scalekd.recipe import Recipe
-from scalekd.training.loop import AVERAGED
-from scalekd.training.loop import Progress as News
-from scalekd.training.run import Arm, Result, first
+from scalekd.runs.result import (
+    AVERAGED,
+    LABELS,
+    Pair,
+    Result,
+    duration,
+    first,
+    gains,
+    mean_terms,
+    measured,
+    results_of,
+    seconds_per_step,
+)
+from scalekd.runs.result import Progress as News
 
-LABELS: dict[Arm, str] = {"alone": "student alone", "logits": "logit KD", "scalekd": "ScaleKD"}
 SHORT = {
     "tpp_original": "tpp",
     "tpp_alternative": "tpp'",
@@ -33,51 +40,6 @@ LONG_WAIT = 0.2
 """Share of a run's time spent waiting for images above which that is said."""
 QUIET = 60.0
 """Seconds without a line in a log file after which a run gets one."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """What is known before training: who teaches whom, and how good the teacher is here.
-
-    images: channels, size and normalisation of the student's.
-    labels: whether the images have any; without them nothing is measured.
-    fit: what is projected to what, in one line.
-    gflop: of a training step, for an image.
-    workers: processes that load images, for each device.
-    Of a student alone the teacher's and the projectors' parameters are 0.
-    """
-
-    teacher_top1: float | None
-    teacher_parameters: int
-    student_parameters: int
-    projector_parameters: int
-    notes: list[str]
-    labels: bool = True
-    fit: str = ""
-    gflop: float = 0.0
-    workers: int = 0
-    images: InputConfig | None = None
-
-
-def of_arm(results: list[Result], arm: str) -> list[Result]:
-    """The results of one arm, by seed."""
-    return sorted((r for r in results if r.run.arm == arm), key=lambda r: r.run.seed)
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """The mean of what is known, or None of nothing."""
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
-def mean_terms(results: list[Result]) -> dict[str, float]:
-    """The loss's terms at the end of one arm's runs, by name."""
-    return {name: statistics.fmean(r.terms[name] for r in results) for name in results[0].terms}
-
-
-def measured(results: list[Result]) -> bool:
-    """Whether there were labels to measure with."""
-    return all(r.top1 is not None for r in results)
 
 
 class Display:
@@ -206,16 +168,6 @@ def _who(recipe: Recipe, pair: Pair) -> str:
     )
 
 
-def duration(seconds: float) -> str:
-    """In two units at most."""
-    minutes, hours = seconds / 60, seconds / 3600
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    if hours < 2:
-        return f"{minutes:.0f} min"
-    return f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.1f} days"
-
-
 def conclude(recipe: Recipe, pair: Pair, results: list[Result], out: Path) -> None:
     """Print the table, and in words what it says and does not say."""
     console = Console(highlight=False)
@@ -225,7 +177,7 @@ def conclude(recipe: Recipe, pair: Pair, results: list[Result], out: Path) -> No
         console.print(sentence, soft_wrap=True)
     console.print(
         f"{out}/: summary.json, curves.png, metrics.jsonl, settings.yaml, and student/ "
-        f"({LABELS[first(recipe).arm]}, seed {recipe.seeds[0]}), which plain timm loads:",
+        f"({LABELS[first(recipe).method]}, seed {recipe.seeds[0]}), which plain timm loads:",
         soft_wrap=True,
     )
     console.print(
@@ -242,8 +194,8 @@ def _accuracies(recipe: Recipe, pair: Pair, results: list[Result]) -> Table:
         empty = [""] * len(recipe.seeds)
         size = f"{pair.teacher_parameters / 1e6:.3f}"
         table.add_row("teacher", f"{pair.teacher_top1:.2%}"[:-1], "", *empty, size, "")
-    for arm, label in LABELS.items():
-        if runs := of_arm(results, arm):
+    for method, label in LABELS.items():
+        if runs := results_of(results, method):
             tops = {r.run.seed: 100 * r.top1 for r in runs if r.top1 is not None}
             table.add_row(label, *_numbers(tops, recipe.seeds, 2), *_costs(pair, runs))
     return table
@@ -256,8 +208,8 @@ def _losses(recipe: Recipe, pair: Pair, results: list[Result]) -> Table:
     table.add_column("")
     for column in ("mean", "sd", *(f"seed {s}" for s in recipe.seeds), "M params", "s/step"):
         table.add_column(column, justify="right")
-    for arm, label in LABELS.items():
-        if runs := of_arm(results, arm):
+    for method, label in LABELS.items():
+        if runs := results_of(results, method):
             losses = {r.run.seed: r.loss for r in runs}
             table.add_row(label, *_numbers(losses, recipe.seeds, 3), *_costs(pair, runs))
     return table
@@ -275,34 +227,25 @@ def _costs(pair: Pair, runs: list[Result]) -> list[str]:
     return [f"{pair.student_parameters / 1e6:.3f}", f"{seconds_per_step(runs):.4f}"]
 
 
-def gains(results: list[Result], arm: str) -> list[float]:
-    """By how many points ScaleKD is above another arm, for each seed that both have finished."""
-    others = {r.run.seed: r.top1 for r in of_arm(results, arm) if r.top1 is not None}
-    return [
-        100 * (r.top1 - others[r.run.seed])
-        for r in of_arm(results, "scalekd")
-        if r.top1 is not None and r.run.seed in others
-    ]
-
-
 def in_words(results: list[Result]) -> list[str]:
     """One sentence for each comparison: the paired gain, its spread, and what it cost in time."""
     if not measured(results):
         return _words_without_labels(results)
     sentences: list[str] = []
-    distilled = of_arm(results, "scalekd")
+    distilled = results_of(results, "scalekd")
     if not distilled:
         return sentences
-    for arm in ("alone", "logits"):
-        others = of_arm(results, arm)
+    for method in ("supervised", "logit_kd"):
+        others = results_of(results, method)
         if not others:
             continue
         cost = seconds_per_step(distilled) / seconds_per_step(others)
         sentences.append(
-            f"ScaleKD against {LABELS[arm]}, the same steps: {_verdict(gains(results, arm))}; "
+            f"ScaleKD against {LABELS[method]}, the same steps: "
+            f"{_verdict(gains(results, method))}; "
             f"a step took {cost:.1f} times as long."
         )
-    if of_arm(results, "logits"):
+    if results_of(results, "logit_kd"):
         sentences.append(
             "At equal time instead of equal steps logit KD would train that much longer; this "
             "table does not show how far it would then come."
@@ -312,12 +255,12 @@ def in_words(results: list[Result]) -> list[str]:
 
 def _words_without_labels(results: list[Result]) -> list[str]:
     sentences = []
-    for arm, label in LABELS.items():
-        if runs := of_arm(results, arm):
+    for method, label in LABELS.items():
+        if runs := results_of(results, method):
             terms = [f"{SHORT.get(n, n)} {value:.3f}" for n, value in mean_terms(runs).items()]
             sentences.append(f"{label}: {' + '.join(terms)}.")
     sentences.append("How good a student is these losses do not say: that takes a task's labels.")
-    distilled, others = of_arm(results, "scalekd"), of_arm(results, "logits")
+    distilled, others = results_of(results, "scalekd"), results_of(results, "logit_kd")
     if others:
         kd, alone = (mean_terms(runs)["logits"] for runs in (distilled, others))
         cost = seconds_per_step(distilled) / seconds_per_step(others)
@@ -338,8 +281,3 @@ def _verdict(gains: list[float]) -> str:
     if abs(gain) <= spread:
         return f"{said}, NOT larger than the spread"
     return f"{said}, {'larger' if gain > 0 else 'a LOSS larger'} than the spread"
-
-
-def seconds_per_step(results: list[Result]) -> float:
-    """Mean over runs."""
-    return statistics.fmean(r.seconds / r.steps for r in results)

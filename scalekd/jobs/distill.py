@@ -13,11 +13,10 @@ from scalekd.jobs.preflight import check
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
 from scalekd.runs.folder import RunFolder, free_folder
+from scalekd.runs.result import Progress, Result, Run, methods
 from scalekd.runs.summary import summarise
 from scalekd.runs.trackers import check_trackers
 from scalekd.signals import Interrupted
-from scalekd.training.loop import Progress
-from scalekd.training.run import Result, Run, arms
 
 
 def distill(
@@ -70,7 +69,11 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
     check_trackers(recipe.track)
     folder, results = ranks.agreed(lambda: _look_at_folder(recipe, out, resume))
     pair = check(recipe)
-    runs = [Run(arm, seed) for seed in recipe.seeds for arm in arms(recipe.teacher, recipe.compare)]
+    runs = [
+        Run(method, seed)
+        for seed in recipe.seeds
+        for method in methods(recipe.teacher, recipe.compare)
+    ]
     left = [run for run in runs if run not in {result.run for result in results}]
     out = folder.path
     with ExitStack() as held, report.Display() as display:

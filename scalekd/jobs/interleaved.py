@@ -15,10 +15,10 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import DataLoader
 
-from scalekd.data.loader import RunBatches
+from scalekd.data.sampler import RunBatches
+from scalekd.device import best_device
 from scalekd.errors import DivergedError
-from scalekd.evaluation.evaluate import best_device
-from scalekd.networks import FrozenTeacher, InputConfig, Kept
+from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig
 from scalekd.networks.input_config import renormalising
 from scalekd.networks.pretrained import Loaded
 from scalekd.signals import Interrupted
@@ -175,4 +175,4 @@ def _batches(run: Turns) -> Iterator[Sequence[Any]]:
     """Where the runs compute, with what they share of the teacher as a last part."""
     for batch in run.batches:
         moved = move_data_to_device(batch, best_device())
-        yield moved if isinstance(moved[-1], Kept) else (*moved, Lesson())
+        yield moved if isinstance(moved[-1], CachedOutputs) else (*moved, Lesson())

@@ -24,10 +24,10 @@ from scalekd.networks import FrozenTeacher
 from scalekd.networks.pretrained import Loaded
 from scalekd.recipe import Recipe
 from scalekd.runs.folder import RunFolder
+from scalekd.runs.result import Pair, Progress, Result, Run, methods
 from scalekd.runs.summary import summarise
 from scalekd.signals import Interrupted, stopping
-from scalekd.training.loop import Progress
-from scalekd.training.run import Result, Run, arms, build_teacher, train
+from scalekd.training.run import build_teacher, train
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Learner:
     recipe: Recipe
     folder: RunFolder
     results: list[Result]
-    pair: report.Pair
+    pair: Pair
     lost: list[str] = field(default_factory=list)
 
     @property
@@ -49,7 +49,7 @@ class Learner:
         """Its runs that are not finished."""
         done = {result.run for result in self.results}
         recipe = self.recipe
-        every = [Run(a, s) for s in recipe.seeds for a in arms(recipe.teacher, recipe.compare)]
+        every = [Run(a, s) for s in recipe.seeds for a in methods(recipe.teacher, recipe.compare)]
         return [run for run in every if run not in done]
 
 
@@ -142,7 +142,7 @@ def _train(
     asked: threading.Event,
     display: report.Display,
 ) -> None:
-    """One arm with one seed, of all `learners`.
+    """One method with one seed, of all `learners`.
 
     Raises:
         Interrupted: it was stopped.

@@ -19,9 +19,9 @@ from scalekd.distributed.launch import orphaned
 from scalekd.errors import InputError
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
+from scalekd.runs.result import Progress, Result, Run
 from scalekd.signals import Interrupted, deferred, ignored, stopping
-from scalekd.training.loop import Progress
-from scalekd.training.run import Result, Run, train
+from scalekd.training.run import train
 
 Report = Callable[[Run, Progress], None]
 

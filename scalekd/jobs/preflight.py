@@ -10,20 +10,21 @@ from scalekd.compatibility.text import fit
 from scalekd.data.cached import open_cache, through
 from scalekd.data.loader import loaders
 from scalekd.data.open import layout, open_source
+from scalekd.device import best_device
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
-from scalekd.evaluation.evaluate import best_device, top1
-from scalekd.jobs import console as report
+from scalekd.evaluation.evaluate import top1
 from scalekd.networks import FrozenTeacher, input_config
 from scalekd.networks.pretrained import Loaded
 from scalekd.recipe import Recipe
+from scalekd.runs.result import Pair, first
 from scalekd.training.dry_run import trial, untouched
-from scalekd.training.run import build_method, first
+from scalekd.training.run import build_method
 
 
 def check(
     recipe: Recipe, built: tuple[FrozenTeacher, Loaded] | None = None, measured: float | None = None
-) -> report.Pair:
+) -> Pair:
     """Build everything once, before the expensive part, and measure the teacher.
 
     Args:
@@ -37,7 +38,7 @@ def check(
     if source.classes is None:
         _refuse_what_needs_labels(recipe)
     method, _ = build_method(recipe, first(recipe), source, built)
-    if "logits" in recipe.compare and isinstance(method, ScaleKD):
+    if "logit_kd" in recipe.compare and isinstance(method, ScaleKD):
         _refuse_logits_where_there_are_none(method)
     config = input_config(method.student, recipe.data.size)
     cache = open_cache(recipe, source, getattr(method, "teacher", None), config)
@@ -71,7 +72,7 @@ def check(
         notes.append(f"no gradient reaches {len(unlearnt)} parameters, such as {unlearnt[0]}")
     if cache is not None:
         notes.append(str(cache))
-    pair = report.Pair(
+    pair = Pair(
         teacher_top1=None,
         teacher_parameters=0,
         student_parameters=_parameters(method.student),
@@ -98,13 +99,13 @@ def check(
         pair,
         teacher_top1=teacher_top1,
         teacher_parameters=_parameters(method.teacher.model),
-        projector_parameters=_parameters(method.method),
+        projector_parameters=_parameters(method.criterion),
         fit=fit(method),
     )
 
 
 def _refuse_logits_where_there_are_none(method: ScaleKD) -> None:
-    if not method.method.weights.logits:
+    if not method.criterion.weights.logits:
         why = "; ".join(n for n in method.notes if "logit" in n or "no classifier" in n)
         why = why or "the weight logits is 0"
         raise InputError(f"compare has logits, and there is no logit distillation here ({why})")
@@ -132,7 +133,7 @@ def _refuse_what_needs_labels(recipe: Recipe) -> None:
             f"a student alone learns from labels, {there_are_none}: give --data.root a folder with "
             "train/CLASS/*.jpg and val/CLASS/*.jpg, or a teacher (scalekd distill)"
         )
-    if "alone" in recipe.compare:
+    if "supervised" in recipe.compare:
         raise InputError(
             f"compare has alone, which learns from labels, {there_are_none}: leave it out, or give "
             "--data.root a folder with train/CLASS/*.jpg and val/CLASS/*.jpg"
@@ -148,7 +149,7 @@ def _refuse_what_needs_labels(recipe: Recipe) -> None:
 
 def _without_labels(method: ScaleKD, root: str) -> Iterator[str]:
     """What there is to say of a training without labels."""
-    weights = asdict(method.method.weights)
+    weights = asdict(method.criterion.weights)
     logits = weights.pop("logits")
     kinds = [k for k, some in (("features", any(weights.values())), ("logits", logits)) if some]
     yield f"no labels in {root}: {' and '.join(kinds)} alone are distilled"

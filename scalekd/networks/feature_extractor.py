@@ -12,15 +12,15 @@ from scalekd.errors import InputError
 from scalekd.features import Features, FeatureShapes
 from scalekd.networks import overrides as families
 from scalekd.networks import paper
-from scalekd.networks.feature_selection import TapSettings, resolve
+from scalekd.networks.feature_selection import FeatureSelection, resolve
 from scalekd.networks.input_config import input_config
 from scalekd.networks.layout import as_map, map_shape
-from scalekd.networks.protocol import OwnTaps, offers_features
+from scalekd.networks.protocol import ProtocolFeatureExtractor, offers_features
 from scalekd.networks.shape_probe import look
 
 
-class Taps:
-    """`Taps(model)(images)` -> `Features`, equal to one call of the model.
+class FeatureExtractor:
+    """`FeatureExtractor(model)(images)` -> `Features`, equal to one call of the model.
 
     Not a module: it holds none of the model's parameters for any trainer or state dict to find.
 
@@ -44,13 +44,13 @@ class Taps:
         self,
         model: nn.Module,
         size: tuple[int, int] | None = None,
-        settings: TapSettings | None = None,
+        settings: FeatureSelection | None = None,
         of_teacher: bool = False,
     ) -> None:
         self.model = model
         self.input = input_config(model, size)
         seen = look(model, (2, self.input.channels, *self.input.size))
-        asked = (settings or TapSettings()).over(_known(model, seen.name, of_teacher))
+        asked = (settings or FeatureSelection()).over(_known(model, seen.name, of_teacher))
         self.plan = resolve(asked, seen, of_teacher)
         self.count = len(seen.maps)
         penultimate, final = seen.maps[self.plan.penultimate], seen.maps[self.plan.final]
@@ -93,26 +93,26 @@ class Taps:
         return y, penultimate, final
 
 
-def taps(
+def build_feature_extractor(
     model: nn.Module,
     size: tuple[int, int] | None = None,
-    settings: TapSettings | None = None,
+    settings: FeatureSelection | None = None,
     of_teacher: bool = False,
-) -> Taps | OwnTaps:
-    """`Taps` of one of timm's models, `OwnTaps` of a module that offers its features itself."""
+) -> FeatureExtractor | ProtocolFeatureExtractor:
+    """The extractor of a timm model, or of a module that offers its features itself."""
     if not offers_features(model):
-        return Taps(model, size, settings, of_teacher)
-    if settings not in (None, TapSettings()):
+        return FeatureExtractor(model, size, settings, of_teacher)
+    if settings not in (None, FeatureSelection()):
         raise InputError(
             f"{type(model).__name__} offers its features itself, and {settings} choose among those "
             "of timm's models: leave them out"
         )
-    return OwnTaps(model, size)
+    return ProtocolFeatureExtractor(model, size)
 
 
-def _known(model: nn.Module, name: str, of_teacher: bool) -> TapSettings:
+def _known(model: nn.Module, name: str, of_teacher: bool) -> FeatureSelection:
     """The paper's choice for its own models, and what a family needs."""
     if not of_teacher:
-        return paper.STUDENT_TAPS.get(name, TapSettings())
-    family = families.TEACHER_TAPS.get(type(model).__name__, TapSettings())
-    return paper.TEACHER_TAPS.get(name, TapSettings()).over(family)
+        return paper.STUDENT_TAPS.get(name, FeatureSelection())
+    family = families.TEACHER_TAPS.get(type(model).__name__, FeatureSelection())
+    return paper.TEACHER_TAPS.get(name, FeatureSelection()).over(family)

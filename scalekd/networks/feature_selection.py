@@ -11,7 +11,7 @@ Norm = Literal["final", "pooled", "none"]
 
 
 @dataclass(frozen=True)
-class TapSettings:
+class FeatureSelection:
     """Which features of a timm model are tapped; None is the default, resolved for the model.
 
     Args:
@@ -29,16 +29,16 @@ class TapSettings:
     final: int | None = None
     norm: Norm | None = None
 
-    def over(self, defaults: "TapSettings") -> "TapSettings":
+    def over(self, defaults: "FeatureSelection") -> "FeatureSelection":
         """These settings, and `defaults` where they say nothing."""
         names = [f.name for f in fields(self)]
         said = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
-        return TapSettings(**{n: getattr(defaults, n) for n in names} | said)
+        return FeatureSelection(**{n: getattr(defaults, n) for n in names} | said)
 
 
 @dataclass(frozen=True)
-class TapPlan:
-    """`TapSettings`, resolved.
+class ResolvedSelection:
+    """`FeatureSelection`, resolved.
 
     whole: whether the final feature is the output of `forward_features`, past whatever the model
         does after its last stage; else the last stage's own.
@@ -69,7 +69,7 @@ class Seen:
     classes: int | None
 
 
-def resolve(settings: TapSettings, seen: Seen, of_teacher: bool) -> TapPlan:
+def resolve(settings: FeatureSelection, seen: Seen, of_teacher: bool) -> ResolvedSelection:
     """The plan for a model; InputError where it has not what `settings` ask for."""
     last = len(seen.maps) - 1
     if last < 1:
@@ -101,10 +101,10 @@ def resolve(settings: TapSettings, seen: Seen, of_teacher: bool) -> TapPlan:
             f"{'final or none' if seen.final_norm else 'none'}"
         )
     if settings.norm == "pooled":
-        return TapPlan(penultimate, final, False, "pooled", seen.pooled_norm)
+        return ResolvedSelection(penultimate, final, False, "pooled", seen.pooled_norm)
     whole = whole and settings.norm != "none"
     normed = whole and seen.final_norm is not None
-    return TapPlan(
+    return ResolvedSelection(
         penultimate,
         final,
         whole,

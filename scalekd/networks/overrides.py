@@ -4,12 +4,12 @@ An index counts from the end where it is negative. Everything else about a model
 watching it; most families need no entry.
 """
 
-from scalekd.networks.feature_selection import TapSettings
+from scalekd.networks.feature_selection import FeatureSelection
 
 TEACHER_TAPS = {
     # Positions are added between two modules, after the first stage: the tail starts behind them.
-    "VOLO": TapSettings(penultimate=1),
+    "VOLO": FeatureSelection(penultimate=1),
     # Its blocks pass on a second stream, of pixels, beside the patches: only the last block can
     # be run on patches alone.
-    "TNT": TapSettings(penultimate=-2),
+    "TNT": FeatureSelection(penultimate=-2),
 }

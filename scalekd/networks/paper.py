@@ -1,6 +1,6 @@
 """The paper's own models and pairs, by their names in timm.
 
-Where they leave the general rules (taps as `TapSettings` resolves them, projector heads of 64
+Where they leave the general rules (taps as `FeatureSelection` resolves them, projector heads of 64
 channels) it is said here. These lists are closed: they say what one paper did, and other models
 need no entry.
 """
@@ -8,7 +8,7 @@ need no entry.
 from dataclasses import dataclass, field
 from typing import Any
 
-from scalekd.networks.feature_selection import TapSettings
+from scalekd.networks.feature_selection import FeatureSelection
 
 SWIN_S = "swin_small_patch4_window7_224"
 SWIN_B = "swin_base_patch4_window7_224"
@@ -16,14 +16,14 @@ SWIN_L = "swin_large_patch4_window7_224"
 EVA_L = "eva_large_patch14_196"
 
 STUDENT_TAPS = {
-    "mixer_s16_224": TapSettings(penultimate=5, norm="none"),
-    "mixer_b16_224": TapSettings(penultimate=9, norm="none"),
-    "mixer_b14_224": TapSettings(penultimate=9, norm="none"),
+    "mixer_s16_224": FeatureSelection(penultimate=5, norm="none"),
+    "mixer_b16_224": FeatureSelection(penultimate=9, norm="none"),
+    "mixer_b14_224": FeatureSelection(penultimate=9, norm="none"),
 }
 
 TEACHER_TAPS = {
-    EVA_L: TapSettings(penultimate=21),
-    "vit_base_patch16_224": TapSettings(penultimate=7),
+    EVA_L: FeatureSelection(penultimate=21),
+    "vit_base_patch16_224": FeatureSelection(penultimate=7),
 }
 
 TEACHER_HEADS = {SWIN_S: (3, 6), SWIN_B: (8, 16), SWIN_L: (16, 24)}

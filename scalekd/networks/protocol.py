@@ -49,8 +49,8 @@ def offers_features(model: nn.Module) -> bool:
     return False
 
 
-class OwnTaps:
-    """`Taps` of a module that offers its features. Its shapes are found by one pass over noise.
+class ProtocolFeatureExtractor:
+    """`FeatureExtractor` of a module that offers its features; a pass over noise gives shapes.
 
     Args:
         model: see `OffersFeatures`.

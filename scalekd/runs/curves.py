@@ -1,4 +1,4 @@
-"""Learning curves: of one run folder by arm, of several by folder."""
+"""Learning curves: of one run folder by method, of several by folder."""
 
 import io
 import math
@@ -11,13 +11,13 @@ from typing import Any
 import matplotlib
 
 from scalekd.runs.atomic_io import write_whole
-from scalekd.jobs.console import LABELS
-from scalekd.training.run import Arm
+from scalekd.runs.result import LABELS
+from scalekd.runs.result import Method
 
-COLOURS: dict[Arm, str] = {"alone": "#8a8a8a", "logits": "#d98c21", "scalekd": "#2166ac"}
+COLOURS: dict[Method, str] = {"supervised": "#8a8a8a", "logit_kd": "#d98c21", "scalekd": "#2166ac"}
 
 Point = tuple[float, float, float]
-"""Step, seconds, and what is drawn over them."""
+"""StepOutput, seconds, and what is drawn over them."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ def measured(entries: Sequence[dict[str, Any]]) -> bool:
     return any(entry["top1"] is not None for entry in entries)
 
 
-def lines_of(entries: Sequence[dict[str, Any]], arm: Arm, accuracies: bool) -> list[list[Point]]:
-    """One arm's lines, by seed, out of metrics.jsonl's: accuracies in %, or losses, thinned."""
+def lines_of(entries: Sequence[dict[str, Any]], method: Method, accuracies: bool) -> list[list[Point]]:
+    """One method's lines, by seed, out of metrics.jsonl's: accuracies in %, or losses, thinned."""
     by_seed: dict[int, list[Point]] = {}
     for entry in entries:
         height = entry["top1"] if accuracies else entry["loss"]
-        if entry["arm"] == arm and height is not None:
+        if entry["method"] == method and height is not None:
             point = entry["step"], entry["seconds"], height * (100 if accuracies else 1)
             by_seed.setdefault(entry["seed"], []).append(point)
     lines = [points for _, points in sorted(by_seed.items())]
@@ -61,7 +61,7 @@ def thinned(points: list[Point], most: int = 100) -> list[Point]:
 
 
 def draw_curves(entries: Sequence[dict[str, Any]], teacher_top1: float | None, file: Path) -> None:
-    """Draw a run folder's metrics by arm.
+    """Draw a run folder's metrics by method.
 
     Args:
         entries: the lines of its metrics.jsonl.
@@ -71,9 +71,9 @@ def draw_curves(entries: Sequence[dict[str, Any]], teacher_top1: float | None, f
     accuracies = measured(entries)
     teacher = None if teacher_top1 is None else ("teacher", teacher_top1)
     curves = [
-        Curves(label, COLOURS[arm], lines, teacher)
-        for arm, label in LABELS.items()
-        if (lines := lines_of(entries, arm, accuracies))
+        Curves(label, COLOURS[method], lines, teacher)
+        for method, label in LABELS.items()
+        if (lines := lines_of(entries, method, accuracies))
     ]
     draw(curves, accuracies, file)
 

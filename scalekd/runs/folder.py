@@ -18,7 +18,7 @@ from scalekd.runs.checkpoint import newest
 from scalekd.runs.curves import draw_curves
 from scalekd.runs.atomic_io import metrics_file, read_lines, write_whole
 from scalekd.recipe import Recipe, flat
-from scalekd.training.run import Result, Run
+from scalekd.runs.result import Result, Run
 
 FREE = {
     "log_every",
@@ -27,7 +27,7 @@ FREE = {
     "track",
     "data.workers",
     "accumulate",
-    "shard",
+    "fsdp",
     "compile",
     "channels_last",
     "checkpoint_tail",
@@ -145,7 +145,7 @@ class RunFolder:
         lines = [
             json.dumps(plain) + "\n"
             for plain in self._lines(self.metrics)
-            if plain["step"] <= steps.get(Run(plain["arm"], plain["seed"]), plain["step"])
+            if plain["step"] <= steps.get(Run(plain["method"], plain["seed"]), plain["step"])
         ]
         try:
             write_whole(self.metrics, "".join(lines).encode())

@@ -17,8 +17,8 @@ from scalekd.runs.curves import Curves, draw, lines_of, measured
 from scalekd.runs.atomic_io import read_lines
 from scalekd.runs.folder import HALF_MADE, RunFolder
 from scalekd.recipe import flat
-from scalekd.jobs.console import LABELS, gains
-from scalekd.training.run import Arm, Result, Run, arms
+from scalekd.runs.result import LABELS, gains
+from scalekd.runs.result import Method, Result, Run, methods
 
 State = Literal["running", "perhaps running", "stopped", "finished"]
 
@@ -29,9 +29,9 @@ class Standing:
 
     step, steps: of all its runs together; steps is None before the first report.
     trainer: who trains in it, where its state is one of running.
-    top1: shares, of the runs that are finished, by arm and seed; without labels the loss.
-    gain: points that ScaleKD is above an arm, for each seed that both have finished.
-    so_far: the newest measurement of the first arm (a share), while no run is finished.
+    top1: shares, of the runs that are finished, by method and seed; without labels the loss.
+    gain: points that ScaleKD is above an method, for each seed that both have finished.
+    so_far: the newest measurement of the first method (a share), while no run is finished.
     seconds: of training, all runs together.
     date: of the last that was written to it, in UTC.
     settings: by dotted names.
@@ -45,12 +45,12 @@ class Standing:
     trainer: lock.Trainer | None = None
     teacher: str | None = None
     student: str | None = None
-    arms: list[Arm] = field(default_factory=list)
+    methods: list[Method] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     teacher_top1: float | None = None
-    top1: dict[Arm, dict[int, float]] = field(default_factory=dict)
-    loss: dict[Arm, dict[int, float]] = field(default_factory=dict)
-    gain: dict[Arm, list[float]] = field(default_factory=dict)
+    top1: dict[Method, dict[int, float]] = field(default_factory=dict)
+    loss: dict[Method, dict[int, float]] = field(default_factory=dict)
+    gain: dict[Method, list[float]] = field(default_factory=dict)
     so_far: float | None = None
     seconds: float = 0.0
     date: str | None = None
@@ -79,12 +79,12 @@ def standing(folder: Path) -> Standing:
     data = settings.get("data")
     if settings and not ("student" in settings and isinstance(data, dict)):
         wrong.append("settings.yaml is no recipe")
-    trained = arms(settings.get("teacher") or None, _listed(settings, "compare"))
-    runs = [Run(arm, seed) for seed in _listed(settings, "seeds") for arm in trained]
+    trained = methods(settings.get("teacher") or None, _listed(settings, "compare"))
+    runs = [Run(method, seed) for seed in _listed(settings, "seeds") for method in trained]
     of = RunFolder(folder)
     entries = _entries(of.metrics, wrong)
     results = _results(of.results, wrong)
-    newest = {Run(entry["arm"], entry["seed"]): entry for entry in entries}
+    newest = {Run(entry["method"], entry["seed"]): entry for entry in entries}
     summary = _mapping(of.summary, wrong) if of.summary.exists() else {}
     everything = bool(runs) and {result.run for result in results} >= set(runs)
     if everything and not summary:
@@ -93,7 +93,7 @@ def standing(folder: Path) -> Standing:
     state: State = "finished" if everything else "stopped"
     if there is not None:
         state = "running" if there.certain else "perhaps running"
-    distilled = [e["top1"] for e in entries if e["arm"] == trained[0] and e["top1"] is not None]
+    distilled = [e["top1"] for e in entries if e["method"] == trained[0] and e["top1"] is not None]
     steps = [entry["steps"] for entry in newest.values()]
     return Standing(
         folder=str(folder),
@@ -103,12 +103,12 @@ def standing(folder: Path) -> Standing:
         trainer=there,
         teacher=settings.get("teacher"),
         student=settings.get("student"),
-        arms=trained if settings else [],
+        methods=trained if settings else [],
         seeds=_listed(settings, "seeds"),
         teacher_top1=summary.get("teacher_top1"),
         top1=_by_arm(results, lambda result: result.top1),
         loss=_by_arm(results, lambda result: result.loss if result.top1 is None else None),
-        gain={arm: gain for arm in trained[1:] if (gain := gains(results, arm))},
+        gain={method: gain for method in trained[1:] if (gain := gains(results, method))},
         so_far=distilled[-1] if distilled and not results else None,
         seconds=sum(entry["seconds"] for entry in newest.values()),
         date=_last_written(folder),
@@ -155,8 +155,8 @@ def draw_comparison(compared: Sequence[Standing], picture: Path) -> None:
         teacher = None
         if accuracies and each.teacher and each.teacher_top1 is not None:
             teacher = (each.teacher, each.teacher_top1)
-        arm = each.arms[0] if each.arms else entries[each.folder][0]["arm"]
-        lines = lines_of(entries[each.folder], arm, accuracies)
+        method = each.methods[0] if each.methods else entries[each.folder][0]["method"]
+        lines = lines_of(entries[each.folder], method, accuracies)
         curves.append(Curves(each.folder, colour, lines, teacher))
     try:
         draw(curves, accuracies, picture)
@@ -194,7 +194,7 @@ def _listed(settings: dict[str, Any], name: str) -> list[Any]:
 def _entries(metrics: Path, wrong: list[str]) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that are whole."""
     lines, broken = read_lines(metrics)
-    needed = {"arm", "seed", "step", "steps", "seconds", "loss", "top1"}
+    needed = {"method", "seed", "step", "steps", "seconds", "loss", "top1"}
     entries = [line for line in lines if line.keys() >= needed]
     broken += len(lines) - len(entries)
     if broken:
@@ -215,13 +215,13 @@ def _results(file: Path, wrong: list[str]) -> list[Result]:
     return results
 
 
-def _by_arm(results: list[Result], number: Any) -> dict[Arm, dict[int, float]]:
-    numbers: dict[Arm, dict[int, float]] = {}
-    for arm in LABELS:
-        by_seed = {r.run.seed: number(r) for r in results if r.run.arm == arm}
+def _by_arm(results: list[Result], number: Any) -> dict[Method, dict[int, float]]:
+    numbers: dict[Method, dict[int, float]] = {}
+    for method in LABELS:
+        by_seed = {r.run.seed: number(r) for r in results if r.run.method == method}
         known = {seed: value for seed, value in by_seed.items() if value is not None}
         if known:
-            numbers[arm] = known
+            numbers[method] = known
     return numbers
 
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
 
-from scalekd.jobs.console import LABELS, duration
+from scalekd.runs.result import LABELS, duration
 from scalekd.runs.status import Standing
 
 
@@ -43,8 +43,8 @@ def _what(each: Standing) -> str:
     if each.student:
         who = f"{each.teacher} -> {each.student}" if each.teacher else f"{each.student} alone"
         lines.append(escape(who))
-        arms, seeds = len(each.arms), len(each.seeds)
-        lines.append(f"{_count(arms, 'arm')} x {_count(seeds, 'seed')}")
+        methods, seeds = len(each.methods), len(each.seeds)
+        lines.append(f"{_count(methods, 'method')} x {_count(seeds, 'seed')}")
     lines += [f"[red]{escape(wrong)}[/]" for wrong in each.wrong]
     return "\n".join(lines)
 
@@ -68,23 +68,23 @@ def _state(each: Standing) -> str:
 
 def _numbers(each: Standing) -> str:
     lines = []
-    for arm in each.arms:
-        if arm in each.top1:
-            values = [100 * value for value in each.top1[arm].values()]
-            lines.append(f"{LABELS[arm]} {_mean(values, 2)}")
-        elif arm in each.loss:
-            lines.append(f"{LABELS[arm]}: loss {_mean(each.loss[arm].values(), 3)}")
+    for method in each.methods:
+        if method in each.top1:
+            values = [100 * value for value in each.top1[method].values()]
+            lines.append(f"{LABELS[method]} {_mean(values, 2)}")
+        elif method in each.loss:
+            lines.append(f"{LABELS[method]}: loss {_mean(each.loss[method].values(), 3)}")
         else:
-            lines.append(f"{LABELS[arm]} -")
+            lines.append(f"{LABELS[method]} -")
     if each.so_far is not None:
-        lines[0] = f"{LABELS[each.arms[0]]} {100 * each.so_far:.2f} so far"
+        lines[0] = f"{LABELS[each.methods[0]]} {100 * each.so_far:.2f} so far"
     if each.teacher_top1 is not None:
         lines.append(f"teacher {100 * each.teacher_top1:.2f}")
     return "\n".join(lines)
 
 
 def _gains(each: Standing) -> str:
-    gains = [each.gain.get(arm) for arm in each.arms]
+    gains = [each.gain.get(method) for method in each.methods]
     return "\n".join(_mean(gain, 2, "+") if gain else "" for gain in gains)
 
 

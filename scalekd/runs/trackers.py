@@ -56,13 +56,13 @@ class Trackers:
 
     Args:
         recipe: what is trained; `track` says who is told.
-        arm, seed: which of its runs.
+        method, seed: which of its runs.
         out: the run folder; trackers/ in it has their files and what they were told.
     """
 
-    def __init__(self, recipe: Recipe, arm: str, seed: int, out: Path) -> None:
-        self.recipe, self.arm, self.seed, self.out = recipe, arm, seed, out
-        self.name = f"{arm}-seed{seed}"
+    def __init__(self, recipe: Recipe, method: str, seed: int, out: Path) -> None:
+        self.recipe, self.method, self.seed, self.out = recipe, method, seed, out
+        self.name = f"{method}-seed{seed}"
         self.memory = out / "trackers" / f"{self.name}.json"
         self.open: dict[Tracker, _Told] = {}
         self.remembered: dict[str, Any] = {}
@@ -70,7 +70,7 @@ class Trackers:
     def __enter__(self) -> "Trackers":
         if self.recipe.track:
             entries, _ = read_lines(metrics_file(self.out))
-            own = [e for e in entries if (e["arm"], e["seed"]) == (self.arm, self.seed)]
+            own = [e for e in entries if (e["method"], e["seed"]) == (self.method, self.seed)]
             self.remembered = _remembered(self.memory)
             for name in self.recipe.track:
                 try:
@@ -118,7 +118,7 @@ class Trackers:
             logger = _logger(name, self.name, folder, before.get("id"))
             if not before:
                 settings = flat(self.recipe.as_dict())
-                logger.log_hyperparams({**settings, "arm": self.arm, "seed": self.seed})
+                logger.log_hyperparams({**settings, "method": self.method, "seed": self.seed})
             told = _Told(logger, before.get("step", 0))
             if name not in REBUILT:
                 self._remember(name, told)

@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalekd.compatibility.check import GROUPED
-from scalekd.evaluation.evaluate import best_device
+from scalekd.device import best_device
+from scalekd.flops import GROUPED
 from scalekd.training.module import Method, learn
 
 IMAGES = 2

@@ -26,7 +26,7 @@ def trainer(recipe: Recipe, watch: L.Callback, every_parameter: bool) -> L.Train
     devices: int | list[int] = [torch.cuda.current_device()] if torch.cuda.is_available() else 1
     nodes = 1
     started_by: ClusterEnvironment = LightningEnvironment()
-    if ranks.world() > 1 and "student" not in recipe.shard:  # shards exchange by themselves
+    if ranks.world() > 1 and "student" not in recipe.fsdp:  # shards exchange by themselves
         devices, nodes = ranks.here(), ranks.world() // ranks.here()
         started_by = ranks.environment()
         strategy = DDPStrategy(

@@ -14,7 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,12 +24,11 @@ from torch import Tensor, nn
 
 from scalekd.distributed import ranks
 from scalekd.distributed.fsdp import runnable, whole
-from scalekd.runs.checkpoint import StudentSpec, before, best, write
+from scalekd.networks.student import StudentSpec
+from scalekd.runs.checkpoint import before, best, write
+from scalekd.runs.result import AVERAGED, Progress
 from scalekd.signals import Interrupted
 from scalekd.training.module import State, TrainingModule
-
-AVERAGED = 50
-"""Over how many of a run's last steps its final loss is the mean: one step's alone is noise."""
 
 
 class StopSignal(Protocol):
@@ -37,32 +36,6 @@ class StopSignal(Protocol):
 
     def is_set(self) -> bool:
         """Whether to end."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands. `top1` (a share) only when it was just measured, which takes labels;
-    `terms` are weighted; `kept` where it belongs in the record, which is a matter of steps alone;
-    `gradients` are the norms of the student's and the projectors', before clipping; `waiting` is
-    the share of the training's time, since this process began it, that was spent waiting for
-    images; `memory` is the most that this process has held, in bytes: the GPU's where it trains on
-    one; `broken` is how many images could not be read.
-    """
-
-    step: int
-    steps: int
-    epoch: float
-    seconds: float
-    images_per_second: float
-    learning_rate: float
-    loss: float
-    terms: dict[str, float]
-    top1: float | None = None
-    kept: bool = False
-    gradients: dict[str, float] = field(default_factory=dict)
-    waiting: float = 0.0
-    memory: int = 0
-    broken: int = 0
 
 
 @dataclass(frozen=True)

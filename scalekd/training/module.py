@@ -12,14 +12,14 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from scalekd.data.loader import RunBatches
+from scalekd.data.sampler import RunBatches
 from scalekd.data.seeding import seed_all
-from scalekd.distiller import ScaleKD, Step
+from scalekd.distiller import ScaleKD, StepOutput
 from scalekd.distributed import ranks
 from scalekd.distributed.fsdp import in_pieces, shard
 from scalekd.errors import DivergedError
 from scalekd.features import Features
-from scalekd.networks import Kept
+from scalekd.networks import CachedOutputs
 from scalekd.networks.blocks import blocks
 from scalekd.recipe import Optim
 from scalekd.training.optim import average_of, optimizer_of
@@ -33,7 +33,7 @@ class Method(Protocol):
 
     student: nn.Module
 
-    def __call__(self, images: Tensor, targets: Tensor | None = None) -> Step:
+    def __call__(self, images: Tensor, targets: Tensor | None = None) -> StepOutput:
         """One step's loss."""
 
 
@@ -50,7 +50,7 @@ class Lesson:
         return self._said
 
 
-def learn(method: Method, batch: Sequence[Any], mix: nn.Module | None = None) -> Step:
+def learn(method: Method, batch: Sequence[Any], mix: nn.Module | None = None) -> StepOutput:
     """One step's loss.
 
     Args:
@@ -59,15 +59,15 @@ def learn(method: Method, batch: Sequence[Any], mix: nn.Module | None = None) ->
             `Lesson` that several students share.
         mix: what is done to images and targets before.
     """
-    beside = batch[-1] if isinstance(batch[-1], Kept | Lesson) else None
+    beside = batch[-1] if isinstance(batch[-1], CachedOutputs | Lesson) else None
     images, *targets = batch if beside is None else batch[:-1]
     if mix is not None:
         images, *targets = mix(images, *targets)
     if beside is None or not isinstance(method, ScaleKD):
         return method(images, *targets)
     teacher = method.teacher
-    known = beside.of(method, images) if isinstance(beside, Lesson) else teacher.recall(beside)
-    step: Step = method(images, *targets, known=known)
+    known = beside.of(method, images) if isinstance(beside, Lesson) else teacher.from_cache(beside)
+    step: StepOutput = method(images, *targets, known=known)
     return step
 
 

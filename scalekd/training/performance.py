@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from timm.layers import DropPath, convert_sync_batchnorm
 
-from scalekd.baselines import Alone
+from scalekd.baselines import Supervised
+from scalekd.device import best_device
 from scalekd.distiller import ScaleKD
 from scalekd.distributed import ranks
 from scalekd.errors import InputError
-from scalekd.evaluation.evaluate import best_device
 from scalekd.networks import FrozenTeacher
 from scalekd.networks.blocks import blocks
 from scalekd.recipe import Precision, Recipe
@@ -37,7 +37,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return nullcontext() if kind is None else torch.autocast(device.type, kind)
 
 
-def arrange(method: ScaleKD | Alone, recipe: Recipe) -> None:
+def arrange(method: ScaleKD | Supervised, recipe: Recipe) -> None:
     """Lay out the weights, and norm over all ranks, as the recipe says; before anything holds them.
 
     Raises:
@@ -60,10 +60,10 @@ def arrange(method: ScaleKD | Alone, recipe: Recipe) -> None:
 
 def _halve(teacher: FrozenTeacher, recipe: Recipe) -> None:
     # FSDP wants one precision in all that it cuts into pieces.
-    in_pieces = ranks.world() > 1 and "teacher" in recipe.shard
+    in_pieces = ranks.world() > 1 and "teacher" in recipe.fsdp
     kind = half(recipe.precision, device := best_device())
     if kind is not None and not in_pieces:
-        teacher.halve(kind, device)
+        teacher.cast_to_half(kind, device)
 
 
 def _choose_kernels(recipe: Recipe) -> None:
@@ -75,7 +75,7 @@ def _choose_kernels(recipe: Recipe) -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def compile_blocks(method: ScaleKD | Alone) -> None:
+def compile_blocks(method: ScaleKD | Supervised) -> None:
     """Compile the repeated blocks of student and teacher, its tail among them, and the projectors.
 
     Block by block, so that one compilation serves all alike, and what the teacher's tail records
@@ -84,7 +84,7 @@ def compile_blocks(method: ScaleKD | Alone) -> None:
     torch._dynamo.config.recompile_limit = KINDS_OF_BLOCK
     parts = blocks(method.student)
     if isinstance(method, ScaleKD):
-        parts += [*method.method.penultimate.values(), *method.method.final.values()]
+        parts += [*method.criterion.penultimate.values(), *method.criterion.final.values()]
         parts += blocks(method.teacher.model)
         # A teacher drops no path, but each block's rate is a constant to the compiler: with other
         # rates no two blocks are alike, and a call looks for its own among all.

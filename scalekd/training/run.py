@@ -1,4 +1,4 @@
-"""One run of a recipe: one arm of the comparison, with one seed."""
+"""One run of a recipe: one method of the comparison, with one seed."""
 
 import copy
 import json
@@ -6,97 +6,45 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from scalekd.baselines import Alone
+from scalekd.baselines import Supervised
 from scalekd.data.cached import open_cache, through
-from scalekd.data.loader import RunBatches, loaders
+from scalekd.data.loader import loaders
 from scalekd.data.mixup import SmoothedBinaryCrossEntropy, mixing
 from scalekd.data.open import open_source
+from scalekd.data.sampler import RunBatches
 from scalekd.data.source import Source
+from scalekd.device import best_device
 from scalekd.distiller import ScaleKD
 from scalekd.distributed import ranks
 from scalekd.distributed.fsdp import shard_frozen, whole
 from scalekd.errors import InputError
-from scalekd.evaluation.evaluate import best_device, top1
+from scalekd.evaluation.evaluate import top1
 from scalekd.jobs.interleaved import Turns
 from scalekd.method import LossWeights
 from scalekd.networks import FrozenTeacher, build, input_config
 from scalekd.networks.pretrained import Loaded
-from scalekd.recipe import Baseline, Recipe
+from scalekd.networks.student import StudentSpec
+from scalekd.recipe import Recipe
 from scalekd.runs.atomic_io import metrics_file
-from scalekd.runs.checkpoint import StudentSpec, newest
+from scalekd.runs.checkpoint import newest
+from scalekd.runs.result import Progress, Result, Run, first
 from scalekd.runs.trackers import Trackers
 from scalekd.training.dry_run import trial, untouched
 from scalekd.training.engine import quietly, trainer
-from scalekd.training.loop import Every, Progress, StopSignal, Watch
+from scalekd.training.loop import Every, StopSignal, Watch
 from scalekd.training.module import State, TrainingModule
 from scalekd.training.performance import arrange, compile_blocks
-
-Arm = Literal["scalekd", "alone", "logits"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """Which arm with which seed."""
-
-    arm: Arm
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.arm} seed {self.seed}"
-
-    def checkpoint(self, out: Path) -> Path:
-        """The run's checkpoint in the run folder."""
-        return out / "checkpoints" / f"{self.arm}-seed{self.seed}.ckpt"
-
-
-def arms(teacher: str | None, compare: Sequence[Baseline]) -> list[Arm]:
-    """What a recipe trains for each seed, the longest first; the first one's student is kept."""
-    return ["alone"] if teacher is None else ["scalekd", *reversed(compare)]
-
-
-def first(recipe: Recipe) -> Run:
-    """The run whose student is kept."""
-    return Run(arms(recipe.teacher, recipe.compare)[0], recipe.seeds[0])
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run gave.
-
-    top1: share of validation images right at the end; None without labels.
-    seconds: of training, without measuring and without start-up.
-    terms: of the loss, weighted, by name: means over the last steps.
-    broken: how many images could not be read, since it was last begun or resumed.
-    """
-
-    run: Run
-    top1: float | None
-    seconds: float
-    steps: int
-    images_per_second: float
-    terms: dict[str, float] = field(default_factory=dict)
-    broken: int = 0
-
-    @classmethod
-    def of(cls, plain: dict[str, Any]) -> "Result":
-        """Out of what `asdict` made of one; TypeError or KeyError where that is none."""
-        return cls(**{**plain, "run": Run(**plain["run"])})
-
-    @property
-    def loss(self) -> float:
-        """Sum of the terms."""
-        return sum(self.terms.values())
 
 
 def student_spec(recipe: Recipe, source: Source, teacher: FrozenTeacher | None) -> StudentSpec:
@@ -118,7 +66,7 @@ def build_teacher(recipe: Recipe) -> tuple[FrozenTeacher, Loaded]:
     L.seed_everything(recipe.seeds[0], verbose=False)  # of one that is random, as asked
     size = recipe.teacher_size
     model, loaded = build(recipe.teacher, recipe.teacher_weights, size, **recipe.teacher_args)
-    return FrozenTeacher(model, size, recipe.teacher_taps, recipe.teacher_prefix), loaded
+    return FrozenTeacher(model, size, recipe.teacher_features, recipe.teacher_prefix), loaded
 
 
 def task_loss(recipe: Recipe) -> nn.Module:
@@ -133,18 +81,18 @@ def task_loss(recipe: Recipe) -> nn.Module:
 
 def build_method(
     recipe: Recipe, run: Run, source: Source, built: tuple[FrozenTeacher, Loaded] | None = None
-) -> tuple[ScaleKD | Alone, Loaded | None]:
+) -> tuple[ScaleKD | Supervised, Loaded | None]:
     """What a run trains, and what was loaded into its teacher, which may be `built` already.
 
-    The student starts the same in every arm of a seed.
+    The student starts the same in every method of a seed.
     """
-    teacher, loaded = (None, None) if run.arm == "alone" else built or build_teacher(recipe)
+    teacher, loaded = (None, None) if run.method == "supervised" else built or build_teacher(recipe)
     L.seed_everything(run.seed, verbose=False)
     student = student_spec(recipe, source, teacher).build()
     if teacher is None:
-        return Alone(student, task_loss(recipe)), None
+        return Supervised(student, task_loss(recipe)), None
     weights = recipe.weights
-    if run.arm == "logits":
+    if run.method == "logit_kd":
         weights = LossWeights(0, 0, 0, 0, logits=(weights or LossWeights()).logits)
     method = pair_of(recipe, teacher, student, weights)
     method.notes.append(str(loaded))
@@ -164,7 +112,7 @@ def pair_of(
         heads=recipe.heads,
         separable_stem=recipe.separable_stem,
         task=task_loss(recipe),
-        student_taps=recipe.student_taps,
+        student_features=recipe.student_features,
         one_token=recipe.one_token,
         checkpoint_tail=recipe.checkpoint_tail,
     )
@@ -238,9 +186,9 @@ def train(
     )
     if recipe.compile:
         compile_blocks(method)
-    if ranks.world() > 1 and "student" in recipe.shard:
+    if ranks.world() > 1 and "student" in recipe.fsdp:
         module.shard()
-    if ranks.world() > 1 and "teacher" in recipe.shard and isinstance(method, ScaleKD):
+    if ranks.world() > 1 and "teacher" in recipe.fsdp and isinstance(method, ScaleKD):
         shard_frozen(method.teacher.model)
     every = Every(
         recipe.log_every,
@@ -253,13 +201,13 @@ def train(
         assert source.classes is not None
         measure = partial(top1, batches=validation, classes=source.classes)
 
-    trackers = Trackers(recipe, run.arm, run.seed, out)
+    trackers = Trackers(recipe, run.method, run.seed, out)
 
     def tell(news: Progress) -> None:
         if ranks.rank() > 0:
             return
         if news.kept:
-            line = {"arm": run.arm, "seed": run.seed, **asdict(news)}
+            line = {"method": run.method, "seed": run.seed, **asdict(news)}
             for name in ("kept", "broken"):  # not a matter of steps
                 line.pop(name)
             _record(metrics_file(out), json.dumps(line))
@@ -288,7 +236,7 @@ def train(
     )
 
 
-def _every_parameter(method: ScaleKD | Alone, batches: DataLoader[Any]) -> bool:
+def _every_parameter(method: ScaleKD | Supervised, batches: DataLoader[Any]) -> bool:
     """Whether each parameter gets a gradient, tried on a copy; only ranks need to know."""
     if ranks.world() == 1:
         return True

@@ -15,8 +15,8 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn import functional as F
 
-from scalekd import Step
-from scalekd.baselines import Alone
+from scalekd import StepOutput
+from scalekd.baselines import Supervised
 
 TARGETS = torch.tensor([0, 3, 4, 1])
 
@@ -24,9 +24,9 @@ TARGETS = torch.tensor([0, 3, 4, 1])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_alone_is_the_same_call_with_the_task_alone(family: str) -> None:
     student = FAMILIES[family]()
-    alone = Alone(student)
+    alone = Supervised(student)
     step = alone(images(4), TARGETS)
-    assert isinstance(step, Step)
+    assert isinstance(step, StepOutput)
     assert set(step.terms) == {"task"}
     assert alone.notes == []
     torch.testing.assert_close(step.logits, student(images(4)))
@@ -38,7 +38,7 @@ def test_alone_is_the_same_call_with_the_task_alone(family: str) -> None:
 
 def test_alone_holds_the_student_and_nothing_else() -> None:
     student = resnet()
-    alone = Alone(student)
+    alone = Supervised(student)
     assert alone.student is student
     names = {f"student.{name}" for name in student.state_dict()}
     assert alone.state_dict().keys() == names
@@ -46,7 +46,7 @@ def test_alone_holds_the_student_and_nothing_else() -> None:
 
 
 def test_alone_smooths_labels() -> None:
-    step = Alone(resnet(), nn.CrossEntropyLoss(label_smoothing=0.1))(images(4), TARGETS)
+    step = Supervised(resnet(), nn.CrossEntropyLoss(label_smoothing=0.1))(images(4), TARGETS)
     expected = F.cross_entropy(step.logits, TARGETS, label_smoothing=0.1)
     torch.testing.assert_close(step.loss, expected)
 
@@ -54,11 +54,11 @@ def test_alone_smooths_labels() -> None:
 @pytest.mark.parametrize("wrong", [CLASSES, -1])
 def test_alone_refuses_targets_out_of_range(wrong: int) -> None:
     with refused(str(wrong), f"{CLASSES} classes"):
-        Alone(resnet())(images(2), torch.tensor([0, wrong]))
+        Supervised(resnet())(images(2), torch.tensor([0, wrong]))
 
 
 def test_alone_refuses_batches_that_cannot_be_learnt_from() -> None:
-    alone = Alone(resnet()).train()
+    alone = Supervised(resnet()).train()
     with refused("0 images"):
         alone(images(0), TARGETS[:0])
     with refused("4 images", "3 targets"):
@@ -66,11 +66,11 @@ def test_alone_refuses_batches_that_cannot_be_learnt_from() -> None:
     with refused("1 image", "BatchNorm"):
         alone(images(1), TARGETS[:1])
     assert alone.eval()(images(1), TARGETS[:1]).loss.isfinite()
-    assert Alone(vit()).train()(images(1), TARGETS[:1]).loss.isfinite()
+    assert Supervised(vit()).train()(images(1), TARGETS[:1]).loss.isfinite()
 
 
 def test_alone_passes_on_what_the_student_does_not_decay() -> None:
-    alone = Alone(swin())
+    alone = Supervised(swin())
     exempt = alone.no_weight_decay()
     names = dict(alone.named_parameters())
     assert exempt
@@ -82,7 +82,7 @@ def test_alone_passes_on_what_the_student_does_not_decay() -> None:
 
 def test_alone_learns() -> None:
     torch.manual_seed(0)
-    alone = Alone(resnet()).train()
+    alone = Supervised(resnet()).train()
     optimizer = torch.optim.AdamW(alone.parameters(), lr=1e-3)
     losses = []
     for _ in range(10):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scalekd.cache.encoding import Precision, decode, encode, errors
-from scalekd.networks import Kept
+from scalekd.networks import CachedOutputs
 
 PRECISIONS: list[Precision] = ["float32", "float16", "bfloat16", "int8"]
 MOST = {"float32": 0.0, "float16": 2**-11, "bfloat16": 2**-8}
@@ -17,14 +17,14 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def kept(images: int = 3, classes: int = 7) -> Kept:
-    return Kept(noise(images, 6, 4, 5), noise(images, classes), [noise(images, 1, 8)])
+def kept(images: int = 3, classes: int = 7) -> CachedOutputs:
+    return CachedOutputs(noise(images, 6, 4, 5), noise(images, classes), [noise(images, 1, 8)])
 
 
 @pytest.mark.parametrize("precision", MOST)
 @given(seed=st.integers(0, 99), size=st.floats(0.1, 100))
 def test_a_value_is_off_by_half_a_bit_at_most(precision: Precision, seed: int, size: float) -> None:
-    exact = Kept(size * noise(2, 3, 4, 5, seed=seed), noise(2, 7), [size * noise(2, 1, 8)])
+    exact = CachedOutputs(size * noise(2, 3, 4, 5, seed=seed), noise(2, 7), [size * noise(2, 1, 8)])
     stored = decode(encode(exact, precision))
     assert torch.equal(stored.logits, exact.logits)
     for a, b in ((stored.final, exact.final), (stored.beside[0], exact.beside[0])):
@@ -37,7 +37,7 @@ def test_int8_is_off_by_half_a_step_of_the_channels_own_largest_value(
 ) -> None:
     final = noise(2, 6, 4, 5, seed=seed)
     final[:, channel] *= 1000  # which costs the others nothing
-    stored = decode(encode(Kept(final, noise(2, 7), []), "int8")).final
+    stored = decode(encode(CachedOutputs(final, noise(2, 7), []), "int8")).final
     step = final.abs().amax((2, 3), keepdim=True) / 127
     assert ((stored - final).abs() <= 0.5001 * step).all()
 
@@ -50,7 +50,7 @@ def test_what_is_encoded_takes_as_many_bytes_as_it_says(precision: Precision) ->
 
 
 def test_zeros_stay_zeros_in_int8() -> None:
-    stored = decode(encode(Kept(torch.zeros(2, 3, 4, 4), noise(2, 7), []), "int8"))
+    stored = decode(encode(CachedOutputs(torch.zeros(2, 3, 4, 4), noise(2, 7), []), "int8"))
     assert not stored.final.any()
 
 
@@ -72,7 +72,7 @@ def test_errors_are_relative_and_the_views_own() -> None:
 
 
 def test_what_float16_cannot_hold_is_refused_with_what_can() -> None:
-    large = Kept(70_000 * torch.ones(2, 3, 4, 4), noise(2, 7), [])
+    large = CachedOutputs(70_000 * torch.ones(2, 3, 4, 4), noise(2, 7), [])
     with refused("reach 7e+04, too much for float16", "bfloat16 or float32"):
         encode(large, "float16")
     assert decode(encode(large, "bfloat16")).final.isfinite().all()

@@ -9,8 +9,8 @@ from helpers.refusals import refused
 
 from scalekd.cache import store
 from scalekd.cache.encoding import encode
-from scalekd.cache.store import Cache, Contents, described, glimpse
-from scalekd.networks import InputConfig, Kept
+from scalekd.cache.store import Cache, Contents, described, pixel_fingerprint
+from scalekd.networks import CachedOutputs, InputConfig
 
 ROWS, IN_A_SHARD = 10, 4
 CONTENTS = Contents(
@@ -25,10 +25,10 @@ CONTENTS = Contents(
 )
 
 
-def kept(rows: range) -> Kept:
+def kept(rows: range) -> CachedOutputs:
     numbers = torch.tensor(rows).float()
     final = numbers.view(-1, 1, 1, 1) + torch.arange(12.0).view(1, 3, 2, 2)
-    return Kept(final, numbers.view(-1, 1) * torch.ones(5), [-numbers.view(-1, 1)])
+    return CachedOutputs(final, numbers.view(-1, 1) * torch.ones(5), [-numbers.view(-1, 1)])
 
 
 def written(folder: Path, contents: Contents = CONTENTS) -> Cache:
@@ -141,7 +141,7 @@ def test_a_shard_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_glimpse_tells_other_crops_apart() -> None:
     image = torch.randn(3, 20, 20, generator=torch.Generator().manual_seed(0))
-    assert glimpse(image).shape == (8,)
-    assert torch.equal(glimpse(image), glimpse(image.clone()))
+    assert pixel_fingerprint(image).shape == (8,)
+    assert torch.equal(pixel_fingerprint(image), pixel_fingerprint(image.clone()))
     for other in (image.roll(1, 2), image.flip(2), image * 1.1):
-        assert (glimpse(other) - glimpse(image)).abs().max() > store.SAME
+        assert (pixel_fingerprint(other) - pixel_fingerprint(image)).abs().max() > store.SAME

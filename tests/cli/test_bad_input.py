@@ -48,17 +48,17 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "no seeds": (["--seeds", "[]"], ["seeds"]),
     "a seed twice": (["--seeds", "[3,3]"], ["seeds", "[3, 3]"]),
     "a seed below 0": (["--seeds", "[-1]"], ["seeds", "-1"]),
-    "an arm twice": (["--compare", "[alone,alone]"], ["compare", "alone"]),
-    "an unknown arm": (["--compare", "[none]"], ["compare", "none"]),
+    "an method twice": (["--compare", "[alone,alone]"], ["compare", "supervised"]),
+    "an unknown method": (["--compare", "[none]"], ["compare", "none"]),
     "logits without their weight": (
-        ["--compare", "[logits]", "--weights.logits", "0", "--teacher_args", "{num_classes: 3}"],
+        ["--compare", "[logit_kd]", "--weights.logits", "0", "--teacher_args", "{num_classes: 3}"],
         ["logits", "0"],
     ),
     "logits of a headless teacher": (
         ["--teacher_args", "{num_classes: 0}", "--weights.logits", "0.5"],
         ["no classifier", "logits is 0.5"],
     ),
-    "logits of other classes": (["--compare", "[logits]"], ["logits", "1000", "3"]),
+    "logits of other classes": (["--compare", "[logit_kd]"], ["logit_kd", "1000", "3"]),
     "a student's size that it refuses": ([*VIT, "--data.image_size", "8"], ["vit_tiny", "8"]),
     "a teacher's size that it refuses": (["--teacher_args", "{img_size: 8}"], ["test_vit", "8"]),
     "an image too small": (["--data.image_size", "8"], ["1x1", "final_alternative"]),
@@ -66,7 +66,7 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "an image of no width": (["--data.image_size", "[64,0]"], ["data.image_size is (64, 0)"]),
     "one number of two": (["--data.image_size", "[64]"], ["--data.image_size is '[64]'"]),
     "letters for a size": (["--data.image_size", "64x96"], ["--data.image_size is '64x96'"]),
-    "a penultimate feature too many": (["--student_taps.penultimate", "50"], ["50", "0 to 4"]),
+    "a penultimate feature too many": (["--student_features.penultimate", "50"], ["50", "0 to 4"]),
     "a headless student": (["--student_args", "{num_classes: 0}"], ["num_classes", "0"]),
     "fewer classes than the data": (["--student_args", "{num_classes: 2}"], ["2", "3", "classes"]),
     "other channels": (["--student_args", "{in_chans: 1}"], ["1 channel", "3"]),
@@ -211,10 +211,13 @@ def test_bad_images_are_refused_by_name(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([*PAIR, "--compare", "[alone]"], ["compare", "alone", "no labels", "train/CLASS"]),
+        (
+            [*PAIR, "--compare", "[supervised]"],
+            ["compare", "supervised", "no labels", "train/CLASS"],
+        ),
         ([*PAIR, "--label_smoothing", "0.1"], ["label_smoothing is 0.1", "no labels"]),
         (
-            [*PAIR, "--compare", "[logits]", "--teacher_args", "{num_classes: 0}"],
+            [*PAIR, "--compare", "[logit_kd]", "--teacher_args", "{num_classes: 0}"],
             ["compare", "logits", "no classifier"],
         ),
         (
@@ -225,7 +228,7 @@ def test_bad_images_are_refused_by_name(
         ([*PAIR, "--batch_size", "99"], ["batch_size is 99", "24"]),
         (["evaluate", "test_resnet", "--weights=random"], ["no labels", "val/CLASS"]),
     ],
-    ids=["alone", "smoothing", "logits", "nothing", "images", "batch", "evaluate"],
+    ids=["supervised", "smoothing", "logits", "nothing", "images", "batch", "evaluate"],
 )
 def test_what_images_without_labels_do_not_allow_is_refused(
     arguments: list[str], said: list[str], root: Path, capsys: pytest.CaptureFixture[str]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scalekd import InputError, LossWeights, TapSettings
+from scalekd import FeatureSelection, InputError, LossWeights
 from scalekd.cli.main import main
 from scalekd.compatibility import known_models as known
 from scalekd.compatibility.check import Checked, check
@@ -139,7 +139,7 @@ def test_without_json_a_refusal_is_its_line_and_the_model_that_it_names_fits(
     [
         ("vit_tiny_patch16_224", {"image_size": 8}),
         ("test_resnet", {"student_args": {"fo": 1}}),
-        ("test_resnet", {"student_taps": TapSettings(penultimate=9)}),
+        ("test_resnet", {"student_features": FeatureSelection(penultimate=9)}),
     ],
     ids=["size", "arguments", "taps"],
 )
@@ -182,7 +182,7 @@ def test_a_slip_is_answered_by_one_line_that_names_it(
     [
         ("--weights.logit", "0", "did you mean --weights.logits?"),
         ("--weights.depth", "0", "--help lists the options"),
-        ("--teacher_taps.norm", "last", "is 'last': expected one of 'final', 'pooled', 'none'"),
+        ("--teacher_features.norm", "last", "is 'last': expected one of 'final', 'pooled', 'none'"),
     ],
 )
 def test_a_slip_in_a_nested_option_is_named_in_full(
@@ -204,8 +204,8 @@ EVERYTHING: dict[str, Any] = {
     "student_args": {"num_classes": 7, "channels": [32, 48, 48, 96], "stem_type": "deep"},
     "image_size": (64, 96),
     "teacher_size": (96, 128),
-    "teacher_taps": TapSettings(penultimate=-3, norm="final"),
-    "student_taps": TapSettings(penultimate=2, final=-1),
+    "teacher_features": FeatureSelection(penultimate=-3, norm="final"),
+    "student_features": FeatureSelection(penultimate=2, final=-1),
     "teacher_prefix": "none",
     "weights": LossWeights(tpp_original=0.2, final_alternative=0.0, logits=0.25),
     "heads": (2, 4),
@@ -252,21 +252,21 @@ def test_the_command_trains_the_pair_that_was_checked(
     said = check("test_vit", "test_resnet", **options)
     read = as_distill_reads_it(said.command, capsys)
     assert (read["teacher"], read["student"]) == ("test_vit", "test_resnet")
-    nothing = asdict(TapSettings())
+    nothing = asdict(FeatureSelection())
     asked: dict[str, Any] = {
         "teacher_args": {},
         "student_args": {},
         "image_size": None,
         "teacher_size": None,
-        "teacher_taps": nothing,
-        "student_taps": nothing,
+        "teacher_features": nothing,
+        "student_features": nothing,
         "teacher_prefix": "own",
         "weights": None,
         "heads": None,
         "one_token": "refuse",
     }
     for name, value in options.items():
-        asked[name] = asdict(value) if isinstance(value, TapSettings | LossWeights) else value
+        asked[name] = asdict(value) if isinstance(value, FeatureSelection | LossWeights) else value
     assert {name: read[name] for name in asked} == json.loads(json.dumps(asked))
 
 

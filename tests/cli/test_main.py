@@ -52,7 +52,7 @@ def test_the_help_fits_a_screen_and_has_examples(
     ("command", "told"),
     [
         ("distill", ["--recipe", "--config", "--teacher", "--data.root", "--weights.logits"]),
-        ("check", ["--teacher", "--student", "--image_size", "--teacher_taps", "--json"]),
+        ("check", ["--teacher", "--student", "--image_size", "--teacher_features", "--json"]),
         ("runs", ["folders", "--compare", "--json"]),
         ("models", ["pattern"]),
         ("evaluate", ["--data.root", "model"]),
@@ -86,7 +86,7 @@ def test_each_command_lists_its_options(
         (["distill", "--track", "[tensorbord]"], ["track", "tensorbord", "tensorboard"]),
         (["export", "--output", "x"], ["--out"]),
         (["distill", "--epochs", "many"], ["epochs", "many"]),
-        (["distill", "--compare", "[kd]"], ["compare", "kd", "alone", "logits"]),
+        (["distill", "--compare", "[kd]"], ["compare", "kd", "supervised", "logit_kd"]),
         (["distill", "--teacher", "a", "--student", "b"], ["--data.root"]),
         (["evaluate", "some/student"], ["--data.root"]),
         (["export", "some.ckpt"], ["--out"]),

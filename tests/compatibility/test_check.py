@@ -19,7 +19,14 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalekd import FrozenTeacher, InputError, LossWeights, ScaleKD, Taps, TapSettings
+from scalekd import (
+    FeatureExtractor,
+    FeatureSelection,
+    FrozenTeacher,
+    InputError,
+    LossWeights,
+    ScaleKD,
+)
 from scalekd.compatibility.check import Checked, check
 from scalekd.networks import paper
 from scalekd.networks.build import build_unfilled
@@ -92,11 +99,11 @@ def test_what_is_said_of_both_sides_is_what_the_real_models_are(
 ) -> None:
     pair, said = known
     teacher, student = pair.frozen(), pair.learner()
-    mine = Taps(student)
+    mine = FeatureExtractor(student)
     assert (said.teacher.name, said.student.name) == (pair.teacher, pair.student)
     assert said.teacher.input == teacher.input
     assert said.teacher.shapes == teacher.shapes
-    assert said.teacher.plan == teacher.taps.plan
+    assert said.teacher.plan == teacher.extractor.plan
     assert said.teacher.parameters == count(teacher.model)
     assert said.student.input == mine.input
     assert said.student.shapes == mine.shapes
@@ -176,7 +183,7 @@ def test_logits_that_are_asked_for_and_cannot_be_given_are_refused() -> None:
 def test_the_student_is_checked_at_the_size_of_its_images(size: Any) -> None:
     said = small(image_size=size)
     height, width = size if isinstance(size, tuple) else (size, size)
-    real = Taps(SMALL.learner(), (height, width))
+    real = FeatureExtractor(SMALL.learner(), (height, width))
     assert said.student.input.size == (height, width)
     assert said.student.shapes == real.shapes
     images = torch.randn(2, 3, height, width)
@@ -209,26 +216,26 @@ def test_the_teacher_is_checked_at_the_size_that_it_is_to_work_at() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        TapSettings(penultimate=-4, final=-2),
-        TapSettings(penultimate=1, norm="none"),
+        FeatureSelection(penultimate=-4, final=-2),
+        FeatureSelection(penultimate=1, norm="none"),
     ],
     ids=["amid", "without the norm"],
 )
-def test_the_teachers_taps_are_those_asked_for(settings: TapSettings) -> None:
-    said, real = small(teacher_taps=settings), SMALL.frozen(settings=settings)
+def test_the_teachers_taps_are_those_asked_for(settings: FeatureSelection) -> None:
+    said, real = small(teacher_features=settings), SMALL.frozen(settings=settings)
     assert said.tail == real.tail_modules
-    assert said.teacher.plan == real.taps.plan
+    assert said.teacher.plan == real.extractor.plan
     assert said.teacher.shapes == real.shapes
     assert said.difference <= 1e-4
 
 
 def test_the_students_taps_are_those_asked_for() -> None:
-    settings = TapSettings(penultimate=-3, norm="none")
-    said = small(student_taps=settings)
-    real = Taps(SMALL.learner(), settings=settings)
+    settings = FeatureSelection(penultimate=-3, norm="none")
+    said = small(student_features=settings)
+    real = FeatureExtractor(SMALL.learner(), settings=settings)
     assert said.student.plan == real.plan
     assert said.student.shapes == real.shapes
-    assert said.student.shapes != Taps(SMALL.learner()).shapes
+    assert said.student.shapes != FeatureExtractor(SMALL.learner()).shapes
 
 
 def test_the_prefix_tokens_can_be_left_out() -> None:
@@ -331,9 +338,12 @@ def test_the_packaged_digits_pair_fits() -> None:
         ({"image_size": 0}, ["test_resnet", "0x0"]),
         ({"image_size": 32}, ["student's final grid is 1x1", "final_alternative"]),
         ({"teacher_size": (100, 100)}, ["test_vit", "100x100"]),
-        ({"teacher_taps": TapSettings(penultimate=9)}, ["test_vit", "number 9"]),
-        ({"student_taps": TapSettings(final=9)}, ["test_resnet", "number 9"]),
-        ({"teacher_taps": TapSettings(norm="pooled")}, ["test_vit", "no norm after its pooling"]),
+        ({"teacher_features": FeatureSelection(penultimate=9)}, ["test_vit", "number 9"]),
+        ({"student_features": FeatureSelection(final=9)}, ["test_resnet", "number 9"]),
+        (
+            {"teacher_features": FeatureSelection(norm="pooled")},
+            ["test_vit", "no norm after its pooling"],
+        ),
         ({"teacher_args": {"fo": 1}}, ["test_vit", "fo"]),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",

@@ -8,7 +8,7 @@ import pytest
 from scalekd import LossWeights
 from scalekd.compatibility.check import Checked, check
 from scalekd.compatibility.text import describe
-from scalekd.networks.feature_selection import TapPlan
+from scalekd.networks.feature_selection import ResolvedSelection
 
 WIDTH = 200
 
@@ -64,7 +64,7 @@ def test_both_sides_are_said_with_their_features(pair: Checked) -> None:
 
 
 def test_a_norm_after_pooling_and_features_without_a_plan_are_said(pair: Checked) -> None:
-    plan = TapPlan(4, 5, False, "pooled", "fc_norm")
+    plan = ResolvedSelection(4, 5, False, "pooled", "fc_norm")
     pooled = rows(replace(pair, teacher=replace(pair.teacher, plan=plan)))
     assert "through the norm after pooling (fc_norm)" in pooled["teacher"]
     own = rows(replace(pair, student=replace(pair.student, plan=None)))

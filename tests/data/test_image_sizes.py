@@ -18,11 +18,13 @@ from scalekd.cli.main import main
 from scalekd.data.loader import loaders
 from scalekd.data.open import open_source
 from scalekd.evaluation.evaluate import evaluate
+from scalekd.export.checkpoint import export_checkpoint
 from scalekd.jobs.distill import distill
 from scalekd.networks import InputConfig
+from scalekd.networks.student import StudentSpec
 from scalekd.recipe import Data, Optim, Recipe
-from scalekd.runs.checkpoint import StudentSpec, export_checkpoint, load_student
-from scalekd.training.run import Run
+from scalekd.runs.checkpoint import load_student
+from scalekd.runs.result import Run
 
 WIDE = (64, 96)
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalekd import ScaleKD
-from scalekd.baselines import Alone
+from scalekd.baselines import Supervised
 from scalekd.data.mixup import SmoothedBinaryCrossEntropy, mixing
 from scalekd.data.seeding import seed_all
 from scalekd.jobs.distill import distill
@@ -114,7 +114,7 @@ def test_binary_cross_entropy_smooths_shares_as_it_does_classes(
 def test_shares_of_classes_are_targets_of_both_methods(task: nn.Module) -> None:
     classes = torch.tensor([0, 3, 4, 1])
     whole = F.one_hot(classes, CLASSES).float()
-    for method in (ScaleKD(swin(), resnet(), size=(64, 64), task=task), Alone(resnet(), task)):
+    for method in (ScaleKD(swin(), resnet(), size=(64, 64), task=task), Supervised(resnet(), task)):
         method.eval()
         by_class, by_share = method(images(4), classes), method(images(4), whole)
         torch.testing.assert_close(by_class.loss, by_share.loss)
@@ -134,16 +134,16 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 def losses(recipe: Recipe, out: Path, **changes: Any) -> dict[str, float]:
-    recipe = replace(recipe, compare=["alone"], data=replace(recipe.data, **changes))
+    recipe = replace(recipe, compare=["supervised"], data=replace(recipe.data, **changes))
     distill(recipe, out, parallel=1)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return {line["arm"]: line["loss"] for line in lines}
+    return {line["method"]: line["loss"] for line in lines}
 
 
 def test_a_run_learns_from_mixed_images(recipe: Recipe, tmp_path: Path) -> None:
     plain = losses(recipe, tmp_path / "plain", mixup=0.0)
     found = losses(recipe, tmp_path / "mixed")
-    assert all(found[arm] != plain[arm] for arm in ("scalekd", "alone"))
+    assert all(found[method] != plain[method] for method in ("scalekd", "supervised"))
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])

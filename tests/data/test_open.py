@@ -11,8 +11,9 @@ from helpers.pictures import image_folder
 from helpers.refusals import refused
 from PIL import Image
 
-from scalekd.data.loader import RunBatches, loaders
+from scalekd.data.loader import loaders
 from scalekd.data.open import open_source
+from scalekd.data.sampler import RunBatches
 from scalekd.data.source import Source
 from scalekd.networks import InputConfig
 from scalekd.recipe import Data

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scalekd.data.loader import RunBatches
+from scalekd.data.sampler import RunBatches
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

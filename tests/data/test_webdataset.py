@@ -16,8 +16,9 @@ from helpers.tiny import tiny
 from torch import Generator
 
 from scalekd.data import webdataset as module
-from scalekd.data.loader import RunBatches, loaders
+from scalekd.data.loader import loaders
 from scalekd.data.open import open_source
+from scalekd.data.sampler import RunBatches
 from scalekd.data.source import Source
 from scalekd.data.webdataset import Shards, block_order, shards_below
 from scalekd.evaluation.evaluate import evaluate
@@ -308,8 +309,8 @@ def test_what_needs_labels_is_refused_where_shards_have_none(
 ) -> None:
     tar(tmp_path / "more" / "0.tar", {f"{i}.png": png(i) for i in range(4)})
     data = Data(str(tmp_path / "more"), 64, workers=0)
-    with refused("alone", "no labels"):
-        check(replace(recipe, data=data, compare=["alone"]))
+    with refused("supervised", "no labels"):
+        check(replace(recipe, data=data, compare=["supervised"]))
     with refused("no labels", str(tmp_path / "more")):
         evaluate("test_resnet", data, "random")
 

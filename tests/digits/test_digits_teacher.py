@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from scalekd.device import best_device
 from scalekd.digits import images, teacher
-from scalekd.evaluation.evaluate import best_device, top1
+from scalekd.evaluation.evaluate import top1
 from scalekd.networks import input_config
 
 

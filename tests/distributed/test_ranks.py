@@ -113,7 +113,7 @@ def test_two_ranks_train_in_half_precision(root: Path) -> None:
 def test_weights_in_pieces_get_the_gradients_of_whole_ones(
     root: Path, one_step_of_two: Path
 ) -> None:
-    words = ("--shard", "[student,teacher]")
+    words = ("--fsdp", "[student,teacher]")
     finish(begin(root, "pieces", *TWO, *words, recipe="step.yaml"))
     assert_same_gradients(one_step_of_two, root / "pieces")
     assert_told_alike(one_step_of_two, root / "pieces")
@@ -140,7 +140,7 @@ def test_two_ranks_are_one_that_computes_its_batch_in_two_parts(root: Path) -> N
 
 @pytest.mark.slow
 def test_a_run_in_pieces_is_killed_and_resumed_and_can_go_on_whole(root: Path) -> None:
-    pieces = ("--shard", "[student,teacher]")
+    pieces = ("--fsdp", "[student,teacher]")
     finish(begin(root, "undisturbed pieces", *TWO, *pieces))
     killed_again_and_again(root, "killed pieces", 3, 2, *TWO, *pieces)
     assert_alike(root / "undisturbed pieces", root / "killed pieces")
@@ -292,7 +292,7 @@ with ranks.joined():
     of_both = [method, method.teacher.model]
     before = [sum(p.numel() for p in m.parameters()) for m in of_both]
     values = {n: t.clone() for n, t in method.state_dict().items()}
-    projectors = [*method.method.penultimate.values(), *method.method.final.values()]
+    projectors = [*method.criterion.penultimate.values(), *method.criterion.final.values()]
     shard(method, [*blocks(method.student), *projectors])
     shard_frozen(method.teacher.model)
     mine = [sum(getattr(p, "_local_tensor", p).numel() for p in m.parameters()) for m in of_both]

@@ -77,7 +77,9 @@ def test_a_small_memory_takes_more_parts() -> None:
 
 
 def test_this_machine_is_measured() -> None:
-    found = estimate(replace(RECIPE, batch_size=16, seeds=[1, 2], compare=["alone"]), images=160)
+    found = estimate(
+        replace(RECIPE, batch_size=16, seeds=[1, 2], compare=["supervised"]), images=160
+    )
     assert found.pace.measured
     assert 0 < found.pace.low <= found.pace.middle <= found.pace.high
     assert all(seconds >= 0 for seconds in found.pace.parts.values())

@@ -35,7 +35,7 @@ def needs(devices: int = 1, **changes: object) -> Needs:
 
 def test_shards_are_divided_by_the_devices_and_activations_are_not() -> None:
     whole = needs().of(4)
-    shared = needs(4, shard=["student", "teacher"]).of(4)
+    shared = needs(4, fsdp=["student", "teacher"]).of(4)
     for part in ("teacher", "student", "projectors", "gradients", "optimizer"):
         assert getattr(shared, part) == getattr(whole, part) / 4
     assert shared.student_activations == whole.student_activations

@@ -95,7 +95,7 @@ def test_half_precision_and_a_checkpointed_tail_keep_less() -> None:
 def test_of_a_teacher_in_half_precision_those_weights_are_halved_that_autocast_casts() -> None:
     teacher, _ = build("test_vit", "random", (SIDE, SIDE))
     frozen = FrozenTeacher(teacher, (SIDE, SIDE))
-    frozen.halve(torch.bfloat16, torch.device("cpu"))
+    frozen.cast_to_half(torch.bfloat16, torch.device("cpu"))
     halved = bytes_of([*teacher.parameters()])
     assert halved < 0.6 * footprint().teacher
     assert footprint(precision="bf16-mixed").teacher == halved

@@ -163,7 +163,7 @@ def logit_distillation(s: Tensor, t: Tensor, temperature: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepOutput:
     """What one step is given: maps (N, C, H, W), logits (N, classes), tail over tokens."""
 
     s3: Tensor
@@ -176,7 +176,7 @@ class Step:
 
 def scalekd(
     weights: Weights,
-    step: Step,
+    step: StepOutput,
     heads: tuple[int, int],
     term_weights: Mapping[str, float],
     temperature: float,

@@ -56,7 +56,7 @@ def assert_near(one: Path, other: Path, tolerance: float = 1e-4) -> None:
         assert a == pytest.approx(b, rel=tolerance)
 
 
-@pytest.mark.parametrize("compare", [[], ["alone", "logits"]])
+@pytest.mark.parametrize("compare", [[], ["supervised", "logit_kd"]])
 def test_it_is_the_training_under_the_live_teacher(
     images: Path, cache: Path, compare: Any, tmp_path: Path
 ) -> None:
@@ -267,7 +267,7 @@ def test_settings_that_a_cache_leaves_no_room_for_are_refused(images: Path) -> N
     with refused("cache is 'x' and there is no teacher"):
         replace(tiny(images), cache="x", teacher=None)
     with refused("shard has teacher, of which a cache leaves no more than the tail"):
-        replace(tiny(images), cache="x", shard=["teacher"])
+        replace(tiny(images), cache="x", fsdp=["teacher"])
 
 
 @pytest.mark.slow

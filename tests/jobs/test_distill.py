@@ -16,17 +16,19 @@ from torch.utils.data import DataLoader
 
 from scalekd.data.loader import loaders
 from scalekd.data.open import open_source
+from scalekd.device import best_device
 from scalekd.digits import images
-from scalekd.evaluation.evaluate import best_device, evaluate, top1
+from scalekd.evaluation.evaluate import evaluate, top1
 from scalekd.jobs.distill import distill
 from scalekd.method import LossWeights
 from scalekd.recipe import Data, Optim, Recipe
 from scalekd.runs.checkpoint import load_student
-from scalekd.training.run import Arm, Run, build_method
+from scalekd.runs.result import Method, Run
+from scalekd.training.run import build_method
 
-ARMS: tuple[Arm, ...] = ("alone", "logits", "scalekd")
-RUNS = [Run(arm, seed) for seed in (1, 2) for arm in ARMS]
-NAMES = {"alone": "alone", "logits": "kd", "scalekd": "student"}
+ARMS: tuple[Method, ...] = ("supervised", "logit_kd", "scalekd")
+RUNS = [Run(method, seed) for seed in (1, 2) for method in ARMS]
+NAMES = {"supervised": "supervised", "logit_kd": "logit_kd", "scalekd": "student"}
 
 TINY = Recipe(
     "scalekd_digits_swin",
@@ -38,7 +40,7 @@ TINY = Recipe(
     optim=Optim(lr=2e-3, warmup_epochs=0.5),
     temperature=4.0,
     seeds=[1, 2],
-    compare=["alone", "logits"],
+    compare=["supervised", "logit_kd"],
 )
 ONE = replace(TINY, seeds=[1], compare=[], epochs=1)
 
@@ -82,7 +84,7 @@ def test_the_run_folder_holds_what_it_says(in_turn: Path) -> None:
         "student",
     }
     assert {p.name for p in (in_turn / "checkpoints").iterdir()} == {
-        f"{run.arm}-seed{run.seed}{which}.ckpt" for run in RUNS for which in ("", ".best")
+        f"{run.method}-seed{run.seed}{which}.ckpt" for run in RUNS for which in ("", ".best")
     }
     assert yaml.safe_load((in_turn / "settings.yaml").read_text()) == TINY.as_dict()
     with Image.open(in_turn / "curves.png") as picture:
@@ -110,16 +112,16 @@ def test_the_summary_is_complete(in_turn: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["in_turn", pytest.param("beside", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("method", ARMS)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_measurement_at_a_runs_end_is_in_the_metrics_and_the_summary(
-    how: str, arm: Arm, seed: int, request: pytest.FixtureRequest
+    how: str, method: Method, seed: int, request: pytest.FixtureRequest
 ) -> None:
     out: Path = request.getfixturevalue(how)
-    own = [m for m in metrics(out) if (m["arm"], m["seed"]) == (arm, seed)]
+    own = [m for m in metrics(out) if (m["method"], m["seed"]) == (method, seed)]
     measured = [(m["step"], m["top1"]) for m in own if m["top1"] is not None]
     assert [step for step, _ in measured] == [2, 4]
-    assert measured[-1][1] == summary(out)[f"{NAMES[arm]}_top1_by_seed"][str(seed)]
+    assert measured[-1][1] == summary(out)[f"{NAMES[method]}_top1_by_seed"][str(seed)]
 
 
 @pytest.mark.slow
@@ -152,8 +154,8 @@ def test_arms_of_a_seed_start_from_the_same_student_and_see_the_same_images(seed
     source = open_source(TINY.data)
     assert source.input is not None
     starts, firsts = [], []
-    for arm in ARMS:
-        method, _ = build_method(TINY, Run(arm, seed), source)
+    for method in ARMS:
+        method, _ = build_method(TINY, Run(method, seed), source)
         starts.append(method.student.state_dict())
         batches, _ = loaders(source, TINY.data, source.input, TINY.batch_size, seed)
         firsts.append(next(iter(batches)))
@@ -165,14 +167,14 @@ def test_arms_of_a_seed_start_from_the_same_student_and_see_the_same_images(seed
 
 def test_seeds_start_from_different_students() -> None:
     source = open_source(TINY.data)
-    one, two = (build_method(TINY, Run("alone", s), source)[0].student for s in (1, 2))
+    one, two = (build_method(TINY, Run("supervised", s), source)[0].student for s in (1, 2))
     assert not torch.equal(next(one.parameters()), next(two.parameters()))
 
 
 def test_the_logits_arm_has_no_projectors_and_keeps_the_weight() -> None:
-    method, _ = build_method(TINY, Run("logits", 1), open_source(TINY.data))
-    assert method.method.weights == LossWeights(0, 0, 0, 0, logits=0.5)  # type: ignore[union-attr]
-    assert not list(method.method.parameters())  # type: ignore[union-attr, operator]
+    method, _ = build_method(TINY, Run("logit_kd", 1), open_source(TINY.data))
+    assert method.criterion.weights == LossWeights(0, 0, 0, 0, logits=0.5)  # type: ignore[union-attr]
+    assert not list(method.criterion.parameters())  # type: ignore[union-attr, operator]
 
 
 def test_plain_timm_loads_the_trained_student_to_the_bit(in_turn: Path) -> None:
@@ -243,8 +245,8 @@ def test_a_run_without_a_measurement_at_its_end_is_measured_then(tmp_path: Path)
     measured = [(m["step"], m["top1"]) for m in metrics(out) if m["top1"] is not None]
     assert [step for step, _ in measured] == [4, 6]
     assert measured[-1][1] == summary(out)["student_top1"]
-    assert summary(out)["alone_top1"] is None
-    assert summary(out)["kd_top1"] is None
+    assert summary(out)["supervised_top1"] is None
+    assert summary(out)["logit_kd_top1"] is None
 
 
 def test_no_runs_side_by_side_is_refused(tmp_path: Path) -> None:

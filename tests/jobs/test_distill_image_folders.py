@@ -14,8 +14,8 @@ from helpers.tiny import tiny
 
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
+from scalekd.networks.student import StudentSpec
 from scalekd.recipe import Recipe
-from scalekd.runs.checkpoint import StudentSpec
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def summary(out: Path) -> dict[str, Any]:
 def test_a_vit_teaches_a_resnet_three_classes_of_its_own(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = distill(replace(recipe, compare=["alone"]), tmp_path / "out", parallel=1)
+    out = distill(replace(recipe, compare=["supervised"]), tmp_path / "out", parallel=1)
     said = [line for line in capsys.readouterr().out.splitlines() if "logit" in line]
     assert len([line for line in said if "left out" in line]) == 1
     assert "1000 classes" in said[0]
@@ -57,10 +57,10 @@ def test_a_vit_teaches_a_resnet_three_classes_of_its_own(
 def test_a_teacher_of_the_tasks_classes_is_measured_and_heard(
     recipe: Recipe, tmp_path: Path
 ) -> None:
-    same = small(recipe, teacher_args={"num_classes": 3}, compare=["logits"])
+    same = small(recipe, teacher_args={"num_classes": 3}, compare=["logit_kd"])
     found = summary(distill(same, tmp_path / "out", parallel=1))
     assert found["teacher_top1"] is not None
-    assert found["kd_top1"] is not None
+    assert found["logit_kd_top1"] is not None
     assert not [note for note in found["notes"] if "left out" in note]
 
 
@@ -68,7 +68,7 @@ def test_a_teacher_of_the_tasks_classes_is_measured_and_heard(
 def test_logit_distillation_alone_is_refused_where_the_teacher_has_other_classes(
     recipe: Recipe, tmp_path: Path, classes: int
 ) -> None:
-    other = small(recipe, teacher_args={"num_classes": classes}, compare=["logits"])
+    other = small(recipe, teacher_args={"num_classes": classes}, compare=["logit_kd"])
     with refused("logits", "3"):
         distill(other, tmp_path / "out", parallel=1)
     assert not (tmp_path / "out").exists()

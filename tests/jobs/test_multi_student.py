@@ -172,12 +172,12 @@ def test_one_normalised_otherwise_learns_from_the_same_images(images: Path, tmp_
 
 @pytest.mark.parametrize("without", ["teacher", "labels"])
 def test_arms_seeds_and_students_alone(images: Path, without: str, tmp_path: Path) -> None:
-    recipe = recipe_of(images, compare=["alone", "logits"], seeds=[1, 2], accumulate=2)
+    recipe = recipe_of(images, compare=["supervised", "logit_kd"], seeds=[1, 2], accumulate=2)
     if without == "teacher":
         recipe = replace(recipe, teacher=None, compare=[])
     else:
         root = str(flat_folder(tmp_path / "flat"))
-        recipe = replace(recipe, compare=["logits"], data=replace(recipe.data, root=root))
+        recipe = replace(recipe, compare=["logit_kd"], data=replace(recipe.data, root=root))
     both = distill(recipe, tmp_path / "both")
     for name, own in recipe.apart().items():
         one = distill(own, tmp_path / name, parallel=1)
@@ -262,7 +262,7 @@ def test_a_recipe_says_what_is_wrong_with_its_students(images: Path) -> None:
     recipe = recipe_of(images)
     with refused("'test_vit' twice", "folder"):
         replace(recipe, more_students=["test_vit"])
-    with refused("shard has teacher"):
-        replace(recipe, shard=["teacher"])
+    with refused("fsdp has teacher"):
+        replace(recipe, fsdp=["teacher"])
     with refused("optim.warmup_epochs is 5"):
         replace(recipe, more_students=[Student("test_resnet", optim=Optim())])

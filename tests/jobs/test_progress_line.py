@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from scalekd.jobs import console as report
-from scalekd.jobs.console import Display, Pair, duration
+from scalekd.jobs.console import Display
 from scalekd.recipe import Data, Recipe
-from scalekd.training.loop import Progress
-from scalekd.training.run import Run
+from scalekd.runs.result import Pair, Progress, Run, duration
 
 RECIPE = Recipe("swin", "resnet", Data("digits"), batch_size=64, accumulate=2)
 PAIR = Pair(0.9, 2_000_000, 1_000_000, 500_000, [], gflop=12.5, workers=2)

@@ -14,7 +14,7 @@ from helpers.tiny import tiny
 from scalekd.cli.main import main
 from scalekd.jobs.distill import distill
 from scalekd.recipe import Data, Optim, Recipe
-from scalekd.training.run import Run, arms
+from scalekd.runs.result import Run, methods
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +22,12 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """A distillation, and the student alone beside it."""
     pictures = image_folder(tmp_path_factory.mktemp("data") / "pictures")
     optim = Optim(warmup_epochs=0.5)
-    return tiny(pictures, epochs=2, optim=optim, seeds=[3], compare=["alone"])
+    return tiny(pictures, epochs=2, optim=optim, seeds=[3], compare=["supervised"])
 
 
 def test_it_is_the_baseline_of_the_distillation_to_the_bit(recipe: Recipe, tmp_path: Path) -> None:
     compared = distill(recipe, tmp_path / "compared", parallel=1)
-    alone = distill(replace(recipe, teacher=None, compare=[]), tmp_path / "alone", parallel=1)
+    alone = distill(replace(recipe, teacher=None, compare=[]), tmp_path / "supervised", parallel=1)
     one, other = ((out / "checkpoints" / "alone-seed3.ckpt").exists() for out in (compared, alone))
     assert one
     assert other
@@ -35,7 +35,7 @@ def test_it_is_the_baseline_of_the_distillation_to_the_bit(recipe: Recipe, tmp_p
         [
             (line["step"], line["loss"], line["top1"])
             for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-            if line["arm"] == "alone"
+            if line["method"] == "supervised"
         ]
         for out in (compared, alone)
     ]
@@ -61,7 +61,7 @@ def test_its_folder_is_a_student_and_a_recipe_without_a_teacher(
     assert settings["teacher"] is None
     assert settings["compare"] == []
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["alone_top1"] is not None
+    assert summary["supervised_top1"] is not None
     assert summary["student_top1"] is summary["teacher_top1"] is None
     with pytest.raises(SystemExit):
         main(["distill", *words[1:], "--resume"])
@@ -89,6 +89,6 @@ def test_without_labels_there_is_nothing_to_learn(tmp_path: Path) -> None:
 
 
 def test_the_first_arm_is_the_one_whose_student_is_kept(recipe: Recipe) -> None:
-    assert arms(recipe.teacher, recipe.compare) == ["scalekd", "alone"]
-    assert arms(None, recipe.compare) == ["alone"]
-    assert str(Run("alone", 3)) == "alone seed 3"
+    assert methods(recipe.teacher, recipe.compare) == ["scalekd", "supervised"]
+    assert methods(None, recipe.compare) == ["supervised"]
+    assert str(Run("supervised", 3)) == "alone seed 3"

@@ -26,7 +26,7 @@ from scalekd.method import LossWeights
 from scalekd.networks import InputConfig
 from scalekd.recipe import Data, Recipe
 from scalekd.runs.checkpoint import load_student
-from scalekd.training.run import Run
+from scalekd.runs.result import Run
 
 SMALL = InputConfig(3, (32, 48), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 FEATURES = {"tpp_original", "tpp_alternative", "final_original", "final_alternative"}
@@ -59,22 +59,24 @@ def exported(out: Path) -> torch.nn.Module:
 def test_the_teachers_features_and_logits_are_learnt_and_the_loss_is_reported(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = distill(replace(recipe, compare=["logits"]), tmp_path / "out", parallel=1)
+    out = distill(replace(recipe, compare=["logit_kd"]), tmp_path / "out", parallel=1)
     found = summary(out)
     note = f"no labels in {recipe.data.root}: features and logits alone are distilled"
     assert found["notes"][0] == note
-    assert {n: found[n] for n in ("teacher_top1", "student_top1", "kd_top1", "alone_top1")} == {
+    assert {
+        n: found[n] for n in ("teacher_top1", "student_top1", "logit_kd_top1", "supervised_top1")
+    } == {
         "teacher_top1": None,
         "student_top1": None,
-        "kd_top1": None,
-        "alone_top1": None,
+        "logit_kd_top1": None,
+        "supervised_top1": None,
     }
     assert set(found["student_terms"]) == FEATURES | {"logits"}
-    assert set(found["kd_terms"]) == {"logits"}
+    assert set(found["logit_kd_terms"]) == {"logits"}
     assert found["student_loss"] == pytest.approx(sum(found["student_terms"].values()))
     assert found["student_loss_by_seed"] == {"1": found["student_loss"]}
-    for arm in ("scalekd", "logits"):
-        own = [m for m in metrics(out) if m["arm"] == arm]
+    for method in ("scalekd", "logit_kd"):
+        own = [m for m in metrics(out) if m["method"] == method]
         assert (own[-1]["step"], own[-1]["steps"]) == (4, 4)
         assert {m["top1"] for m in own} == {None}
     printed = capsys.readouterr().out
@@ -128,10 +130,10 @@ def test_logits_alone_are_said_to_be_alone(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"compare": ["alone"]}, ["compare", "alone", "labels"]),
+        ({"compare": ["supervised"]}, ["compare", "supervised", "labels"]),
         ({"label_smoothing": 0.1}, ["label_smoothing is 0.1", "labels"]),
         (
-            {"compare": ["logits"], "teacher_args": {"num_classes": 0}},
+            {"compare": ["logit_kd"], "teacher_args": {"num_classes": 0}},
             ["compare", "logits", "no logit distillation"],
         ),
         (
@@ -139,7 +141,7 @@ def test_logits_alone_are_said_to_be_alone(recipe: Recipe) -> None:
             ["nothing is left to learn"],
         ),
     ],
-    ids=["alone", "smoothing", "logits of a headless teacher", "nothing"],
+    ids=["supervised", "smoothing", "logits of a headless teacher", "nothing"],
 )
 def test_what_needs_labels_or_leaves_nothing_is_refused(
     changes: dict[str, Any], said: list[str], recipe: Recipe, tmp_path: Path
@@ -156,8 +158,8 @@ def test_what_needs_labels_is_refused_before_an_image_is_read(
         raise AssertionError
 
     monkeypatch.setattr(folders, "load_image", read)
-    with refused("alone"):
-        check(replace(recipe, compare=["alone"]))
+    with refused("supervised"):
+        check(replace(recipe, compare=["supervised"]))
     with refused("no labels", str(root), "val/CLASS"):
         evaluate("test_resnet", recipe.data, "random")
 

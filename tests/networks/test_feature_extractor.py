@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scalekd import LossWeights, ScaleKD
 from scalekd.features import FeatureShapes
-from scalekd.networks import Taps, TapSettings
+from scalekd.networks import FeatureExtractor, FeatureSelection
 from scalekd.networks.feature_selection import Norm
 
 STAGES = {
@@ -97,30 +97,30 @@ def hand_taken(model: nn.Module, name: str, x: Tensor, grid: tuple[int, ...]) ->
 def test_logits_are_bit_equal_to_the_models_own(family: str) -> None:
     model, x = FAMILIES[family](), images()
     with torch.no_grad():
-        own, logits = model(x), Taps(model, SIZE)(x).logits
+        own, logits = model(x), FeatureExtractor(model, SIZE)(x).logits
     assert own.std() > 0
     assert torch.equal(logits, own)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_are_maps_of_the_shapes_found(family: str) -> None:
-    taps = Taps(FAMILIES[family](), SIZE)
-    features = taps(images(3))
-    assert taps.shapes.classes == CLASSES
-    assert tuple(features.penultimate.shape) == (3, *taps.shapes.penultimate)
-    assert tuple(features.final.shape) == (3, *taps.shapes.final)
+    extractor = FeatureExtractor(FAMILIES[family](), SIZE)
+    features = extractor(images(3))
+    assert extractor.shapes.classes == CLASSES
+    assert tuple(features.penultimate.shape) == (3, *extractor.shapes.penultimate)
+    assert tuple(features.final.shape) == (3, *extractor.shapes.final)
     assert tuple(features.logits.shape) == (3, CLASSES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_are_the_stages_outputs(family: str) -> None:
     model, x = FAMILIES[family](), images()
-    taps = Taps(model, SIZE)
+    extractor = FeatureExtractor(model, SIZE)
     with torch.no_grad():
-        features = taps(x)
+        features = extractor(x)
     for feature, shape, name in (
-        (features.penultimate, taps.shapes.penultimate, STAGES[family][0]),
-        (features.final, taps.shapes.final, STAGES[family][1]),
+        (features.penultimate, extractor.shapes.penultimate, STAGES[family][0]),
+        (features.final, extractor.shapes.final, STAGES[family][1]),
     ):
         assert torch.equal(feature, hand_taken(model, name, x, shape[1:])), name
 
@@ -130,7 +130,7 @@ def test_finding_the_shapes_leaves_the_model_as_it_was(family: str) -> None:
     model = FAMILIES[family]().train()
     parameters, state = dict(model.named_parameters()), copy.deepcopy(model.state_dict())
     random = torch.random.get_rng_state()
-    Taps(model, SIZE)
+    FeatureExtractor(model, SIZE)
     assert model.training
     assert all(model.get_parameter(name) is p for name, p in parameters.items())
     assert all(p.requires_grad and p.grad is None for p in parameters.values())
@@ -142,16 +142,16 @@ def test_finding_the_shapes_leaves_the_model_as_it_was(family: str) -> None:
 def test_finding_the_shapes_runs_no_arithmetic(family: str) -> None:
     model = FAMILIES[family]()
     with OnlyMeta():
-        Taps(model, SIZE)
+        FeatureExtractor(model, SIZE)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_on_the_meta_device_has_the_same_shapes(family: str) -> None:
-    real = Taps(FAMILIES[family](), SIZE)
-    taps = Taps(FAMILIES[family]().to("meta"), SIZE)
-    assert taps.shapes == real.shapes
-    assert taps.plan == real.plan
-    assert taps(images().to("meta")).final.shape[1:] == real.shapes.final
+    real = FeatureExtractor(FAMILIES[family](), SIZE)
+    extractor = FeatureExtractor(FAMILIES[family]().to("meta"), SIZE)
+    assert extractor.shapes == real.shapes
+    assert extractor.plan == real.plan
+    assert extractor(images().to("meta")).final.shape[1:] == real.shapes.final
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
@@ -159,9 +159,9 @@ def test_full_size_shapes_are_the_papers(name: str) -> None:
     arguments, penultimate, final = FULL_SIZE[name]
     with torch.device("meta"):
         model = timm.create_model(name, **arguments)
-    taps = Taps(model)
-    assert taps.input.size == (224, 224)
-    assert taps.shapes == FeatureShapes(penultimate, final, 1000)
+    extractor = FeatureExtractor(model)
+    assert extractor.input.size == (224, 224)
+    assert extractor.shapes == FeatureShapes(penultimate, final, 1000)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_the_papers_mixers_are_tapped_at_the_papers_blocks(
             lambda m, i, o, block=block: seen.__setitem__(block, o)
         )
     given: list[Tensor] = []
-    for projectors in (distiller.method.penultimate, distiller.method.final):
+    for projectors in (distiller.criterion.penultimate, distiller.criterion.final):
         projectors["original"].register_forward_pre_hook(lambda m, i: given.append(i[0]))
     distiller(images(), torch.tensor([0, 1]))
     assert len(given) == 2
@@ -190,7 +190,7 @@ def test_the_papers_mixers_are_tapped_at_the_papers_blocks(
 def test_vit_small_is_tapped_at_the_papers_blocks() -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_small_patch16_224", class_token=False, global_pool="avg")
-    plan = Taps(model).plan
+    plan = FeatureExtractor(model).plan
     assert (plan.penultimate, plan.final) == (8, 11)
 
 
@@ -205,8 +205,8 @@ def test_final_norm_decides_whether_the_final_feature_is_normed(
     model: Any = build()
     x = images()
     with torch.no_grad():
-        normed = Taps(model, SIZE, TapSettings(norm="final"))(x).final
-        bare = Taps(model, SIZE, TapSettings(norm="none"))(x).final
+        normed = FeatureExtractor(model, SIZE, FeatureSelection(norm="final"))(x).final
+        bare = FeatureExtractor(model, SIZE, FeatureSelection(norm="none"))(x).final
         by_hand = model.norm(bare.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     assert not torch.allclose(normed, bare, atol=0.1)
     torch.testing.assert_close(normed, by_hand)
@@ -215,32 +215,34 @@ def test_final_norm_decides_whether_the_final_feature_is_normed(
 @pytest.mark.parametrize("norm", ["final", "none"])
 def test_final_norm_changes_no_logits(norm: Norm) -> None:
     model, x = vit(), images()
-    assert torch.equal(Taps(model, settings=TapSettings(norm=norm))(x).logits, model(x))
+    assert torch.equal(
+        FeatureExtractor(model, settings=FeatureSelection(norm=norm))(x).logits, model(x)
+    )
 
 
 @pytest.mark.parametrize("index", [0, 2, 4])
 def test_penultimate_feature_can_be_chosen(index: int) -> None:
     model, x = vit(), images()
-    feature = Taps(model, settings=TapSettings(penultimate=index))(x).penultimate
+    feature = FeatureExtractor(model, settings=FeatureSelection(penultimate=index))(x).penultimate
     assert torch.equal(feature, hand_taken(model, f"blocks.{index}", x, (4, 4)))
 
 
 @pytest.mark.parametrize("index", [-1, 5, 99])
 def test_a_penultimate_feature_that_is_not_before_the_last_is_refused(index: int) -> None:
     with refused(str(index), "0 to 5", "vit_tiny_patch16_224"):
-        Taps(vit(), settings=TapSettings(penultimate=index))
+        FeatureExtractor(vit(), settings=FeatureSelection(penultimate=index))
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_few_blocks_have_a_default_penultimate_too(depth: int) -> None:
-    plan = Taps(vit(depth=depth)).plan
+    plan = FeatureExtractor(vit(depth=depth)).plan
     assert 0 <= plan.penultimate < plan.final == depth - 1
 
 
 @pytest.mark.parametrize("build", [swin, vit, mixer], ids=["Swin", "ViT", "Mixer"])
 def test_a_size_that_the_model_does_not_take_is_refused(build: Callable[[], nn.Module]) -> None:
     with refused("60x52"):
-        Taps(build(), (60, 52))
+        FeatureExtractor(build(), (60, 52))
 
 
 @pytest.mark.parametrize(
@@ -250,21 +252,21 @@ def test_a_size_that_the_model_does_not_take_is_refused(build: Callable[[], nn.M
 )
 def test_a_module_without_timms_methods_is_refused(module: nn.Module) -> None:
     with refused(type(module).__name__):
-        Taps(module, SIZE)
+        FeatureExtractor(module, SIZE)
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_unusual_families_are_tapped_or_refused(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
-    taps = unless_refused(lambda: Taps(model))
-    assert taps is None or taps.shapes.classes == 1000
+    extractor = unless_refused(lambda: FeatureExtractor(model))
+    assert extractor is None or extractor.shapes.classes == 1000
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_reach_the_model_through_both_maps_and_the_logits(family: str) -> None:
     model = FAMILIES[family]()
-    features = Taps(model, SIZE)(images())
+    features = FeatureExtractor(model, SIZE)(images())
     reached = {}
     for name in ("penultimate", "final", "logits"):
         model.zero_grad()
@@ -279,16 +281,16 @@ def test_gradients_reach_the_model_through_both_maps_and_the_logits(family: str)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_without_classifier_gives_no_logits(family: str) -> None:
-    taps = Taps(FAMILIES[family](num_classes=0), SIZE)
-    features = taps(images())
-    assert taps.shapes.classes is None
+    extractor = FeatureExtractor(FAMILIES[family](num_classes=0), SIZE)
+    features = extractor(images())
+    assert extractor.shapes.classes is None
     assert features.logits is None
-    assert tuple(features.final.shape[1:]) == taps.shapes.final
+    assert tuple(features.final.shape[1:]) == extractor.shapes.final
 
 
 def test_taps_are_no_module_and_hold_no_parameters() -> None:
     holder = nn.Module()
-    holder.taps = Taps(resnet(), SIZE)
+    holder.taps = FeatureExtractor(resnet(), SIZE)
     assert not list(holder.parameters())
     assert not holder.state_dict()
 
@@ -297,16 +299,16 @@ def test_taps_are_no_module_and_hold_no_parameters() -> None:
 def test_taps_work_in_training_mode_as_the_model_does(family: str) -> None:
     model = FAMILIES[family]().train()
     twin = copy.deepcopy(model)
-    taps, x = Taps(model, SIZE), images(4)
+    extractor, x = FeatureExtractor(model, SIZE), images(4)
     torch.manual_seed(0)  # stochastic depth
-    logits = taps(x).logits
+    logits = extractor(x).logits
     torch.manual_seed(0)
     assert torch.equal(logits, twin(x))
     assert all(torch.equal(a, twin.state_dict()[n]) for n, a in model.state_dict().items())
 
 
 def test_other_sizes_than_square_give_maps_of_that_form() -> None:
-    taps = Taps(resnet(), (64, 96))
-    assert taps.shapes.penultimate[1:] == (4, 6)
-    assert taps.shapes.final[1:] == (2, 3)
-    assert tuple(taps(images(size=(64, 96))).final.shape[2:]) == (2, 3)
+    extractor = FeatureExtractor(resnet(), (64, 96))
+    assert extractor.shapes.penultimate[1:] == (4, 6)
+    assert extractor.shapes.final[1:] == (2, 3)
+    assert tuple(extractor(images(size=(64, 96))).final.shape[2:]) == (2, 3)

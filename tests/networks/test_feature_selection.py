@@ -27,11 +27,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from scalekd.networks import Taps, TapSettings
-from scalekd.networks.feature_selection import Norm, Seen, TapPlan, resolve
+from scalekd.networks import FeatureExtractor, FeatureSelection
+from scalekd.networks.feature_selection import Norm, ResolvedSelection, Seen, resolve
 
 some_settings = st.builds(
-    TapSettings,
+    FeatureSelection,
     st.none() | st.integers(-3, 3),
     st.none() | st.integers(-3, 3),
     st.none() | st.sampled_from(["final", "pooled", "none"]),
@@ -46,12 +46,14 @@ def seen(sides: Sequence[int], **changed: Any) -> Seen:
 
 
 def chosen(sides: Sequence[int], of_teacher: bool = False, **said: Any) -> tuple[int, int]:
-    plan = resolve(TapSettings(**said), seen(sides), of_teacher)
+    plan = resolve(FeatureSelection(**said), seen(sides), of_teacher)
     return plan.penultimate, plan.final
 
 
 @given(some_settings, some_settings)
-def test_what_is_said_goes_over_defaults(said: TapSettings, defaults: TapSettings) -> None:
+def test_what_is_said_goes_over_defaults(
+    said: FeatureSelection, defaults: FeatureSelection
+) -> None:
     both = said.over(defaults)
     for name in ("penultimate", "final", "norm"):
         own = getattr(said, name)
@@ -60,14 +62,14 @@ def test_what_is_said_goes_over_defaults(said: TapSettings, defaults: TapSetting
 
 @given(some_settings, some_settings, some_settings)
 def test_defaults_of_defaults_may_be_put_in_any_bracket(
-    a: TapSettings, b: TapSettings, c: TapSettings
+    a: FeatureSelection, b: FeatureSelection, c: FeatureSelection
 ) -> None:
     assert a.over(b).over(c) == a.over(b.over(c))
-    assert a.over(TapSettings()) == TapSettings().over(a) == a.over(a) == a
+    assert a.over(FeatureSelection()) == FeatureSelection().over(a) == a.over(a) == a
 
 
 def test_an_index_of_zero_is_said() -> None:
-    assert TapSettings(penultimate=0).over(TapSettings(penultimate=3)).penultimate == 0
+    assert FeatureSelection(penultimate=0).over(FeatureSelection(penultimate=3)).penultimate == 0
 
 
 @pytest.mark.parametrize("of_teacher", [False, True])
@@ -145,7 +147,7 @@ def test_any_other_index_is_refused(depth: int, penultimate: int, final: int) ->
 @pytest.mark.parametrize("final", [0, 6, -6, 99, -7])
 def test_a_final_feature_out_of_range_is_refused_by_number(final: int) -> None:
     with refused("vit_tiny_patch16_224", "0 to 5", f"number {final}", "must be 1 to 5"):
-        Taps(vit(), settings=TapSettings(final=final))
+        FeatureExtractor(vit(), settings=FeatureSelection(final=final))
 
 
 @pytest.mark.parametrize(("penultimate", "final"), [(3, 3), (4, 3), (-3, 3), (-7, 3), (3, -3)])
@@ -153,7 +155,7 @@ def test_a_penultimate_feature_that_is_not_before_the_final_is_refused_by_number
     penultimate: int, final: int
 ) -> None:
     with refused("vit_tiny_patch16_224", f"number {penultimate}", "before the final one, number 3"):
-        Taps(vit(), settings=TapSettings(penultimate=penultimate, final=final))
+        FeatureExtractor(vit(), settings=FeatureSelection(penultimate=penultimate, final=final))
 
 
 def test_a_model_of_one_feature_is_refused_in_words_that_say_so() -> None:
@@ -164,14 +166,14 @@ def test_a_model_of_one_feature_is_refused_in_words_that_say_so() -> None:
 @pytest.mark.parametrize("final", [1, 3, 5])
 def test_an_earlier_final_feature_is_as_its_block_leaves_it(final: int) -> None:
     model: Any = vit()
-    taps = Taps(model, settings=TapSettings(final=final))
+    extractor = FeatureExtractor(model, settings=FeatureSelection(final=final))
     kept: list[Tensor] = []
     model.blocks[final].register_forward_hook(lambda m, given, output: kept.append(output))
-    features = taps(images())
+    features = extractor(images())
     expected = model.norm(kept[0]) if final == 5 else kept[0]
     assert torch.equal(tokens(features.final), expected[:, 1:])
     assert torch.equal(features.logits, model(images()))
-    assert taps.plan.norm == ("final" if final == 5 else "none")
+    assert extractor.plan.norm == ("final" if final == 5 else "none")
 
 
 def test_the_defaults_go_by_the_final_feature_that_is_chosen() -> None:
@@ -180,10 +182,10 @@ def test_the_defaults_go_by_the_final_feature_that_is_chosen() -> None:
     assert chosen([4] * 12, of_teacher=True, final=5) == (4, 5)
 
 
-def taps_of(model: nn.Module, settings: TapSettings) -> Taps:
+def extractor_for(model: nn.Module, settings: FeatureSelection) -> FeatureExtractor:
     """At the model's small size."""
     bound = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    return Taps(model, bound or SIZE, settings)
+    return FeatureExtractor(model, bound or SIZE, settings)
 
 
 NORMS: list[tuple[Callable[[], nn.Module], dict[Norm, str]]] = [
@@ -219,13 +221,13 @@ NAMES = [
 def test_the_norm_is_what_is_asked_for_or_refused_with_those_that_are_there(
     make: Callable[[], nn.Module], has: dict[Norm, str], norm: Norm | None
 ) -> None:
-    settings = TapSettings(norm=norm)
+    settings = FeatureSelection(norm=norm)
     if norm in ("final", "pooled") and norm not in has:
         where = "between feature" if norm == "final" else "after its pooling"
         with refused("has no norm", where, f"take the norm {' or '.join([*has, 'none'])}"):
-            taps_of(make(), settings)
+            extractor_for(make(), settings)
         return
-    plan = taps_of(make(), settings).plan
+    plan = extractor_for(make(), settings).plan
     expected = norm or ("final" if "final" in has else "none")
     assert plan.norm == expected
     assert plan.norm_module == has.get(expected)
@@ -234,12 +236,12 @@ def test_the_norm_is_what_is_asked_for_or_refused_with_those_that_are_there(
 
 def test_a_norm_before_the_pooling_is_none_of_an_earlier_feature() -> None:
     with refused("no norm between feature 3 and its pooling", "take the norm none"):
-        Taps(vit(), settings=TapSettings(final=3, norm="final"))
+        FeatureExtractor(vit(), settings=FeatureSelection(final=3, norm="final"))
 
 
 def test_a_norm_after_the_pooling_is_none_of_an_earlier_stage() -> None:
     with refused("norm"):
-        Taps(convnext(), SIZE, TapSettings(final=2, norm="pooled"))
+        FeatureExtractor(convnext(), SIZE, FeatureSelection(final=2, norm="pooled"))
 
 
 @pytest.mark.parametrize("make", [vit_mean, beit, eva02, convnext])
@@ -247,8 +249,11 @@ def test_a_model_without_classifier_has_its_norm_after_the_pooling_too(
     make: Callable[..., nn.Module],
 ) -> None:
     model = make(num_classes=0)
-    asked = TapSettings(norm="pooled")
-    assert taps_of(model, asked).plan.norm_module == taps_of(make(), asked).plan.norm_module
+    asked = FeatureSelection(norm="pooled")
+    assert (
+        extractor_for(model, asked).plan.norm_module
+        == extractor_for(make(), asked).plan.norm_module
+    )
 
 
 def hand_normed(model: nn.Module, norm: str, bare: Tensor) -> Tensor:
@@ -266,27 +271,30 @@ def hand_normed(model: nn.Module, norm: str, bare: Tensor) -> Tensor:
 @pytest.mark.parametrize("make", [vit_mean, beit, eva02, convnext, convformer])
 def test_the_norm_after_pooling_is_run_on_each_token(make: Callable[[], nn.Module]) -> None:
     model = make()
-    taps = taps_of(model, TapSettings(norm="pooled"))
-    size = taps.input.size
+    extractor = extractor_for(model, FeatureSelection(norm="pooled"))
+    size = extractor.input.size
     x = images(size=size)
     with torch.no_grad():
-        features, bare = taps(x), Taps(model, size, TapSettings(norm="none"))(x)
-        expected = hand_normed(model, taps.plan.norm_module or "", bare.final)
+        features, bare = (
+            extractor(x),
+            FeatureExtractor(model, size, FeatureSelection(norm="none"))(x),
+        )
+        expected = hand_normed(model, extractor.plan.norm_module or "", bare.final)
         assert torch.equal(features.logits, model(x))
     assert torch.equal(features.penultimate, bare.penultimate)
     torch.testing.assert_close(features.final, expected, atol=1e-5, rtol=1e-5)
     assert (features.final - bare.final).abs().max() > 0.1
-    assert features.final.shape[1:] == taps.shapes.final
+    assert features.final.shape[1:] == extractor.shapes.final
 
 
 @pytest.mark.parametrize("make", [vit_mean, convnext, convformer])
 def test_the_norm_after_pooling_trains_with_its_own_gradient(make: Callable[[], nn.Module]) -> None:
     model = make()
-    taps = Taps(model, SIZE, TapSettings(norm="pooled"))
-    final = taps(images()).final
+    extractor = FeatureExtractor(model, SIZE, FeatureSelection(norm="pooled"))
+    final = extractor(images()).final
     (final * torch.randn_like(final)).sum().backward()
-    assert taps.plan.norm_module is not None
-    norm = model.get_submodule(taps.plan.norm_module)
+    assert extractor.plan.norm_module is not None
+    norm = model.get_submodule(extractor.plan.norm_module)
     assert norm.weight.grad is not None
     assert norm.weight.grad.abs().sum() > 0
 
@@ -297,28 +305,28 @@ EVA: dict[str, Any] = {"img_size": 224}
 @pytest.mark.parametrize(
     ("name", "arguments", "plan"),
     [
-        ("eva_large_patch14_196", EVA, TapPlan(21, 23, True, "none", None)),
-        ("vit_base_patch16_224", {}, TapPlan(7, 11, True, "final", "norm")),
+        ("eva_large_patch14_196", EVA, ResolvedSelection(21, 23, True, "none", None)),
+        ("vit_base_patch16_224", {}, ResolvedSelection(7, 11, True, "final", "norm")),
         # As a rule the last sixth of 12 and of 24 blocks.
-        ("deit_base_patch16_224", {}, TapPlan(9, 11, True, "final", "norm")),
-        ("vit_large_patch16_224", {}, TapPlan(19, 23, True, "final", "norm")),
-        ("swin_large_patch4_window7_224", {}, TapPlan(2, 3, True, "final", "norm")),
+        ("deit_base_patch16_224", {}, ResolvedSelection(9, 11, True, "final", "norm")),
+        ("vit_large_patch16_224", {}, ResolvedSelection(19, 23, True, "final", "norm")),
+        ("swin_large_patch4_window7_224", {}, ResolvedSelection(2, 3, True, "final", "norm")),
     ],
 )
 def test_the_papers_teachers_are_tapped_as_in_the_paper(
-    name: str, arguments: dict[str, Any], plan: TapPlan
+    name: str, arguments: dict[str, Any], plan: ResolvedSelection
 ) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, **arguments)
-    assert Taps(model, of_teacher=True).plan == plan
+    assert FeatureExtractor(model, of_teacher=True).plan == plan
 
 
 def test_the_papers_choice_gives_way_to_the_users_setting_by_setting() -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch16_224", img_size=32)
-    said = TapSettings(norm="none")
-    assert Taps(model, settings=said, of_teacher=True).plan.penultimate == 7
-    said = TapSettings(penultimate=-2)
-    plan = Taps(model, settings=said, of_teacher=True).plan
-    assert plan == TapPlan(10, 11, True, "final", "norm")
-    assert Taps(model).plan.penultimate == 8
+    said = FeatureSelection(norm="none")
+    assert FeatureExtractor(model, settings=said, of_teacher=True).plan.penultimate == 7
+    said = FeatureSelection(penultimate=-2)
+    plan = FeatureExtractor(model, settings=said, of_teacher=True).plan
+    assert plan == ResolvedSelection(10, 11, True, "final", "norm")
+    assert FeatureExtractor(model).plan.penultimate == 8

@@ -25,8 +25,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from scalekd import FrozenTeacher, HookedFeatures, InputConfig, ScaleKD
-from scalekd.networks.feature_extractor import taps
-from scalekd.networks.protocol import OwnTaps
+from scalekd.networks.feature_extractor import build_feature_extractor
+from scalekd.networks.protocol import ProtocolFeatureExtractor
 
 PLAIN = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 64}
 Reading = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
@@ -536,8 +536,8 @@ def test_gradients_reach_the_model_from_both_features_and_the_logits() -> None:
 
 
 def test_its_taps_are_those_of_a_module_of_ones_own() -> None:
-    seen = taps(hooked("torchvision's ResNet"), (96, 64))
-    assert isinstance(seen, OwnTaps)
+    seen = build_feature_extractor(hooked("torchvision's ResNet"), (96, 64))
+    assert isinstance(seen, ProtocolFeatureExtractor)
     assert seen.shapes.final == (512, 3, 2)
 
 

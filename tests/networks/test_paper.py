@@ -13,7 +13,7 @@ from scalekd.distiller import _stem_norm
 from scalekd.errors import InputError
 from scalekd.method import ChannelNorm
 from scalekd.networks.build import build
-from scalekd.networks.feature_extractor import Taps
+from scalekd.networks.feature_extractor import FeatureExtractor
 from scalekd.networks.paper import ABLATION_PAIRS, EVA_L, PAIRS, SWIN_B, SWIN_L, SWIN_S, Published
 
 ALL = [*PAIRS, *ABLATION_PAIRS]
@@ -75,12 +75,12 @@ def test_a_student_offers_what_the_paper_says(pair: Published) -> None:
     row = FOR_PATCH_14 if pair.student_args.get("patch_size") == 14 else ROWS[pair.student]
     model = student(pair)
     with outlines():
-        taps = Taps(model)
-    assert taps.input.size == (224, 224)
-    assert (taps.shapes.penultimate, taps.shapes.final) == (row.penultimate, row.final)
-    assert (taps.plan.penultimate, taps.plan.final) == row.indices
-    assert taps.plan.norm == row.norm
-    assert taps.shapes.classes == 1000
+        extractor = FeatureExtractor(model)
+    assert extractor.input.size == (224, 224)
+    assert (extractor.shapes.penultimate, extractor.shapes.final) == (row.penultimate, row.final)
+    assert (extractor.plan.penultimate, extractor.plan.final) == row.indices
+    assert extractor.plan.norm == row.norm
+    assert extractor.shapes.classes == 1000
 
 
 @pytest.mark.parametrize("pair", ALL, ids=str)
@@ -103,12 +103,14 @@ def test_vit_students_have_mean_pooling_and_no_class_token(pair: Published) -> N
 def test_a_teacher_is_tapped_on_the_papers_grids(teacher: str) -> None:
     args = next(pair.teacher_args for pair in ALL if pair.teacher == teacher)
     with outlines():
-        taps = Taps(build(teacher, "random", **args)[0], of_teacher=True)
-    assert (taps.shapes.penultimate, taps.shapes.final) == TEACHERS[teacher]
-    assert taps.input.size == (224, 224)
-    assert taps.plan.norm == ("none" if teacher == EVA_L else "final")
+        extractor = FeatureExtractor(build(teacher, "random", **args)[0], of_teacher=True)
+    assert (extractor.shapes.penultimate, extractor.shapes.final) == TEACHERS[teacher]
+    assert extractor.input.size == (224, 224)
+    assert extractor.plan.norm == ("none" if teacher == EVA_L else "final")
     # The tail of EVA: the last two of 24 blocks.
-    assert (taps.plan.penultimate, taps.plan.final) == ((21, 23) if teacher == EVA_L else (2, 3))
+    assert (extractor.plan.penultimate, extractor.plan.final) == (
+        (21, 23) if teacher == EVA_L else (2, 3)
+    )
 
 
 def test_patch_14_is_registered_beside_timms_mixers() -> None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalekd import Features, FeatureShapes, FrozenTeacher, InputConfig, LossWeights, ScaleKD
-from scalekd import TapSettings as Settings
-from scalekd.networks.feature_extractor import Taps, taps
-from scalekd.networks.protocol import OwnTaps
+from scalekd import FeatureSelection as Settings
+from scalekd.networks.feature_extractor import FeatureExtractor, build_feature_extractor
+from scalekd.networks.protocol import ProtocolFeatureExtractor
 
 INPUT = InputConfig(3, SIZE, (0.5, 0.4, 0.3), (0.2, 0.2, 0.25))
 TARGETS = torch.tensor([0, 3, 4, 1])
@@ -132,8 +132,8 @@ def test_it_teaches_and_learns_from_timms() -> None:
 
 def test_shapes_and_features_are_the_modules() -> None:
     model, x = own(), images(3)
-    seen = taps(model)
-    assert isinstance(seen, OwnTaps)
+    seen = build_feature_extractor(model)
+    assert isinstance(seen, ProtocolFeatureExtractor)
     assert seen.shapes == FeatureShapes((16, 8, 8), (24, 4, 4), CLASSES)
     ours, theirs = seen(x), model.features(x)
     assert torch.equal(ours.penultimate, theirs.penultimate)
@@ -143,7 +143,7 @@ def test_shapes_and_features_are_the_modules() -> None:
 
 
 def test_the_size_may_be_another_than_its_own() -> None:
-    seen = taps(own(), (32, 96))
+    seen = build_feature_extractor(own(), (32, 96))
     assert seen.input == replace(INPUT, size=(32, 96))
     assert seen.shapes.penultimate == (16, 4, 12)
     assert FrozenTeacher(own(), (96, 64)).shapes.final == (24, 6, 4)
@@ -153,7 +153,7 @@ def test_one_without_classifier_gives_features_alone() -> None:
     for classes in ((0, CLASSES), (CLASSES, 0)):
         teacher, student = (own(classes=number) for number in classes)
         check_pair(teacher, student, TARGETS if classes[1] else None)
-    assert taps(own(classes=0)).shapes.classes is None
+    assert build_feature_extractor(own(classes=0)).shapes.classes is None
 
 
 def test_the_tail_of_modules_called_twice_runs_both_calls() -> None:
@@ -172,7 +172,7 @@ def test_looking_at_a_module_leaves_it_and_the_random_numbers_as_they_were() -> 
     model.first[1].eval()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     modes = [m.training for m in model.modules()]
-    OwnTaps(model)
+    ProtocolFeatureExtractor(model)
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
@@ -249,16 +249,16 @@ def test_a_wrong_input_is_refused_in_one_line(case: str) -> None:
     model = own()
     model.input = given
     with refused("Own", *said):
-        taps(model)
+        build_feature_extractor(model)
 
 
 def test_a_module_that_fails_is_refused_with_its_own_reason() -> None:
     with refused("Own.features", "3 channels and 4x4 pixels", "Kernel size"):
-        taps(own(), (4, 4))
+        build_feature_extractor(own(), (4, 4))
     with refused("Own.features", "1 channels and 64x64 pixels", "channels", "call of your own"):
         model = own()
         model.input = InputConfig(1, SIZE, (0.5,), (0.2,))
-        taps(model)
+        build_feature_extractor(model)
 
 
 def test_features_in_a_sequence_of_the_name_are_no_offer() -> None:
@@ -268,18 +268,18 @@ def test_features_in_a_sequence_of_the_name_are_no_offer() -> None:
             self.features = nn.Sequential(nn.Conv2d(3, 8, 8, 8))
 
     with refused("Torchvisions", "forward_intermediates", "docs/own-modules.md"):
-        taps(Torchvisions())
+        build_feature_extractor(Torchvisions())
 
 
 def test_a_timm_model_keeps_to_its_own_way() -> None:
     model = resnet()
     model.input = (3, 64, 64)
-    assert isinstance(taps(model, SIZE), Taps)
+    assert isinstance(build_feature_extractor(model, SIZE), FeatureExtractor)
 
 
 def test_settings_for_timms_models_are_refused() -> None:
     with refused("Own", "penultimate=1", "leave them out"):
-        ScaleKD(teacher=swin(), student=own(), student_taps=Settings(penultimate=1))
+        ScaleKD(teacher=swin(), student=own(), student_features=Settings(penultimate=1))
 
 
 def test_a_teacher_is_not_its_own_student() -> None:

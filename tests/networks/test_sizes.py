@@ -28,7 +28,7 @@ from torch import nn
 
 from scalekd import FrozenTeacher, ScaleKD
 from scalekd.features import MapShape
-from scalekd.networks import Taps
+from scalekd.networks import FeatureExtractor
 
 Size = tuple[int, int]
 TARGETS = torch.tensor([0, 3, 4, 1])
@@ -113,10 +113,10 @@ def test_a_teacher_works_at_its_size(case: str) -> None:
 @pytest.mark.parametrize("case", [c for c in SIZED if c.endswith(("resized", "built so"))])
 def test_a_model_that_is_bound_to_a_size_need_not_be_told(case: str) -> None:
     make, size, _, final = SIZED[case]
-    taps = Taps(make())
-    assert taps.input.size == size
-    assert taps.shapes.final == final
-    assert taps(images(1, size)).final.shape[1:] == final
+    extractor = FeatureExtractor(make())
+    assert extractor.input.size == size
+    assert extractor.shapes.final == final
+    assert extractor(images(1, size)).final.shape[1:] == final
 
 
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)
@@ -127,7 +127,7 @@ def test_a_pair_of_different_sizes_and_grids_takes_a_step(teacher: str, student:
     distiller = ScaleKD(
         make_teacher(), make_student(), size=size, teacher_size=teacher_size
     ).train()
-    mine = distiller.student_taps.shapes
+    mine = distiller.student_extractor.shapes
     assert (mine.penultimate, mine.final) == (s3, s4)
     assert distiller.teacher.shapes.final == target
     assert distiller.teacher.input.size == teacher_size
@@ -138,8 +138,8 @@ def test_a_pair_of_different_sizes_and_grids_takes_a_step(teacher: str, student:
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
     for projectors, map_of_student in (
-        (distiller.method.penultimate, s3),
-        (distiller.method.final, s4),
+        (distiller.criterion.penultimate, s3),
+        (distiller.criterion.final, s4),
     ):
         assert all(p.position.shape[1:] == map_of_student for p in projectors.values())
 
@@ -234,15 +234,15 @@ def test_grids_of_one_token_everywhere_leave_the_original_views() -> None:
             one_cell(64), student, size=(16, 16), teacher_size=(64, 64), one_token="drop"
         )
     # Its stage before the last is on one token too: the last larger grid is the one before.
-    assert distiller.student_taps.shapes.penultimate[1:] == (2, 2)
-    assert distiller.student_taps.shapes.final[1:] == (1, 1)
+    assert distiller.student_extractor.shapes.penultimate[1:] == (2, 2)
+    assert distiller.student_extractor.shapes.final[1:] == (1, 1)
     check_step(distiller, {"final_alternative", "tpp_alternative"}, (16, 16))
 
 
 @pytest.mark.parametrize("size", [(32, 64), (64, 32)])
 def test_a_grid_of_one_row_or_column_is_no_grid_of_one_token(size: Size) -> None:
     distiller = ScaleKD(swin(), resnet(), size=size)
-    assert sorted(distiller.student_taps.shapes.final[1:]) == [1, 2]
+    assert sorted(distiller.student_extractor.shapes.final[1:]) == [1, 2]
     check_step(distiller, set(), size)
 
 
@@ -265,7 +265,7 @@ def test_a_network_of_three_stages_teaches_and_learns() -> None:
     assert len(levit().stages) == 3
     model = efficientvit_msra()
     teacher = FrozenTeacher(model, (128, 128))
-    assert teacher.taps.count == 3
+    assert teacher.extractor.count == 3
     assert (teacher.shapes.penultimate, teacher.shapes.final) == ((128, 4, 4), (192, 2, 2))
     assert teacher.tail_modules == ["stages.2"]
     distiller = ScaleKD(teacher, levit(), size=(128, 128))

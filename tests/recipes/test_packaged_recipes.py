@@ -128,7 +128,7 @@ SMALL = Recipe(
     label_smoothing=0.1,
     ema=0.9999,
     seeds=[3, 4],
-    compare=["logits"],
+    compare=["logit_kd"],
 )
 
 

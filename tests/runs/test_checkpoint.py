@@ -11,10 +11,12 @@ from helpers.full_disk import a_disk_that_takes_no_file_larger_than
 from helpers.pictures import image_folder
 from helpers.refusals import refused
 
-from scalekd.runs.checkpoint import before, export_checkpoint, load_student, newest, write
-from scalekd.training.loop import Progress
+from scalekd.runs.checkpoint import before, load_student, newest, write
+from scalekd.export.checkpoint import export_checkpoint
+from scalekd.runs.result import Progress
 from scalekd.recipe import Data, Optim, Recipe
-from scalekd.training.run import Run, train
+from scalekd.runs.result import Run
+from scalekd.training.run import train
 from scalekd.signals import Interrupted
 
 RUN = Run("scalekd", 1)
@@ -50,7 +52,7 @@ def test_it_holds_student_projectors_and_optimizer_and_no_teacher(trained: Path)
     kept = torch.load(file, weights_only=True)
     names = list(kept["state_dict"])
     assert any(n.startswith("method.student.") for n in names)
-    assert any(n.startswith("method.method.") for n in names)
+    assert any(n.startswith("method.criterion.") for n in names)
     assert not [n for n in names if "teacher" in n]
     assert kept["optimizer"]["state"]
     assert kept["step"] == 6

@@ -11,8 +11,8 @@ from scalekd.runs.curves import draw_curves, thinned
 @pytest.mark.parametrize("teacher_top1", [None, 0.9])
 def test_the_curves_are_a_picture(tmp_path: Path, teacher_top1: float | None) -> None:
     lines = [
-        {"arm": arm, "seed": seed, "step": step, "seconds": step / 10, "top1": top1}
-        for arm in ("alone", "scalekd")
+        {"method": method, "seed": seed, "step": step, "seconds": step / 10, "top1": top1}
+        for method in ("supervised", "scalekd")
         for seed in (1, 2)
         for step, top1 in ((1, None), (10, 0.3), (20, 0.5))
     ]
@@ -30,8 +30,8 @@ def test_the_curves_are_a_picture(tmp_path: Path, teacher_top1: float | None) ->
 @pytest.mark.parametrize("steps", [1, 3, 1000])
 def test_the_curves_without_labels_are_of_the_loss(tmp_path: Path, steps: int) -> None:
     lines = [
-        {"arm": arm, "seed": 1, "step": s, "seconds": s / 10, "top1": None, "loss": 9 - s / 1000}
-        for arm in ("logits", "scalekd")
+        {"method": method, "seed": 1, "step": s, "seconds": s / 10, "top1": None, "loss": 9 - s / 1000}
+        for method in ("logit_kd", "scalekd")
         for s in range(1, steps + 1)
     ]
     draw_curves(lines, None, tmp_path / "curves.png")

@@ -11,7 +11,7 @@ from helpers.refusals import refused
 from scalekd.runs.checkpoint import write
 from scalekd.runs.folder import RunFolder, free_folder
 from scalekd.recipe import Data, Optim, Recipe
-from scalekd.training.run import Result, Run
+from scalekd.runs.result import Result, Run
 
 RECIPE = Recipe(
     "test_vit", "test_resnet", Data("digits", workers=1), optim=Optim(lr=0.1), seeds=[1, 2]
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def test_what_is_finished_is_read_as_it_was_kept(folder: RunFolder) -> None:
     assert folder.finished(RECIPE) == []
-    unlabelled = replace(DONE, run=Run("logits", 2), top1=None)
+    unlabelled = replace(DONE, run=Run("logit_kd", 2), top1=None)
     folder.keep([DONE])
     folder.keep([DONE, unlabelled])
     assert folder.finished(RECIPE) == [DONE, unlabelled]
@@ -76,24 +76,24 @@ def test_what_no_weight_depends_on_may_change(folder: RunFolder) -> None:
 
 
 def test_what_was_reported_after_the_last_state_is_left_out(folder: RunFolder) -> None:
-    runs = [Run("scalekd", 1), Run("scalekd", 2), Run("logits", 1), Run("logits", 2)]
+    runs = [Run("scalekd", 1), Run("scalekd", 2), Run("logit_kd", 1), Run("logit_kd", 2)]
     lines = [
-        {"arm": run.arm, "seed": run.seed, "step": step} for step in (10, 20, 30) for run in runs
+        {"method": run.method, "seed": run.seed, "step": step} for step in (10, 20, 30) for run in runs
     ]
     whole = "".join(json.dumps(line) + "\n" for line in lines)
-    folder.metrics.write_text(whole + '{"arm": "scale')
+    folder.metrics.write_text(whole + '{"method": "scale')
     for run, step in zip(runs[:2], (20, 25), strict=True):
         write({"step": step}, run.checkpoint(folder.path))
     folder.trim_metrics(runs[:3])
     kept: dict[Run, list[int]] = {}
     for line in map(json.loads, folder.metrics.read_text().splitlines()):
-        kept.setdefault(Run(line["arm"], line["seed"]), []).append(line["step"])
+        kept.setdefault(Run(line["method"], line["seed"]), []).append(line["step"])
     assert kept == {runs[0]: [10, 20], runs[1]: [10, 20], runs[3]: [10, 20, 30]}
 
 
 def test_broken_lines_are_left_out_aloud(folder: RunFolder) -> None:
     folder.metrics.write_text(
-        '{"arm": "sc{"arm": "alone"}\n{"arm": "alone", "seed": 1, "step": 2}\n'
+        '{"method": "sc{"method": "supervised"}\n{"method": "supervised", "seed": 1, "step": 2}\n'
     )
     with pytest.warns(UserWarning, match=r"metrics.jsonl: broken lines that are left out: 1"):
         folder.trim_metrics([])
@@ -114,7 +114,7 @@ def test_a_full_disk_loses_no_student_and_says_what_it_lost(folder: RunFolder) -
 
 
 def test_a_full_disk_for_the_picture_alone_says_so_too(folder: RunFolder) -> None:
-    entry = {"arm": "scalekd", "seed": 1, "step": 2, "seconds": 1.0, "top1": 0.5, "loss": 1.0}
+    entry = {"method": "scalekd", "seed": 1, "step": 2, "seconds": 1.0, "top1": 0.5, "loss": 1.0}
     folder.metrics.write_text(json.dumps(entry) + "\n")
     with a_disk_that_takes_no_file_larger_than(2000), refused("students are trained", "curves.png"):
         folder.conclude({"teacher_top1": None})

@@ -17,7 +17,7 @@ from scalekd.cli.main import main
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.table import settings_table, table
 from scalekd.recipe import Baseline, Data, Optim, Recipe
-from scalekd.training.run import Arm, Result, Run
+from scalekd.runs.result import Method, Result, Run
 from scalekd.runs.status import (
     Standing,
     can_be_drawn,
@@ -27,17 +27,17 @@ from scalekd.runs.status import (
     standings,
 )
 
-TOPS: dict[tuple[Arm, int], float] = {
+TOPS: dict[tuple[Method, int], float] = {
     ("scalekd", 1): 0.80,
     ("scalekd", 2): 0.82,
-    ("alone", 1): 0.75,
-    ("alone", 2): 0.74,
+    ("supervised", 1): 0.75,
+    ("supervised", 2): 0.74,
 }
-RECIPE = Recipe("swin", "resnet", Data("digits"), seeds=[1, 2], compare=["alone"])
+RECIPE = Recipe("swin", "resnet", Data("digits"), seeds=[1, 2], compare=["supervised"])
 
 
-def entry(arm: Arm, seed: int, step: int, top1: float | None) -> str:
-    plain = {"arm": arm, "seed": seed, "step": step, "steps": 40, "seconds": step / 4}
+def entry(method: Method, seed: int, step: int, top1: float | None) -> str:
+    plain = {"method": method, "seed": seed, "step": step, "steps": 40, "seconds": step / 4}
     return json.dumps({**plain, "loss": 3 - step / 40, "top1": top1}) + "\n"
 
 
@@ -47,14 +47,14 @@ def made(path: Path, recipe: Recipe = RECIPE, finished: int = 4, labels: bool = 
     folder.make(recipe)
     results = []
     with folder.metrics.open("w") as metrics:
-        for index, ((arm, seed), top1) in enumerate(TOPS.items()):
+        for index, ((method, seed), top1) in enumerate(TOPS.items()):
             known = top1 if labels else None
             if index > finished:
                 break
-            metrics.write(entry(arm, seed, 10, None) + entry(arm, seed, 20, known and known / 2))
+            metrics.write(entry(method, seed, 10, None) + entry(method, seed, 20, known and known / 2))
             if index < finished:
-                metrics.write(entry(arm, seed, 40, known))
-                results.append(Result(Run(arm, seed), known, 10.0, 40, 99.0, {"task": 2.0}))
+                metrics.write(entry(method, seed, 40, known))
+                results.append(Result(Run(method, seed), known, 10.0, 40, 99.0, {"task": 2.0}))
     folder.keep(results)
     if finished == len(TOPS):
         folder.summary.write_text(json.dumps({"teacher_top1": 0.9 if labels else None}))
@@ -71,16 +71,16 @@ def test_a_finished_folder(tmp_path: Path) -> None:
     found = standing(made(tmp_path / "run").path)
     assert (found.state, found.step, found.steps, found.wrong) == ("finished", 160, 160, [])
     assert (found.teacher, found.student) == ("swin", "resnet")
-    assert (found.arms, found.seeds) == (["scalekd", "alone"], [1, 2])
-    assert found.top1 == {"alone": {1: 0.75, 2: 0.74}, "scalekd": {1: 0.80, 2: 0.82}}
-    assert found.gain == {"alone": pytest.approx([5.0, 8.0])}
+    assert (found.methods, found.seeds) == (["scalekd", "supervised"], [1, 2])
+    assert found.top1 == {"supervised": {1: 0.75, 2: 0.74}, "scalekd": {1: 0.80, 2: 0.82}}
+    assert found.gain == {"supervised": pytest.approx([5.0, 8.0])}
     assert found.teacher_top1 == 0.9
     assert found.seconds == 40.0
     said = shown(found, width=120)
     for piece in ("finished, 160 steps", "81.00 (1.41)", "+6.50 (2.12)", "teacher 90.00"):
         assert piece in said
     assert "swin -> resnet" in said
-    assert "2 arms x 2 seeds" in said
+    assert "2 methods x 2 seeds" in said
     assert "40 s of training" in said
     assert json.loads(json.dumps(asdict(found)))["state"] == "finished"
 
@@ -99,14 +99,14 @@ def test_a_folder_that_stopped_says_at_which_step(tmp_path: Path) -> None:
 
 def test_without_labels_the_losses_are_shown(tmp_path: Path) -> None:
     found = standing(made(tmp_path / "run", labels=False).path)
-    assert found.loss == {"alone": {1: 2.0, 2: 2.0}, "scalekd": {1: 2.0, 2: 2.0}}
+    assert found.loss == {"supervised": {1: 2.0, 2: 2.0}, "scalekd": {1: 2.0, 2: 2.0}}
     assert "ScaleKD: loss 2.000 (0.000)" in shown(found)
 
 
 def test_a_student_alone_has_one_arm(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.make(replace(RECIPE, teacher=None, compare=[]))
-    assert standing(tmp_path).arms == ["alone"]
+    assert standing(tmp_path).methods == ["supervised"]
     assert "resnet alone" in shown(standing(tmp_path))
 
 
@@ -146,10 +146,10 @@ def broken(folder: RunFolder, how: str) -> None:
     elif how == "settings.yaml is empty or no mapping":
         folder.settings.write_bytes(b"")
     elif how == "metrics.jsonl has broken lines: 3":
-        cut = '{"arm": "sca' + entry("scalekd", 1, 30, None)
-        folder.metrics.write_text(cut + "[]\n{}\n" + folder.metrics.read_text() + '{"arm"')
+        cut = '{"method": "sca' + entry("scalekd", 1, 30, None)
+        folder.metrics.write_text(cut + "[]\n{}\n" + folder.metrics.read_text() + '{"method"')
     elif how == "results.jsonl has broken lines: 1":
-        folder.results.write_text('{"run": {"arm": "alone"}}\n')
+        folder.results.write_text('{"run": {"method": "supervised"}}\n')
     elif how == "summary.json is missing, which --resume writes":
         folder.summary.unlink()
     elif how == "summary.json cannot be read":
@@ -204,7 +204,7 @@ def test_folders_are_found_below_once_and_the_newest_comes_first(tmp_path: Path)
 
 def test_no_line_is_longer_than_the_terminal(tmp_path: Path) -> None:
     name = "beitv2_large_patch16_224.in1k_ft_in22k_in1k"
-    compare: list[Baseline] = ["alone", "logits"]
+    compare: list[Baseline] = ["supervised", "logit_kd"]
     folder = made(tmp_path / "run", replace(RECIPE, teacher=name, student=name, compare=compare))
     for width in (80, 100):
         said = shown(replace(standing(folder.path), folder="runs/" + name), width=width)

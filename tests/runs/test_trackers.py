@@ -21,9 +21,9 @@ from scalekd.runs.trackers import Trackers, check_trackers, numbers
 RECIPE = Recipe("scalekd_digits_swin", "test_resnet", Data("digits"), student_args={"a": {"b": 1}})
 
 
-def entry(step: int, top1: float | None = None, arm: str = "scalekd") -> dict[str, Any]:
+def entry(step: int, top1: float | None = None, method: str = "scalekd") -> dict[str, Any]:
     return {
-        "arm": arm,
+        "method": method,
         "seed": 4,
         "step": step,
         "steps": 60,
@@ -40,7 +40,7 @@ TOPS = [(e["step"], e["top1"]) for e in ENTRIES if e["top1"] is not None]
 
 def record(out: Path, entries: list[dict[str, Any]]) -> None:
     out.mkdir(exist_ok=True)
-    others = [entry(e["step"], arm="alone") for e in entries]
+    others = [entry(e["step"], method="supervised") for e in entries]
     lines = [json.dumps(e) + "\n" for pair in zip(entries, others, strict=True) for e in pair]
     (out / "metrics.jsonl").write_text("".join(lines))
 

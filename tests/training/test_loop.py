@@ -16,13 +16,15 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from scalekd.baselines import Alone
-from scalekd.data.loader import RunBatches
-from scalekd.distiller import Step
+from scalekd.baselines import Supervised
+from scalekd.data.sampler import RunBatches
+from scalekd.distiller import StepOutput
+from scalekd.networks.student import StudentSpec
 from scalekd.recipe import Optim
-from scalekd.runs.checkpoint import StudentSpec, newest
+from scalekd.runs.checkpoint import newest
+from scalekd.runs.result import Progress
 from scalekd.signals import Interrupted
-from scalekd.training.loop import Every, Progress, Watch
+from scalekd.training.loop import Every, Watch
 from scalekd.training.module import State, TrainingModule
 
 SPEC = StudentSpec("none", {}, 3, None)
@@ -36,12 +38,12 @@ class Breaking(nn.Module):
         self.student = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
         self.at, self.step = at, 0
 
-    def forward(self, images: Tensor, targets: Tensor) -> Step:
+    def forward(self, images: Tensor, targets: Tensor) -> StepOutput:
         self.step += 1
         logits = self.student(images)
         task = nn.functional.cross_entropy(logits, targets)
         left = logits.sum() * (float("nan") if self.step >= self.at else 1.0)
-        return Step(task + left, {"task": task, "left": left}, logits)
+        return StepOutput(task + left, {"task": task, "left": left}, logits)
 
 
 def student() -> nn.Sequential:
@@ -119,7 +121,7 @@ def accuracy(student: nn.Module) -> float:
 def test_the_rate_rises_linearly_and_falls_as_a_cosine(tmp_path: Path) -> None:
     rates = Rates()
     optim = Optim(lr=0.8, warmup_epochs=0.5, min_lr=0.2)
-    fit(Alone(student()), tmp_path, optim=optim, epochs=2, per_epoch=8, callbacks=(rates,))
+    fit(Supervised(student()), tmp_path, optim=optim, epochs=2, per_epoch=8, callbacks=(rates,))
     assert len(rates.used) == 16
     rising = rates.used[:5]
     steps = [later - sooner for sooner, later in pairwise(rising)]
@@ -134,7 +136,7 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine(tmp_path: Path) -> None:
 
 def test_without_warm_up_the_first_rate_is_the_largest(tmp_path: Path) -> None:
     rates = Rates()
-    fit(Alone(student()), tmp_path, optim=Optim(lr=0.3, warmup_epochs=0), callbacks=(rates,))
+    fit(Supervised(student()), tmp_path, optim=Optim(lr=0.3, warmup_epochs=0), callbacks=(rates,))
     assert rates.used[0] == pytest.approx(0.3)
     assert rates.used == sorted(rates.used, reverse=True)
 
@@ -142,13 +144,13 @@ def test_without_warm_up_the_first_rate_is_the_largest(tmp_path: Path) -> None:
 def test_a_warm_up_that_rounds_to_the_whole_training_still_trains(tmp_path: Path) -> None:
     rates = Rates()
     optim = Optim(lr=0.3, warmup_epochs=0.6)
-    fit(Alone(student()), tmp_path, optim=optim, per_epoch=1, callbacks=(rates,))
+    fit(Supervised(student()), tmp_path, optim=optim, per_epoch=1, callbacks=(rates,))
     assert len(rates.used) == 1
     assert 0 < rates.used[0] <= 0.3
 
 
 def test_biases_and_norms_are_not_decayed(tmp_path: Path) -> None:
-    method = Alone(student())
+    method = Supervised(student())
     optim = Optim(weight_decay=0.3, warmup_epochs=0)
     module = TrainingModule(method, optim, 1e-3, None, RunBatches(40, 40, 4, 1, 1), 0, tmp_path)
     groups = module.configure_optimizers().param_groups
@@ -181,7 +183,7 @@ class BreakingAt(Breaking):
         super().__init__(0)
         self.those = at
 
-    def forward(self, images: Tensor, targets: Tensor) -> Step:
+    def forward(self, images: Tensor, targets: Tensor) -> StepOutput:
         self.at = 0 if self.step + 1 in self.those else 10_000
         return super().forward(images, targets)
 
@@ -218,7 +220,9 @@ def test_a_step_whose_loss_is_no_number_is_left_out_where_that_is_allowed(tmp_pa
 
 def test_the_gradients_norms_are_recorded_by_part_before_clipping(tmp_path: Path) -> None:
     told: list[Progress] = []
-    fit(Alone(student()), tmp_path, optim=Optim(warmup_epochs=0, clip=1e-6), report=told.append)
+    fit(
+        Supervised(student()), tmp_path, optim=Optim(warmup_epochs=0, clip=1e-6), report=told.append
+    )
     (recorded,) = [n for n in told if n.kept]
     assert recorded.gradients.keys() == {"student"}
     assert recorded.gradients["student"] > 1e-3
@@ -226,14 +230,14 @@ def test_the_gradients_norms_are_recorded_by_part_before_clipping(tmp_path: Path
 
 def test_a_rate_far_too_large_is_said_by_its_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    method = Alone(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+    method = Supervised(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
     with refused("step", "optim.lr", "task"):
         fit(method, tmp_path, optim=Optim(name="sgd", lr=1e38, warmup_epochs=0, weight_decay=0))
 
 
 def test_progress_is_told_at_the_start_and_at_each_measurement(tmp_path: Path) -> None:
     news: list[Progress] = []
-    _, watch = fit(Alone(student()), tmp_path, epochs=3, report=news.append)
+    _, watch = fit(Supervised(student()), tmp_path, epochs=3, report=news.append)
     assert news[0].step == 1
     assert news[0].top1 is None
     measured = [n for n in news if n.top1 is not None]
@@ -248,14 +252,14 @@ def test_progress_is_told_at_the_start_and_at_each_measurement(tmp_path: Path) -
 
 
 def test_the_accuracy_is_that_of_the_student_in_its_final_state(tmp_path: Path) -> None:
-    method = Alone(student())
+    method = Supervised(student())
     _, watch = fit(method, tmp_path, epochs=2)
     assert watch.top1 == accuracy(method.student.eval())
 
 
 def test_measuring_leaves_the_student_in_training(tmp_path: Path) -> None:
     modes = []
-    method = Alone(student())
+    method = Supervised(student())
     method.student.register_forward_hook(lambda m, given, out: modes.append(m.training))
     fit(method, tmp_path, epochs=2, per_epoch=3)
     assert modes == [True] * 3 + [False] * 2 + [True] * 3 + [False] * 2
@@ -263,7 +267,7 @@ def test_measuring_leaves_the_student_in_training(tmp_path: Path) -> None:
 
 def test_a_stop_signal_ends_the_run_after_the_step_and_keeps_its_state(tmp_path: Path) -> None:
     stop = Event()
-    method = Alone(student())
+    method = Supervised(student())
     before = {name: tensor.clone() for name, tensor in method.student.state_dict().items()}
     with pytest.raises(Interrupted):
         fit(method, tmp_path, epochs=50, report=lambda _: stop.set(), stop=stop)
@@ -282,7 +286,7 @@ def steps(out: Path) -> dict[str, int]:
 
 def test_the_newest_two_states_and_the_best_are_kept_and_nothing_partial(tmp_path: Path) -> None:
     told: list[Progress] = []
-    fit(Alone(student()), tmp_path, epochs=2, save_steps=8, report=told.append)
+    fit(Supervised(student()), tmp_path, epochs=2, save_steps=8, report=told.append)
     tops = [(n.top1, -n.step) for n in told if n.top1 is not None]
     best = -max(tops)[1]
     assert steps(tmp_path) == {"run.ckpt": 20, "run.before.ckpt": 16, "run.best.ckpt": best}
@@ -290,7 +294,7 @@ def test_the_newest_two_states_and_the_best_are_kept_and_nothing_partial(tmp_pat
 
 def test_the_record_is_a_matter_of_steps(tmp_path: Path) -> None:
     told: list[Progress] = []
-    fit(Alone(student()), tmp_path, epochs=3, per_epoch=8, report=told.append)
+    fit(Supervised(student()), tmp_path, epochs=3, per_epoch=8, report=told.append)
     kept = [(n.step, n.top1 is not None) for n in told if n.kept]
     assert kept == [(8, True), (10, False), (16, True), (20, False), (24, True)]
 
@@ -298,20 +302,20 @@ def test_the_record_is_a_matter_of_steps(tmp_path: Path) -> None:
 def test_the_rate_falls_to_a_tenth_at_each_drop(tmp_path: Path) -> None:
     rates = Rates()
     optim = Optim(lr=0.5, warmup_epochs=0, drops=[1, 2.5])
-    fit(Alone(student()), tmp_path, optim=optim, epochs=3, per_epoch=4, callbacks=(rates,))
+    fit(Supervised(student()), tmp_path, optim=optim, epochs=3, per_epoch=4, callbacks=(rates,))
     assert rates.used == pytest.approx([0.5] * 4 + [0.05] * 6 + [0.005] * 2)
 
 
 def test_drops_may_follow_a_warm_up(tmp_path: Path) -> None:
     rates = Rates()
     optim = Optim(lr=0.4, warmup_epochs=1, drops=[2])
-    fit(Alone(student()), tmp_path, optim=optim, epochs=3, per_epoch=4, callbacks=(rates,))
+    fit(Supervised(student()), tmp_path, optim=optim, epochs=3, per_epoch=4, callbacks=(rates,))
     assert rates.used[:4] == sorted(rates.used[:4])
     assert rates.used[4:] == pytest.approx([0.4] * 4 + [0.04] * 4)
 
 
 def test_decay_of_all_reaches_biases_and_norms(tmp_path: Path) -> None:
-    method = Alone(student())
+    method = Supervised(student())
     optim = Optim(weight_decay=0.3, warmup_epochs=0, decay_all=True)
     order = RunBatches(40, 40, 4, 1, 1)
     module = TrainingModule(method, optim, 1e-3, None, order, 0, tmp_path)
@@ -321,7 +325,7 @@ def test_decay_of_all_reaches_biases_and_norms(tmp_path: Path) -> None:
 
 
 def test_the_average_follows_the_student_and_is_what_is_measured(tmp_path: Path) -> None:
-    method = Alone(student())
+    method = Supervised(student())
     seen: list[dict[str, Tensor]] = []
 
     class Weights(L.Callback):
@@ -351,7 +355,7 @@ def linear() -> nn.Sequential:
 
 def test_a_batch_in_parts_gives_the_step_of_the_whole(tmp_path: Path) -> None:
     optim = Optim(name="sgd", lr=0.1, warmup_epochs=0)
-    whole, parts = Alone(linear()), Alone(linear())
+    whole, parts = Supervised(linear()), Supervised(linear())
     told: dict[int, list[Progress]] = {1: [], 2: []}
     fit(whole, tmp_path / "whole", optim=optim, report=told[1].append)
     module, watch = fit(parts, tmp_path / "parts", optim=optim, parts=2, report=told[2].append)
@@ -375,9 +379,9 @@ class Slow(TensorDataset):
 
 def test_the_time_spent_waiting_for_images_is_told(tmp_path: Path) -> None:
     told: list[Progress] = []
-    fit(Alone(student()), tmp_path / "quick", report=told.append)
+    fit(Supervised(student()), tmp_path / "quick", report=told.append)
     quick = told[-1]
-    fit(Alone(student()), tmp_path / "slow", report=told.append, kind=Slow)
+    fit(Supervised(student()), tmp_path / "slow", report=told.append, kind=Slow)
     assert 0 <= quick.waiting < told[-1].waiting <= 1
     assert told[-1].waiting > 0.5
     assert told[-1].memory > 2**20
@@ -398,7 +402,7 @@ def test_a_run_in_fp16_keeps_the_scale_of_its_loss_and_goes_on_with_it(tmp_path:
 
     with pytest.raises(Interrupted):
         fit(
-            Alone(student()),
+            Supervised(student()),
             tmp_path,
             report=at_the_fifth_step,
             stop=stop,
@@ -411,7 +415,9 @@ def test_a_run_in_fp16_keeps_the_scale_of_its_loss_and_goes_on_with_it(tmp_path:
     assert state["step"] == 5
     assert state["precision"]["scale"] == 4.0 * 2**2
     after = in_fp16(1.0, growth_interval=1_000)
-    _, watch = fit(Alone(student()), tmp_path, epochs=2, per_epoch=5, plugins=(after,), state=state)
+    _, watch = fit(
+        Supervised(student()), tmp_path, epochs=2, per_epoch=5, plugins=(after,), state=state
+    )
     assert after.state_dict()["scale"] == 4.0 * 2**2 * 2**3  # every second step, of 5 + 5
     assert watch.last is not None
     assert watch.last.step == 10
@@ -419,7 +425,7 @@ def test_a_run_in_fp16_keeps_the_scale_of_its_loss_and_goes_on_with_it(tmp_path:
 
 def test_fp16_outgrown_leaves_the_step_out_and_the_run_goes_on(tmp_path: Path) -> None:
     first = in_fp16(2.0**40, growth_interval=1_000)
-    trained = Alone(student())
+    trained = Supervised(student())
     before = [p.clone() for p in trained.parameters()]
     fit(trained, tmp_path, per_epoch=2, plugins=(first,))
     assert all(torch.equal(p, b) for p, b in zip(trained.parameters(), before, strict=True))

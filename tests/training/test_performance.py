@@ -22,9 +22,9 @@ from scalekd.distributed import ranks
 from scalekd.jobs.distill import distill
 from scalekd.recipe import Data, Recipe
 from scalekd.runs.checkpoint import load_student
+from scalekd.runs.result import Run
 from scalekd.training import performance as tuning
 from scalekd.training.performance import arrange, compile_blocks, half
-from scalekd.training.run import Run
 
 RECIPE = Recipe("test_vit", "test_resnet", Data("digits"))
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -166,9 +166,9 @@ def test_on_a_cpu_the_teacher_is_in_bf16_as_the_trainer_is(
 
 def test_a_teacher_in_pieces_keeps_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "world", lambda: 2)
-    for shard, kept in (["teacher"], None), (["student"], torch.bfloat16):
+    for fsdp, kept in (["teacher"], None), (["student"], torch.bfloat16):
         method = pair()
-        arrange(method, replace(RECIPE, precision="bf16-mixed", shard=shard))
+        arrange(method, replace(RECIPE, precision="bf16-mixed", fsdp=fsdp))
         assert method.teacher.half is kept
 
 
@@ -193,8 +193,8 @@ def test_compiled_blocks_compute_the_same() -> None:
 
 
 def test_channels_last_in_pieces_is_refused() -> None:
-    with refused("channels_last", "shard"):
-        replace(RECIPE, channels_last=True, shard=["student"])
+    with refused("channels_last", "fsdp"):
+        replace(RECIPE, channels_last=True, fsdp=["student"])
 
 
 @pytest.mark.slow

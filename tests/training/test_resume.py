@@ -112,7 +112,7 @@ def test_a_finished_run_that_is_resumed_says_its_result_again(undisturbed: Path)
 
 
 def test_runs_side_by_side_are_each_resumed(undisturbed: Path) -> None:
-    several = {**settings(undisturbed), "compare": ["alone", "logits"], "seeds": [7, 8]}
+    several = {**settings(undisturbed), "compare": ["supervised", "logit_kd"], "seeds": [7, 8]}
     (undisturbed / "several.yaml").write_text(yaml.safe_dump(several))
     out = undisturbed / "several"
     process = begin(undisturbed, "several", "--parallel", "2", recipe="several.yaml")
@@ -134,7 +134,7 @@ def test_runs_side_by_side_are_each_resumed(undisturbed: Path) -> None:
 def test_a_signal_that_comes_before_the_runs_side_by_side_have_begun_stops_them(
     undisturbed: Path,
 ) -> None:
-    several = {**settings(undisturbed), "compare": ["alone"]}
+    several = {**settings(undisturbed), "compare": ["supervised"]}
     (undisturbed / "two.yaml").write_text(yaml.safe_dump(several))
     process = begin(undisturbed, "two", "--parallel", "2", recipe="two.yaml")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from scalekd.errors import InputError
 from scalekd.features import Features
-from scalekd.networks.feature_extractor import taps
-from scalekd.networks.feature_selection import TapSettings
+from scalekd.networks.feature_extractor import build_feature_extractor
+from scalekd.networks.feature_selection import FeatureSelection
 from scalekd.networks.layout import map_of_tokens, tokens_of_map
 from scalekd.networks.teacher.tail import Tail, find_tail
-from scalekd.networks.teacher.tail_inputs import Beside, Kept
+from scalekd.networks.teacher.tail_inputs import Beside, CachedOutputs
 
 Prefix = Literal["own", "none"]
 
@@ -42,7 +42,7 @@ class FrozenTeacher:
     Attributes:
         shapes: `FeatureShapes` of what it gives.
         input: its channels, size and normalisation.
-        taps: its `Taps`, with the settings resolved.
+        extractor: its `FeatureExtractor`, with the settings resolved.
         difference: largest difference between the replayed tail and the teacher's own output on
             noise, relative to the largest value of that output.
         tail_modules: names of the modules that the tail runs.
@@ -59,25 +59,25 @@ class FrozenTeacher:
         self,
         model: nn.Module,
         size: tuple[int, int] | None = None,
-        settings: TapSettings | None = None,
+        settings: FeatureSelection | None = None,
         prefix: Prefix = "own",
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.trunk_dropped = False
         self.half: torch.dtype | None = None
         self.prefix = prefix
-        self.settings = settings or TapSettings()
-        self.taps = taps(model, size, self.settings, of_teacher=True)
+        self.settings = settings or FeatureSelection()
+        self.extractor = build_feature_extractor(model, size, self.settings, of_teacher=True)
         try:
             self._tail = self._verified()
         except InputError:
-            plan = self.taps.plan
+            plan = self.extractor.plan
             if self.settings.norm is not None or plan is None or not plan.whole:
                 raise
             self.settings = replace(self.settings, norm="none")
-            self.taps = taps(model, size, self.settings, of_teacher=True)
+            self.extractor = build_feature_extractor(model, size, self.settings, of_teacher=True)
             self._tail = self._verified()
-        self.input, self.shapes = self.taps.input, self.taps.shapes
+        self.input, self.shapes = self.extractor.input, self.extractor.shapes
         self.difference = self._tail.difference
         names = {module: name for name, module in model.named_modules()}
         self.tail_modules = [names[step.module] for step in self._tail.steps]
@@ -109,8 +109,8 @@ class FrozenTeacher:
         """
         twin = copy.copy(self)
         twin.model = model.eval().requires_grad_(False)
-        twin.taps = taps(model, size, self.settings, of_teacher=True)
-        twin.input, twin.shapes = twin.taps.input, twin.taps.shapes
+        twin.extractor = build_feature_extractor(model, size, self.settings, of_teacher=True)
+        twin.input, twin.shapes = twin.extractor.input, twin.extractor.shapes
         twin._tail = self._tail.of([model.get_submodule(name) for name in self.tail_modules])
         return twin
 
@@ -129,7 +129,7 @@ class FrozenTeacher:
             images = F.interpolate(images, self.input.size, mode="bicubic", antialias=True)
         self.model.eval()
         with self._tail.record.active(), self._autocast():
-            seen = self.taps(images)
+            seen = self.extractor(images)
         if not self._alone_in_half(images):
             return seen
         whole = [t if t is None else t.to(images.dtype) for t in (seen.penultimate, seen.logits)]
@@ -143,11 +143,11 @@ class FrozenTeacher:
         """
         with self._autocast():
             x = self._tail(tokens.to(self._parameter().dtype), self.prefix == "own")
-            out = tokens_of_map(self.taps.finish(map_of_tokens(x, self.shapes.final)))
+            out = tokens_of_map(self.extractor.finish(map_of_tokens(x, self.shapes.final)))
         return out.to(self._parameter().dtype) if self._alone_in_half(out) else out
 
     @torch.no_grad()
-    def halve(self, dtype: torch.dtype, device: torch.device) -> None:
+    def cast_to_half(self, dtype: torch.dtype, device: torch.device) -> None:
         """Compute under autocast to `dtype` from now on, on less memory and with fewer casts.
 
         Autocast casts weights of linear layers and convolutions at each use, and keeps those of the
@@ -204,7 +204,7 @@ class FrozenTeacher:
             return nullcontext()
         return torch.autocast(self._parameter().device.type, self.half)
 
-    def keep(self, images: Tensor) -> Kept:
+    def keep(self, images: Tensor) -> CachedOutputs:
         """Its pass over `images`, as what can be kept of it in place of the images' own.
 
         Raises:
@@ -215,9 +215,9 @@ class FrozenTeacher:
         logits = features.logits
         if logits is None:
             logits = features.final.new_empty(len(images), 0)
-        return Kept(features.final, logits, beside.take(self._tail.record))
+        return CachedOutputs(features.final, logits, beside.take(self._tail.record))
 
-    def recall(self, kept: Kept) -> Features:
+    def from_cache(self, kept: CachedOutputs) -> Features:
         """What the pass over the images of `kept` gave; the tail is as after that pass.
 
         There is no penultimate feature, which no loss compares.
@@ -239,8 +239,8 @@ class FrozenTeacher:
     def _kept_modules(self) -> list[nn.Module]:
         """Those of the tail, and the norm that its output goes through."""
         modules = [step.module for step in self._tail.steps]
-        if self.taps.plan is not None and self.taps.plan.norm_module is not None:
-            modules.append(self.model.get_submodule(self.taps.plan.norm_module))
+        if self.extractor.plan is not None and self.extractor.plan.norm_module is not None:
+            modules.append(self.model.get_submodule(self.extractor.plan.norm_module))
         return modules
 
     @cached_property
@@ -267,7 +267,7 @@ class FrozenTeacher:
     def _noise(self, images: int, shape: tuple[int, ...] | None = None) -> Tensor:
         """As many, other ones for each number; (images, *shape), by default (C, H, W)."""
         generator = torch.Generator().manual_seed(images - 2)
-        shape = shape or (self.taps.input.channels, *self.taps.input.size)
+        shape = shape or (self.extractor.input.channels, *self.extractor.input.size)
         return torch.randn(images, *shape, generator=generator).to(self._parameter())
 
     def _parameter(self) -> Tensor:
@@ -290,12 +290,12 @@ class FrozenTeacher:
     def _verified(self) -> Tail:
         """The tail, if it gives what the teacher gives."""
         noise = self._noise(2)
-        shapes = self.taps.shapes
+        shapes = self.extractor.shapes
         assert shapes.penultimate is not None
         channels, height, width = shapes.penultimate
         tail: Tail | None = None
         try:
-            tail = find_tail(self.model, self.taps.maps, noise)
+            tail = find_tail(self.model, self.extractor.maps, noise)
             if self.prefix == "none":
                 tail(noise.new_zeros(2, height * width, channels), own_prefix=False)
         except Exception as error:
@@ -305,7 +305,7 @@ class FrozenTeacher:
             remedy = "take another penultimate index, or another teacher"
             if tail is not None:
                 remedy = "leave it its own prefix tokens (teacher_prefix own)"
-            if self.taps.plan is None:
+            if self.extractor.plan is None:
                 remedy = (
                     "let modules do all that happens between its features (docs/own-modules.md)"
                 )

@@ -12,8 +12,8 @@ from torch import nn
 
 from scalekd.errors import InputError
 from scalekd.networks.build import Size, build_unfilled, resize
-from scalekd.networks.feature_extractor import Taps
-from scalekd.networks.feature_selection import TapSettings
+from scalekd.networks.feature_extractor import FeatureExtractor
+from scalekd.networks.feature_selection import FeatureSelection
 from scalekd.networks.teacher.frozen import FrozenTeacher, Prefix
 
 SMALL_GRID = 4
@@ -33,7 +33,7 @@ def verify(
     whole: nn.Module,
     arguments: dict[str, Any],
     size: Size | None,
-    settings: TapSettings,
+    settings: FeatureSelection,
     prefix: Prefix,
 ) -> Verified:
     """The teacher `name`, verified on a small copy, or where none can be made, on the model itself.
@@ -49,10 +49,10 @@ def verify(
     Raises:
         InputError: it cannot be replayed.
     """
-    taps = Taps(whole, size, settings, of_teacher=True)
-    own, copy = taps.input.size, _Copy(name, arguments, taps)
+    extractor = FeatureExtractor(whole, size, settings, of_teacher=True)
+    own, copy = extractor.input.size, _Copy(name, arguments, extractor)
     # A copy need not work: a smaller image may be refused, a block that was left out be needed.
-    for pixels in dict.fromkeys((_small_size(taps), own)):
+    for pixels in dict.fromkeys((_small_size(extractor), own)):
         try:
             return copy.verified(pixels, settings, prefix)
         except Exception:
@@ -66,7 +66,7 @@ def verify(
 class _Copy:
     """The teacher with fewer blocks."""
 
-    def __init__(self, name: str, arguments: dict[str, Any], whole: Taps) -> None:
+    def __init__(self, name: str, arguments: dict[str, Any], whole: FeatureExtractor) -> None:
         self.name, self.whole, self.built = name, whole, arguments.get("img_size")
         self.names: dict[nn.Module, str] = {}
         self.model = build_unfilled(name, self._shorten, **arguments)
@@ -78,7 +78,7 @@ class _Copy:
             if isinstance(container, nn.Sequential | nn.ModuleList):
                 _shorten(container, kept)
 
-    def verified(self, size: Size, settings: TapSettings, prefix: Prefix) -> Verified:
+    def verified(self, size: Size, settings: FeatureSelection, prefix: Prefix) -> Verified:
         """Its tail, by the names in the whole model, verified on images of this size."""
         count, plan, model = self.whole.count, self.whole.plan, self.model
         if hasattr(model, "set_input_size"):
@@ -109,7 +109,7 @@ def _shape(block: nn.Module) -> tuple[Any, ...]:
     return type(block), *(tuple(p.shape) for p in block.parameters())
 
 
-def _small_size(whole: Taps) -> Size:
+def _small_size(whole: FeatureExtractor) -> Size:
     """Pixels for `SMALL_GRID` cells, where the grid divides the image, else its own size."""
     (_, height, width), (rows, columns) = whole.shapes.final, whole.input.size
     if rows % height or columns % width or min(height, width) <= SMALL_GRID:

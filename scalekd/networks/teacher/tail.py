@@ -40,7 +40,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Step:
+class StepOutput:
     """One call of the tail.
 
     nth: which of the module's calls in a pass.
@@ -102,7 +102,7 @@ class Tail:
         largest value of that.
     """
 
-    steps: list[Step]
+    steps: list[StepOutput]
     read: Reader
     record: Record
     difference: float = 0.0
@@ -180,7 +180,7 @@ def find_tail(model: nn.Module, maps: Maps, images: Tensor) -> Tail:
 
 def _chain(
     followers: list[Call], record: Record, ends: list[list[Any]]
-) -> tuple[list[Step], Reader]:
+) -> tuple[list[StepOutput], Reader]:
     """The followers that carry the feature on, and how to read tokens from their end.
 
     Backwards, from each call to the nearest one before whose output it was given: calls that only
@@ -191,7 +191,7 @@ def _chain(
 
     dead = set[int]()
 
-    def paths(at: int, output: int) -> Iterator[list[Step]]:
+    def paths(at: int, output: int) -> Iterator[list[StepOutput]]:
         """Chains from the start to the call before number `at`, the last one read at `output`."""
         if at == 0:
             yield []
@@ -203,7 +203,7 @@ def _chain(
             for end, slot, layout in _links(ends[before], given):
                 if before == 0:  # the replay starts from tokens, whatever the feature was
                     layout = replace(layout, read=tokens_as_they_are)
-                step = Step(call.module, call.nth, slot, output, layout)
+                step = StepOutput(call.module, call.nth, slot, output, layout)
                 yield from ([*path, step] for path in paths(before, end))
         dead.add(at)  # only the first chain is taken: who comes back here found none
 

@@ -17,7 +17,7 @@ from scalekd.errors import InputError
 from scalekd.networks.teacher.tail import Record, Tail
 
 
-class Kept(NamedTuple):
+class CachedOutputs(NamedTuple):
     """What a teacher's pass over N images leaves for later; `FrozenTeacher.recall` takes it.
 
     final: the final feature (N, C, H, W).
@@ -54,7 +54,7 @@ class Alike:
 
 @dataclass(frozen=True)
 class OfImage:
-    """One that is each image's own; number `at` of `Kept.beside`."""
+    """One that is each image's own; number `at` of `CachedOutputs.beside`."""
 
     at: int
 
@@ -67,7 +67,7 @@ class OfImage:
 class Feature:
     """The feature itself, of which the tail reads its shape and the first `prefix` tokens.
 
-    at: of these among `Kept.beside`.
+    at: of these among `CachedOutputs.beside`.
     shape: without the batch.
     """
 
@@ -88,7 +88,7 @@ Leaf = Constant | Alike | OfImage | Feature
 
 
 class Beside:
-    """All that a tail's modules are given, as constants and places in `Kept.beside`.
+    """All that a tail's modules are given, as constants and places in `CachedOutputs.beside`.
 
     Args:
         tail: of a teacher.
@@ -131,7 +131,7 @@ class Beside:
             self.calls[key] = leaves, spec
 
     def take(self, record: Record) -> list[Tensor]:
-        """`Kept.beside` of the teacher's last pass."""
+        """`CachedOutputs.beside` of the teacher's last pass."""
         taken = []
         for key, slot, tokens in self.own:
             leaf = record.given[key][0][slot]

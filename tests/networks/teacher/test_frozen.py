@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from scalekd import ScaleKD
 from scalekd.errors import InputError
-from scalekd.networks import FrozenTeacher, Taps, TapSettings
+from scalekd.networks import FeatureExtractor, FeatureSelection, FrozenTeacher
 
 TEACHERS: dict[str, Callable[..., nn.Module]] = {
     "Swin": swin,
@@ -247,7 +247,7 @@ def test_tail_may_be_called_twice_after_one_pass() -> None:
 
 def test_two_teachers_on_one_model_do_not_disturb_each_other() -> None:
     model = vit()
-    early, late = (FrozenTeacher(model, settings=TapSettings(penultimate=i)) for i in (1, 3))
+    early, late = (FrozenTeacher(model, settings=FeatureSelection(penultimate=i)) for i in (1, 3))
     a, b = early(images(2, seed=1)), late(images(3, seed=2))
     torch.testing.assert_close(early.tail(tokens(a.penultimate)), tokens(a.final))
     torch.testing.assert_close(late.tail(tokens(b.penultimate)), tokens(b.final))
@@ -363,7 +363,7 @@ def test_teacher_works_at_the_size_asked_for() -> None:
 def test_the_models_that_can_be_replayed_are_accepted() -> None:
     teacher = FrozenTeacher(Pyramid(), SIZE)
     assert teacher.difference == 0.0
-    assert teacher.shapes == Taps(Pyramid(), SIZE).shapes
+    assert teacher.shapes == FeatureExtractor(Pyramid(), SIZE).shapes
 
 
 @pytest.mark.parametrize("case", [DoublesAfterwards, AddsAnEarlierFeature, DrawsAtRandom])

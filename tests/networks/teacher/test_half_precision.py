@@ -34,7 +34,7 @@ def test_it_gives_what_autocast_gives_on_less_memory(make: Callable[[], nn.Modul
     with half():
         expected = passed(teacher, tokens)
     before = sum(p.nbytes for p in teacher.model.parameters())
-    teacher.halve(torch.bfloat16, CPU)
+    teacher.cast_to_half(torch.bfloat16, CPU)
     assert teacher.half is torch.bfloat16
     assert sum(p.nbytes for p in teacher.model.parameters()) < 0.75 * before
     with half():
@@ -48,11 +48,11 @@ def test_it_gives_what_autocast_gives_on_less_memory(make: Callable[[], nn.Modul
 
 def test_a_tail_whose_trunk_is_dropped_stays_as_it_is() -> None:
     teacher = frozen(swin())
-    teacher.halve(torch.bfloat16, CPU)
+    teacher.cast_to_half(torch.bfloat16, CPU)
     kept, tokens = teacher.keep(shown(teacher, 3)), tokens_for(teacher, 3)
     expected = teacher.tail(tokens)
     teacher.drop_trunk()
-    teacher.recall(kept)
+    teacher.from_cache(kept)
     assert torch.equal(teacher.tail(tokens), expected)
 
 
@@ -93,7 +93,7 @@ def test_a_teacher_that_uses_a_weight_otherwise_is_left_alone(kind: type[Block])
     with half():
         expected = passed(teacher, tokens)
     state = {n: t.clone() for n, t in model.state_dict().items()}
-    teacher.halve(torch.bfloat16, CPU)
+    teacher.cast_to_half(torch.bfloat16, CPU)
     assert teacher.half is None
     assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
     with half():
@@ -102,7 +102,7 @@ def test_a_teacher_that_uses_a_weight_otherwise_is_left_alone(kind: type[Block])
 
 def test_it_follows_images_to_double_precision_whole() -> None:
     teacher = frozen(swin())
-    teacher.halve(torch.bfloat16, CPU)
+    teacher.cast_to_half(torch.bfloat16, CPU)
     assert teacher(images(2).double()).final.dtype == torch.float64
     assert teacher.half is None
     assert {p.dtype for p in teacher.model.parameters()} == {torch.float64}
@@ -110,6 +110,6 @@ def test_it_follows_images_to_double_precision_whole() -> None:
 
 def test_a_step_outside_of_autocast_reaches_every_parameter() -> None:
     method = ScaleKD(swin(), resnet(), size=SIZE)
-    method.teacher.halve(torch.bfloat16, CPU)
+    method.teacher.cast_to_half(torch.bfloat16, CPU)
     method(images(4), torch.tensor([0, 1, 2, 0])).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())

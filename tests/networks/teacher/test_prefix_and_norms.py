@@ -29,7 +29,7 @@ from helpers.small_models import (
 )
 from torch import Tensor, nn
 
-from scalekd import FrozenTeacher, ScaleKD, TapSettings
+from scalekd import FeatureSelection, FrozenTeacher, ScaleKD
 from scalekd.errors import InputError
 from scalekd.networks.feature_selection import Norm
 from scalekd.networks.teacher.frozen import Prefix
@@ -43,7 +43,7 @@ def dinov3(**arguments: Any) -> nn.Module:
 
 def frozen(model: nn.Module, prefix: Prefix = "own", norm: Norm | None = None) -> FrozenTeacher:
     bound = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    return FrozenTeacher(model, bound or SIZE, TapSettings(norm=norm), prefix)
+    return FrozenTeacher(model, bound or SIZE, FeatureSelection(norm=norm), prefix)
 
 
 def others(seen: Tensor) -> Tensor:
@@ -79,7 +79,9 @@ def test_without_prefix_the_last_blocks_run_on_the_patches_alone(
 ) -> None:
     build, _ = WITH_PREFIX[family]
     model = build()
-    teacher = FrozenTeacher(model, settings=TapSettings(penultimate=penultimate), prefix="none")
+    teacher = FrozenTeacher(
+        model, settings=FeatureSelection(penultimate=penultimate), prefix="none"
+    )
     given = others(teacher(images(3, teacher.input.size)).penultimate)
     results = []
     for run in (teacher.tail, lambda x: model.norm(model.blocks[penultimate + 1 :](x))):
@@ -212,8 +214,8 @@ def test_the_tail_ends_at_the_target_with_every_norm(family: str, norm: Norm) ->
     seen = teacher(images(3, teacher.input.size))
     replayed = teacher.tail(tokens(seen.penultimate))
     torch.testing.assert_close(replayed, tokens(seen.final), atol=1e-5, rtol=1e-4)
-    assert teacher.taps.plan.norm == norm
-    assert teacher.taps.plan.norm_module == (None if norm == "none" else module)
+    assert teacher.extractor.plan.norm == norm
+    assert teacher.extractor.plan.norm_module == (None if norm == "none" else module)
     assert (module in teacher.tail_modules) is (norm == "final")
     bare = frozen(build(), norm="none")
     unlike = (seen.final - bare(images(3, teacher.input.size)).final).abs().max().item()
@@ -277,14 +279,14 @@ class Normed(nn.Module):
 def test_a_final_norm_that_can_be_replayed_is_in_the_tail() -> None:
     teacher = frozen(lively(Normed(lambda x: x)))
     assert teacher.tail_modules == ["last", "norm"]
-    assert teacher.taps.plan.norm == "final"
+    assert teacher.extractor.plan.norm == "final"
 
 
 def test_where_it_cannot_the_target_is_taken_before_it() -> None:
     model = lively(Normed(lambda x: 2 * x))
     teacher = frozen(model)
     assert teacher.tail_modules == ["last"]
-    assert teacher.taps.plan.norm == "none"
+    assert teacher.extractor.plan.norm == "none"
     assert teacher.settings.norm == "none"
     seen = teacher(images())
     with torch.no_grad():
@@ -308,13 +310,13 @@ def test_a_student_of_a_teacher_that_fell_back_learns_its_bare_feature() -> None
     distiller = ScaleKD(lively(Normed(lambda x: 2 * x)), resnet(), size=SIZE, teacher_size=SIZE)
     step = distiller.train()(images(4), torch.tensor([0, 1, 2, 3]))
     step.loss.backward()
-    assert distiller.teacher.taps.plan.norm == "none"
+    assert distiller.teacher.extractor.plan.norm == "none"
     assert all(p.grad is not None and p.grad.isfinite().all() for p in distiller.parameters())
 
 
 def test_the_settings_asked_for_stay_as_they_were() -> None:
-    asked = TapSettings(penultimate=0)
+    asked = FeatureSelection(penultimate=0)
     model = lively(Normed(lambda x: 2 * x))
     teacher = FrozenTeacher(model, SIZE, asked)
-    assert asked == TapSettings(penultimate=0)
-    assert teacher.settings == TapSettings(penultimate=0, norm="none")
+    assert asked == FeatureSelection(penultimate=0)
+    assert teacher.settings == FeatureSelection(penultimate=0, norm="none")

@@ -9,7 +9,7 @@ from helpers.refusals import refused
 from timm.models import register_model
 from torch import Tensor, nn
 
-from scalekd import FrozenTeacher, TapSettings
+from scalekd import FeatureSelection, FrozenTeacher
 from scalekd.networks.build import build, build_unfilled, resize
 from scalekd.networks.teacher.reduced_copy import Verified, verify
 
@@ -22,21 +22,21 @@ Size = tuple[int, int]
 def verified(
     name: str,
     size: Size | None = None,
-    settings: TapSettings | None = None,
+    settings: FeatureSelection | None = None,
     prefix: str = "own",
     **arguments: Any,
 ) -> tuple[Verified, nn.Module]:
     """And the whole model on the meta device."""
     with torch.device("meta"):
         whole, _ = build(name, "random", size, **arguments)
-    asked = settings or TapSettings()
+    asked = settings or FeatureSelection()
     return verify(name, whole, arguments, size, asked, prefix), whole
 
 
 def itself(
     name: str,
     size: Size | None = None,
-    settings: TapSettings | None = None,
+    settings: FeatureSelection | None = None,
     prefix: str = "own",
     **arguments: Any,
 ) -> FrozenTeacher:
@@ -54,17 +54,17 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "early in a ViT": (
         "vit_tiny_patch16_224",
-        {"depth": 18, "settings": TapSettings(penultimate=11), **NARROW},
+        {"depth": 18, "settings": FeatureSelection(penultimate=11), **NARROW},
         "at 64x64 pixels",
     ),
     "a ViT with a final feature before its last": (
         "vit_tiny_patch16_224",
-        {"depth": 18, "settings": TapSettings(penultimate=-6, final=-3), **NARROW},
+        {"depth": 18, "settings": FeatureSelection(penultimate=-6, final=-3), **NARROW},
         "at 64x64 pixels",
     ),
     "a ViT without its norm": (
         "vit_tiny_patch16_224",
-        {"depth": 18, "settings": TapSettings(norm="none"), **NARROW},
+        {"depth": 18, "settings": FeatureSelection(norm="none"), **NARROW},
         "at 64x64 pixels",
     ),
     "a ViT without its prefix": (
@@ -80,14 +80,14 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "EVA-02": ("eva02_tiny_patch14_224", {"depth": 16, **NARROW}, "at 56x56 pixels"),
     "EVA-02, pooled norm": (
         "eva02_tiny_patch14_224",
-        {"depth": 16, "num_classes": 5, "settings": TapSettings(norm="pooled"), **NARROW},
+        {"depth": 16, "num_classes": 5, "settings": FeatureSelection(norm="pooled"), **NARROW},
         "at 56x56 pixels",
     ),
     "BEiT": ("beit_base_patch16_224", {"depth": 16, **NARROW}, "at 64x64 pixels"),
     "Swin": ("swin_tiny_patch4_window7_224", SWIN, "at 64x64 pixels"),
     "Swin, earlier": (
         "swin_tiny_patch4_window7_224",
-        {**SWIN, "settings": TapSettings(penultimate=0)},
+        {**SWIN, "settings": FeatureSelection(penultimate=0)},
         "at 64x64 pixels",
     ),
     "ConvNeXt": (
@@ -107,10 +107,10 @@ def test_a_copy_shows_what_the_whole_model_does(case: str) -> None:
     assert on_copy.on.endswith(at)
     assert on_copy.teacher.tail_modules == expected.tail_modules
     assert on_copy.teacher.prefix_tokens == expected.prefix_tokens
-    assert on_copy.teacher.taps.plan.norm == expected.taps.plan.norm
+    assert on_copy.teacher.extractor.plan.norm == expected.extractor.plan.norm
     assert on_copy.teacher.difference <= 1e-5
     outlined = on_copy.teacher.outlined(whole, given.get("size"))
-    assert outlined.taps.plan == expected.taps.plan
+    assert outlined.extractor.plan == expected.extractor.plan
     assert outlined.shapes == expected.shapes
     assert outlined.input == expected.input
     assert outlined.tail_modules == expected.tail_modules
@@ -234,6 +234,6 @@ def test_a_prefix_that_it_cannot_bear_to_miss_is_refused() -> None:
 
 
 def test_settings_that_the_whole_model_does_not_take_are_refused_by_its_own_numbers() -> None:
-    settings = TapSettings(penultimate=18)
+    settings = FeatureSelection(penultimate=18)
     with refused("0 to 17", "number 18"):
         verified("vit_tiny_patch16_224", settings=settings, depth=18, **NARROW)

@@ -8,7 +8,7 @@ from networks.teacher.test_frozen import TEACHERS, frozen, shown
 from torch import Tensor, nn
 
 from scalekd import FrozenTeacher, HookedFeatures, InputConfig
-from scalekd.networks import Kept
+from scalekd.networks import CachedOutputs
 
 
 def tokens_for(teacher: FrozenTeacher, batch: int) -> Tensor:
@@ -28,7 +28,7 @@ def test_what_is_kept_of_a_pass_stands_for_it(make: Callable[[], nn.Module]) -> 
     kept = teacher.keep(seen)
     teacher(shown(teacher, 5))  # another pass in between
 
-    recalled = teacher.recall(kept)
+    recalled = teacher.from_cache(kept)
     given = teacher.tail(tokens)
     assert torch.equal(recalled.final, live.final)
     assert (recalled.logits is None) == (live.logits is None)
@@ -46,7 +46,9 @@ def test_kept_are_single_images(make: Callable[[], nn.Module]) -> None:
     assert sum(part[0].numel() for part in kept.beside) < kept.final[0].numel() * 9 / cells
 
     order = [2, 0]
-    teacher.recall(Kept(kept.final[order], kept.logits[order], [p[order] for p in kept.beside]))
+    teacher.from_cache(
+        CachedOutputs(kept.final[order], kept.logits[order], [p[order] for p in kept.beside])
+    )
     tokens = tokens_for(teacher, 2)
     mixed = teacher.tail(tokens)
     teacher(shown(teacher, 3)[order])
@@ -65,10 +67,10 @@ def test_the_tail_alone_stays_in_memory(make: Callable[[], nn.Module]) -> None:
     teacher.drop_trunk()
     left = sum(p.numel() for p in teacher.model.parameters())
     assert left == sum(p.numel() for p in needed) < before
-    teacher.recall(kept)
+    teacher.from_cache(kept)
     assert torch.equal(teacher.tail(tokens), expected)
-    teacher.recall(
-        Kept(kept.final.double(), kept.logits.double(), [p.double() for p in kept.beside])
+    teacher.from_cache(
+        CachedOutputs(kept.final.double(), kept.logits.double(), [p.double() for p in kept.beside])
     )
     assert teacher.tail(tokens.double()).dtype == torch.float64
     with refused("the teacher's trunk was dropped"):

@@ -11,10 +11,13 @@ import torch
 from helpers.full_disk import a_disk_that_takes_no_file_larger_than
 
 from scalekd.errors import InputError
+from scalekd.export.checkpoint import export_checkpoint
 from scalekd.networks import InputConfig
+from scalekd.networks.student import StudentSpec
 from scalekd.recipe import Data, Optim, Recipe
-from scalekd.runs.checkpoint import StudentSpec, export_checkpoint, load_student
-from scalekd.training.run import Run, train
+from scalekd.runs.checkpoint import load_student
+from scalekd.runs.result import Run
+from scalekd.training.run import train
 
 SPEC = StudentSpec(
     "resnetv2_18",

@@ -1,0 +1,1 @@
+"""A run folder on disk; knows no trainer and no console."""
