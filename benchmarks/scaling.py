@@ -20,7 +20,7 @@ from torch import Tensor
 from scalekd import InputError
 from scalekd.recipe import Recipe
 from scalekd.training.module import Lesson, learn
-from scalekd.training.performance import compile_blocks
+from scalekd.training.performance import compile_repeated_blocks
 from scalekd.training.run import build_teacher
 
 BATCHES = 0.25, 0.5, 1, 2
@@ -89,7 +89,7 @@ def compare_students(
     pairs["all of them"] = together = Together(recipes, device)
     if recipe.compile:
         for pair in (*pairs.values(), *together.others):
-            compile_blocks(pair.method)
+            compile_repeated_blocks(pair.method)
     taken = by_turns({name: pair.learn for name, pair in pairs.items()}, repetitions, device)
     apart = [sum(turn) for turn in zip(*(taken[name] for name in students), strict=True)]
     ratio = [t / a for t, a in zip(taken["all of them"], apart, strict=True)]

@@ -29,17 +29,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalekd import ScaleKD, StepOutput
 from scalekd.cache.encoding import decode, encode
 from scalekd.device import best_device
-from scalekd.estimating.outline import Pictures
+from scalekd.estimating.outline import TrainingImages
 from scalekd.estimating.passes import Passes, seconds
 from scalekd.estimating.rehearsal import Alive
 from scalekd.flops import GROUPED
 from scalekd.method import LossWeights
 from scalekd.networks import FrozenTeacher
-from scalekd.networks.pretrained import Loaded
-from scalekd.recipe import Recipe, recipe_file
+from scalekd.networks.pretrained import LoadedWeights
+from scalekd.recipe import Recipe, find_recipe
 from scalekd.runs.result import Run
-from scalekd.runs.system_info import processor
-from scalekd.training.performance import arrange, compile_blocks, half
+from scalekd.runs.system_info import processor_name
+from scalekd.training.performance import (
+    apply_performance_settings,
+    autocast_dtype,
+    compile_repeated_blocks,
+)
 from scalekd.training.run import build_method
 
 WARM_UP = 2
@@ -63,13 +67,13 @@ class Pair(Passes):
         recipe: Recipe,
         batch: int,
         device: torch.device,
-        built: tuple[FrozenTeacher, Loaded] | None = None,
+        built: tuple[FrozenTeacher, LoadedWeights] | None = None,
     ) -> None:
         recipe = replace(recipe, teacher_weights="random")
-        source = Pictures(1, CLASSES).source()
+        source = TrainingImages(1, CLASSES).source()
         method, _ = build_method(recipe, Run("scalekd", recipe.seeds[0]), source, built)
         assert isinstance(method, ScaleKD)
-        arrange(method, recipe)
+        apply_performance_settings(method, recipe)
         super().__init__(method.to(device).train(), recipe, device, batch)
 
     def tensors(self) -> list[Tensor]:
@@ -174,7 +178,7 @@ def multiply(pair: Pair) -> tuple[Callable[[], Tensor], float]:
     """A matrix product in the pair's precision, and its GFLOP."""
     device = pair.images.device
     side = 8192 if device.type == "cuda" else 2048
-    dtype = half(pair.recipe.precision, device) or torch.float32
+    dtype = autocast_dtype(pair.recipe.precision, device) or torch.float32
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return lambda: a @ b, 2 * side**3 / 1e9
 
@@ -210,8 +214,8 @@ def measure(recipe: Recipe, batch: int, repetitions: int, device: torch.device) 
     difference = same(ours.learn(), reference.learn(), recipe.precision)
     difference_of_cached = same(cached.learn(), ours.learn(), "16-mixed")
     if recipe.compile:
-        compile_blocks(ours.method)
-        compile_blocks(cached.method)
+        compile_repeated_blocks(ours.method)
+        compile_repeated_blocks(cached.method)
     product, product_gflop = multiply(ours)
     parts: dict[str, Callable[[], object]] = {
         "step": ours.learn,
@@ -261,7 +265,7 @@ def options(description: str, repetitions: int) -> tuple[Recipe, Any]:
     words = sys.argv[1:]
     if "--pair" in words[:-1]:
         at = words.index("--pair")
-        words[at : at + 2] = ["--config", str(recipe_file(words[at + 1]))]
+        words[at : at + 2] = ["--config", str(find_recipe(words[at + 1]))]
     chosen = parser.instantiate(parser.parse_args(words))
     torch.set_num_threads(chosen.threads)
     return Recipe(**{field.name: chosen[field.name] for field in fields(Recipe)}), chosen
@@ -278,7 +282,7 @@ def circumstances(recipe: Recipe, chosen: Any) -> dict[str, Any]:
         "compile": recipe.compile,
         "channels_last": recipe.channels_last,
         "repetitions": chosen.repetitions,
-        "machine": torch.cuda.get_device_name() if on_gpu else processor(),
+        "machine": torch.cuda.get_device_name() if on_gpu else processor_name(),
         "threads": None if on_gpu else chosen.threads,
         "torch": version("torch"),
         "timm": version("timm"),

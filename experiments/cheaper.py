@@ -31,7 +31,7 @@ from scalekd.features import Features
 from scalekd.method import CrossAttentionProjector, LossWeights, ScaleKDLoss
 from scalekd.method.perception import Tail
 from scalekd.method.projector import separable
-from scalekd.recipe import Data, Optim, Recipe, recipe_file
+from scalekd.recipe import Data, Optim, Recipe, find_recipe
 from scalekd.training import run as training
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -193,7 +193,7 @@ def built_as(form: Form) -> Iterator[None]:
 
 def digits() -> Recipe:
     """The packaged default."""
-    plain = yaml.safe_load(recipe_file("digits").read_text())
+    plain = yaml.safe_load(find_recipe("digits").read_text())
     plain["data"] = Data(**plain["data"])
     plain["optim"] = Optim(**plain["optim"])
     plain["weights"] = LossWeights(**plain["weights"])

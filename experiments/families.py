@@ -27,8 +27,8 @@ from scalekd import FeatureExtractor, FeatureSelection, FrozenTeacher, InputErro
 from scalekd.compatibility.known_models import FILE, Known, Role, Sweep, sweep
 from scalekd.networks import overrides as families
 from scalekd.networks import paper
-from scalekd.networks.build import build, build_unfilled
-from scalekd.networks.teacher.reduced_copy import verify
+from scalekd.networks.build import build_model, build_without_weights
+from scalekd.networks.teacher.reduced_copy import verify_on_reduced_copy
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "families.md"
 LARGEST = 350e6
@@ -98,12 +98,12 @@ def _parameters(name: str) -> int:
 def as_teacher(name: str, family: str, itself: bool) -> Known:
     """Find and verify the tail of `name`."""
     if itself:
-        model = build_unfilled(name)
+        model = build_without_weights(name)
         teacher, on = FrozenTeacher(model), "itself"
     else:
         with torch.device("meta"):
-            model, _ = build(name, "random")
-        verified = verify(name, model, {}, None, FeatureSelection(), "own")
+            model, _ = build_model(name, "random")
+        verified = verify_on_reduced_copy(name, model, {}, None, FeatureSelection(), "own")
         teacher, on = verified.teacher.outlined(model), verified.on
     entry = name in paper.TEACHER_TAPS or type(model).__name__ in families.TEACHER_TAPS
     return Known(
@@ -125,10 +125,10 @@ def as_teacher(name: str, family: str, itself: bool) -> Known:
 def as_student(name: str, family: str, itself: bool) -> Known:
     """Tap `name`, and if it `itself` is to be tried, let it learn for one step."""
     with torch.device("meta"):
-        model, _ = build(name, "random")
+        model, _ = build_model(name, "random")
     extractor = FeatureExtractor(model)
     if itself:
-        _learn(build_unfilled(name), extractor)
+        _learn(build_without_weights(name), extractor)
     return Known(
         role="student",
         name=name,
@@ -147,7 +147,7 @@ def as_student(name: str, family: str, itself: bool) -> Known:
 
 def _learn(student: nn.Module, extractor: FeatureExtractor) -> None:
     torch.manual_seed(0)
-    teacher = FrozenTeacher(build_unfilled("test_vit"))
+    teacher = FrozenTeacher(build_without_weights("test_vit"))
     distiller = ScaleKD(teacher, student).train()
     images = torch.randn(2, extractor.input.channels, *extractor.input.size)
     targets = torch.tensor([3, 141]) if extractor.shapes.classes else None

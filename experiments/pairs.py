@@ -15,8 +15,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd import FrozenTeacher, ScaleKD
-from scalekd.compatibility.check import Checked, check
-from scalekd.networks.build import build, build_unfilled
+from scalekd.compatibility.check import PairReport, check_pair
+from scalekd.networks.build import build_model, build_without_weights
 from scalekd.networks.paper import ABLATION_PAIRS, PAIRS, Published
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "pairs.md"
@@ -39,7 +39,7 @@ class Stepped:
     seconds: float
 
 
-def document(rows: list[tuple[Published, Checked, Stepped]]) -> str:
+def document(rows: list[tuple[Published, PairReport, Stepped]]) -> str:
     """docs/pairs.md."""
     lines = [
         "# The paper's pairs, at full size",
@@ -115,7 +115,7 @@ are counted here. Patch-14 models: their own counts; the paper's parameters are 
 of 16 (the Mixer's token mixing grows with its 256 tokens). All others are within 2 %."""
 
 
-def _command(checked: Checked) -> str:
+def _command(checked: PairReport) -> str:
     return checked.command.replace("distill", "check", 1).replace(" --data.root DIR", "")
 
 
@@ -126,7 +126,7 @@ def _map(shape: tuple[int, int, int] | None) -> str:
 def macs(pair: Published) -> float:
     """Multiply-adds of the student's forward pass in billions."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        student, _ = build(pair.student, "random", **pair.student_args)
+        student, _ = build_model(pair.student, "random", **pair.student_args)
         student.eval()(torch.empty(1, 3, 224, 224))
     return counter.get_total_flops() / 2e9
 
@@ -134,9 +134,9 @@ def macs(pair: Published) -> float:
 def step(pair: Published) -> Stepped:
     """One training step of `pair` with random weights."""
     torch.manual_seed(0)
-    teacher = FrozenTeacher(build_unfilled(pair.teacher, **pair.teacher_args))
+    teacher = FrozenTeacher(build_without_weights(pair.teacher, **pair.teacher_args))
     # Not timm's initialisation: zeros in it (last norms of residual branches) stop gradients.
-    distiller = ScaleKD(teacher, build_unfilled(pair.student, **pair.student_args)).train()
+    distiller = ScaleKD(teacher, build_without_weights(pair.student, **pair.student_args)).train()
     images, targets = torch.randn(2, 3, 224, 224), torch.tensor([3, 141])
     began = time.perf_counter()
     outcome = distiller(images, targets)
@@ -161,7 +161,7 @@ def step(pair: Published) -> Stepped:
 def main() -> None:
     rows = []
     for pair in (*PAIRS, *ABLATION_PAIRS):
-        checked = check(
+        checked = check_pair(
             pair.teacher,
             pair.student,
             teacher_args=pair.teacher_args,

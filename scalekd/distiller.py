@@ -14,13 +14,13 @@ from torch.utils.checkpoint import checkpoint
 from scalekd.errors import InputError
 from scalekd.features import Features
 from scalekd.method import ChannelNorm, LossWeights, ScaleKDLoss
-from scalekd.networks import FeatureSelection, FrozenTeacher, build
-from scalekd.networks.build import config
+from scalekd.networks import FeatureSelection, FrozenTeacher, build_model
+from scalekd.networks.build import pretrained_config
 from scalekd.networks.feature_extractor import build_feature_extractor
-from scalekd.networks.input_config import renormalising
+from scalekd.networks.input_config import renormalization
 from scalekd.networks.paper import PAIR_HEADS, TEACHER_HEADS
 from scalekd.networks.pretrained import looks_untrained
-from scalekd.networks.teacher.frozen import Prefix
+from scalekd.networks.teacher.frozen import PrefixTokens
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class ScaleKD(nn.Module):
         teacher_size: tuple[int, int] | None = None,
         teacher_features: FeatureSelection | None = None,
         student_features: FeatureSelection | None = None,
-        teacher_prefix: Prefix = "own",
+        teacher_prefix: PrefixTokens = "own",
         weights: LossWeights | None = None,
         temperature: float = 1.0,
         heads: tuple[int, int] | None = None,
@@ -106,7 +106,7 @@ class ScaleKD(nn.Module):
         self.checkpoint_tail = checkpoint_tail
         self.notes: list[str] = []
         if isinstance(teacher, str):
-            teacher, loaded = build(teacher, teacher_weights, teacher_size)
+            teacher, loaded = build_model(teacher, teacher_weights, teacher_size)
             self.notes.append(str(loaded))
         elif isinstance(teacher, nn.Module) and looks_untrained(teacher):
             warning = (
@@ -119,7 +119,7 @@ class ScaleKD(nn.Module):
             teacher = FrozenTeacher(teacher, teacher_size, teacher_features, teacher_prefix)
         if isinstance(student, str):
             classes = num_classes or teacher.shapes.classes or 1000
-            student, _ = build(student, "random", size, num_classes=classes)
+            student, _ = build_model(student, "random", size, num_classes=classes)
         if not any(p.requires_grad for p in student.parameters()):
             raise InputError(
                 "the student has no parameter to train: is it its own teacher, or frozen?"
@@ -255,7 +255,7 @@ class ScaleKD(nn.Module):
                 f"mean is {tuple(mean)} and std {tuple(std)} for images of {mine.channels} "
                 "channels: give one number a channel, those of std above 0"
             )
-        scale, shift = renormalising(replace(mine, mean=tuple(mean), std=tuple(std)), theirs)
+        scale, shift = renormalization(replace(mine, mean=tuple(mean), std=tuple(std)), theirs)
         self.teacher_scale: Tensor
         self.teacher_shift: Tensor
         self.register_buffer("teacher_scale", scale, persistent=False)
@@ -311,7 +311,10 @@ def _check_targets(images: int, targets: Tensor, classes: int | None) -> None:
 
 
 def _heads(teacher: FrozenTeacher, student: nn.Module) -> tuple[int, int]:
-    names = config(teacher.model).get("architecture", ""), config(student).get("architecture", "")
+    names = (
+        pretrained_config(teacher.model).get("architecture", ""),
+        pretrained_config(student).get("architecture", ""),
+    )
     if paper := PAIR_HEADS.get(names) or TEACHER_HEADS.get(names[0]):
         return paper
     assert teacher.shapes.penultimate is not None

@@ -12,7 +12,7 @@ from timm.optim import list_optimizers
 from scalekd.errors import InputError
 from scalekd.method import LossWeights
 from scalekd.networks import FeatureSelection
-from scalekd.networks.teacher.frozen import Prefix
+from scalekd.networks.teacher.frozen import PrefixTokens
 
 RECIPES = Path(__file__).with_name("recipes")
 DEFAULT = "digits"
@@ -215,7 +215,7 @@ class Recipe:
     teacher_size: tuple[int, int] | None = None
     teacher_features: FeatureSelection = field(default_factory=FeatureSelection)
     student_features: FeatureSelection = field(default_factory=FeatureSelection)
-    teacher_prefix: Prefix = "own"
+    teacher_prefix: PrefixTokens = "own"
     one_token: Literal["refuse", "drop"] = "refuse"
     compile: bool = False
     channels_last: bool = False
@@ -292,7 +292,7 @@ class Recipe:
             raise InputError(f"compare is {self.compare}: name each once")
 
     def _check_students(self) -> None:
-        folders = list(map(folder_name, [self.student, *self.more_students]))
+        folders = list(map(student_folder_name, [self.student, *self.more_students]))
         if twice := next((f for f in folders if folders.count(f) > 1), None):
             raise InputError(
                 f"student and more_students would have the run folder {twice!r} twice: give one of "
@@ -306,10 +306,10 @@ class Recipe:
 
     def apart(self) -> dict[str, "Recipe"]:
         """Each student's own recipe, as if it learnt alone, by its run folder's name."""
-        recipes = {folder_name(self.student): replace(self, more_students=[])}
+        recipes = {student_folder_name(self.student): replace(self, more_students=[])}
         for other in self.more_students:
             student = Student(other) if isinstance(other, str) else other
-            recipes[folder_name(student)] = replace(
+            recipes[student_folder_name(student)] = replace(
                 self,
                 student=student.name,
                 student_args=student.args,
@@ -348,23 +348,25 @@ class Recipe:
         return plain
 
 
-def flat(plain: dict[str, Any], path: str = "", separator: str = ".") -> dict[str, Any]:
+def flatten_settings(plain: dict[str, Any], path: str = "", separator: str = ".") -> dict[str, Any]:
     """Nested settings by dotted names."""
     dotted: dict[str, Any] = {}
     for name, value in plain.items():
         nested = isinstance(value, dict) and value
         full = f"{path}{name}"
-        dotted |= flat(value, f"{full}{separator}", separator) if nested else {full: value}
+        dotted |= (
+            flatten_settings(value, f"{full}{separator}", separator) if nested else {full: value}
+        )
     return dotted
 
 
-def folder_name(student: str | Student) -> str:
+def student_folder_name(student: str | Student) -> str:
     """Of the run of one of several students."""
     name = student if isinstance(student, str) else student.folder or student.name
     return name.replace("/", "_").replace(":", "_")
 
 
-def recipe_file(name: str) -> Path:
+def find_recipe(name: str) -> Path:
     """The file of a packaged recipe."""
     file = RECIPES / f"{name}.yaml"
     if not file.is_file():

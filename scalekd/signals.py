@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-STOPPING = [
+STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 ]
 """Ctrl-C, and what a cluster sends before it ends a job."""
@@ -44,7 +44,7 @@ class CtrlC:
 
 
 @contextmanager
-def remembered() -> Iterator[None]:
+def remember_ctrl_c() -> Iterator[None]:
     """A Ctrl-C within is obeyed at the latest when a training begins; see `CtrlC`."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -57,8 +57,8 @@ def remembered() -> Iterator[None]:
 
 
 @contextmanager
-def stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at the first of `STOPPING`; an Interrupted then says by which it was.
+def stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at the first of `STOP_SIGNALS`; an Interrupted then says by which it was.
 
     A second Ctrl-C ends at once.
 
@@ -69,7 +69,7 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
         yield
         return
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in STOPPING}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     earlier = before[signal.SIGINT]
     if isinstance(earlier, CtrlC) and earlier.received:
         raise KeyboardInterrupt
@@ -79,7 +79,7 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before[signal.SIGINT])
         stop()
 
-    for number in STOPPING:
+    for number in STOP_SIGNALS:
         signal.signal(number, gently)
     try:
         yield
@@ -91,22 +91,22 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
-    """`STOPPING` waits meanwhile, and in processes begun within until they call `ignored`: else one
+def block_stop_signals() -> Iterator[None]:
+    """`STOP_SIGNALS` waits meanwhile, and in processes begun within until they call `ignore_stop_signals`: else one
     of a group dies of a signal that came before it could say what to do with it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignored() -> None:
-    """Leave `STOPPING` to the parent, which began this process in `deferred`."""
-    for number in STOPPING:
+def ignore_stop_signals() -> None:
+    """Leave `STOP_SIGNALS` to the parent, which began this process in `block_stop_signals`."""
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # what waited is gone with this
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

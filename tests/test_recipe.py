@@ -8,7 +8,7 @@ import yaml
 
 from scalekd.errors import InputError
 from scalekd.method import LossWeights
-from scalekd.recipe import RECIPES, Data, Optim, Recipe, recipe_file
+from scalekd.recipe import RECIPES, Data, Optim, Recipe, find_recipe
 
 NAN, INFINITE = float("nan"), float("inf")
 
@@ -139,9 +139,9 @@ def test_a_recipe_as_plain_data_survives_yaml() -> None:
 def test_every_packaged_recipe_is_found_by_its_name() -> None:
     files = sorted(RECIPES.glob("*.yaml"))
     assert files
-    assert [recipe_file(f.stem) for f in files] == files
+    assert [find_recipe(f.stem) for f in files] == files
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"'imagenet'.*digits"):
-        recipe_file("imagenet")
+        find_recipe("imagenet")

@@ -17,7 +17,7 @@ import jsonargparse
 import yaml
 
 from scalekd.errors import InputError
-from scalekd.signals import remembered
+from scalekd.signals import remember_ctrl_c
 
 EXAMPLES = """\
   scalekd distill                                    digits: 2 CPU cores, no download
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _one_line  # type: ignore[assignment]
     try:
-        with remembered():
+        with remember_ctrl_c():
             _run(_readable(_with_recipe(arguments)))
     except InputError as error:
         _refuse(arguments, str(error))
@@ -123,7 +123,7 @@ def _fit(command: str, chosen: Any, arguments: list[str]) -> None:
     from scalekd.distributed import ranks
     from scalekd.distributed.launch import check_devices, launch
     from scalekd.jobs.distill import distill
-    from scalekd.jobs.smoke import smoke
+    from scalekd.jobs.smoke import shrink_to_smoke_test
     from scalekd.recipe import Recipe
     from scalekd.signals import Interrupted
 
@@ -137,13 +137,13 @@ def _fit(command: str, chosen: Any, arguments: list[str]) -> None:
         raise InputError("no --teacher is named: name one, or `scalekd train` the student alone")
     recipe = Recipe(**vars(chosen))
     check_devices(devices)
-    if devices > 1 and ranks.environment().world_size() == 1:
+    if devices > 1 and ranks.launch_environment().world_size() == 1:
         sys.exit(launch(devices, arguments))
     try:
         with tempfile.TemporaryDirectory() as images:
-            recipe = smoke(recipe, Path(images)) if shrunk else recipe
+            recipe = shrink_to_smoke_test(recipe, Path(images)) if shrunk else recipe
             distill(recipe, out, parallel, resume)
-    except ranks.AnotherFailed:
+    except ranks.AnotherRankFailed:
         sys.exit(2)
     except InputError as error:
         raise InputError(f"rank {ranks.rank()}: {error}" if ranks.rank() else str(error)) from error
@@ -154,7 +154,7 @@ def _fit(command: str, chosen: Any, arguments: list[str]) -> None:
 
 
 def _cache(chosen: Any) -> None:
-    from scalekd.jobs.build_cache import fill
+    from scalekd.jobs.build_cache import build_cache
     from scalekd.recipe import Recipe
     from scalekd.signals import Interrupted
 
@@ -164,7 +164,7 @@ def _cache(chosen: Any) -> None:
     if chosen.teacher is None:
         raise InputError("no --teacher is named: name the one whose features are to be kept")
     try:
-        fill(Recipe(**vars(chosen)), **how)
+        build_cache(Recipe(**vars(chosen)), **how)
     except Interrupted as stopped:
         print(f"scalekd: {stopped}", file=sys.stderr)
         sys.exit(stopped.code)
@@ -173,21 +173,26 @@ def _cache(chosen: Any) -> None:
 def _runs(chosen: Any) -> None:
     from rich.console import Console
 
-    from scalekd.runs.status import can_be_drawn, differences, draw_comparison, standings
-    from scalekd.runs.table import settings_table, table
+    from scalekd.runs.status import (
+        check_picture,
+        differing_settings,
+        draw_comparison,
+        read_run_folders,
+    )
+    from scalekd.runs.table import settings_table, status_table
 
     if chosen.compare is not None:
-        can_be_drawn(chosen.compare)
+        check_picture(chosen.compare)
     begun = chosen.folders or Path("runs").is_dir()
-    found = standings(chosen.folders or [Path("runs")]) if begun else []
-    differ = differences(found) if chosen.compare is not None else {}
+    found = read_run_folders(chosen.folders or [Path("runs")]) if begun else []
+    differ = differing_settings(found) if chosen.compare is not None else {}
     if chosen.json:
         print(json.dumps({"runs": [asdict(each) for each in found], "differences": differ}))
     elif not found:
         where = ", ".join(map(str, chosen.folders)) or "runs"
         print(f"no run folders in {where}; `scalekd distill` makes one")
     else:
-        Console(highlight=False).print(table(found))
+        Console(highlight=False).print(status_table(found))
     if chosen.compare is not None and found:
         draw_comparison(found, chosen.compare)
         if not chosen.json:
@@ -196,17 +201,17 @@ def _runs(chosen: Any) -> None:
 
 
 def _check(chosen: Any) -> None:
-    from scalekd.compatibility.check import check
-    from scalekd.compatibility.text import describe
+    from scalekd.compatibility.check import check_pair
+    from scalekd.compatibility.text import format_report
 
     as_json = chosen.pop("json")
-    checked = check(**vars(chosen))
-    print(json.dumps(asdict(checked), indent=2) if as_json else describe(checked))
+    checked = check_pair(**vars(chosen))
+    print(json.dumps(asdict(checked), indent=2) if as_json else format_report(checked))
 
 
 def _estimate(chosen: Any) -> None:
     from scalekd.estimating.estimate import estimate
-    from scalekd.estimating.text import told
+    from scalekd.estimating.text import format_estimate
     from scalekd.recipe import Recipe
 
     chosen.pop("config")
@@ -214,13 +219,13 @@ def _estimate(chosen: Any) -> None:
     as_json = chosen.pop("json")
     asked = {name: chosen.pop(name) for name in ("devices", "gpu", "memory", "images")}
     found = estimate(Recipe(**vars(chosen)), **asked)
-    print(json.dumps(asdict(found), indent=2) if as_json else told(found))
+    print(json.dumps(asdict(found), indent=2) if as_json else format_estimate(found))
 
 
 def _models(chosen: Any) -> None:
-    from scalekd.compatibility.text import listed
+    from scalekd.compatibility.text import format_known_models
 
-    print(listed(chosen.pattern))
+    print(format_known_models(chosen.pattern))
 
 
 def _evaluate(chosen: Any) -> None:
@@ -274,12 +279,12 @@ def _parser(arguments: Sequence[str]) -> Parser:
         of.add_argument("--compare", type=Path | None, help="picture to draw of their curves")
         of.add_argument("--json", action="store_true", help="the same as data")
     elif command == "check":
-        from scalekd.compatibility.check import check
+        from scalekd.compatibility.check import check_pair
 
-        of.add_function_arguments(check)
+        of.add_function_arguments(check_pair)
         of.add_argument("--json", action="store_true", help="the same as data")
     elif command == "cache":
-        from scalekd.jobs.build_cache import fill
+        from scalekd.jobs.build_cache import build_cache
 
         of.description = (
             "Keep what a teacher says of images, so that trainings read it (--cache). Takes what "
@@ -288,7 +293,7 @@ def _parser(arguments: Sequence[str]) -> Parser:
         )
         _add_recipe(of)
         of.set_defaults({"student": ""})
-        of.add_function_arguments(fill, skip={"recipe", "resume"})
+        of.add_function_arguments(build_cache, skip={"recipe", "resume"})
         of.add_argument("--resume", action="store_true", help="go on with what is in --out")
     elif command == "estimate":
         from scalekd.estimating.estimate import estimate
@@ -307,8 +312,8 @@ def _parser(arguments: Sequence[str]) -> Parser:
     elif command == "export":
         of.add_argument("checkpoint", type=Path, help="a .ckpt file of a run folder")
         of.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
-    for name, told in COMMANDS.items():
-        commands.add_subcommand(name, of if name == command else Parser(), help=told)
+    for name, summary in COMMANDS.items():
+        commands.add_subcommand(name, of if name == command else Parser(), help=summary)
     return parser
 
 
@@ -325,7 +330,7 @@ def _with_recipe(arguments: list[str]) -> list[str]:
     with_recipes = ["distill"], ["train"], ["cache"], ["estimate"]
     if arguments[:1] not in with_recipes or "--help" in arguments or "-h" in arguments:
         return arguments
-    from scalekd.recipe import DEFAULT, recipe_file
+    from scalekd.recipe import DEFAULT, find_recipe
 
     rest, given = arguments[1:], {a.partition("=")[0] for a in arguments}
     rest = [part for a in rest for part in (a.split("=", 1) if a[:9] == "--recipe=" else [a])]
@@ -336,7 +341,7 @@ def _with_recipe(arguments: list[str]) -> list[str]:
         return arguments
     else:
         name = DEFAULT
-    return [arguments[0], "--config", str(recipe_file(name)), *rest]
+    return [arguments[0], "--config", str(find_recipe(name)), *rest]
 
 
 def _readable(arguments: list[str]) -> list[str]:

@@ -18,17 +18,17 @@ from scalekd.errors import InputError
 from scalekd.features import Features, FeatureShapes
 from scalekd.flops import GROUPED
 from scalekd.method import LossWeights
-from scalekd.networks import FeatureSelection, InputConfig, build
+from scalekd.networks import FeatureSelection, InputConfig, build_model
 from scalekd.networks.feature_extractor import FeatureExtractor
 from scalekd.networks.feature_selection import ResolvedSelection
-from scalekd.networks.teacher.frozen import Prefix
-from scalekd.networks.teacher.reduced_copy import verify
+from scalekd.networks.teacher.frozen import PrefixTokens
+from scalekd.networks.teacher.reduced_copy import verify_on_reduced_copy
 
 BATCH = 2
 
 
 @dataclass(frozen=True)
-class Side:
+class NetworkReport:
     """The teacher or the student.
 
     plan: which features are tapped.
@@ -44,7 +44,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Checked:
+class PairReport:
     """How a pair fits.
 
     tail: names of the teacher's modules that the student's features are sent through.
@@ -61,8 +61,8 @@ class Checked:
     command: that would train the pair.
     """
 
-    teacher: Side
-    student: Side
+    teacher: NetworkReport
+    student: NetworkReport
     tail: list[str]
     prefix_tokens: int
     verified: bool
@@ -77,7 +77,7 @@ class Checked:
     command: str
 
 
-def check(
+def check_pair(
     teacher: str,
     student: str,
     *,
@@ -87,11 +87,11 @@ def check(
     teacher_size: tuple[int, int] | None = None,
     teacher_features: FeatureSelection | None = None,
     student_features: FeatureSelection | None = None,
-    teacher_prefix: Prefix = "own",
+    teacher_prefix: PrefixTokens = "own",
     weights: LossWeights | None = None,
     heads: tuple[int, int] | None = None,
     one_token: Literal["refuse", "drop"] = "refuse",
-) -> Checked:
+) -> PairReport:
     """Build the pair without its weights, and say how it fits.
 
     The tail is verified by real passes, of a small copy where one can be made, else of the model
@@ -119,13 +119,15 @@ def check(
     of_student = bool(student_args or size or student_features)
     of_teacher = bool(teacher_args or teacher_size or teacher_features) or teacher_prefix == "none"
     with torch.device("meta"), _suggesting("student", student, of_student):
-        learner, _ = build(student, "random", size, **student_args)
+        learner, _ = build_model(student, "random", size, **student_args)
         FeatureExtractor(learner, size, student_features)
     settings = teacher_features or FeatureSelection()
     with _suggesting("teacher", teacher, of_teacher):
         with torch.device("meta"):
-            whole, _ = build(teacher, "random", teacher_size, **teacher_args)
-        verified = verify(teacher, whole, teacher_args, teacher_size, settings, teacher_prefix)
+            whole, _ = build_model(teacher, "random", teacher_size, **teacher_args)
+        verified = verify_on_reduced_copy(
+            teacher, whole, teacher_args, teacher_size, settings, teacher_prefix
+        )
     outline = verified.teacher.outlined(whole, teacher_size)
     with torch.device("meta"):
         pair = ScaleKD(
@@ -137,10 +139,10 @@ def check(
             heads=heads,
             one_token=one_token,
         )
-        counted = cost(pair)
+        counted = count_flops(pair)
     projectors = [*pair.criterion.penultimate.values(), *pair.criterion.final.values()]
-    return Checked(
-        teacher=Side(
+    return PairReport(
+        teacher=NetworkReport(
             teacher,
             outline.input,
             outline.shapes,
@@ -148,7 +150,7 @@ def check(
             _size(whole),
             counted.teacher,
         ),
-        student=Side(
+        student=NetworkReport(
             student,
             pair.student_extractor.input,
             pair.student_extractor.shapes,
@@ -185,7 +187,7 @@ def check(
 
 
 @dataclass(frozen=True)
-class Cost:
+class StepFlops:
     """GFLOP an image."""
 
     teacher: float
@@ -193,7 +195,7 @@ class Cost:
     rest: float
 
 
-def cost(pair: ScaleKD) -> Cost:
+def count_flops(pair: ScaleKD) -> StepFlops:
     """Counted on the meta device, where operations have shapes and no values."""
     mine, theirs = pair.student_extractor, pair.teacher
     images = torch.empty(BATCH, mine.input.channels, *mine.input.size)
@@ -217,7 +219,7 @@ def cost(pair: ScaleKD) -> Cost:
     teacher, known = counted(lambda: theirs(images))
     student, seen = counted(learn)
     rest = counted(compare)[0] if any(vars(pair.criterion.weights).values()) else 0.0
-    return Cost(teacher, student, rest)
+    return StepFlops(teacher, student, rest)
 
 
 def _leaves(seen: Features) -> Features:

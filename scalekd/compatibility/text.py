@@ -2,14 +2,14 @@
 
 from dataclasses import asdict
 
-from scalekd.compatibility.check import Checked, Side
+from scalekd.compatibility.check import NetworkReport, PairReport
 from scalekd.compatibility.known_models import Known, matching, sweep
 from scalekd.distiller import ScaleKD
 from scalekd.features import MapShape
 from scalekd.networks.feature_selection import ResolvedSelection
 
 
-def describe(pair: Checked) -> str:
+def format_report(pair: PairReport) -> str:
     """What `scalekd check` prints."""
     kind = "verified" if pair.verified else "NOT verified"
     weights = asdict(pair.weights)
@@ -44,7 +44,7 @@ def describe(pair: Checked) -> str:
     return "\n".join(f"{label:<11}{text}".rstrip() for label, text in rows)
 
 
-def fit(pair: ScaleKD) -> str:
+def describe_fit(pair: ScaleKD) -> str:
     """In one line what was resolved for a pair; printed before it trains."""
     teacher, student = pair.teacher, pair.student_extractor
     return (
@@ -56,7 +56,7 @@ def fit(pair: ScaleKD) -> str:
     )
 
 
-def _side(label: str, side: Side) -> list[tuple[str, str]]:
+def _side(label: str, side: NetworkReport) -> list[tuple[str, str]]:
     height, width = side.input.size
     classes = f"{side.shapes.classes} classes" if side.shapes.classes else "no classifier"
     statistics = (side.input.mean, side.input.std)
@@ -91,7 +91,7 @@ def _modules(names: list[str], most: int = 5) -> str:
     return f"{', '.join(names[: most - 2])}, ... {names[-1]} ({len(names)} modules)"
 
 
-def listed(pattern: str) -> str:
+def format_known_models(pattern: str) -> str:
     """What `scalekd models` prints; a model that does not fit comes with the reason."""
     found = matching(pattern)
     result = sweep()

@@ -13,13 +13,13 @@ from scalekd.cache.store import SAME, Cache, pixel_fingerprint
 from scalekd.data.source import Source
 from scalekd.errors import InputError
 from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig
-from scalekd.networks.input_config import renormalising
+from scalekd.networks.input_config import renormalization
 from scalekd.recipe import Recipe
 
 VIEWS_MADE_BY = ("torch", "torchvision", "timm", "pillow", "numpy")
 
 
-def made_of(
+def cache_identity(
     recipe: Recipe, source: Source, teacher: FrozenTeacher, size: tuple[int, int]
 ) -> dict[str, Any]:
     """All that decides a value in a cache and can be another elsewhere, by name.
@@ -51,7 +51,7 @@ def made_of(
     }
 
 
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Of what makes views out of files."""
     return {name: version(name) for name in VIEWS_MADE_BY}
 
@@ -76,7 +76,7 @@ def open_cache(
     cache = Cache.whole(Path(recipe.cache))
     if teacher is None:
         return cache
-    then, now = cache.contents.of, made_of(recipe, source, teacher, config.size)
+    then, now = cache.contents.of, cache_identity(recipe, source, teacher, config.size)
     for name, value in now.items():
         if then.get(name) != value:
             raise InputError(
@@ -93,7 +93,7 @@ def open_cache(
     return cache
 
 
-class Replayed(Dataset[Any]):
+class CachedViews(Dataset[Any]):
     """The images of a run in the views of a cache: each name is that of a row."""
 
     def __init__(self, images: Dataset[Any], rows: int) -> None:
@@ -107,7 +107,7 @@ class Replayed(Dataset[Any]):
         return item
 
 
-class Recalled(Replayed):
+class WithCachedOutputs(CachedViews):
     """The same with what is kept of the teacher, as a last part of each item.
 
     Each image is held against the pixel_fingerprint that the teacher's is remembered by.
@@ -121,7 +121,7 @@ class Recalled(Replayed):
     def __init__(self, images: Dataset[Any], cache: Cache, config: InputConfig) -> None:
         super().__init__(images, cache.contents.rows)
         self.cache = cache
-        self.scale, self.shift = renormalising(config, cache.contents.input)
+        self.scale, self.shift = renormalization(config, cache.contents.input)
 
     def __getitem__(self, name: int) -> tuple[Any, ...]:
         item = super().__getitem__(name)
@@ -129,7 +129,7 @@ class Recalled(Replayed):
         now = pixel_fingerprint(item[0] * self.scale + self.shift)
         if not torch.allclose(now, seen[0], rtol=0, atol=SAME):
             made_with = self.cache.contents.made_with
-            changed = [f"{n} {v}" for n, v in made_with.items() if versions()[n] != v]
+            changed = [f"{n} {v}" for n, v in made_with.items() if library_versions()[n] != v]
             why = f"it was made with {', '.join(changed)}" if changed else "was a file changed?"
             raise InputError(
                 f"image number {name % len(self)} is not what the teacher saw when the cache "
@@ -142,13 +142,13 @@ class Recalled(Replayed):
         )
 
 
-def through(cache: Cache, source: Source, with_teacher: bool) -> Source:
+def with_cached_outputs(cache: Cache, source: Source, with_teacher: bool) -> Source:
     """The source in the cache's views; `with_teacher` also with what is kept of the teacher."""
 
     def train(config: InputConfig, _: int) -> Dataset[Any]:
         images = source.train(config, cache.contents.seed)
         if with_teacher:
-            return Recalled(images, cache, config)
-        return Replayed(images, cache.contents.rows)
+            return WithCachedOutputs(images, cache, config)
+        return CachedViews(images, cache.contents.rows)
 
     return replace(source, train=train)

@@ -7,7 +7,7 @@ and the main one still needs their batches.
 import signal
 
 import scalekd.data.open  # noqa: F401 -- with torch and timm, for the children
-from scalekd.signals import STOPPING
+from scalekd.signals import STOP_SIGNALS
 
-for received in STOPPING:
+for received in STOP_SIGNALS:
     signal.signal(received, signal.SIG_IGN)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from scalekd.data.corrupt import Item, decode, load_image
-from scalekd.data.source import Source, source_of
+from scalekd.data.source import Source, build_source
 from scalekd.errors import InputError
 from scalekd.recipe import Data
 
@@ -17,7 +17,7 @@ VALIDATION = ("validation", "val", "valid", "test")
 """Splits to validate on, the first that there is."""
 
 
-def hub(data: Data) -> Source:
+def open_huggingface(data: Data) -> Source:
     """`hf:NAME` of a dataset on the hub, or `hf:FOLDER` of one that is here."""
     splits = _load(data.root.removeprefix(PREFIX))
     training = next((n for n in ("train", "training") if n in splits), None)
@@ -27,7 +27,7 @@ def hub(data: Data) -> Source:
     if train.label is None:
         features = _described(splits[training].features)
         note = f"no feature of {data.root} is a ClassLabel, so it has no labels ({features})"
-        return source_of(data, train, None, torch.zeros(len(train)), [], None, [note])
+        return build_source(data, train, None, torch.zeros(len(train)), [], None, [note])
     validating = next((n for n in VALIDATION if n in splits), None)
     if validating is None:
         raise InputError(
@@ -46,7 +46,7 @@ def hub(data: Data) -> Source:
     targets = train.targets()
     validation.targets()  # all there
     notes = [f"measured on the split {validating} of {data.root}"]
-    return source_of(data, train, validation, targets, train.classes, len(train.classes), notes)
+    return build_source(data, train, validation, targets, train.classes, len(train.classes), notes)
 
 
 class Rows:

@@ -9,12 +9,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from scalekd.data.corrupt import Item, load_image
-from scalekd.data.source import Source, source_of
+from scalekd.data.source import Source, build_source
 from scalekd.errors import InputError
 from scalekd.recipe import Data
 
 
-def class_folders(data: Data) -> Source:
+def open_class_folders(data: Data) -> Source:
     """ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg."""
     root = Path(data.root)
     training, validating = _image_folder(root / "train"), _image_folder(root / "val")
@@ -28,10 +28,10 @@ def class_folders(data: Data) -> Source:
     targets = torch.tensor(training.targets)
     # relpath takes five seconds for ImageNet
     names = (file.removeprefix(str(root)) for file, _ in training.samples)
-    return source_of(data, training, validating, targets, names, classes, [])
+    return build_source(data, training, validating, targets, names, classes, [])
 
 
-def flat_folder(data: Data) -> Source:
+def open_flat_folder(data: Data) -> Source:
     """Images without labels: all below ROOT, whatever its folders are called."""
     files = sorted(files_below(Path(data.root)))
     images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
@@ -44,7 +44,7 @@ def flat_folder(data: Data) -> Source:
         )
     names = (image.removeprefix(str(Path(data.root))) for image in images)
     targets = torch.zeros(len(images))
-    return source_of(data, Unlabelled(images), None, targets, names, None, notes)
+    return build_source(data, Unlabelled(images), None, targets, names, None, notes)
 
 
 class Unlabelled:

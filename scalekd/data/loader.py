@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from scalekd.data.sampler import RunBatches
+from scalekd.data.sampler import ResumableBatchSampler
 from scalekd.data.source import Source
 from scalekd.data.worker import end_workers, serve_one_process, start_method
 from scalekd.distributed import ranks
@@ -15,7 +15,7 @@ from scalekd.networks import InputConfig
 from scalekd.recipe import Data
 
 
-def loaders(
+def build_loaders(
     source: Source,
     data: Data,
     config: InputConfig,
@@ -29,8 +29,8 @@ def loaders(
 
     Of several ranks each gets its share of every batch, and of the images to validate on.
 
-    There are none of the latter where there are no labels. `loaders(...)[0].batch_sampler` are the
-    `RunBatches`.
+    There are none of the latter where there are no labels. `build_loaders(...)[0].batch_sampler` are the
+    `ResumableBatchSampler`.
     """
     train = source.train(config, seed)
     images = len(train)  # type: ignore[arg-type]
@@ -40,16 +40,16 @@ def loaders(
             f"an epoch has {per_epoch} images and batch_size is {batch_size}: "
             "not one batch; make the batch smaller"
         )
-    shares = parts * ranks.world()
+    shares = parts * ranks.world_size()
     if batch_size % shares:
         raise InputError(
-            f"batch_size is {batch_size}, for {ranks.world()} devices in {parts} parts each: it "
+            f"batch_size is {batch_size}, for {ranks.world_size()} devices in {parts} parts each: it "
             f"must be a multiple of {shares}"
         )
-    processes = loading(source, data)
+    processes = worker_settings(source, data)
     batches = DataLoader(
         train,
-        batch_sampler=RunBatches(
+        batch_sampler=ResumableBatchSampler(
             images,
             per_epoch,
             batch_size,
@@ -58,7 +58,7 @@ def loaders(
             start,
             parts,
             ranks.rank(),
-            ranks.world(),
+            ranks.world_size(),
             source.order,
         ),
         pin_memory=torch.cuda.is_available(),
@@ -70,17 +70,17 @@ def loaders(
     return batches, DataLoader(
         measured,
         250,
-        sampler=range(ranks.rank(), len(measured), ranks.world()),  # type: ignore[arg-type]
+        sampler=range(ranks.rank(), len(measured), ranks.world_size()),  # type: ignore[arg-type]
         persistent_workers=processes["num_workers"] > 0,
         **processes,
     )
 
 
-def loading(source: Source, data: Data) -> dict[str, Any]:
+def worker_settings(source: Source, data: Data) -> dict[str, Any]:
     """The processes of a DataLoader, as its arguments."""
     workers = data.workers
     if workers is None:
-        workers = max(1, source.workers // ranks.here()) if source.workers else 0
+        workers = max(1, source.workers // ranks.local_world_size()) if source.workers else 0
     Finalize(None, end_workers, exitpriority=100)
     return {
         "num_workers": workers,

@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 from scalekd.recipe import Data
 
 
-def mixing(data: Data, classes: int | None) -> nn.Module | None:
+def build_mixup(data: Data, classes: int | None) -> nn.Module | None:
     """`(images, classes) -> (images, shares of the classes (N, classes))`, or None for neither.
 
     An image is mixed with the one before it in the batch. With both on, each batch is mixed in

@@ -7,10 +7,10 @@ import torch
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from scalekd.data.huggingface import PREFIX, hub
-from scalekd.data.image_folder import class_folders, files_below, flat_folder
-from scalekd.data.source import Source, balanced
-from scalekd.data.webdataset import shards, shards_below
+from scalekd.data.huggingface import PREFIX, open_huggingface
+from scalekd.data.image_folder import files_below, open_class_folders, open_flat_folder
+from scalekd.data.source import Source, balanced_subset
+from scalekd.data.webdataset import has_tars, open_webdataset
 from scalekd.digits import images as digits
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
@@ -22,7 +22,7 @@ SPLITS = ("train", "training", "val", "valid", "validation")
 VIRTUALLY_ENDLESS = 1_000_000
 """How many renderings of the digits there are to draw an epoch from."""
 
-Layout = Literal["digits", "classes", "flat", "shards", "hub"]
+DataLayout = Literal["digits", "classes", "flat", "shards", "hub"]
 """The packaged digits; train/ and val/ with a folder for each class; images without labels; tars of
 either kind; a dataset of Hugging Face."""
 
@@ -31,15 +31,15 @@ def open_source(data: Data) -> Source:
     """The images that `data` names; InputError for whatever is wrong with them."""
     openers = {
         "digits": digits_source,
-        "classes": class_folders,
-        "flat": flat_folder,
-        "shards": shards,
-        "hub": hub,
+        "classes": open_class_folders,
+        "flat": open_flat_folder,
+        "shards": open_webdataset,
+        "hub": open_huggingface,
     }
-    return openers[layout(data)](data)
+    return openers[find_layout(data)](data)
 
 
-def layout(data: Data) -> Layout:
+def find_layout(data: Data) -> DataLayout:
     """How `data.root` is laid out, which no image is read for; InputError where it is nothing."""
     root = Path(data.root)
     if data.root == "digits":
@@ -56,7 +56,7 @@ def layout(data: Data) -> Layout:
             f"no folder {data.root!r}; --data.root takes one with train/ and val/ in it, or one of "
             "images without labels"
         )
-    if shards_below(root):
+    if has_tars(root):
         return "shards"
     if (root / "train").is_dir() and (root / "val").is_dir():
         return "classes"
@@ -85,7 +85,7 @@ def digits_source(data: Data) -> Source:
 
     def train(_: InputConfig, seed: int) -> Dataset[Any]:
         pool = digits.originals("train")
-        chosen = pool.subset(torch.tensor(balanced(pool.labels.tolist(), originals, seed)))
+        chosen = pool.subset(torch.tensor(balanced_subset(pool.labels.tolist(), originals, seed)))
         return digits.Renderings(chosen, VIRTUALLY_ENDLESS, seed)
 
     def validation(_: InputConfig) -> Dataset[Any]:

@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 from scalekd.data.source import Order
 
 
-class RunBatches(Sampler[list[int]]):
+class ResumableBatchSampler(Sampler[list[int]]):
     """The batches of a whole run, epoch after epoch, in an order that seed and epoch alone decide.
 
     An image is named by epoch * images + its index, so that whoever loads it knows which pass over

@@ -63,7 +63,7 @@ class Source:
     view: int | None = None
 
 
-def source_of(
+def build_source(
     data: Data,
     training: Images,
     validating: Images | None,
@@ -104,7 +104,7 @@ def source_of(
     def train(config: InputConfig, seed: int) -> Dataset[Any]:
         chosen: range | list[int] = range(len(training))
         if data.train_images is not None:
-            chosen = balanced(targets.tolist(), data.train_images, seed)
+            chosen = balanced_subset(targets.tolist(), data.train_images, seed)
         return Seeded(to_train, chosen, training_transform(data, config), seed)
 
     def validation(config: InputConfig) -> Dataset[Any]:
@@ -204,7 +204,7 @@ def training_transform(data: Data, config: InputConfig) -> Transform:
     return transform
 
 
-def balanced(targets: list[int], count: int, seed: int) -> list[int]:
+def balanced_subset(targets: list[int], count: int, seed: int) -> list[int]:
     """Indices of `count` items, as many of each class (to one), other ones for each seed."""
     order = torch.randperm(len(targets), generator=Generator().manual_seed(seed)).tolist()
     turns: dict[int, int] = {}

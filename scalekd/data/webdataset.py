@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from scalekd.data.corrupt import Item, decode
-from scalekd.data.source import Source, source_of
+from scalekd.data.source import Source, build_source
 from scalekd.errors import InputError
 from scalekd.recipe import Data
 
@@ -46,12 +46,12 @@ FORMAT = 1
 """Of the cached index."""
 
 
-def shards_below(root: Path) -> list[Path]:
+def has_tars(root: Path) -> list[Path]:
     """The tar files in `root` and in its folders."""
     return sorted(p for depth in ("*.tar", "*/*.tar") for p in root.glob(depth) if p.is_file())
 
 
-def shards(data: Data) -> Source:
+def open_webdataset(data: Data) -> Source:
     """ROOT/train/*.tar and ROOT/val/*.tar, or ROOT/*-train-*.tar and ROOT/*-val-*.tar."""
     root = Path(data.root)
     training, validating, others = _by_split(root)
@@ -69,7 +69,7 @@ def shards(data: Data) -> Source:
     if train.first_without_label is not None:
         if validating:
             notes.append(f"left out, there being no labels to train on: {len(validating)} shards")
-        return source_of(data, train, None, torch.zeros_like(targets), names, None, notes, order)
+        return build_source(data, train, None, torch.zeros_like(targets), names, None, notes, order)
     if not validating:
         raise InputError(
             f"{data.root!r} has shards to train on and none to validate on: put them into val/, or "
@@ -96,7 +96,7 @@ def shards(data: Data) -> Source:
             f"of {classes} classes, 0 to {classes - 1}, {classes - len(ours)} have no image, for "
             f"example {gap}"
         )
-    return source_of(data, train, validation, targets, names, classes, notes, order)
+    return build_source(data, train, validation, targets, names, classes, notes, order)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def block_order(shard: Tensor, generator: Generator) -> Tensor:
 
 def _by_split(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """Shards to train on, to validate on, and others; all are to train on where none is named."""
-    found = shards_below(root)
+    found = has_tars(root)
     words = {p: set(re.findall("[a-z]+", str(p.relative_to(root)).lower())) for p in found}
     training = [p for p in found if words[p] & TRAIN]
     validating = [p for p in found if words[p] & VALIDATION and not words[p] & TRAIN]

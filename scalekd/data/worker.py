@@ -10,7 +10,7 @@ from multiprocessing.connection import wait
 from types import TracebackType
 
 from scalekd.distributed import ranks
-from scalekd.signals import STOPPING
+from scalekd.signals import STOP_SIGNALS
 
 
 def start_method() -> str | None:
@@ -22,7 +22,7 @@ def start_method() -> str | None:
     """
     if sys.platform != "linux":
         return None
-    if ranks.world() == 1:
+    if ranks.world_size() == 1:
         return "fork"
     multiprocessing.set_forkserver_preload(["scalekd.data.forkserver"])
     forkserver.ensure_running()
@@ -35,7 +35,7 @@ def serve_one_process(_: int) -> None:
     But without the main one it ends too, which a server's child would not notice by itself, and
     without a word of what it could not hand over then.
     """
-    for received in STOPPING:
+    for received in STOP_SIGNALS:
         signal.signal(received, signal.SIG_IGN)
     sys.excepthook = _unless_parent_is_gone
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from scalekd.distributed import ranks
-from scalekd.networks.blocks import blocks
+from scalekd.networks.blocks import repeated_blocks
 
 
-def shard(model: nn.Module, parts: list[nn.Module]) -> None:
+def shard_trained(model: nn.Module, parts: list[nn.Module]) -> None:
     """Shard each of `parts`, and what is left of the `model`, with gradients, over all ranks.
 
     Whoever runs `model` must start by calling it, and its parts by calling them.
@@ -28,20 +28,20 @@ def shard(model: nn.Module, parts: list[nn.Module]) -> None:
 def shard_frozen(model: nn.Module) -> None:
     """Shard the repeated blocks of a model of which also single blocks are run; the rest, which is
     small, stays whole in each rank."""
-    for block in blocks(model):
+    for block in repeated_blocks(model):
         fully_shard(block, mesh=_mesh(), reshard_after_forward=True)
 
 
 def _mesh() -> DeviceMesh:
-    return init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (ranks.world(),))
+    return init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (ranks.world_size(),))
 
 
-def whole(nested: Any) -> Any:
+def gather_full(nested: Any) -> Any:
     """The same with whole tensors in place of pieces. All ranks must ask for it at once."""
     return tree_map(lambda x: x.full_tensor().cpu() if isinstance(x, DTensor) else x, nested)
 
 
-def in_pieces(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+def distribute_optimizer_state(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """An optimizer's whole state as this rank's pieces, where its parameters are sharded."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -60,7 +60,7 @@ def in_pieces(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
 
 
 @contextmanager
-def runnable(method: nn.Module, student: nn.Module) -> Iterator[None]:
+def gathered_for_inference(method: nn.Module, student: nn.Module) -> Iterator[None]:
     """So that `student`, a part of the sharded `method` or sharded itself, can be run alone."""
     if isinstance(method, FSDPModule):
         method.unshard()

@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from scalekd.errors import InputError
-from scalekd.signals import STOPPING
+from scalekd.signals import STOP_SIGNALS
 
 PARENT = "SCALEKD_LAUNCHED_BY"
 GRACE = 20.0
@@ -58,7 +58,7 @@ def launch(devices: int, arguments: list[str]) -> int:
         for process in ranks:
             process.send_signal(number)
 
-    for number in STOPPING:
+    for number in STOP_SIGNALS:
         signal.signal(number, hand_on)
     for rank in range(devices):
         ranks.append(
@@ -84,7 +84,7 @@ def launch(devices: int, arguments: list[str]) -> int:
     return int(code)
 
 
-def orphaned() -> bool:
+def launcher_is_gone() -> bool:
     """Whether this process is a rank whose `launch` is gone."""
     parent = os.environ.get(PARENT)
     return parent is not None and os.getppid() != int(parent)

@@ -1,6 +1,6 @@
 """Several processes that train one student together, each a rank with a device of its own.
 
-Outside of `joined` there is one rank, number 0 of 1, and nothing here talks to anybody.
+Outside of `process_group` there is one rank, number 0 of 1, and nothing here talks to anybody.
 """
 
 import os
@@ -30,11 +30,11 @@ PATIENCE = timedelta(hours=1)
 FAILED = "scalekd/failed"
 
 
-class AnotherFailed(Exception):  # noqa: N818 -- no error of this rank's
+class AnotherRankFailed(Exception):  # noqa: N818 -- no error of this rank's
     """This rank ends because another did, which has said why."""
 
 
-def environment() -> ClusterEnvironment:
+def launch_environment() -> ClusterEnvironment:
     """Who started this process: torchrun or `--devices` (they set the same variables), Slurm's
     srun, or a person."""
     if "RANK" in os.environ:
@@ -49,21 +49,21 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def here() -> int:
+def local_world_size() -> int:
     """How many of them are on this machine."""
-    if world() == 1:
+    if world_size() == 1:
         return 1
     said = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
-    return int(said or world())
+    return int(said or world_size())
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Around all that several ranks do together: the same calls in the same order in each.
 
     Where one fails, it alone says why.
@@ -71,7 +71,7 @@ def joined() -> Iterator[None]:
     Raises:
         AnotherFailed: in place of what happens to the ranks that are left then.
     """
-    started_by = environment()
+    started_by = launch_environment()
     if started_by.world_size() == 1:
         yield
         return
@@ -97,12 +97,12 @@ def joined() -> Iterator[None]:
         raise
     except BaseException as error:
         if _of_connection(error) or _first_to_fail(store) != number:
-            raise AnotherFailed from error
+            raise AnotherRankFailed from error
         raise
     distributed.destroy_process_group()
 
 
-def agreed(decide: Callable[[], T]) -> T:
+def decide_on_rank_0(decide: Callable[[], T]) -> T:
     """What `decide` gives in rank 0, where alone it is called; what it refuses, all refuse."""
     told: list[Any] = [None, None]
     if rank() == 0:
@@ -110,7 +110,7 @@ def agreed(decide: Callable[[], T]) -> T:
             told = [decide(), None]
         except InputError as error:
             told = [None, error]
-    if world() > 1:
+    if world_size() > 1:
         distributed.broadcast_object_list(told, src=0)
     if told[1] is not None:
         raise told[1]
@@ -118,11 +118,11 @@ def agreed(decide: Callable[[], T]) -> T:
     return value
 
 
-def same(**values: Any) -> None:
+def check_same_on_all_ranks(**values: Any) -> None:
     """InputError where a rank has another value of one of these than rank 0."""
-    if world() == 1:
+    if world_size() == 1:
         return
-    theirs: list[dict[str, Any]] = [{}] * world()
+    theirs: list[dict[str, Any]] = [{}] * world_size()
     distributed.all_gather_object(theirs, values)
     for number, other in enumerate(theirs):
         for name, value in other.items():
@@ -133,41 +133,41 @@ def same(**values: Any) -> None:
                 )
 
 
-def mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
+def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Means over the ranks of scalars, by name."""
-    if world() == 1:
+    if world_size() == 1:
         return values
     together = torch.stack([value.float() for value in values.values()])
     distributed.all_reduce(together)
-    return dict(zip(values, together / world(), strict=True))
+    return dict(zip(values, together / world_size(), strict=True))
 
 
-def total(count: int) -> int:
+def sum_over_ranks(count: int) -> int:
     """The sum over the ranks."""
-    if world() == 1:
+    if world_size() == 1:
         return count
     together = torch.tensor(count)
     distributed.all_reduce(together)
     return int(together)
 
 
-def any_of(*wishes: bool) -> list[bool]:
+def any_rank(*wishes: bool) -> list[bool]:
     """For each wish whether some rank has it."""
-    if world() == 1:
+    if world_size() == 1:
         return list(wishes)
     counts = torch.tensor(wishes, dtype=torch.int32)
     distributed.all_reduce(counts)
     return [bool(count) for count in counts.tolist()]
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all ranks are here."""
-    any_of(False)
+    any_rank(False)
 
 
-def take_buffers_of_first(module: nn.Module) -> None:
+def broadcast_buffers(module: nn.Module) -> None:
     """Statistics that each rank keeps of its own images become those of rank 0."""
-    if world() > 1:
+    if world_size() > 1:
         for buffer in module.buffers():
             distributed.broadcast(buffer, src=0)
 

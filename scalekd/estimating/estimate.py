@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 import torch
 
-from scalekd.compatibility.check import Cost, cost
+from scalekd.compatibility.check import StepFlops, count_flops
 from scalekd.errors import InputError
 from scalekd.estimating.gpus import find
 from scalekd.estimating.memory import Memory, Needs, largest
-from scalekd.estimating.outline import outline, pictures, tail_gflop
+from scalekd.estimating.outline import build_on_meta, count_training_images, tail_gflop
 from scalekd.estimating.pace import Pace, measured, modelled
 from scalekd.estimating.probe import probe
-from scalekd.estimating.savings import Gain, gains
+from scalekd.estimating.savings import Saving, estimate_savings
 from scalekd.recipe import Recipe
-from scalekd.runs.result import methods
+from scalekd.runs.result import methods_to_train
 
 TOGETHER = 0.9
 """Assumed: the share of their speed that several devices keep while they exchange gradients."""
@@ -54,7 +54,7 @@ class Estimate:
     steps: int
     epochs: int
     runs: int
-    gflop: Cost
+    gflop: StepFlops
     pace: Pace
     step: tuple[float, float, float]
     images_per_second: float
@@ -63,7 +63,7 @@ class Estimate:
     limit: float
     largest: int
     needed_accumulate: int | None
-    gains: list[Gain]
+    gains: list[Saving]
 
 
 def estimate(
@@ -103,15 +103,15 @@ def estimate(
     if memory is not None and not memory > 0:
         raise InputError(f"memory is {memory}: it must be more than 0, in GB")
     kind = None if gpu is None else find(gpu, recipe.precision)
-    seen = pictures(recipe, images)
+    seen = count_training_images(recipe, images)
     if seen.count < recipe.batch_size:
         raise InputError(
             f"an epoch has {seen.count} images and batch_size is {recipe.batch_size}: not one "
             "batch; make the batch smaller"
         )
-    pair = outline(recipe, seen)
+    pair = build_on_meta(recipe, seen)
     with torch.device("meta"):
-        gflop, tail = cost(pair), tail_gflop(pair)
+        gflop, tail = count_flops(pair), tail_gflop(pair)
     needs = Needs(pair, recipe, devices)
     if kind is None:
         probed = probe(recipe, seen, min(at_once, AT_MOST))
@@ -140,7 +140,7 @@ def estimate(
         images=seen.count,
         steps=steps,
         epochs=recipe.epochs,
-        runs=len(recipe.seeds) * len(methods(recipe.teacher, recipe.compare)),
+        runs=len(recipe.seeds) * len(methods_to_train(recipe.teacher, recipe.compare)),
         gflop=gflop,
         pace=pace,
         step=step,
@@ -150,7 +150,7 @@ def estimate(
         limit=limit,
         largest=fits,
         needed_accumulate=_needed(recipe.batch_size // devices, fits),
-        gains=list(gains(recipe, needs, needed, pace, gflop, tail, at_once, kind)),
+        gains=list(estimate_savings(recipe, needs, needed, pace, gflop, tail, at_once, kind)),
     )
 
 

@@ -12,8 +12,8 @@ from scalekd.data.open import open_source
 from scalekd.data.source import Source
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
-from scalekd.networks import InputConfig, build
-from scalekd.networks.teacher.reduced_copy import verify
+from scalekd.networks import InputConfig, build_model
+from scalekd.networks.teacher.reduced_copy import verify_on_reduced_copy
 from scalekd.recipe import Recipe
 from scalekd.training.run import pair_of, student_spec
 
@@ -24,7 +24,7 @@ IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 
 
 @dataclass(frozen=True)
-class Pictures:
+class TrainingImages:
     """What an estimate needs to know of the training images.
 
     count: how many make an epoch.
@@ -41,7 +41,7 @@ class Pictures:
         return Source(self.classes, 0, self.input, _none, None)
 
 
-def pictures(recipe: Recipe, images: int | None = None) -> Pictures:
+def count_training_images(recipe: Recipe, images: int | None = None) -> TrainingImages:
     """The recipe's training images, counted where they are there.
 
     Args:
@@ -59,20 +59,20 @@ def pictures(recipe: Recipe, images: int | None = None) -> Pictures:
         any_input = InputConfig(3, (224, 224), (0.5,) * 3, (0.5,) * 3)  # none is loaded
         count = len(source.train(any_input, recipe.seeds[0]))  # type: ignore[arg-type]
         count = images or min(count, data.epoch_images or count)
-        return Pictures(count, source.classes, source.input)
+        return TrainingImages(count, source.classes, source.input)
     if images is None and data.root != IMAGENET:
         raise InputError(
             f"there is no folder {data.root!r} to count images in: say how many with --images, or "
             f"leave --data.root {IMAGENET} for ImageNet-1K"
         )
-    return Pictures(images or data.epoch_images or IMAGENET_IMAGES, IMAGENET_CLASSES)
+    return TrainingImages(images or data.epoch_images or IMAGENET_IMAGES, IMAGENET_CLASSES)
 
 
 def _none(*_: Any) -> NoReturn:
     raise AssertionError("an estimate reads no image")
 
 
-def outline(recipe: Recipe, images: Pictures) -> ScaleKD:
+def build_on_meta(recipe: Recipe, images: TrainingImages) -> ScaleKD:
     """The pair on the meta device; its teacher's tail is verified on a small copy.
 
     Raises:
@@ -82,8 +82,8 @@ def outline(recipe: Recipe, images: Pictures) -> ScaleKD:
         raise InputError("there is no teacher to estimate a distillation with: name one")
     arguments, size = recipe.teacher_args, recipe.teacher_size
     with torch.device("meta"):
-        whole, _ = build(recipe.teacher, "random", size, **arguments)
-    verified = verify(
+        whole, _ = build_model(recipe.teacher, "random", size, **arguments)
+    verified = verify_on_reduced_copy(
         recipe.teacher, whole, arguments, size, recipe.teacher_features, recipe.teacher_prefix
     )
     teacher = verified.teacher.outlined(whole, size)

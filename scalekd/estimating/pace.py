@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import dataclass
 
-from scalekd.compatibility.check import Cost
+from scalekd.compatibility.check import StepFlops
 from scalekd.estimating.gpus import Gpu
 from scalekd.estimating.memory import Memory
 from scalekd.estimating.probe import Probe
@@ -53,7 +53,7 @@ def measured(probe: Probe, recipe: Recipe, at_once: int) -> Pace:
     )
 
 
-def modelled(gpu: Gpu, recipe: Recipe, gflop: Cost, at_once: int, memory: Memory) -> Pace:
+def modelled(gpu: Gpu, recipe: Recipe, gflop: StepFlops, at_once: int, memory: Memory) -> Pace:
     """From the GPU's peak, of which a share is assumed; the optimizer's part from its bandwidth."""
     peak, images = 1e3 * gpu.peak(recipe.precision), at_once * recipe.accumulate
     shares = _shares(recipe)

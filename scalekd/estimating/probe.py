@@ -18,12 +18,12 @@ from torch import nn
 from scalekd.device import best_device
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
-from scalekd.estimating.outline import Pictures
+from scalekd.estimating.outline import TrainingImages
 from scalekd.estimating.passes import Passes, seconds
 from scalekd.recipe import Recipe
 from scalekd.runs.result import Run
-from scalekd.training.optim import average_of, optimizer_of
-from scalekd.training.performance import arrange, compile_blocks
+from scalekd.training.optim import build_average, build_optimizer
+from scalekd.training.performance import apply_performance_settings, compile_repeated_blocks
 from scalekd.training.run import build_method
 
 WARM_UP, FEWEST, MOST, SECONDS = 2, 3, 7, 30.0
@@ -55,7 +55,7 @@ class Probe:
     memory: int
 
 
-def probe(recipe: Recipe, images: Pictures, batch: int) -> Probe:
+def probe(recipe: Recipe, images: TrainingImages, batch: int) -> Probe:
     """Measure steps of `batch` images.
 
     Raises:
@@ -71,7 +71,7 @@ def probe(recipe: Recipe, images: Pictures, batch: int) -> Probe:
             ) from error
 
 
-def _probe(recipe: Recipe, images: Pictures, batch: int) -> Probe:
+def _probe(recipe: Recipe, images: TrainingImages, batch: int) -> Probe:
     import scalekd.jobs.distill  # noqa: F401  what a run has loaded beside the pair
 
     device = best_device()
@@ -80,10 +80,10 @@ def _probe(recipe: Recipe, images: Pictures, batch: int) -> Probe:
     random = replace(recipe, teacher_weights="random")
     method, _ = build_method(random, Run("scalekd", recipe.seeds[0]), images.source())
     assert isinstance(method, ScaleKD)
-    arrange(method, recipe)
+    apply_performance_settings(method, recipe)
     method.to(device).train()
     if recipe.compile:
-        compile_blocks(method)
+        compile_repeated_blocks(method)
     step = _Step(method, recipe, device, batch)
     parts = step.learn, step.change, step.teach, step.study
     for _ in range(WARM_UP):
@@ -114,8 +114,8 @@ class _Step(Passes):
 
     def __init__(self, method: ScaleKD, recipe: Recipe, device: torch.device, batch: int) -> None:
         super().__init__(method, recipe, device, batch)
-        self.optimizer = optimizer_of(method, recipe.optim, recipe.learning_rate)
-        self.average = None if recipe.ema is None else average_of(method.student, recipe.ema)
+        self.optimizer = build_optimizer(method, recipe.optim, recipe.learning_rate)
+        self.average = None if recipe.ema is None else build_average(method.student, recipe.ema)
 
     def change(self) -> None:
         """What the gradients are for."""

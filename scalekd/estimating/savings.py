@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from scalekd.compatibility.check import Cost
+from scalekd.compatibility.check import StepFlops
 from scalekd.estimating.gpus import Gpu
 from scalekd.estimating.memory import Memory, Needs
 from scalekd.estimating.pace import Pace, modelled
@@ -11,7 +11,7 @@ from scalekd.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Gain:
+class Saving:
     """What a setting would save.
 
     seconds: of a device's step; None where that is not known here, less than 0 where it costs.
@@ -25,16 +25,16 @@ class Gain:
     said: str
 
 
-def gains(
+def estimate_savings(
     recipe: Recipe,
     needs: Needs,
     memory: Memory,
     pace: Pace,
-    gflop: Cost,
+    gflop: StepFlops,
     tail: float,
     at_once: int,
     gpu: Gpu | None,
-) -> Iterator[Gain]:
+) -> Iterator[Saving]:
     """Of bf16, compilation, a checkpointed tail and a cache of the teacher.
 
     Args:
@@ -54,25 +54,25 @@ def gains(
         if gpu is not None:
             saved = pace.middle - modelled(gpu, half, gflop, at_once, needed).middle
             said = "modelled from the two peaks and assumed shares"
-        yield Gain("precision bf16-mixed", saved, memory.total - needed.total, said)
+        yield Saving("precision bf16-mixed", saved, memory.total - needed.total, said)
     if not recipe.compile:
         saved, said = None, "not known before it is tried: --compile true measures it"
         if gpu is not None and recipe.precision != "32-true":
             compiled = modelled(gpu, replace(recipe, compile=True), gflop, at_once, memory)
             saved = pace.middle - compiled.middle
             said = "modelled from assumed shares, for channels_last where the student is a CNN"
-        yield Gain("compile", saved, None, said)
+        yield Saving("compile", saved, None, said)
     computed = pace.middle - pace.parts["optimizer"]
     if not recipe.checkpoint_tail and tail:
         again = computed * tail / (gflop.teacher + gflop.student + gflop.rest)
         needed = needs.of(at_once, checkpoint_tail=True)
-        yield Gain(
+        yield Saving(
             "checkpoint_tail",
             -again,
             memory.total - needed.total,
             f"{tail:.1f} GFLOP an image more, at the same speed",
         )
-    yield Gain(
+    yield Saving(
         "a cache of the teacher",
         pace.parts["teacher"],
         None,

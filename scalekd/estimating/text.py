@@ -1,10 +1,10 @@
 """An estimate as text for a person."""
 
 from scalekd.estimating.estimate import Estimate
-from scalekd.estimating.savings import Gain
+from scalekd.estimating.savings import Saving
 
 
-def told(found: Estimate) -> str:
+def format_estimate(found: Estimate) -> str:
     """What `scalekd estimate` prints."""
     pace, memory = found.pace, found.memory
     low, middle, high = found.step
@@ -59,7 +59,7 @@ def _fits(found: Estimate) -> str:
     return f"{most}: --accumulate {found.needed_accumulate} is the least for this batch"
 
 
-def _gain(gain: Gain, step: float) -> str:
+def _gain(gain: Saving, step: float) -> str:
     said = []
     if gain.seconds is not None:
         saved = f"{abs(gain.seconds) / step:.0%} of a step"

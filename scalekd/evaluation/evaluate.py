@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-from scalekd.data.open import layout, open_source
+from scalekd.data.open import find_layout, open_source
 from scalekd.data.source import IGNORED
 from scalekd.device import best_device
 from scalekd.errors import InputError
-from scalekd.networks import build, input_config
+from scalekd.networks import build_model, input_config
 from scalekd.recipe import Data
 
 
@@ -44,7 +44,7 @@ def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:
         data: the images, as for distill.
         weights: of a timm name: pretrained, or a file.
     """
-    source = None if layout(data) == "flat" else open_source(data)
+    source = None if find_layout(data) == "flat" else open_source(data)
     if source is None or source.classes is None or source.validation is None:
         raise InputError(
             f"there are no labels in {data.root!r} to measure with: give --data.root a folder with "
@@ -53,7 +53,7 @@ def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:
     if (Path(model) / "student").is_dir():
         model = str(Path(model) / "student")  # a run folder: its student is meant
     name = f"local-dir:{model}" if Path(model).is_dir() else model
-    network, loaded = build(name, weights, data.size)
+    network, loaded = build_model(name, weights, data.size)
     network.eval().to(best_device())
     if network.num_classes != source.classes:
         raise InputError(

@@ -16,20 +16,20 @@ from torch.utils.data import DataLoader, default_collate
 
 from scalekd.cache.encoding import Precision, Rows, decode, encode, errors
 from scalekd.cache.store import Cache, Contents, described, pixel_fingerprint
-from scalekd.data.cached import Replayed, made_of, versions
-from scalekd.data.loader import loading
+from scalekd.data.cached import CachedViews, cache_identity, library_versions
+from scalekd.data.loader import worker_settings
 from scalekd.data.open import open_source
 from scalekd.data.source import Source
 from scalekd.device import best_device
 from scalekd.errors import InputError
 from scalekd.jobs.console import QUIET
 from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig, input_config
-from scalekd.networks.input_config import renormalising
+from scalekd.networks.input_config import renormalization
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
-from scalekd.runs.atomic_io import write_whole
-from scalekd.runs.result import duration
-from scalekd.signals import Interrupted, stopping
+from scalekd.runs.atomic_io import write_atomically
+from scalekd.runs.result import format_duration
+from scalekd.signals import Interrupted, stop_on_signal
 from scalekd.training.performance import autocast
 from scalekd.training.run import build_teacher, student_spec
 
@@ -37,7 +37,7 @@ SHARD_BYTES = 2**26
 """About so many in a shard: what a run that is stopped loses of its work."""
 
 
-def fill(
+def build_cache(
     recipe: Recipe,
     out: Path,
     views: int = 1,
@@ -80,36 +80,36 @@ def fill(
     for note in source.notes:
         console.print("[yellow]note:[/]", note)
     images = source.train(config, recipe.seeds[0])
-    passes = Passes(recipe, teacher, config)
+    passes = TeacherPasses(recipe, teacher, config)
     names = range(min(2, len(images)))  # type: ignore[arg-type]
     sample = passes.keep(default_collate([images[name] for name in names])[0])
     encoded = encode(sample, keep)
     bytes_a_row = sum(rows[0].nbytes for rows in encoded.values())
     of_a_view = source.view or len(images)  # type: ignore[arg-type]
     contents = Contents(
-        made_of(recipe, source, teacher, config.size),
+        cache_identity(recipe, source, teacher, config.size),
         of_a_view,
         views,
         recipe.seeds[0],
         config,
         keep,
         max(1, min(of_a_view * views, SHARD_BYTES // bytes_a_row)),
-        versions(),
+        library_versions(),
     )
     console.print(_size(contents, bytes_a_row, sample, encoded, out))
     _refuse_without_room(contents, bytes_a_row, out)
     cache = _begun(out, contents)
-    with lock.trained(out):
-        write_whole(described(out), (json.dumps(asdict(contents), indent=1) + "\n").encode())
+    with lock.hold_folder(out):
+        write_atomically(described(out), (json.dumps(asdict(contents), indent=1) + "\n").encode())
         missing = [n for n in range(contents.shards) if not cache.verify(n)]
         if resume:
             console.print(f"{contents.shards - len(missing)} of {contents.shards} shards are whole")
-        _make(cache, missing, Replayed(images, contents.rows), passes, recipe, source, console)
+        _make(cache, missing, CachedViews(images, contents.rows), passes, recipe, source, console)
     console.print(f"{out}/: give it as --cache to `scalekd distill` with the same settings")
     return out
 
 
-class Passes:
+class TeacherPasses:
     """The teacher's over images that are normalised as `config` says."""
 
     def __init__(self, recipe: Recipe, teacher: FrozenTeacher, config: InputConfig) -> None:
@@ -119,7 +119,7 @@ class Passes:
                 f"the images have {config.channels} channels and the teacher takes "
                 f"{teacher.input.channels}: give teacher_args in_chans {config.channels}"
             )
-        scale, shift = renormalising(config, teacher.input)
+        scale, shift = renormalization(config, teacher.input)
         self.scale, self.shift = scale.to(self.device), shift.to(self.device)
 
     def keep(self, images: Tensor) -> CachedOutputs:
@@ -194,8 +194,8 @@ def _begun(out: Path, contents: Contents) -> Cache:
 def _make(
     cache: Cache,
     shards: list[int],
-    images: Replayed,
-    passes: Passes,
+    images: CachedViews,
+    passes: TeacherPasses,
     recipe: Recipe,
     source: Source,
     console: Console,
@@ -208,7 +208,7 @@ def _make(
         for batch in _split(contents.rows_of(shard), recipe.batch_size)
     ]
     loader = DataLoader(
-        images, batch_sampler=batches, pin_memory=False, **loading(source, recipe.data)
+        images, batch_sampler=batches, pin_memory=False, **worker_settings(source, recipe.data)
     )
     asked = threading.Event()
     bar = Progress(
@@ -218,7 +218,7 @@ def _make(
         TextColumn("images, {task.fields[pace]}"),
         console=console,
     )
-    with stopping(asked.set), bar:
+    with stop_on_signal(asked.set), bar:
         total, done, said = sum(map(len, batches)), 0, 0.0
         task = bar.add_task("the teacher's passes", total=total, pace="")
         began, stream = time.monotonic(), iter(loader)
@@ -229,9 +229,7 @@ def _make(
                 parts.append((encode(passes.keep(seen), contents.precision), _glimpses(seen)))
                 done += len(seen)
                 passed = time.monotonic() - began
-                pace = (
-                    f"{done / passed:.3g} a second, {duration((total - done) * passed / done)} left"
-                )
+                pace = f"{done / passed:.3g} a second, {format_duration((total - done) * passed / done)} left"
                 bar.update(task, completed=done, pace=pace)
                 if not console.is_terminal and passed - said > QUIET:
                     said = passed

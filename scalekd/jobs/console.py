@@ -16,14 +16,14 @@ from scalekd.recipe import Recipe
 from scalekd.runs.result import (
     AVERAGED,
     LABELS,
-    Pair,
+    PairSummary,
     Result,
-    duration,
-    first,
-    gains,
+    accuracy_gains,
+    all_have_accuracy,
+    format_duration,
+    main_run,
     mean_terms,
-    measured,
-    results_of,
+    results_of_method,
     seconds_per_step,
 )
 from scalekd.runs.result import Progress as News
@@ -64,13 +64,13 @@ class Display:
         self.remarked: set[str] = set()
         self.said: dict[str, float] = {}
 
-    def introduce(self, recipe: Recipe, pair: Pair, out: Path) -> None:
+    def introduce(self, recipe: Recipe, pair: PairSummary, out: Path) -> None:
         """Say who teaches whom, what a step costs, and what was decided by nobody."""
         self.labels = pair.labels
         self.console.print(_who(recipe, pair))
         if pair.fit:
             self.console.print("projected:", escape(pair.fit))
-        devices = ranks.world()
+        devices = ranks.world_size()
         self.console.print(
             f"a step takes {pair.gflop:.4g} GFLOP an image; {recipe.batch_size} images a step, "
             f"{recipe.batch_size // devices // recipe.accumulate} at a time on "
@@ -101,9 +101,7 @@ class Display:
             self.tasks[run] = self.bars.add_task(run, total=news.steps, state="")
         terms = " + ".join(f"{SHORT.get(n, n)} {value:.2f}" for n, value in news.terms.items())
         left = (news.steps - news.step) * news.seconds / max(news.step, 1)
-        pace = (
-            f"epoch {news.epoch:.3g}, {news.images_per_second:.0f} images/s, {duration(left)} left"
-        )
+        pace = f"epoch {news.epoch:.3g}, {news.images_per_second:.0f} images/s, {format_duration(left)} left"
         gradient = math.hypot(*news.gradients.values())
         state = (
             f"rate {news.learning_rate:.2g}, gradient {gradient:.2g}, "
@@ -117,9 +115,9 @@ class Display:
         if self.console.is_terminal:
             return
         if self._is_due(run, news):
-            measured = "" if news.top1 is None else f"top-1 {news.top1:.2%}, "
+            accuracy = "" if news.top1 is None else f"top-1 {news.top1:.2%}, "
             self.console.print(
-                f"{run}: step {news.step}/{news.steps}, {measured}{pace}, {state}, {loss}"
+                f"{run}: step {news.step}/{news.steps}, {accuracy}{pace}, {state}, {loss}"
             )
 
     def _is_due(self, run: str, news: News) -> bool:
@@ -156,7 +154,7 @@ class Display:
         )
 
 
-def _who(recipe: Recipe, pair: Pair) -> str:
+def _who(recipe: Recipe, pair: PairSummary) -> str:
     student = f"[bold]{recipe.student}[/] ({pair.student_parameters / 1e6:.2f} M"
     if recipe.teacher is None:
         return f"{student} parameters) learns alone, without a teacher"
@@ -168,16 +166,16 @@ def _who(recipe: Recipe, pair: Pair) -> str:
     )
 
 
-def conclude(recipe: Recipe, pair: Pair, results: list[Result], out: Path) -> None:
+def conclude(recipe: Recipe, pair: PairSummary, results: list[Result], out: Path) -> None:
     """Print the table, and in words what it says and does not say."""
     console = Console(highlight=False)
-    table = _accuracies if measured(results) else _losses
+    table = _accuracies if all_have_accuracy(results) else _losses
     console.print(table(recipe, pair, results))
     for sentence in in_words(results):
         console.print(sentence, soft_wrap=True)
     console.print(
         f"{out}/: summary.json, curves.png, metrics.jsonl, settings.yaml, and student/ "
-        f"({LABELS[first(recipe).method]}, seed {recipe.seeds[0]}), which plain timm loads:",
+        f"({LABELS[main_run(recipe).method]}, seed {recipe.seeds[0]}), which plain timm loads:",
         soft_wrap=True,
     )
     console.print(
@@ -185,7 +183,7 @@ def conclude(recipe: Recipe, pair: Pair, results: list[Result], out: Path) -> No
     )
 
 
-def _accuracies(recipe: Recipe, pair: Pair, results: list[Result]) -> Table:
+def _accuracies(recipe: Recipe, pair: PairSummary, results: list[Result]) -> Table:
     table = Table(title=f"top-1 (%) on the validation images, {results[0].steps} steps each")
     table.add_column("")
     for column in ("mean", "sd", *(f"seed {s}" for s in recipe.seeds), "M params", "s/step"):
@@ -195,13 +193,13 @@ def _accuracies(recipe: Recipe, pair: Pair, results: list[Result]) -> Table:
         size = f"{pair.teacher_parameters / 1e6:.3f}"
         table.add_row("teacher", f"{pair.teacher_top1:.2%}"[:-1], "", *empty, size, "")
     for method, label in LABELS.items():
-        if runs := results_of(results, method):
+        if runs := results_of_method(results, method):
             tops = {r.run.seed: 100 * r.top1 for r in runs if r.top1 is not None}
             table.add_row(label, *_numbers(tops, recipe.seeds, 2), *_costs(pair, runs))
     return table
 
 
-def _losses(recipe: Recipe, pair: Pair, results: list[Result]) -> Table:
+def _losses(recipe: Recipe, pair: PairSummary, results: list[Result]) -> Table:
     steps = results[0].steps
     last = min(AVERAGED, steps)
     table = Table(title=f"loss on the training images, mean of the last {last} of {steps} steps")
@@ -209,7 +207,7 @@ def _losses(recipe: Recipe, pair: Pair, results: list[Result]) -> Table:
     for column in ("mean", "sd", *(f"seed {s}" for s in recipe.seeds), "M params", "s/step"):
         table.add_column(column, justify="right")
     for method, label in LABELS.items():
-        if runs := results_of(results, method):
+        if runs := results_of_method(results, method):
             losses = {r.run.seed: r.loss for r in runs}
             table.add_row(label, *_numbers(losses, recipe.seeds, 3), *_costs(pair, runs))
     return table
@@ -223,29 +221,29 @@ def _numbers(by_seed: dict[int, float], seeds: list[int], digits: int) -> list[s
     return [f"{statistics.fmean(values):.{digits}f}", spread, *each]
 
 
-def _costs(pair: Pair, runs: list[Result]) -> list[str]:
+def _costs(pair: PairSummary, runs: list[Result]) -> list[str]:
     return [f"{pair.student_parameters / 1e6:.3f}", f"{seconds_per_step(runs):.4f}"]
 
 
 def in_words(results: list[Result]) -> list[str]:
     """One sentence for each comparison: the paired gain, its spread, and what it cost in time."""
-    if not measured(results):
+    if not all_have_accuracy(results):
         return _words_without_labels(results)
     sentences: list[str] = []
-    distilled = results_of(results, "scalekd")
+    distilled = results_of_method(results, "scalekd")
     if not distilled:
         return sentences
     for method in ("supervised", "logit_kd"):
-        others = results_of(results, method)
+        others = results_of_method(results, method)
         if not others:
             continue
         cost = seconds_per_step(distilled) / seconds_per_step(others)
         sentences.append(
             f"ScaleKD against {LABELS[method]}, the same steps: "
-            f"{_verdict(gains(results, method))}; "
+            f"{_verdict(accuracy_gains(results, method))}; "
             f"a step took {cost:.1f} times as long."
         )
-    if results_of(results, "logit_kd"):
+    if results_of_method(results, "logit_kd"):
         sentences.append(
             "At equal time instead of equal steps logit KD would train that much longer; this "
             "table does not show how far it would then come."
@@ -256,11 +254,14 @@ def in_words(results: list[Result]) -> list[str]:
 def _words_without_labels(results: list[Result]) -> list[str]:
     sentences = []
     for method, label in LABELS.items():
-        if runs := results_of(results, method):
+        if runs := results_of_method(results, method):
             terms = [f"{SHORT.get(n, n)} {value:.3f}" for n, value in mean_terms(runs).items()]
             sentences.append(f"{label}: {' + '.join(terms)}.")
     sentences.append("How good a student is these losses do not say: that takes a task's labels.")
-    distilled, others = results_of(results, "scalekd"), results_of(results, "logit_kd")
+    distilled, others = (
+        results_of_method(results, "scalekd"),
+        results_of_method(results, "logit_kd"),
+    )
     if others:
         kd, alone = (mean_terms(runs)["logits"] for runs in (distilled, others))
         cost = seconds_per_step(distilled) / seconds_per_step(others)

@@ -9,11 +9,11 @@ from scalekd.errors import InputError
 from scalekd.jobs import console as report
 from scalekd.jobs import parallel as jobs
 from scalekd.jobs.multi_student import distill_together
-from scalekd.jobs.preflight import check
+from scalekd.jobs.preflight import run_preflight
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
-from scalekd.runs.folder import RunFolder, free_folder
-from scalekd.runs.result import Progress, Result, Run, methods
+from scalekd.runs.folder import RunFolder, choose_folder
+from scalekd.runs.result import Progress, Result, Run, methods_to_train
 from scalekd.runs.summary import summarise
 from scalekd.runs.trackers import check_trackers
 from scalekd.signals import Interrupted
@@ -24,7 +24,7 @@ def distill(
 ) -> Path:
     """Train the recipe's students and write the run folder.
 
-    Where this process is one of several ranks (see `ranks.environment`), each of them calls this
+    Where this process is one of several ranks (see `ranks.launch_environment`), each of them calls this
     with the same arguments, and sees the same folder.
 
     Args:
@@ -44,9 +44,9 @@ def distill(
         Interrupted: by Ctrl-C or a signal; checkpoints/ holds the state.
         AnotherFailed: this is one of several ranks, and another failed.
     """
-    with ranks.joined():
+    with ranks.process_group():
         if recipe.more_students:
-            out = out or ranks.agreed(lambda: free_folder(recipe, newest=resume))
+            out = out or ranks.decide_on_rank_0(lambda: choose_folder(recipe, newest=resume))
             if (parallel or 1) > 1:
                 raise InputError(
                     f"parallel is {parallel}, and several students take turns in one process: "
@@ -61,25 +61,25 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
     began = time.perf_counter()
     if parallel is not None and parallel < 1:
         raise InputError(f"parallel is {parallel}: it must be 1 or more")
-    if ranks.world() > 1 and (parallel or 1) > 1:
+    if ranks.world_size() > 1 and (parallel or 1) > 1:
         raise InputError(
-            f"parallel is {parallel} and there are {ranks.world()} ranks, which train one run "
+            f"parallel is {parallel} and there are {ranks.world_size()} ranks, which train one run "
             "after another: leave one of the two out"
         )
     check_trackers(recipe.track)
-    folder, results = ranks.agreed(lambda: _look_at_folder(recipe, out, resume))
-    pair = check(recipe)
+    folder, results = ranks.decide_on_rank_0(lambda: _look_at_folder(recipe, out, resume))
+    pair = run_preflight(recipe)
     runs = [
         Run(method, seed)
         for seed in recipe.seeds
-        for method in methods(recipe.teacher, recipe.compare)
+        for method in methods_to_train(recipe.teacher, recipe.compare)
     ]
     left = [run for run in runs if run not in {result.run for result in results}]
     out = folder.path
     with ExitStack() as held, report.Display() as display:
         display.introduce(recipe, pair, out)
-        ranks.agreed(lambda: held.enter_context(folder.taken(recipe, left)))
-        held.enter_context(lock.beside(out))
+        ranks.decide_on_rank_0(lambda: held.enter_context(folder.taken(recipe, left)))
+        held.enter_context(lock.share_folder(out))
 
         def finished(result: Result) -> None:
             results.append(result)
@@ -92,7 +92,7 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
 
         side_by_side = parallel or jobs.default_jobs(len(left))
         try:
-            jobs.run_all(recipe, left, out, side_by_side, progress, finished)
+            jobs.train_all(recipe, left, out, side_by_side, progress, finished)
         except Interrupted as stopped:
             raise Interrupted(
                 f"stopped; the state of each run that had begun is in {out}/checkpoints/: the same "
@@ -104,7 +104,7 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
         summary = summarise(recipe, pair, results, time.perf_counter() - began)
         report.conclude(recipe, pair, results, out)
         folder.conclude(summary)
-    ranks.wait()
+    ranks.barrier()
     return out
 
 
@@ -112,7 +112,7 @@ def _look_at_folder(
     recipe: Recipe, out: Path | None, resume: bool
 ) -> tuple[RunFolder, list[Result]]:
     """The run folder, and what is finished in it."""
-    folder = RunFolder(out or free_folder(recipe, newest=resume))
+    folder = RunFolder(out or choose_folder(recipe, newest=resume))
     results = folder.finished(recipe) if resume else []
     if not resume and folder.path.exists():
         raise InputError(

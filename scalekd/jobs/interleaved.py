@@ -15,12 +15,12 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import DataLoader
 
-from scalekd.data.sampler import RunBatches
+from scalekd.data.sampler import ResumableBatchSampler
 from scalekd.device import best_device
 from scalekd.errors import DivergedError
 from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig
-from scalekd.networks.input_config import renormalising
-from scalekd.networks.pretrained import Loaded
+from scalekd.networks.input_config import renormalization
+from scalekd.networks.pretrained import LoadedWeights
 from scalekd.signals import Interrupted
 from scalekd.training.engine import quietly
 from scalekd.training.module import Lesson
@@ -38,7 +38,7 @@ class Turns:
     """
 
     def __init__(
-        self, teacher: tuple[FrozenTeacher, Loaded] | None, train: Callable[["Turns"], Any]
+        self, teacher: tuple[FrozenTeacher, LoadedWeights] | None, train: Callable[["Turns"], Any]
     ) -> None:
         self.teacher = teacher
         self.result: Any = None
@@ -61,7 +61,7 @@ class Turns:
         """
         self.batches, self.config = batches, config
         order = batches.batch_sampler
-        assert isinstance(order, RunBatches)
+        assert isinstance(order, ResumableBatchSampler)
         self.first = order.start * order.parts
         return _Handed(self, len(order))
 
@@ -110,7 +110,7 @@ class Turns:
         """A batch normalised as `config` says, as this run's images are."""
         if (config.mean, config.std) == (self.config.mean, self.config.std):
             return batch
-        scale, shift = (part.to(batch[0].device) for part in renormalising(config, self.config))
+        scale, shift = (part.to(batch[0].device) for part in renormalization(config, self.config))
         return batch[0] * scale + shift, *batch[1:]
 
 

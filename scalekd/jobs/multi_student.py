@@ -14,19 +14,19 @@ from pathlib import Path
 from rich.console import Console
 
 from scalekd.distributed import ranks
-from scalekd.distributed.launch import orphaned
+from scalekd.distributed.launch import launcher_is_gone
 from scalekd.errors import DivergedError, InputError
 from scalekd.jobs import console as report
 from scalekd.jobs.interleaved import Turns, by_turns
 from scalekd.jobs.parallel import StopOr
-from scalekd.jobs.preflight import check
+from scalekd.jobs.preflight import run_preflight
 from scalekd.networks import FrozenTeacher
-from scalekd.networks.pretrained import Loaded
+from scalekd.networks.pretrained import LoadedWeights
 from scalekd.recipe import Recipe
 from scalekd.runs.folder import RunFolder
-from scalekd.runs.result import Pair, Progress, Result, Run, methods
+from scalekd.runs.result import PairSummary, Progress, Result, Run, methods_to_train
 from scalekd.runs.summary import summarise
-from scalekd.signals import Interrupted, stopping
+from scalekd.signals import Interrupted, stop_on_signal
 from scalekd.training.run import build_teacher, train
 
 
@@ -41,7 +41,7 @@ class Learner:
     recipe: Recipe
     folder: RunFolder
     results: list[Result]
-    pair: Pair
+    pair: PairSummary
     lost: list[str] = field(default_factory=list)
 
     @property
@@ -49,7 +49,11 @@ class Learner:
         """Its runs that are not finished."""
         done = {result.run for result in self.results}
         recipe = self.recipe
-        every = [Run(a, s) for s in recipe.seeds for a in methods(recipe.teacher, recipe.compare)]
+        every = [
+            Run(a, s)
+            for s in recipe.seeds
+            for a in methods_to_train(recipe.teacher, recipe.compare)
+        ]
         return [run for run in every if run not in done]
 
 
@@ -61,19 +65,23 @@ def distill_together(recipe: Recipe, out: Path, resume: bool) -> None:
         Interrupted: by Ctrl-C or a signal; each run's state is in its folder.
     """
     began = time.perf_counter()
-    found = ranks.agreed(lambda: _look(recipe, out, resume))
+    found = ranks.decide_on_rank_0(lambda: _look(recipe, out, resume))
     built = None if recipe.teacher is None else build_teacher(recipe)
     learners: list[Learner] = []
     for name, (own, folder, results) in found.items():
         measured = learners[0].pair.teacher_top1 if learners else None
-        learners.append(Learner(name, own, folder, results, check(own, built, measured)))
+        learners.append(Learner(name, own, folder, results, run_preflight(own, built, measured)))
     _same_images(learners)
     with ExitStack() as held, report.Display() as display:
         for one in learners:
             display.introduce(one.recipe, one.pair, one.folder.path)
-            ranks.agreed(lambda one=one: held.enter_context(one.folder.taken(one.recipe, one.left)))  # type: ignore[misc]
+            ranks.decide_on_rank_0(
+                lambda one=one: held.enter_context(  # type: ignore[misc]
+                    one.folder.taken(one.recipe, one.left)
+                )
+            )
         asked = threading.Event()
-        with stopping(asked.set):
+        with stop_on_signal(asked.set):
             for run in dict.fromkeys(run for one in learners for run in one.left):
                 _train([one for one in learners if run in one.left], run, built, asked, display)
     done = [one for one in learners if not one.left]
@@ -83,7 +91,7 @@ def distill_together(recipe: Recipe, out: Path, resume: bool) -> None:
             summary = summarise(one.recipe, one.pair, one.results, time.perf_counter() - began)
             report.conclude(one.recipe, one.pair, one.results, one.folder.path)
             one.folder.conclude(summary)
-    ranks.wait()
+    ranks.barrier()
     if lost := [why for one in learners for why in one.lost]:
         whole = f"; whole are {', '.join(one.name for one in done)}" if done else ""
         raise InputError(f"{'; '.join(lost)}{whole}")
@@ -138,7 +146,7 @@ def _told(images: object) -> str:
 def _train(
     learners: list[Learner],
     run: Run,
-    built: tuple[FrozenTeacher, Loaded] | None,
+    built: tuple[FrozenTeacher, LoadedWeights] | None,
     asked: threading.Event,
     display: report.Display,
 ) -> None:
@@ -149,7 +157,7 @@ def _train(
         Exception: of the first that failed by more than its loss; the others saved their state.
     """
     failed = threading.Event()
-    stop = StopOr(failed, lambda: asked.is_set() or orphaned())
+    stop = StopOr(failed, lambda: asked.is_set() or launcher_is_gone())
 
     def report_of(one: Learner, news: Progress) -> None:
         display.progress(f"{one.name}, {run}", news)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from scalekd.distributed import ranks
-from scalekd.distributed.launch import orphaned
+from scalekd.distributed.launch import launcher_is_gone
 from scalekd.errors import InputError
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
 from scalekd.runs.result import Progress, Result, Run
-from scalekd.signals import Interrupted, deferred, ignored, stopping
+from scalekd.signals import Interrupted, block_stop_signals, ignore_stop_signals, stop_on_signal
 from scalekd.training.run import train
 
 Report = Callable[[Run, Progress], None]
@@ -29,12 +29,12 @@ Report = Callable[[Run, Progress], None]
 def default_jobs(runs: int) -> int:
     """Runs side by side: one for each core on a CPU, where small models gain nothing from two
     threads; one at a time on a GPU, and of several ranks."""
-    if torch.cuda.is_available() or ranks.world() > 1:
+    if torch.cuda.is_available() or ranks.world_size() > 1:
         return 1
     return max(1, min(runs, os.cpu_count() or 1))
 
 
-def run_all(
+def train_all(
     recipe: Recipe,
     runs: list[Run],
     out: Path,
@@ -50,8 +50,8 @@ def run_all(
     """
     if jobs == 1:
         asked = threading.Event()
-        stop = StopOr(asked, orphaned)
-        with stopping(asked.set):
+        stop = StopOr(asked, launcher_is_gone)
+        with stop_on_signal(asked.set):
             for run in runs:
                 finished(train(recipe, run, out, lambda p, run=run: report(run, p), stop))  # type: ignore[misc]
         return
@@ -60,9 +60,9 @@ def run_all(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with (
         ProcessPoolExecutor(jobs, context, _start_worker, (stop_all, progress, threads)) as pool,
-        stopping(stop_all.set),
+        stop_on_signal(stop_all.set),
     ):
-        with deferred():
+        with block_stop_signals():
             pending = {pool.submit(_train_in_worker, recipe, run, out) for run in runs}
         failure: BaseException | None = None
         while pending:
@@ -104,7 +104,7 @@ _worker: tuple[StopOr, Any]
 def _start_worker(stop: Event, progress: Any, threads: int) -> None:
     global _worker
     _worker = StopOr(stop, _orphaned), progress
-    ignored()  # the parent sets `stop`
+    ignore_stop_signals()  # the parent sets `stop`
     torch.set_num_threads(threads)
     # The parent says them, in its way and above its bars.
     warnings.showwarning = lambda said, *_: progress.put(UserWarning(str(said)))
@@ -115,7 +115,7 @@ def _train_in_worker(recipe: Recipe, run: Run, out: Path) -> Result:
     if stop.is_set():
         raise Interrupted
     try:
-        with lock.beside(out):
+        with lock.share_folder(out):
             return train(recipe, run, out, lambda news: progress.put((run, news)), stop)
     finally:
         if _orphaned():  # nobody is left to take the result or to end this process

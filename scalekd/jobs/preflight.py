@@ -6,25 +6,27 @@ from dataclasses import asdict, replace
 
 from torch import nn
 
-from scalekd.compatibility.text import fit
-from scalekd.data.cached import open_cache, through
-from scalekd.data.loader import loaders
-from scalekd.data.open import layout, open_source
+from scalekd.compatibility.text import describe_fit
+from scalekd.data.cached import open_cache, with_cached_outputs
+from scalekd.data.loader import build_loaders
+from scalekd.data.open import find_layout, open_source
 from scalekd.device import best_device
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.evaluation.evaluate import top1
 from scalekd.networks import FrozenTeacher, input_config
-from scalekd.networks.pretrained import Loaded
+from scalekd.networks.pretrained import LoadedWeights
 from scalekd.recipe import Recipe
-from scalekd.runs.result import Pair, first
-from scalekd.training.dry_run import trial, untouched
+from scalekd.runs.result import PairSummary, main_run
+from scalekd.training.dry_run import dry_run, parameters_without_gradient
 from scalekd.training.run import build_method
 
 
-def check(
-    recipe: Recipe, built: tuple[FrozenTeacher, Loaded] | None = None, measured: float | None = None
-) -> Pair:
+def run_preflight(
+    recipe: Recipe,
+    built: tuple[FrozenTeacher, LoadedWeights] | None = None,
+    measured: float | None = None,
+) -> PairSummary:
     """Build everything once, before the expensive part, and measure the teacher.
 
     Args:
@@ -32,19 +34,19 @@ def check(
         built: its teacher, where that is there already.
         measured: and the teacher's accuracy, where that is known.
     """
-    if layout(recipe.data) == "flat":
+    if find_layout(recipe.data) == "flat":
         _refuse_what_needs_labels(recipe)
     source = open_source(recipe.data)
     if source.classes is None:
         _refuse_what_needs_labels(recipe)
-    method, _ = build_method(recipe, first(recipe), source, built)
+    method, _ = build_method(recipe, main_run(recipe), source, built)
     if "logit_kd" in recipe.compare and isinstance(method, ScaleKD):
         _refuse_logits_where_there_are_none(method)
     config = input_config(method.student, recipe.data.size)
     cache = open_cache(recipe, source, getattr(method, "teacher", None), config)
     if cache is not None:
-        source = through(cache, source, with_teacher=True)
-    batches, validation = loaders(
+        source = with_cached_outputs(cache, source, with_teacher=True)
+    batches, validation = build_loaders(
         source,
         recipe.data,
         config,
@@ -59,7 +61,7 @@ def check(
             "leave num_classes out of student_args"
         )
     method.to(best_device())
-    gflop = trial(method, batches)
+    gflop = dry_run(method, batches)
     notes = source.notes + method.notes
     if recipe.learning_rate != recipe.optim.lr:
         notes.append(
@@ -68,11 +70,11 @@ def check(
         )
     if recipe.separable_stem and isinstance(method, ScaleKD):
         notes.append("separable_stem is true: cheaper than the exact method, and not the same")
-    if unlearnt := untouched(method):
+    if unlearnt := parameters_without_gradient(method):
         notes.append(f"no gradient reaches {len(unlearnt)} parameters, such as {unlearnt[0]}")
     if cache is not None:
         notes.append(str(cache))
-    pair = Pair(
+    pair = PairSummary(
         teacher_top1=None,
         teacher_parameters=0,
         student_parameters=_parameters(method.student),
@@ -94,13 +96,13 @@ def check(
         if teacher_top1 is None:
             teacher_top1 = top1(method.classify_by_teacher, validation, source.classes)
         images = len(validation.dataset)  # type: ignore[arg-type]
-        notes += remarks_on_the_teacher(teacher_top1, source.classes, images)
+        notes += teacher_accuracy_notes(teacher_top1, source.classes, images)
     return replace(
         pair,
         teacher_top1=teacher_top1,
         teacher_parameters=_parameters(method.teacher.model),
         projector_parameters=_parameters(method.criterion),
-        fit=fit(method),
+        fit=describe_fit(method),
     )
 
 
@@ -111,7 +113,7 @@ def _refuse_logits_where_there_are_none(method: ScaleKD) -> None:
         raise InputError(f"compare has logits, and there is no logit distillation here ({why})")
 
 
-def remarks_on_the_teacher(top1: float, classes: int, images: int) -> list[str]:
+def teacher_accuracy_notes(top1: float, classes: int, images: int) -> list[str]:
     """A note where a teacher right on this share of the images may as well be guessing.
 
     Guessing is right on 1 / classes of them. Whatever is below three standard errors above that is

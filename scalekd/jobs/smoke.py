@@ -13,7 +13,7 @@ CLASSES = 4
 STEPS_PER_EPOCH, EPOCHS, BATCH = 2, 2, 4
 
 
-def smoke(recipe: Recipe, folder: Path) -> Recipe:
+def shrink_to_smoke_test(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with its teacher, student, losses, optimizer and augmentation, and little else.
 
     The images are noise, written to `folder`; the teacher is random, and no cache is of it. Of the

@@ -1,6 +1,6 @@
 """What we ask of a network: its features in one pass, and of a teacher its last stage alone."""
 
-from scalekd.networks.build import build
+from scalekd.networks.build import build_model
 from scalekd.networks.feature_extractor import FeatureExtractor
 from scalekd.networks.feature_selection import FeatureSelection
 from scalekd.networks.hooked_features import HookedFeatures
@@ -17,6 +17,6 @@ __all__ = [
     "HookedFeatures",
     "InputConfig",
     "OffersFeatures",
-    "build",
+    "build_model",
     "input_config",
 ]

@@ -5,7 +5,7 @@ from collections import Counter
 from torch import nn
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """The innermost repeated parts, each of several modules: residual blocks, transformer layers.
 
     Repeated are those of a class that stands several times in a Sequential or ModuleList.

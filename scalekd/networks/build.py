@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from scalekd.errors import InputError
 from scalekd.networks.input_config import check_size
 from scalekd.networks.pretrained import (
-    Loaded,
+    LoadedWeights,
     Misfit,
     fit,
     load_weights,
@@ -35,9 +35,9 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 
 
-def build(
+def build_model(
     name: str, weights: str | Path, size: Size | None = None, **arguments: Any
-) -> tuple[nn.Module, Loaded]:
+) -> tuple[nn.Module, LoadedWeights]:
     """A timm model with the weights asked for, and what was loaded.
 
     Args:
@@ -64,10 +64,10 @@ def build(
     return model, replace(loaded, remarks=loaded.remarks + remarks)
 
 
-def build_unfilled(
+def build_without_weights(
     name: str, change: Callable[[nn.Module], None] | None = None, **arguments: Any
 ) -> nn.Module:
-    """As `build(name, "random")`, for looking at structure: fast, and with cheap parameters.
+    """As `build_model(name, "random")`, for looking at structure: fast, and with cheap parameters.
 
     They are finite, the same each time and nowhere all alike; buffers are as in any model. The
     state of the random generators is not changed. `change` is called with the model before it is
@@ -159,20 +159,22 @@ def _prepare(name: str) -> None:
     set_fused_attn(True, experimental=True)
 
 
-def _random(name: str, size: Size | None, arguments: dict[str, Any]) -> tuple[nn.Module, Loaded]:
+def _random(
+    name: str, size: Size | None, arguments: dict[str, Any]
+) -> tuple[nn.Module, LoadedWeights]:
     if size is not None and "img_size" not in arguments:
         try:
             model = _create(name, False, {**arguments, "img_size": size})
-            return model, Loaded.nothing(name, model)
+            return model, LoadedWeights.nothing(name, model)
         except InputError as error:  # a network that takes any size has no such argument
             if not (isinstance(error.__cause__, TypeError) and "img_size" in str(error.__cause__)):
                 raise
     model = _create(name, False, arguments)
     resize(name, model, size, arguments.get("img_size"))
-    return model, Loaded.nothing(name, model)
+    return model, LoadedWeights.nothing(name, model)
 
 
-def _pretrained(name: str, arguments: dict[str, Any]) -> tuple[nn.Module, Loaded]:
+def _pretrained(name: str, arguments: dict[str, Any]) -> tuple[nn.Module, LoadedWeights]:
     with watching() as loads:
         model = _create(name, True, arguments)
     load = next((load for load in reversed(loads) if load.module is model), None)
@@ -182,7 +184,7 @@ def _pretrained(name: str, arguments: dict[str, Any]) -> tuple[nn.Module, Loaded
             "it; give a file with --teacher_weights FILE, or --teacher_weights random"
         )
     total = len(model.state_dict())
-    loaded = Loaded(
+    loaded = LoadedWeights(
         name,
         _source(name, model, load.file),
         load.file,
@@ -201,7 +203,10 @@ def _pretrained(name: str, arguments: dict[str, Any]) -> tuple[nn.Module, Loaded
 
 def _source(name: str, model: nn.Module, file: str | None) -> str:
     """Where `file` came from, by what it is called: a configuration may name what was not used."""
-    hub_id, url = config(model).get("hf_hub_id") or "", config(model).get("url") or ""
+    hub_id, url = (
+        pretrained_config(model).get("hf_hub_id") or "",
+        pretrained_config(model).get("url") or "",
+    )
     if name.startswith("local-dir:"):
         return name
     path = Path(file or "")
@@ -212,7 +217,7 @@ def _source(name: str, model: nn.Module, file: str | None) -> str:
     return "pretrained"
 
 
-def _from_file(name: str, file: Path, arguments: dict[str, Any]) -> tuple[nn.Module, Loaded]:
+def _from_file(name: str, file: Path, arguments: dict[str, Any]) -> tuple[nn.Module, LoadedWeights]:
     state = read_weights(file)
     model = _create(name, False, arguments)
     heads = _classifiers(model)
@@ -232,7 +237,7 @@ def _from_file(name: str, file: Path, arguments: dict[str, Any]) -> tuple[nn.Mod
             remarks += (_remark_on_classes(classes, asked),)
     load_weights(model, found.state, str(file))
     total = len(found.state)
-    loaded = Loaded(
+    loaded = LoadedWeights(
         name,
         str(file),
         str(file),
@@ -286,12 +291,12 @@ def _bound_size(model: nn.Module, built: Any) -> Size | None:
         strict = getattr(embeddings[0], "strict_img_size", True)
         size = embeddings[0].img_size if strict else None
     else:
-        fixed = config(model).get("fixed_input_size")
-        size = (built or config(model)["input_size"][-2:]) if fixed else None
+        fixed = pretrained_config(model).get("fixed_input_size")
+        size = (built or pretrained_config(model)["input_size"][-2:]) if fixed else None
     return None if size is None else to_2tuple(size)
 
 
-def config(model: nn.Module) -> dict[str, Any]:
+def pretrained_config(model: nn.Module) -> dict[str, Any]:
     """timm's configuration of a model, empty for others."""
     found: Any = getattr(model, "pretrained_cfg", None)
     return found or {}
@@ -299,7 +304,7 @@ def config(model: nn.Module) -> dict[str, Any]:
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:
     """Names of the modules that give the logits."""
-    named = config(model).get("classifier") or ()
+    named = pretrained_config(model).get("classifier") or ()
     return (named,) if isinstance(named, str) else tuple(named)
 
 

@@ -43,7 +43,7 @@ def input_config(model: nn.Module, size: tuple[int, int] | None = None) -> Input
     return InputConfig(channels, size, mean, std)
 
 
-def renormalising(given: InputConfig, wanted: InputConfig) -> tuple[Tensor, Tensor]:
+def renormalization(given: InputConfig, wanted: InputConfig) -> tuple[Tensor, Tensor]:
     """Scale and shift, (1, channels, 1, 1), that make images normalised as `given` as `wanted`."""
 
     def column(values: Sequence[float]) -> Tensor:

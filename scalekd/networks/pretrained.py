@@ -22,7 +22,7 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedWeights:
     """What was loaded into a network; `str()` of it is one line for a person.
 
     name: of the network.
@@ -46,7 +46,7 @@ class Loaded:
     remarks: tuple[str, ...] = ()
 
     @classmethod
-    def nothing(cls, name: str, model: nn.Module) -> "Loaded":
+    def nothing(cls, name: str, model: nn.Module) -> "LoadedWeights":
         """Of a `model` that was left at its random initialisation."""
         names = tuple(model.state_dict())
         return cls(name, "random", None, None, 0, len(names), names)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scalekd.errors import InputError
-from scalekd.networks.build import config
+from scalekd.networks.build import pretrained_config
 from scalekd.networks.feature_selection import Seen
 from scalekd.networks.layout import as_map, map_shape
 
@@ -109,4 +109,4 @@ def _calls(model: nn.Module) -> Iterator[list[_Call]]:
 
 
 def _name(model: nn.Module) -> str:
-    return config(model).get("architecture") or type(model).__name__
+    return pretrained_config(model).get("architecture") or type(model).__name__

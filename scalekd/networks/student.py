@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from scalekd.errors import InputError
-from scalekd.networks.build import build, build_unfilled
+from scalekd.networks.build import build_model, build_without_weights
 from scalekd.networks.input_config import InputConfig
 from scalekd.networks.timm_folder import export_student
 
@@ -40,7 +40,7 @@ class StudentSpec:
         if size is not None:
             overlay["input_size"] = (arguments.get("in_chans", 3), *size)
         arguments["pretrained_cfg_overlay"] = overlay
-        student, _ = build(self.name, "random", self.size, **arguments)
+        student, _ = build_model(self.name, "random", self.size, **arguments)
         return student
 
     def export(self, student: nn.Module, folder: Path) -> None:
@@ -53,9 +53,9 @@ class StudentSpec:
         export_student(student, folder, arguments)
 
     def _takes_size(self) -> bool:
-        """Whether timm builds this model for a size: found as `build` does, by asking for it."""
+        """Whether timm builds this model for a size: found as `build_model` does, by asking for it."""
         try:
-            build_unfilled(self.name, **{**self.arguments, "img_size": self.size})
+            build_without_weights(self.name, **{**self.arguments, "img_size": self.size})
         except InputError:
             return False
         return True

@@ -11,7 +11,7 @@ def metrics_file(out: Path) -> Path:
     return out / "metrics.jsonl"
 
 
-def write_whole(file: Path, content: bytes) -> None:
+def write_atomically(file: Path, content: bytes) -> None:
     """Put `content` in `file`, in place of what is there.
 
     Raises:
@@ -29,7 +29,7 @@ def write_whole(file: Path, content: bytes) -> None:
         raise
 
 
-def read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
+def read_jsonl(file: Path) -> tuple[list[dict[str, Any]], int]:
     """What the lines of a .jsonl file say, and how many of them are broken, by a full disk.
 
     A last line that is not at its end is left out: its writer was killed, or is at it. A file that

@@ -3,26 +3,23 @@
 import os
 import warnings
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scalekd.networks.student import StudentSpec
 from scalekd.errors import InputError
-from scalekd.networks.timm_folder import export_student
-from scalekd.networks import InputConfig, build
-from scalekd.networks.build import build_unfilled
+from scalekd.networks import InputConfig
 from scalekd.networks.pretrained import load_weights, read_checkpoint
+from scalekd.networks.student import StudentSpec
 
 STUDENT = "method.student."
 AVERAGE = "average.module."
 """The same student, averaged over the steps, which is what is meant where it is there."""
 
 
-def write(state: dict[str, Any], file: Path, aside: Path | None = None) -> None:
+def write_checkpoint(state: dict[str, Any], file: Path, aside: Path | None = None) -> None:
     """Keep `state` in `file`; what was there is replaced, or moved `aside`.
 
     Killed at whatever moment, this leaves one whole state in `file` or `aside`.
@@ -47,23 +44,23 @@ def write(state: dict[str, Any], file: Path, aside: Path | None = None) -> None:
     partial.replace(file)
 
 
-def before(file: Path) -> Path:
+def previous_checkpoint(file: Path) -> Path:
     """Where the state before that in `file` is kept."""
     return file.with_suffix(".before.ckpt")
 
 
-def best(file: Path) -> Path:
+def best_checkpoint(file: Path) -> Path:
     """Where the state with the highest accuracy is kept."""
     return file.with_suffix(".best.ckpt")
 
 
-def newest(file: Path) -> dict[str, Any] | None:
+def load_newest(file: Path) -> dict[str, Any] | None:
     """The state in `file`, or the one before where that is damaged; None where there is none.
 
     Raises:
         InputError: there were some and all are damaged.
     """
-    there = [candidate for candidate in (file, before(file)) if candidate.exists()]
+    there = [candidate for candidate in (file, previous_checkpoint(file)) if candidate.exists()]
     for candidate in there:
         if _whole(candidate):
             state: dict[str, Any] = read_checkpoint(candidate)

@@ -10,9 +10,8 @@ from typing import Any
 
 import matplotlib
 
-from scalekd.runs.atomic_io import write_whole
-from scalekd.runs.result import LABELS
-from scalekd.runs.result import Method
+from scalekd.runs.atomic_io import write_atomically
+from scalekd.runs.result import LABELS, Method
 
 COLOURS: dict[Method, str] = {"supervised": "#8a8a8a", "logit_kd": "#d98c21", "scalekd": "#2166ac"}
 
@@ -33,12 +32,14 @@ class Curves:
     teacher: tuple[str, float] | None = None
 
 
-def measured(entries: Sequence[dict[str, Any]]) -> bool:
+def has_accuracy(entries: Sequence[dict[str, Any]]) -> bool:
     """Whether these lines of metrics.jsonl have accuracies."""
     return any(entry["top1"] is not None for entry in entries)
 
 
-def lines_of(entries: Sequence[dict[str, Any]], method: Method, accuracies: bool) -> list[list[Point]]:
+def lines_by_run(
+    entries: Sequence[dict[str, Any]], method: Method, accuracies: bool
+) -> list[list[Point]]:
     """One method's lines, by seed, out of metrics.jsonl's: accuracies in %, or losses, thinned."""
     by_seed: dict[int, list[Point]] = {}
     for entry in entries:
@@ -68,12 +69,12 @@ def draw_curves(entries: Sequence[dict[str, Any]], teacher_top1: float | None, f
         teacher_top1: a share, where it is known.
         file: a picture to write.
     """
-    accuracies = measured(entries)
+    accuracies = has_accuracy(entries)
     teacher = None if teacher_top1 is None else ("teacher", teacher_top1)
     curves = [
         Curves(label, COLOURS[method], lines, teacher)
         for method, label in LABELS.items()
-        if (lines := lines_of(entries, method, accuracies))
+        if (lines := lines_by_run(entries, method, accuracies))
     ]
     draw(curves, accuracies, file)
 
@@ -111,4 +112,4 @@ def draw(curves: Sequence[Curves], accuracies: bool, file: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format=file.suffix[1:], dpi=150)
     plt.close(figure)
-    write_whole(file, picture.getvalue())
+    write_atomically(file, picture.getvalue())

@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 
 from scalekd.errors import InputError
+from scalekd.recipe import Recipe, flatten_settings
 from scalekd.runs import lock
-from scalekd.runs.checkpoint import newest
+from scalekd.runs.atomic_io import metrics_file, read_jsonl, write_atomically
+from scalekd.runs.checkpoint import load_newest
 from scalekd.runs.curves import draw_curves
-from scalekd.runs.atomic_io import metrics_file, read_lines, write_whole
-from scalekd.recipe import Recipe, flat
 from scalekd.runs.result import Result, Run
 
 FREE = {
@@ -89,7 +89,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{str(self.path)!r} cannot be made: {error}") from error
-        with lock.trained(self.path):
+        with lock.hold_folder(self.path):
             self.make(recipe)
             self.trim_metrics(left)
             yield
@@ -99,7 +99,7 @@ class RunFolder:
         plain = yaml.safe_dump(recipe.as_dict(), sort_keys=False)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.settings, plain.encode())
+            write_atomically(self.settings, plain.encode())
         except OSError as error:
             raise InputError(f"{str(self.path)!r} cannot be made: {error}") from error
 
@@ -115,8 +115,11 @@ class RunFolder:
             raise InputError(
                 f"{str(self.path)!r} is no run folder: it has no settings.yaml to resume by"
             )
-        lock.refuse_second(self.path)
-        then, now = flat(yaml.safe_load(self.settings.read_text())), flat(recipe.as_dict())
+        lock.refuse_if_training(self.path)
+        then, now = (
+            flatten_settings(yaml.safe_load(self.settings.read_text())),
+            flatten_settings(recipe.as_dict()),
+        )
         changed = {n for n in then.keys() | now.keys() if then.get(n) != now.get(n)} - FREE
         if changed:
             name = min(changed)
@@ -131,7 +134,7 @@ class RunFolder:
         """Remember which runs are finished; a full disk forgets it, and ends no other run."""
         lines = "".join(json.dumps(asdict(result)) + "\n" for result in results)
         try:
-            write_whole(self.results, lines.encode())
+            write_atomically(self.results, lines.encode())
         except OSError as error:
             warnings.warn(
                 f"{self.results} could not be written ({error}): a resumed job takes that result "
@@ -148,7 +151,7 @@ class RunFolder:
             if plain["step"] <= steps.get(Run(plain["method"], plain["seed"]), plain["step"])
         ]
         try:
-            write_whole(self.metrics, "".join(lines).encode())
+            write_atomically(self.metrics, "".join(lines).encode())
         except OSError as error:
             raise InputError(f"{self.metrics} cannot be written: {error}") from error
 
@@ -159,8 +162,8 @@ class RunFolder:
             InputError: there is no room; the students are whole.
         """
         try:
-            write_whole(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
-            draw_curves(read_lines(self.metrics)[0], summary["teacher_top1"], self.curves)
+            write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
+            draw_curves(read_jsonl(self.metrics)[0], summary["teacher_top1"], self.curves)
         except OSError as error:
             raise InputError(
                 f"the students are trained and whole, in {self.path}/student and checkpoints; "
@@ -169,18 +172,18 @@ class RunFolder:
             ) from error
 
     def _lines(self, file: Path) -> list[dict[str, Any]]:
-        lines, broken = read_lines(file)
+        lines, broken = read_jsonl(file)
         if broken:
             warnings.warn(f"{file}: broken lines that are left out: {broken}", stacklevel=2)
         return lines
 
     def _steps_kept(self, run: Run) -> int:
         # One state at a time: they are as large as the models.
-        state = newest(run.checkpoint(self.path))
+        state = load_newest(run.checkpoint(self.path))
         return state["step"] if state else 0
 
 
-def free_folder(recipe: Recipe, newest: bool = False) -> Path:
+def choose_folder(recipe: Recipe, newest: bool = False) -> Path:
     """runs/NAME, numbered if that exists; or the `newest` that does."""
     name = f"{recipe.teacher or 'alone'}-{recipe.student}"
     if recipe.data.root == "digits":

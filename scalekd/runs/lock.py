@@ -22,11 +22,11 @@ from scalekd.errors import InputError
 
 NAME = ".lock"
 TRIES = 20
-"""To lock, a twentieth of a second apart: `trainer` locks for a moment too."""
+"""To lock, a twentieth of a second apart: `find_trainer` locks for a moment too."""
 
 
 @dataclass(frozen=True)
-class Trainer:
+class TrainingProcess:
     """The process that began to train in a folder.
 
     certain: it is known to run; else it began on another machine, or on a file system without
@@ -43,8 +43,8 @@ class Trainer:
 
 
 @contextmanager
-def trained(folder: Path) -> Iterator[None]:
-    """The folder is this process's to train in, and of those that are `beside` it.
+def hold_folder(folder: Path) -> Iterator[None]:
+    """The folder is this process's to train in, and of those that are `share_folder` it.
 
     Raises:
         InputError: others train in it, or it cannot be written to.
@@ -59,7 +59,9 @@ def trained(folder: Path) -> Iterator[None]:
         if not _free(file):
             raise _taken(folder, _written(file))
         _lock(file, fcntl.LOCK_SH)  # for those beside
-        me = Trainer(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(" ", "seconds"))
+        me = TrainingProcess(
+            socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(" ", "seconds")
+        )
         _rewrite(file, json.dumps(asdict(me)))
         try:
             yield
@@ -68,7 +70,7 @@ def trained(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def beside(folder: Path) -> Iterator[None]:
+def share_folder(folder: Path) -> Iterator[None]:
     """A process that trains for the one that has the folder, and may outlive it by a step."""
     if not (folder / NAME).is_file():
         yield
@@ -79,14 +81,14 @@ def beside(folder: Path) -> Iterator[None]:
         yield
 
 
-def refuse_second(folder: Path) -> None:
+def refuse_if_training(folder: Path) -> None:
     """InputError where somebody is known to train in the folder."""
-    there = trainer(folder)
+    there = find_trainer(folder)
     if there is not None and there.certain:
         raise _taken(folder, there)
 
 
-def trainer(folder: Path) -> Trainer | None:
+def find_trainer(folder: Path) -> TrainingProcess | None:
     """Who trains in a folder; None where nobody does, or it is no run folder."""
     try:
         file = (folder / NAME).open("r+")
@@ -97,13 +99,13 @@ def trainer(folder: Path) -> Trainer | None:
     with file:
         state, written = _try(file), _written(file)
     if state == "held":
-        return written or Trainer("this machine or another", 0, "a moment ago")
+        return written or TrainingProcess("this machine or another", 0, "a moment ago")
     if written is None or (state == "free" and written.host == socket.gethostname()):
         return None
     return replace(written, certain=False)
 
 
-def _taken(folder: Path, by: Trainer | None) -> InputError:
+def _taken(folder: Path, by: TrainingProcess | None) -> InputError:
     return InputError(
         f"{str(folder)!r} is being trained in by {by or 'another process'}: wait for it, or give "
         "another --out"
@@ -139,10 +141,10 @@ def _lock(file: IO[str], kind: int) -> None:
         )
 
 
-def _written(file: IO[str]) -> Trainer | None:
+def _written(file: IO[str]) -> TrainingProcess | None:
     file.seek(0)
     try:
-        return Trainer(**json.load(file))
+        return TrainingProcess(**json.load(file))
     except (ValueError, TypeError):
         return None
 

@@ -35,14 +35,14 @@ class Run:
         return out / "checkpoints" / f"{self.method}-seed{self.seed}.ckpt"
 
 
-def methods(teacher: str | None, compare: Sequence[Baseline]) -> list[Method]:
+def methods_to_train(teacher: str | None, compare: Sequence[Baseline]) -> list[Method]:
     """What a recipe trains for each seed, the longest first; the first one's student is kept."""
     return ["supervised"] if teacher is None else ["scalekd", *reversed(compare)]
 
 
-def first(recipe: Recipe) -> Run:
+def main_run(recipe: Recipe) -> Run:
     """The run whose student is kept."""
-    return Run(methods(recipe.teacher, recipe.compare)[0], recipe.seeds[0])
+    return Run(methods_to_train(recipe.teacher, recipe.compare)[0], recipe.seeds[0])
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairSummary:
     """What is known before training: who teaches whom, and how good the teacher is here.
 
     images: channels, size and normalisation of the student's.
@@ -124,12 +124,12 @@ class Pair:
     images: InputConfig | None = None
 
 
-def results_of(results: list[Result], method: str) -> list[Result]:
+def results_of_method(results: list[Result], method: str) -> list[Result]:
     """The results of one method, by seed."""
     return sorted((r for r in results if r.run.method == method), key=lambda r: r.run.seed)
 
 
-def mean(values: Sequence[float | None]) -> float | None:
+def mean_of_known(values: Sequence[float | None]) -> float | None:
     """The mean of what is known, or None of nothing."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
@@ -140,17 +140,17 @@ def mean_terms(results: list[Result]) -> dict[str, float]:
     return {name: statistics.fmean(r.terms[name] for r in results) for name in results[0].terms}
 
 
-def measured(results: list[Result]) -> bool:
+def all_have_accuracy(results: list[Result]) -> bool:
     """Whether there were labels to measure with."""
     return all(r.top1 is not None for r in results)
 
 
-def gains(results: list[Result], method: str) -> list[float]:
+def accuracy_gains(results: list[Result], method: str) -> list[float]:
     """By how many points ScaleKD is above another method, for each seed that both have finished."""
-    others = {r.run.seed: r.top1 for r in results_of(results, method) if r.top1 is not None}
+    others = {r.run.seed: r.top1 for r in results_of_method(results, method) if r.top1 is not None}
     return [
         100 * (r.top1 - others[r.run.seed])
-        for r in results_of(results, "scalekd")
+        for r in results_of_method(results, "scalekd")
         if r.top1 is not None and r.run.seed in others
     ]
 
@@ -160,7 +160,7 @@ def seconds_per_step(results: list[Result]) -> float:
     return statistics.fmean(r.seconds / r.steps for r in results)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """In two units at most."""
     minutes, hours = seconds / 60, seconds / 3600
     if minutes < 2:

@@ -12,19 +12,18 @@ import yaml
 from matplotlib.figure import Figure
 
 from scalekd.errors import InputError
+from scalekd.recipe import flatten_settings
 from scalekd.runs import lock
-from scalekd.runs.curves import Curves, draw, lines_of, measured
-from scalekd.runs.atomic_io import read_lines
+from scalekd.runs.atomic_io import read_jsonl
+from scalekd.runs.curves import Curves, draw, has_accuracy, lines_by_run
 from scalekd.runs.folder import HALF_MADE, RunFolder
-from scalekd.recipe import flat
-from scalekd.runs.result import LABELS, gains
-from scalekd.runs.result import Method, Result, Run, methods
+from scalekd.runs.result import LABELS, Method, Result, Run, accuracy_gains, methods_to_train
 
-State = Literal["running", "perhaps running", "stopped", "finished"]
+FolderState = Literal["running", "perhaps running", "stopped", "finished"]
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunFolderStatus:
     """Where a run folder stands, as far as what is in it can be read.
 
     step, steps: of all its runs together; steps is None before the first report.
@@ -39,10 +38,10 @@ class Standing:
     """
 
     folder: str
-    state: State
+    state: FolderState
     step: int = 0
     steps: int | None = None
-    trainer: lock.Trainer | None = None
+    trainer: lock.TrainingProcess | None = None
     teacher: str | None = None
     student: str | None = None
     methods: list[Method] = field(default_factory=list)
@@ -58,7 +57,7 @@ class Standing:
     wrong: list[str] = field(default_factory=list)
 
 
-def standings(roots: Sequence[Path]) -> list[Standing]:
+def read_run_folders(roots: Sequence[Path]) -> list[RunFolderStatus]:
     """Of every run folder at or below `roots`, the newest first.
 
     Raises:
@@ -72,14 +71,14 @@ def standings(roots: Sequence[Path]) -> list[Standing]:
     return sorted(read, key=lambda s: s.date or "", reverse=True)
 
 
-def standing(folder: Path) -> Standing:
+def standing(folder: Path) -> RunFolderStatus:
     """Where one run folder stands."""
     wrong: list[str] = []
     settings = _mapping(folder / "settings.yaml", wrong)
     data = settings.get("data")
     if settings and not ("student" in settings and isinstance(data, dict)):
         wrong.append("settings.yaml is no recipe")
-    trained = methods(settings.get("teacher") or None, _listed(settings, "compare"))
+    trained = methods_to_train(settings.get("teacher") or None, _listed(settings, "compare"))
     runs = [Run(method, seed) for seed in _listed(settings, "seeds") for method in trained]
     of = RunFolder(folder)
     entries = _entries(of.metrics, wrong)
@@ -89,13 +88,13 @@ def standing(folder: Path) -> Standing:
     everything = bool(runs) and {result.run for result in results} >= set(runs)
     if everything and not summary:
         wrong.append("summary.json is missing, which --resume writes")
-    there = lock.trainer(folder)
-    state: State = "finished" if everything else "stopped"
+    there = lock.find_trainer(folder)
+    state: FolderState = "finished" if everything else "stopped"
     if there is not None:
         state = "running" if there.certain else "perhaps running"
     distilled = [e["top1"] for e in entries if e["method"] == trained[0] and e["top1"] is not None]
     steps = [entry["steps"] for entry in newest.values()]
-    return Standing(
+    return RunFolderStatus(
         folder=str(folder),
         state=state,
         step=sum(entry["step"] for entry in newest.values()),
@@ -108,23 +107,23 @@ def standing(folder: Path) -> Standing:
         teacher_top1=summary.get("teacher_top1"),
         top1=_by_arm(results, lambda result: result.top1),
         loss=_by_arm(results, lambda result: result.loss if result.top1 is None else None),
-        gain={method: gain for method in trained[1:] if (gain := gains(results, method))},
+        gain={method: gain for method in trained[1:] if (gain := accuracy_gains(results, method))},
         so_far=distilled[-1] if distilled and not results else None,
         seconds=sum(entry["seconds"] for entry in newest.values()),
         date=_last_written(folder),
-        settings=flat(settings),
+        settings=flatten_settings(settings),
         wrong=wrong,
     )
 
 
-def differences(compared: Sequence[Standing]) -> dict[str, list[Any]]:
+def differing_settings(compared: Sequence[RunFolderStatus]) -> dict[str, list[Any]]:
     """Settings that are not the same in all, by dotted names: the value in each, or None."""
     names = sorted({name for each in compared for name in each.settings})
     values = {name: [each.settings.get(name) for each in compared] for name in names}
     return {name: each for name, each in values.items() if any(v != each[0] for v in each)}
 
 
-def can_be_drawn(picture: Path) -> None:
+def check_picture(picture: Path) -> None:
     """InputError where `picture` is there, or of no format that can be drawn."""
     if picture.exists():
         raise InputError(f"{str(picture)!r} exists and is not overwritten: give another name")
@@ -133,7 +132,7 @@ def can_be_drawn(picture: Path) -> None:
         raise InputError(f"{str(picture)!r} must end in one of: {', '.join(sorted(formats))}")
 
 
-def draw_comparison(compared: Sequence[Standing], picture: Path) -> None:
+def draw_comparison(compared: Sequence[RunFolderStatus], picture: Path) -> None:
     """The learning curves of several run folders: a colour each, a line for each seed.
 
     ScaleKD's are drawn, or of a folder without a teacher the student's. Accuracies, unless a folder
@@ -142,12 +141,12 @@ def draw_comparison(compared: Sequence[Standing], picture: Path) -> None:
     Raises:
         InputError: there is nothing to draw, or no way to write it.
     """
-    can_be_drawn(picture)
+    check_picture(picture)
     entries = {each.folder: _entries(RunFolder(Path(each.folder)).metrics, []) for each in compared}
     entries = {folder: lines for folder, lines in entries.items() if lines}
     if not entries:
         raise InputError("none of these folders has a line in metrics.jsonl yet: nothing to draw")
-    accuracies = all(measured(lines) for lines in entries.values())
+    accuracies = all(has_accuracy(lines) for lines in entries.values())
     colours = matplotlib.colormaps["tab10" if len(entries) <= 10 else "turbo"]
     curves = []
     for index, each in enumerate(each for each in compared if each.folder in entries):
@@ -156,7 +155,7 @@ def draw_comparison(compared: Sequence[Standing], picture: Path) -> None:
         if accuracies and each.teacher and each.teacher_top1 is not None:
             teacher = (each.teacher, each.teacher_top1)
         method = each.methods[0] if each.methods else entries[each.folder][0]["method"]
-        lines = lines_of(entries[each.folder], method, accuracies)
+        lines = lines_by_run(entries[each.folder], method, accuracies)
         curves.append(Curves(each.folder, colour, lines, teacher))
     try:
         draw(curves, accuracies, picture)
@@ -193,7 +192,7 @@ def _listed(settings: dict[str, Any], name: str) -> list[Any]:
 
 def _entries(metrics: Path, wrong: list[str]) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that are whole."""
-    lines, broken = read_lines(metrics)
+    lines, broken = read_jsonl(metrics)
     needed = {"method", "seed", "step", "steps", "seconds", "loss", "top1"}
     entries = [line for line in lines if line.keys() >= needed]
     broken += len(lines) - len(entries)
@@ -203,7 +202,7 @@ def _entries(metrics: Path, wrong: list[str]) -> list[dict[str, Any]]:
 
 
 def _results(file: Path, wrong: list[str]) -> list[Result]:
-    lines, broken = read_lines(file)
+    lines, broken = read_jsonl(file)
     results = []
     for plain in lines:
         try:

@@ -8,14 +8,21 @@ from typing import Any
 
 import scalekd
 from scalekd.distributed import ranks
-from scalekd.runs.result import Pair, mean, mean_terms, measured, results_of
-from scalekd.runs.system_info import machine
 from scalekd.recipe import Recipe
-from scalekd.runs.result import Result, first
+from scalekd.runs.result import (
+    PairSummary,
+    Result,
+    all_have_accuracy,
+    main_run,
+    mean_of_known,
+    mean_terms,
+    results_of_method,
+)
+from scalekd.runs.system_info import describe_machine
 
 
 def summarise(
-    recipe: Recipe, pair: Pair, results: list[Result], seconds: float
+    recipe: Recipe, pair: PairSummary, results: list[Result], seconds: float
 ) -> dict[str, Any]:
     """summary.json: means over the seeds, each seed's, and what they were measured with.
 
@@ -24,28 +31,28 @@ def summarise(
     names = {"scalekd": "student", "supervised": "supervised", "logit_kd": "logit_kd"}
     summary: dict[str, Any] = {"teacher_top1": pair.teacher_top1}
     for method in ("supervised", "logit_kd", "scalekd"):
-        selected = results_of(results, method)
-        summary[f"{names[method]}_top1"] = mean([r.top1 for r in selected])
+        selected = results_of_method(results, method)
+        summary[f"{names[method]}_top1"] = mean_of_known([r.top1 for r in selected])
     for method in ("supervised", "logit_kd", "scalekd"):
-        selected = results_of(results, method)
+        selected = results_of_method(results, method)
         summary[f"{names[method]}_top1_by_seed"] = {r.run.seed: r.top1 for r in selected}
-        summary[f"{names[method]}_seconds_per_step"] = mean(
+        summary[f"{names[method]}_seconds_per_step"] = mean_of_known(
             [r.seconds / r.steps for r in selected]
         )
-        if selected and not measured(results):
+        if selected and not all_have_accuracy(results):
             summary |= {
-                f"{names[method]}_loss": mean([r.loss for r in selected]),
+                f"{names[method]}_loss": mean_of_known([r.loss for r in selected]),
                 f"{names[method]}_loss_by_seed": {r.run.seed: r.loss for r in selected},
                 f"{names[method]}_terms": mean_terms(selected),
             }
-    kept = results_of(results, first(recipe).method)
+    kept = results_of_method(results, main_run(recipe).method)
     return summary | {
         "seeds": recipe.seeds,
         "student_folder_seed": recipe.seeds[0],
         "steps": kept[0].steps,
         "seconds": seconds,
-        "images_per_second": mean([r.images_per_second for r in kept]),
-        "ranks": ranks.world(),
+        "images_per_second": mean_of_known([r.images_per_second for r in kept]),
+        "ranks": ranks.world_size(),
         "broken_images": sum(r.broken for r in results),
         "gflop_per_image": pair.gflop,
         "parameters": {
@@ -61,5 +68,5 @@ def summarise(
             **{name: version(name) for name in ("torch", "timm", "lightning", "numpy")},
             "python": platform.python_version(),
         },
-        "machine": machine(),
+        "machine": describe_machine(),
     }

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """In words and numbers."""
     return {
         "system": platform.platform(),
-        "processor": processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
-def processor() -> str:
+def processor_name() -> str:
     """As it calls itself."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

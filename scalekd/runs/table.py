@@ -9,11 +9,11 @@ from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
 
-from scalekd.runs.result import LABELS, duration
-from scalekd.runs.status import Standing
+from scalekd.runs.result import LABELS, format_duration
+from scalekd.runs.status import RunFolderStatus
 
 
-def table(standings: Sequence[Standing]) -> Table:
+def status_table(standings: Sequence[RunFolderStatus]) -> Table:
     """A row for each run folder."""
     listing = Table(
         Column("run", overflow="fold", ratio=1),
@@ -29,7 +29,9 @@ def table(standings: Sequence[Standing]) -> Table:
     return listing
 
 
-def settings_table(standings: Sequence[Standing], differences: dict[str, list[Any]]) -> Table:
+def settings_table(
+    standings: Sequence[RunFolderStatus], differences: dict[str, list[Any]]
+) -> Table:
     """A row for each setting that differs, a column for each run folder."""
     columns = [Column(escape(each.folder), overflow="fold") for each in standings]
     listing = Table(Column("setting", no_wrap=True), *columns, box=box.SIMPLE, pad_edge=False)
@@ -38,7 +40,7 @@ def settings_table(standings: Sequence[Standing], differences: dict[str, list[An
     return listing
 
 
-def _what(each: Standing) -> str:
+def _what(each: RunFolderStatus) -> str:
     lines = [f"[bold]{escape(each.folder)}[/]"]
     if each.student:
         who = f"{each.teacher} -> {each.student}" if each.teacher else f"{each.student} alone"
@@ -49,7 +51,7 @@ def _what(each: Standing) -> str:
     return "\n".join(lines)
 
 
-def _state(each: Standing) -> str:
+def _state(each: RunFolderStatus) -> str:
     of = "?" if each.steps is None else each.steps
     if each.state == "finished":
         lines = [f"[green]finished[/], {each.step} steps"]
@@ -60,13 +62,13 @@ def _state(each: Standing) -> str:
         if each.trainer is not None:
             lines.append(escape(f"{each.trainer.host}, {each.trainer.pid}"))
     if each.seconds:
-        lines.append(f"{duration(each.seconds)} of training")
+        lines.append(f"{format_duration(each.seconds)} of training")
     if each.date:
         lines.append(f"{datetime.fromisoformat(each.date).astimezone():%Y-%m-%d %H:%M}")
     return "\n".join(lines)
 
 
-def _numbers(each: Standing) -> str:
+def _numbers(each: RunFolderStatus) -> str:
     lines = []
     for method in each.methods:
         if method in each.top1:
@@ -83,7 +85,7 @@ def _numbers(each: Standing) -> str:
     return "\n".join(lines)
 
 
-def _gains(each: Standing) -> str:
+def _gains(each: RunFolderStatus) -> str:
     gains = [each.gain.get(method) for method in each.methods]
     return "\n".join(_mean(gain, 2, "+") if gain else "" for gain in gains)
 

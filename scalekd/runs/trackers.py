@@ -18,8 +18,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 from scalekd.errors import InputError
-from scalekd.runs.atomic_io import metrics_file, read_lines, write_whole
-from scalekd.recipe import Recipe, Tracker, flat
+from scalekd.recipe import Recipe, Tracker, flatten_settings
+from scalekd.runs.atomic_io import metrics_file, read_jsonl, write_atomically
 
 EXTRAS: dict[Tracker, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 """The modules that they need, each brought by scalekd's extra of the tracker's name."""
@@ -69,7 +69,7 @@ class Trackers:
 
     def __enter__(self) -> "Trackers":
         if self.recipe.track:
-            entries, _ = read_lines(metrics_file(self.out))
+            entries, _ = read_jsonl(metrics_file(self.out))
             own = [e for e in entries if (e["method"], e["seed"]) == (self.method, self.seed)]
             self.remembered = _remembered(self.memory)
             for name in self.recipe.track:
@@ -117,7 +117,7 @@ class Trackers:
             fcntl.flock(turn, fcntl.LOCK_EX)  # side by side, two would both make the experiment
             logger = _logger(name, self.name, folder, before.get("id"))
             if not before:
-                settings = flat(self.recipe.as_dict())
+                settings = flatten_settings(self.recipe.as_dict())
                 logger.log_hyperparams({**settings, "method": self.method, "seed": self.seed})
             told = _Told(logger, before.get("step", 0))
             if name not in REBUILT:
@@ -126,7 +126,7 @@ class Trackers:
 
     def _remember(self, name: Tracker, told: _Told) -> None:
         self.remembered[name] = {"id": told.logger.version, "step": told.step}
-        write_whole(self.memory, json.dumps(self.remembered).encode())
+        write_atomically(self.memory, json.dumps(self.remembered).encode())
 
     def _failed(self, name: Tracker, error: Exception) -> None:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -141,7 +141,7 @@ def numbers(entry: dict[str, Any]) -> dict[str, float]:
     """What of a line of metrics.jsonl can be drawn: terms/NAME, gradients/NAME, all by name."""
     named = {
         name: value
-        for name, value in flat(entry, separator="/").items()
+        for name, value in flatten_settings(entry, separator="/").items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
     return {n: float(v) for n, v in named.items() if n not in ("seed", "step", "steps")}

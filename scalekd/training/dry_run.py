@@ -14,7 +14,7 @@ IMAGES = 2
 """They show it as well as a batch, which may be large."""
 
 
-def trial(method: Method, batches: DataLoader[object]) -> float:
+def dry_run(method: Method, batches: DataLoader[object]) -> float:
     """A step of `method`, which is left with gradients and moved statistics.
 
     Args:
@@ -36,6 +36,6 @@ def trial(method: Method, batches: DataLoader[object]) -> float:
     return float(counter.get_total_flops()) / len(names) / 1e9
 
 
-def untouched(method: nn.Module) -> list[str]:
+def parameters_without_gradient(method: nn.Module) -> list[str]:
     """Names of the parameters that the last step gave no gradient."""
     return [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]

@@ -26,9 +26,9 @@ def trainer(recipe: Recipe, watch: L.Callback, every_parameter: bool) -> L.Train
     devices: int | list[int] = [torch.cuda.current_device()] if torch.cuda.is_available() else 1
     nodes = 1
     started_by: ClusterEnvironment = LightningEnvironment()
-    if ranks.world() > 1 and "student" not in recipe.fsdp:  # shards exchange by themselves
-        devices, nodes = ranks.here(), ranks.world() // ranks.here()
-        started_by = ranks.environment()
+    if ranks.world_size() > 1 and "student" not in recipe.fsdp:  # shards exchange by themselves
+        devices, nodes = ranks.local_world_size(), ranks.world_size() // ranks.local_world_size()
+        started_by = ranks.launch_environment()
         strategy = DDPStrategy(
             find_unused_parameters=not every_parameter, gradient_as_bucket_view=True
         )

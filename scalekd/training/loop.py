@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from scalekd.distributed import ranks
-from scalekd.distributed.fsdp import runnable, whole
+from scalekd.distributed.fsdp import gather_full, gathered_for_inference
 from scalekd.networks.student import StudentSpec
-from scalekd.runs.checkpoint import before, best, write
+from scalekd.runs.checkpoint import best_checkpoint, previous_checkpoint, write_checkpoint
 from scalekd.runs.result import AVERAGED, Progress
 from scalekd.signals import Interrupted
 from scalekd.training.module import State, TrainingModule
@@ -59,7 +59,7 @@ class Watch(L.Callback):
     Args:
         report: called every half second, and whenever something is for the record.
         stop: ends the run after the current step.
-        checkpoint: file for the newest state; see `write`.
+        checkpoint: file for the newest state; see `write_checkpoint`.
         student: stored with the checkpoint, for whoever exports the student.
         measure: the student's accuracy (a share); None without labels.
         every: how often.
@@ -134,7 +134,7 @@ class Watch(L.Callback):
             if parameter.grad is not None:
                 part = "student" if id(parameter) in student else "projectors"
                 parts[part].append(parameter.grad)
-        norms = {name: whole(nn.utils.get_total_norm(gs)) for name, gs in parts.items() if gs}
+        norms = {name: gather_full(nn.utils.get_total_norm(gs)) for name, gs in parts.items() if gs}
         self.gradients = {name: float(norm) for name, norm in norms.items()}
 
     def on_train_batch_end(
@@ -167,11 +167,11 @@ class Watch(L.Callback):
         if self.newest and (recorded or measuring or self._told_long_ago()):
             told_with_accuracy = measuring and self.measure is not None
             self._tell(trainer, module, recorded and not told_with_accuracy)
-        stopped, long_ago = ranks.any_of(self.stop.is_set(), self._saved_long_ago())
+        stopped, long_ago = ranks.any_rank(self.stop.is_set(), self._saved_long_ago())
         if stopped and not the_end:
             with self._paused():
                 self._save(trainer, module)
-            ranks.wait()  # or who started them might end rank 0 while it saves
+            ranks.barrier()  # or who started them might end rank 0 while it saves
             raise Interrupted
         if measuring:
             with self._paused():
@@ -192,11 +192,11 @@ class Watch(L.Callback):
         return {
             "scalekd_student": asdict(self.student),
             "marks": self.marks,
-            "ranks": ranks.world(),
+            "ranks": ranks.world_size(),
             "step": module.step,
             "skipped": module.skipped,
-            "state_dict": whole(module.state_dict()),
-            "optimizer": whole(trainer.optimizers[0].state_dict()),
+            "state_dict": gather_full(module.state_dict()),
+            "optimizer": gather_full(trainer.optimizers[0].state_dict()),
             "precision": trainer.precision_plugin.state_dict(),
             "watch": {
                 "training_seconds": self.training_seconds,
@@ -228,7 +228,7 @@ class Watch(L.Callback):
 
     def _save(self, trainer: L.Trainer, module: TrainingModule) -> None:
         self.saved = time.perf_counter()
-        self._write(trainer, module, self.checkpoint, before(self.checkpoint))
+        self._write(trainer, module, self.checkpoint, previous_checkpoint(self.checkpoint))
 
     def _write(
         self, trainer: L.Trainer, module: TrainingModule, file: Path, aside: Path | None = None
@@ -237,7 +237,7 @@ class Watch(L.Callback):
         if ranks.rank() > 0:
             return
         try:
-            write(state, file, aside)
+            write_checkpoint(state, file, aside)
         except OSError as error:
             kept = "the one before is whole" if file.exists() else "there is none before it"
             warnings.warn(
@@ -251,16 +251,16 @@ class Watch(L.Callback):
         if self.measure is None:
             return
         student = module.student.eval()
-        ranks.take_buffers_of_first(student)
+        ranks.broadcast_buffers(student)
         assert isinstance(module.method, nn.Module)
-        with runnable(module.method, student):
+        with gathered_for_inference(module.method, student):
             self.top1 = self.measure(student)
         student.train()
         if self.last is not None:
             self.report(replace(self.last, top1=self.top1, kept=True))
         if self.top1 > self.highest:
             self.highest = self.top1
-            self._write(trainer, module, best(self.checkpoint))
+            self._write(trainer, module, best_checkpoint(self.checkpoint))
 
     def _tell(self, trainer: L.Trainer, module: TrainingModule, kept: bool) -> None:
         assert self.began is not None, "it trains"

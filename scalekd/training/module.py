@@ -12,17 +12,17 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from scalekd.data.sampler import RunBatches
+from scalekd.data.sampler import ResumableBatchSampler
 from scalekd.data.seeding import seed_all
 from scalekd.distiller import ScaleKD, StepOutput
 from scalekd.distributed import ranks
-from scalekd.distributed.fsdp import in_pieces, shard
+from scalekd.distributed.fsdp import distribute_optimizer_state, shard_trained
 from scalekd.errors import DivergedError
 from scalekd.features import Features
 from scalekd.networks import CachedOutputs
-from scalekd.networks.blocks import blocks
+from scalekd.networks.blocks import repeated_blocks
 from scalekd.recipe import Optim
-from scalekd.training.optim import average_of, optimizer_of
+from scalekd.training.optim import build_average, build_optimizer
 
 State = dict[str, Any]
 """All that a run needs to go on, as `Watch.state` makes it: tensors and plain data."""
@@ -92,7 +92,7 @@ class TrainingModule(L.LightningModule):
         optim: Optim,
         learning_rate: float,
         ema: float | None,
-        order: RunBatches,
+        order: ResumableBatchSampler,
         max_skipped: int,
         checkpoint: Path,
         state: State | None = None,
@@ -101,7 +101,7 @@ class TrainingModule(L.LightningModule):
         super().__init__()
         self.method = method
         self.optim, self.learning_rate, self.order = optim, learning_rate, order
-        self.average = None if ema is None else average_of(method.student, ema)
+        self.average = None if ema is None else build_average(method.student, ema)
         self.steps, self.steps_per_epoch = order.steps, order.steps_per_epoch
         self.max_skipped, self.checkpoint, self.mix = max_skipped, checkpoint, mix
         self.start: int = state["step"] if state else 0
@@ -116,9 +116,9 @@ class TrainingModule(L.LightningModule):
         student, projectors = self.method.student, getattr(self.method, "method", nn.Module())
         assert isinstance(self.method, nn.Module)
         parts = [m for kind in projectors.children() for m in kind.children()]
-        shard(self.method, [*blocks(student), *parts])
+        shard_trained(self.method, [*repeated_blocks(student), *parts])
         if self.average is not None:
-            shard(self.average.module, blocks(self.average.module))
+            shard_trained(self.average.module, repeated_blocks(self.average.module))
 
     @property
     def step(self) -> int:
@@ -133,10 +133,10 @@ class TrainingModule(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """timm's optimizer; its schedule is stepped in `on_train_batch_end`."""
         assert isinstance(self.method, nn.Module)
-        optimizer = optimizer_of(self.method, self.optim, self.learning_rate)
+        optimizer = build_optimizer(self.method, self.optim, self.learning_rate)
         self.schedule = self._schedule(optimizer)
         if self.optimizer_state is not None:
-            optimizer.load_state_dict(in_pieces(self.optimizer_state, optimizer))
+            optimizer.load_state_dict(distribute_optimizer_state(self.optimizer_state, optimizer))
             self.optimizer_state = None
         self.schedule.step_update(self.start)
         return optimizer
@@ -170,7 +170,7 @@ class TrainingModule(L.LightningModule):
             self.left_out = False
             assert isinstance(self.method, nn.Module)
             if isinstance(self.method, FSDPModule):  # else DDP does it
-                ranks.take_buffers_of_first(self.method)
+                ranks.broadcast_buffers(self.method)
         seed_all(self.order.seed, self.step, self.order.rank * self.order.parts + part)
 
     def training_step(self, batch: Sequence[Any], index: int) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class TrainingModule(L.LightningModule):
         step out, or, where too many were, DivergedError.
         """
         step = learn(self.method, batch, self.mix)
-        terms = ranks.mean({name: value.detach() for name, value in step.terms.items()})
+        terms = ranks.mean_over_ranks({name: value.detach() for name, value in step.terms.items()})
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):  # waits for the GPU, once a step
             self._leave_out(loss, terms)

@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from scalekd.recipe import Optim
 
 
-def optimizer_of(method: nn.Module, optim: Optim, learning_rate: float) -> torch.optim.Optimizer:
+def build_optimizer(method: nn.Module, optim: Optim, learning_rate: float) -> torch.optim.Optimizer:
     """timm's, of all that `method` trains; what its networks do not decay is not decayed."""
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         method,
@@ -20,7 +20,7 @@ def optimizer_of(method: nn.Module, optim: Optim, learning_rate: float) -> torch
     return optimizer
 
 
-def average_of(student: nn.Module, decay: float) -> AveragedModel:
+def build_average(student: nn.Module, decay: float) -> AveragedModel:
     """The average of the student's weights over the steps, a copy that nothing trains."""
     rule = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     average = AveragedModel(student, multi_avg_fn=rule)

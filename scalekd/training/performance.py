@@ -12,7 +12,7 @@ from scalekd.distiller import ScaleKD
 from scalekd.distributed import ranks
 from scalekd.errors import InputError
 from scalekd.networks import FrozenTeacher
-from scalekd.networks.blocks import blocks
+from scalekd.networks.blocks import repeated_blocks
 from scalekd.recipe import Precision, Recipe
 
 KINDS_OF_BLOCK = 64
@@ -20,7 +20,7 @@ KINDS_OF_BLOCK = 64
 ResNet-50's have 16."""
 
 
-def half(precision: Precision, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """What autocast computes in for a recipe's precision; None without autocast.
 
     On CPUs that is bf16 for fp16, too, as Lightning has it.
@@ -33,11 +33,11 @@ def half(precision: Precision, device: torch.device) -> torch.dtype | None:
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
     """For a recipe's precision, as a run has it."""
-    kind = half(precision, device)
+    kind = autocast_dtype(precision, device)
     return nullcontext() if kind is None else torch.autocast(device.type, kind)
 
 
-def arrange(method: ScaleKD | Supervised, recipe: Recipe) -> None:
+def apply_performance_settings(method: ScaleKD | Supervised, recipe: Recipe) -> None:
     """Lay out the weights, and norm over all ranks, as the recipe says; before anything holds them.
 
     Raises:
@@ -49,7 +49,7 @@ def arrange(method: ScaleKD | Supervised, recipe: Recipe) -> None:
         _halve(method.teacher, recipe)
     if recipe.channels_last:
         method.to(memory_format=torch.channels_last)
-    if recipe.sync_batchnorm and ranks.world() > 1:
+    if recipe.sync_batchnorm and ranks.world_size() > 1:
         if not torch.cuda.is_available():
             raise InputError(
                 "sync_batchnorm is true, and torch has it on GPUs only: --sync_batchnorm false "
@@ -60,8 +60,8 @@ def arrange(method: ScaleKD | Supervised, recipe: Recipe) -> None:
 
 def _halve(teacher: FrozenTeacher, recipe: Recipe) -> None:
     # FSDP wants one precision in all that it cuts into pieces.
-    in_pieces = ranks.world() > 1 and "teacher" in recipe.fsdp
-    kind = half(recipe.precision, device := best_device())
+    in_pieces = ranks.world_size() > 1 and "teacher" in recipe.fsdp
+    kind = autocast_dtype(recipe.precision, device := best_device())
     if kind is not None and not in_pieces:
         teacher.cast_to_half(kind, device)
 
@@ -75,17 +75,17 @@ def _choose_kernels(recipe: Recipe) -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def compile_blocks(method: ScaleKD | Supervised) -> None:
+def compile_repeated_blocks(method: ScaleKD | Supervised) -> None:
     """Compile the repeated blocks of student and teacher, its tail among them, and the projectors.
 
     Block by block, so that one compilation serves all alike, and what the teacher's tail records
     of its blocks' arguments stays outside.
     """
     torch._dynamo.config.recompile_limit = KINDS_OF_BLOCK
-    parts = blocks(method.student)
+    parts = repeated_blocks(method.student)
     if isinstance(method, ScaleKD):
         parts += [*method.criterion.penultimate.values(), *method.criterion.final.values()]
-        parts += blocks(method.teacher.model)
+        parts += repeated_blocks(method.teacher.model)
         # A teacher drops no path, but each block's rate is a constant to the compiler: with other
         # rates no two blocks are alike, and a call looks for its own among all.
         for module in method.teacher.model.modules():

@@ -18,33 +18,33 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from scalekd.baselines import Supervised
-from scalekd.data.cached import open_cache, through
-from scalekd.data.loader import loaders
-from scalekd.data.mixup import SmoothedBinaryCrossEntropy, mixing
+from scalekd.data.cached import open_cache, with_cached_outputs
+from scalekd.data.loader import build_loaders
+from scalekd.data.mixup import SmoothedBinaryCrossEntropy, build_mixup
 from scalekd.data.open import open_source
-from scalekd.data.sampler import RunBatches
+from scalekd.data.sampler import ResumableBatchSampler
 from scalekd.data.source import Source
 from scalekd.device import best_device
 from scalekd.distiller import ScaleKD
 from scalekd.distributed import ranks
-from scalekd.distributed.fsdp import shard_frozen, whole
+from scalekd.distributed.fsdp import gather_full, shard_frozen
 from scalekd.errors import InputError
 from scalekd.evaluation.evaluate import top1
 from scalekd.jobs.interleaved import Turns
 from scalekd.method import LossWeights
-from scalekd.networks import FrozenTeacher, build, input_config
-from scalekd.networks.pretrained import Loaded
+from scalekd.networks import FrozenTeacher, build_model, input_config
+from scalekd.networks.pretrained import LoadedWeights
 from scalekd.networks.student import StudentSpec
 from scalekd.recipe import Recipe
 from scalekd.runs.atomic_io import metrics_file
-from scalekd.runs.checkpoint import newest
-from scalekd.runs.result import Progress, Result, Run, first
+from scalekd.runs.checkpoint import load_newest
+from scalekd.runs.result import Progress, Result, Run, main_run
 from scalekd.runs.trackers import Trackers
-from scalekd.training.dry_run import trial, untouched
+from scalekd.training.dry_run import dry_run, parameters_without_gradient
 from scalekd.training.engine import quietly, trainer
 from scalekd.training.loop import Every, StopSignal, Watch
 from scalekd.training.module import State, TrainingModule
-from scalekd.training.performance import arrange, compile_blocks
+from scalekd.training.performance import apply_performance_settings, compile_repeated_blocks
 
 
 def student_spec(recipe: Recipe, source: Source, teacher: FrozenTeacher | None) -> StudentSpec:
@@ -60,12 +60,12 @@ def student_spec(recipe: Recipe, source: Source, teacher: FrozenTeacher | None) 
     return StudentSpec(recipe.student, given, classes or 0, source.input, recipe.data.size)
 
 
-def build_teacher(recipe: Recipe) -> tuple[FrozenTeacher, Loaded]:
+def build_teacher(recipe: Recipe) -> tuple[FrozenTeacher, LoadedWeights]:
     """The recipe's teacher, verified, and what was loaded into it."""
     assert recipe.teacher is not None
     L.seed_everything(recipe.seeds[0], verbose=False)  # of one that is random, as asked
     size = recipe.teacher_size
-    model, loaded = build(recipe.teacher, recipe.teacher_weights, size, **recipe.teacher_args)
+    model, loaded = build_model(recipe.teacher, recipe.teacher_weights, size, **recipe.teacher_args)
     return FrozenTeacher(model, size, recipe.teacher_features, recipe.teacher_prefix), loaded
 
 
@@ -80,8 +80,11 @@ def task_loss(recipe: Recipe) -> nn.Module:
 
 
 def build_method(
-    recipe: Recipe, run: Run, source: Source, built: tuple[FrozenTeacher, Loaded] | None = None
-) -> tuple[ScaleKD | Supervised, Loaded | None]:
+    recipe: Recipe,
+    run: Run,
+    source: Source,
+    built: tuple[FrozenTeacher, LoadedWeights] | None = None,
+) -> tuple[ScaleKD | Supervised, LoadedWeights | None]:
     """What a run trains, and what was loaded into its teacher, which may be `built` already.
 
     The student starts the same in every method of a seed.
@@ -143,10 +146,10 @@ def train(
     spec = student_spec(recipe, source, teacher)
     cache = open_cache(recipe, source, teacher, config)
     if cache is not None:
-        source = through(cache, source, teacher is not None)
+        source = with_cached_outputs(cache, source, teacher is not None)
     checkpoint = run.checkpoint(out)
-    state = newest(checkpoint)
-    batches, validation = loaders(
+    state = load_newest(checkpoint)
+    batches, validation = build_loaders(
         source,
         recipe.data,
         config,
@@ -157,7 +160,7 @@ def train(
         recipe.accumulate,
     )
     order = batches.batch_sampler
-    assert isinstance(order, RunBatches)
+    assert isinstance(order, ResumableBatchSampler)
     hashed = loaded and (loaded.sha256 or loaded.source)
     marks: dict[str, Any] = {
         "number of images": order.images,
@@ -166,10 +169,10 @@ def train(
     }
     if cache is not None:
         marks["cache"] = cache.contents.identity
-    ranks.same(**marks)
+    ranks.check_same_on_all_ranks(**marks)
     if state:
         _compare(state, marks, checkpoint)
-    arrange(method, recipe)
+    apply_performance_settings(method, recipe)
     if cache is not None and teacher is not None:
         teacher.drop_trunk()
     complete = _every_parameter(method, batches)
@@ -182,13 +185,13 @@ def train(
         recipe.max_skipped,
         checkpoint,
         state,
-        mixing(recipe.data, source.classes),
+        build_mixup(recipe.data, source.classes),
     )
     if recipe.compile:
-        compile_blocks(method)
-    if ranks.world() > 1 and "student" in recipe.fsdp:
+        compile_repeated_blocks(method)
+    if ranks.world_size() > 1 and "student" in recipe.fsdp:
         module.shard()
-    if ranks.world() > 1 and "teacher" in recipe.fsdp and isinstance(method, ScaleKD):
+    if ranks.world_size() > 1 and "teacher" in recipe.fsdp and isinstance(method, ScaleKD):
         shard_frozen(method.teacher.model)
     every = Every(
         recipe.log_every,
@@ -220,8 +223,8 @@ def train(
         handed = turns.take(batches, config) if turns else batches
         with quietly(), trackers if ranks.rank() == 0 else nullcontext():
             trainer(recipe, watch, complete).fit(module, handed)
-    if run == first(recipe):
-        weights = whole(module.student.state_dict())
+    if run == main_run(recipe):
+        weights = gather_full(module.student.state_dict())
         if ranks.rank() == 0:
             _export(spec, weights, out / "student", checkpoint)
     assert watch.last is not None
@@ -232,17 +235,17 @@ def train(
         module.steps,
         watch.last.images_per_second,
         watch.mean_terms(),
-        ranks.total(source.broken()),
+        ranks.sum_over_ranks(source.broken()),
     )
 
 
 def _every_parameter(method: ScaleKD | Supervised, batches: DataLoader[Any]) -> bool:
     """Whether each parameter gets a gradient, tried on a copy; only ranks need to know."""
-    if ranks.world() == 1:
+    if ranks.world_size() == 1:
         return True
     twin = copy.deepcopy(method).to(best_device())
-    trial(twin, batches)
-    return not untouched(twin)
+    dry_run(twin, batches)
+    return not parameters_without_gradient(twin)
 
 
 def _compare(state: State, marks: dict[str, Any], checkpoint: Path) -> None:
@@ -254,9 +257,9 @@ def _compare(state: State, marks: dict[str, Any], checkpoint: Path) -> None:
             f"{checkpoint} was made with another {name} ({then.get(name)}; now {marks[name]}): "
             "what comes of both is neither; bring that back, or give another --out to begin anew"
         )
-    if state["ranks"] != ranks.world() and ranks.rank() == 0:
+    if state["ranks"] != ranks.world_size() and ranks.rank() == 0:
         warnings.warn(
-            f"{checkpoint} was begun on {state['ranks']} devices and goes on on {ranks.world()}: "
+            f"{checkpoint} was begun on {state['ranks']} devices and goes on on {ranks.world_size()}: "
             "the same images in the same order, but no longer the same to the bit",
             stacklevel=2,
         )
@@ -279,7 +282,7 @@ def _export(spec: StudentSpec, weights: dict[str, Tensor], folder: Path, checkpo
     try:
         spec.export(student.eval(), folder)
     except OSError as error:
-        state = newest(checkpoint)
+        state = load_newest(checkpoint)
         rescue = (
             f"it is not lost: make room, then `scalekd export {checkpoint} --out FOLDER` gives it "
             f"as of step {state['step']}"

@@ -16,9 +16,9 @@ import yaml
 from scalekd import FeatureSelection, InputError, LossWeights
 from scalekd.cli.main import main
 from scalekd.compatibility import known_models as known
-from scalekd.compatibility.check import Checked, check
+from scalekd.compatibility.check import PairReport, check_pair
 from scalekd.compatibility.known_models import Known, Sweep, nearest, sweep
-from scalekd.compatibility.text import describe
+from scalekd.compatibility.text import format_report
 
 PAIR = ["--teacher", "test_vit", "--student", "test_resnet"]
 VIT = ["--teacher", "test_vit", "--student", "vit_tiny_patch16_224"]
@@ -44,13 +44,13 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[s
 
 
 @cache
-def at_64_pixels() -> Checked:
-    return check("test_vit", "test_resnet", image_size=64)
+def at_64_pixels() -> PairReport:
+    return check_pair("test_vit", "test_resnet", image_size=64)
 
 
 def test_check_prints_how_a_pair_fits(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(["check", *PAIR, "--image_size", "64"], capsys)
-    assert text == describe(at_64_pixels()) + "\n"
+    assert text == format_report(at_64_pixels()) + "\n"
     assert f"train it   {at_64_pixels().command}" in text
 
 
@@ -131,7 +131,7 @@ def test_without_json_a_refusal_is_its_line_and_the_model_that_it_names_fits(
     assert out == ""
     fitting = nearest("teacher", "crossvit_tiny_240")
     assert line.endswith(f"; a teacher that fits: {fitting}\n")
-    assert check(fitting, "test_resnet").verified
+    assert check_pair(fitting, "test_resnet").verified
 
 
 @pytest.mark.parametrize(
@@ -147,9 +147,9 @@ def test_a_model_that_is_said_to_fit_does_so_with_the_same_options(
     student: str, options: dict[str, Any]
 ) -> None:
     with pytest.raises(InputError) as caught:
-        check("test_vit", student, **options)
+        check_pair("test_vit", student, **options)
     if found := re.search("a student that fits: (.*)", str(caught.value)):
-        assert check("test_vit", found[1], **options).verified
+        assert check_pair("test_vit", found[1], **options).verified
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def as_distill_reads_it(command: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """The options of a command that `check` gave."""
+    """The options of a command that `check_pair` gave."""
     words = shlex.split(command.replace("DIR", "some/where"))
     assert words[:2] == ["scalekd", "distill"]
     with pytest.raises(SystemExit) as ended:
@@ -249,7 +249,7 @@ def as_distill_reads_it(command: str, capsys: pytest.CaptureFixture[str]) -> dic
 def test_the_command_trains_the_pair_that_was_checked(
     options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = check("test_vit", "test_resnet", **options)
+    said = check_pair("test_vit", "test_resnet", **options)
     read = as_distill_reads_it(said.command, capsys)
     assert (read["teacher"], read["student"]) == ("test_vit", "test_resnet")
     nothing = asdict(FeatureSelection())

@@ -1,4 +1,4 @@
-"""`check`: what it says of a pair is what the built networks are, and it leaves nothing behind."""
+"""`check_pair`: what it says of a pair is what the built networks are, and it leaves nothing behind."""
 
 import json
 import random
@@ -27,9 +27,9 @@ from scalekd import (
     LossWeights,
     ScaleKD,
 )
-from scalekd.compatibility.check import Checked, check
+from scalekd.compatibility.check import PairReport, check_pair
 from scalekd.networks import paper
-from scalekd.networks.build import build_unfilled
+from scalekd.networks.build import build_without_weights
 
 SWIN = {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": (2, 6), "num_heads": (1, 2)}
 VIT = {"img_size": 64, "embed_dim": 32, "depth": 12, "num_heads": 2}
@@ -47,17 +47,17 @@ class Pair:
     teacher_args: dict[str, Any] = field(default_factory=dict)
     student_args: dict[str, Any] = field(default_factory=dict)
 
-    def checked(self, **options: Any) -> Checked:
+    def checked(self, **options: Any) -> PairReport:
         arguments = {"teacher_args": self.teacher_args, "student_args": self.student_args}
-        return check(self.teacher, self.student, **arguments, **options)
+        return check_pair(self.teacher, self.student, **arguments, **options)
 
     def frozen(self, **options: Any) -> FrozenTeacher:
         """The real teacher."""
-        return FrozenTeacher(build_unfilled(self.teacher, **self.teacher_args), **options)
+        return FrozenTeacher(build_without_weights(self.teacher, **self.teacher_args), **options)
 
     def learner(self) -> nn.Module:
         """The real student."""
-        return build_unfilled(self.student, **self.student_args)
+        return build_without_weights(self.student, **self.student_args)
 
 
 PAIRS = {
@@ -69,17 +69,17 @@ SMALL = Pair("test_vit", "test_resnet")
 
 
 @cache
-def plain(family: str) -> Checked:
+def plain(family: str) -> PairReport:
     return PAIRS[family].checked()
 
 
 @cache
-def small(**options: Any) -> Checked:
+def small(**options: Any) -> PairReport:
     return SMALL.checked(**options)
 
 
 @pytest.fixture(params=PAIRS)
-def known(request: pytest.FixtureRequest) -> tuple[Pair, Checked]:
+def known(request: pytest.FixtureRequest) -> tuple[Pair, PairReport]:
     return PAIRS[request.param], plain(request.param)
 
 
@@ -95,7 +95,7 @@ def count(model: nn.Module) -> int:
 
 
 def test_what_is_said_of_both_sides_is_what_the_real_models_are(
-    known: tuple[Pair, Checked],
+    known: tuple[Pair, PairReport],
 ) -> None:
     pair, said = known
     teacher, student = pair.frozen(), pair.learner()
@@ -111,7 +111,7 @@ def test_what_is_said_of_both_sides_is_what_the_real_models_are(
     assert said.student.parameters == count(student)
 
 
-def test_the_tail_is_the_real_teachers(known: tuple[Pair, Checked]) -> None:
+def test_the_tail_is_the_real_teachers(known: tuple[Pair, PairReport]) -> None:
     pair, said = known
     teacher = pair.frozen()
     assert said.tail == teacher.tail_modules
@@ -123,7 +123,7 @@ def test_the_tail_is_the_real_teachers(known: tuple[Pair, Checked]) -> None:
 
 
 def test_projectors_heads_weights_and_notes_are_those_of_the_real_pair(
-    known: tuple[Pair, Checked],
+    known: tuple[Pair, PairReport],
 ) -> None:
     pair, said = known
     real = ScaleKD(pair.frozen(), pair.learner())
@@ -135,7 +135,7 @@ def test_projectors_heads_weights_and_notes_are_those_of_the_real_pair(
     assert said.notes == real.notes
 
 
-def test_gflop_are_those_counted_on_the_real_models(known: tuple[Pair, Checked]) -> None:
+def test_gflop_are_those_counted_on_the_real_models(known: tuple[Pair, PairReport]) -> None:
     pair, said = known
     real = ScaleKD(pair.frozen(), pair.learner()).train()
     theirs = torch.randn(2, 3, *said.teacher.input.size)
@@ -159,7 +159,7 @@ def test_gflop_are_those_counted_on_the_real_models(known: tuple[Pair, Checked])
 
 
 def test_a_teacher_without_classifier_leaves_logits_out_and_it_is_noted() -> None:
-    without = check("test_vit", "test_resnet", teacher_args={"num_classes": 0})
+    without = check_pair("test_vit", "test_resnet", teacher_args={"num_classes": 0})
     assert without.teacher.shapes.classes is None
     assert without.weights == LossWeights(logits=0.0)
     assert [n for n in without.notes if "logit distillation is left out" in n]
@@ -168,7 +168,7 @@ def test_a_teacher_without_classifier_leaves_logits_out_and_it_is_noted() -> Non
 
 
 def test_a_student_without_classifier_learns_features_alone() -> None:
-    without = check("test_vit", "test_resnet", student_args={"num_classes": 0})
+    without = check_pair("test_vit", "test_resnet", student_args={"num_classes": 0})
     assert without.student.shapes.classes is None
     assert without.weights.logits == 0
     assert [n for n in without.notes if "features alone" in n]
@@ -176,7 +176,9 @@ def test_a_student_without_classifier_learns_features_alone() -> None:
 
 def test_logits_that_are_asked_for_and_cannot_be_given_are_refused() -> None:
     with refused("no classifier", "logits is 0.5"):
-        check("test_vit", "test_resnet", teacher_args={"num_classes": 0}, weights=LossWeights())
+        check_pair(
+            "test_vit", "test_resnet", teacher_args={"num_classes": 0}, weights=LossWeights()
+        )
 
 
 @pytest.mark.parametrize("size", [64, (64, 128)])
@@ -202,7 +204,7 @@ def test_twice_the_pixels_are_twice_the_convolutions() -> None:
 
 def test_the_teacher_is_checked_at_the_size_that_it_is_to_work_at() -> None:
     said = small(teacher_size=(96, 128))
-    model = build_unfilled("test_vit")
+    model = build_without_weights("test_vit")
     model.set_input_size(img_size=(96, 128))
     real = FrozenTeacher(model)
     assert said.teacher.input.size == real.input.size == (96, 128)
@@ -272,7 +274,7 @@ def test_heads_are_those_asked_for_and_the_papers_by_default() -> None:
 
 def test_of_a_deep_teacher_a_short_copy_is_verified() -> None:
     said = plain("ViT")
-    modules = len(list(build_unfilled("vit_tiny_patch16_224", **VIT).modules()))
+    modules = len(list(build_without_weights("vit_tiny_patch16_224", **VIT).modules()))
     copy = f"a copy of {(said.verified_on.split()[3])} of its {modules} modules"
     assert said.verified_on.startswith(copy)
     assert int(said.verified_on.split()[3]) < modules / 2
@@ -291,7 +293,7 @@ def scalekd_test_counts_its_blocks(pretrained: bool = False, **arguments: Any) -
 
 
 def test_a_teacher_of_which_no_copy_can_be_made_is_verified_itself() -> None:
-    said = check("scalekd_test_counts_its_blocks", "test_resnet")
+    said = check_pair("scalekd_test_counts_its_blocks", "test_resnet")
     assert said.verified_on == "the model itself, with random weights, at 64x64 pixels"
     assert said.tail == ["blocks.5", "norm"]
     assert said.difference <= 1e-4
@@ -304,7 +306,7 @@ def test_a_folder_needs_no_weights_to_be_checked(tmp_path: Path) -> None:
         "pretrained_cfg": {"input_size": [3, 160, 160], "num_classes": 5, "classifier": "head"},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    said = check(f"local-dir:{tmp_path}", "test_resnet", student_args={"num_classes": 5})
+    said = check_pair(f"local-dir:{tmp_path}", "test_resnet", student_args={"num_classes": 5})
     assert said.teacher.name == f"local-dir:{tmp_path}"
     assert said.teacher.shapes.classes == 5
     assert said.tail == ["blocks.5", "norm"]
@@ -313,7 +315,7 @@ def test_a_folder_needs_no_weights_to_be_checked(tmp_path: Path) -> None:
 
 
 def test_the_packaged_digits_pair_fits() -> None:
-    said = check(
+    said = check_pair(
         "scalekd_digits_swin",
         "resnetv2_18",
         student_args={
@@ -350,7 +352,7 @@ def test_the_packaged_digits_pair_fits() -> None:
 )
 def test_what_does_not_fit_is_refused_by_name(options: dict[str, Any], said: list[str]) -> None:
     with refused(*said):
-        check("test_vit", "test_resnet", **options)
+        check_pair("test_vit", "test_resnet", **options)
 
 
 @pytest.mark.parametrize("student", ["vit_tiny_patch16_224", "crossvit_tiny_240"])
@@ -358,7 +360,7 @@ def test_a_check_changes_no_device_and_no_random_state(student: str) -> None:
     arguments = {"depth": 2, "drop_path_rate": 0.5} if "vit_tiny_patch" in student else {}
     before = torch.get_rng_state(), random.getstate()
     try:
-        check("test_vit", student, student_args=arguments)
+        check_pair("test_vit", student, student_args=arguments)
     except InputError:
         assert student == "crossvit_tiny_240"
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -383,7 +385,7 @@ def asked() -> list[str]:
             patch.delenv(name.upper(), raising=False)
         patch.setattr(socket.socket, "connect", lambda _, *a: absent("connect", *a))
         patch.setattr(socket, "getaddrinfo", lambda *a, **_: absent("look up", *a))
-        assert check("test_vit.r160_in1k", "test_resnet").verified
+        assert check_pair("test_vit.r160_in1k", "test_resnet").verified
     return seen
 
 
@@ -408,7 +410,7 @@ PAPERS_HEADS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", paper.PAIRS + paper.ABLATION_PAIRS, ids=str)
 def test_the_papers_pairs_are_answered(pair: paper.Published) -> None:
-    said = check(
+    said = check_pair(
         pair.teacher,
         pair.student,
         teacher_args=pair.teacher_args,
@@ -440,7 +442,7 @@ def test_the_papers_pairs_are_answered(pair: paper.Published) -> None:
     ],
 )
 def test_other_teachers_are_answered(teacher: str) -> None:
-    said = check(teacher, "resnet50")
+    said = check_pair(teacher, "resnet50")
     assert said.verified
     assert said.difference <= 1e-4
     assert said.tail

@@ -6,47 +6,47 @@ from typing import Any
 import pytest
 
 from scalekd import LossWeights
-from scalekd.compatibility.check import Checked, check
-from scalekd.compatibility.text import describe
+from scalekd.compatibility.check import PairReport, check_pair
+from scalekd.compatibility.text import format_report
 from scalekd.networks.feature_selection import ResolvedSelection
 
 WIDTH = 200
 
 
 @pytest.fixture(scope="module")
-def pair() -> Checked:
-    return check("test_vit", "test_convnext", image_size=128)
+def pair() -> PairReport:
+    return check_pair("test_vit", "test_convnext", image_size=128)
 
 
 @pytest.fixture(scope="module")
-def headless() -> Checked:
-    return check("test_vit", "test_resnet", teacher_args={"num_classes": 0})
+def headless() -> PairReport:
+    return check_pair("test_vit", "test_resnet", teacher_args={"num_classes": 0})
 
 
-def rows(said: Checked) -> dict[str, str]:
+def rows(said: PairReport) -> dict[str, str]:
     """What follows each label; what follows none belongs to the one before."""
     found: dict[str, str] = {}
     label = ""
-    for line in describe(said).splitlines():
+    for line in format_report(said).splitlines():
         label = line[:11].strip() or label
         found[label] = f"{found.get(label, '')}\n{line[11:]}".lstrip("\n")
     return found
 
 
-def test_no_line_is_long_and_none_ends_in_blanks(pair: Checked, headless: Checked) -> None:
+def test_no_line_is_long_and_none_ends_in_blanks(pair: PairReport, headless: PairReport) -> None:
     for said in (pair, headless):
-        lines = describe(said).splitlines()
+        lines = format_report(said).splitlines()
         assert max(map(len, lines)) <= WIDTH
         assert [line for line in lines if line != line.rstrip() or not line] == []
 
 
-def test_the_labels_come_in_the_order_of_the_flow(pair: Checked, headless: Checked) -> None:
+def test_the_labels_come_in_the_order_of_the_flow(pair: PairReport, headless: PairReport) -> None:
     labels = ["teacher", "tail", "student", "projectors", "GFLOP", "loss"]
     assert list(rows(replace(pair, notes=[]))) == [*labels, "train it"]
     assert list(rows(headless)) == [*labels, "off", "note", "train it"]
 
 
-def test_both_sides_are_said_with_their_features(pair: Checked) -> None:
+def test_both_sides_are_said_with_their_features(pair: PairReport) -> None:
     said = rows(pair)
     for side, text in ((pair.teacher, said["teacher"]), (pair.student, said["student"])):
         assert f"{side.name}: {side.parameters / 1e6:.2f} M parameters, 1000 classes" in text
@@ -63,7 +63,7 @@ def test_both_sides_are_said_with_their_features(pair: Checked) -> None:
     assert "without a final norm" in said["student"]
 
 
-def test_a_norm_after_pooling_and_features_without_a_plan_are_said(pair: Checked) -> None:
+def test_a_norm_after_pooling_and_features_without_a_plan_are_said(pair: PairReport) -> None:
     plan = ResolvedSelection(4, 5, False, "pooled", "fc_norm")
     pooled = rows(replace(pair, teacher=replace(pair.teacher, plan=plan)))
     assert "through the norm after pooling (fc_norm)" in pooled["teacher"]
@@ -74,17 +74,17 @@ def test_a_norm_after_pooling_and_features_without_a_plan_are_said(pair: Checked
     assert f"penultimate feature {penultimate}, final {final}, " in own["student"]
 
 
-def test_the_tail_is_said_with_how_it_was_verified(pair: Checked) -> None:
+def test_the_tail_is_said_with_how_it_was_verified(pair: PairReport) -> None:
     said = rows(pair)["tail"]
     assert "blocks.5, norm; prefix tokens beside: 1" in said
     assert f"verified: differs by {pair.difference:.0e} on a copy of " in said
     assert "NOT" not in said
-    assert "NOT verified: differs by 3e-01" in describe(
+    assert "NOT verified: differs by 3e-01" in format_report(
         replace(pair, verified=False, difference=0.3)
     )
 
 
-def test_a_long_tail_is_said_by_its_ends(pair: Checked) -> None:
+def test_a_long_tail_is_said_by_its_ends(pair: PairReport) -> None:
     tail = [*(f"stages.3.blocks.{i}" for i in range(40)), "norm"]
     said = rows(replace(pair, tail=tail))["tail"]
     first = "stages.3.blocks.0, stages.3.blocks.1, stages.3.blocks.2, ... norm (41 modules)"
@@ -93,7 +93,7 @@ def test_a_long_tail_is_said_by_its_ends(pair: Checked) -> None:
     assert five.startswith(", ".join(tail[:5]) + ";")
 
 
-def test_projectors_are_said_from_grid_to_grid(pair: Checked) -> None:
+def test_projectors_are_said_from_grid_to_grid(pair: PairReport) -> None:
     said = rows(replace(pair, heads=(2, 4), projector_parameters=1_234_000))["projectors"]
     assert pair.student.shapes.penultimate is not None
     mine = [
@@ -103,7 +103,7 @@ def test_projectors_are_said_from_grid_to_grid(pair: Checked) -> None:
     assert "1.23 M parameters, thrown away after training; heads 2 and 4" in said
 
 
-def test_gflop_are_said_by_part(pair: Checked) -> None:
+def test_gflop_are_said_by_part(pair: PairReport) -> None:
     sides: dict[str, Any] = {
         "teacher": replace(pair.teacher, gflop=17.46),
         "student": replace(pair.student, gflop=24.3),
@@ -115,7 +115,7 @@ def test_gflop_are_said_by_part(pair: Checked) -> None:
 
 
 def test_terms_are_said_with_their_weights_and_those_that_are_off(
-    pair: Checked, headless: Checked
+    pair: PairReport, headless: PairReport
 ) -> None:
     on = "tpp_original 0.08, tpp_alternative 0.06, final_original 0.08, final_alternative 0.06"
     assert rows(pair)["loss"] == f"{on}, logits 0.5"
@@ -127,7 +127,7 @@ def test_terms_are_said_with_their_weights_and_those_that_are_off(
     assert rows(two)["off"] == "tpp_original, final_alternative"
 
 
-def test_a_pair_without_a_classifier_is_said_to_be_one(headless: Checked) -> None:
+def test_a_pair_without_a_classifier_is_said_to_be_one(headless: PairReport) -> None:
     said = rows(headless)
     assert "no classifier" in said["teacher"]
     assert "1000 classes" in said["student"]
@@ -135,8 +135,8 @@ def test_a_pair_without_a_classifier_is_said_to_be_one(headless: Checked) -> Non
     assert note in said["note"].splitlines()
 
 
-def test_every_note_and_the_command_are_said(headless: Checked) -> None:
+def test_every_note_and_the_command_are_said(headless: PairReport) -> None:
     said = rows(replace(headless, notes=["one thing", "another"]))
     assert said["note"] == "one thing\nanother"
     assert said["train it"] == headless.command
-    assert describe(headless).endswith(headless.command)
+    assert format_report(headless).endswith(headless.command)

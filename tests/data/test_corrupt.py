@@ -18,7 +18,7 @@ from scalekd.cli.main import main as cli
 from scalekd.data import corrupt as broken
 from scalekd.data import source as sources
 from scalekd.data.corrupt import BrokenImageError, Readable, decode, load_image
-from scalekd.data.loader import loaders
+from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
 from scalekd.data.source import IGNORED, Source
 from scalekd.evaluation.evaluate import evaluate, top1
@@ -92,7 +92,7 @@ def test_of_a_part_of_the_images_another_of_it_takes_the_place(root: Path) -> No
 
 def test_an_image_that_cannot_be_read_is_not_measured(root: Path) -> None:
     opened = source(root)
-    _, validation = loaders(opened, Data(str(root), workers=0), PLAIN, 4, 0)
+    _, validation = build_loaders(opened, Data(str(root), workers=0), PLAIN, 4, 0)
     assert validation is not None
 
     def classify(images: torch.Tensor) -> torch.Tensor:
@@ -114,7 +114,7 @@ def test_they_are_counted_over_all_loading_processes(
     opened = source(root)
     data = Data(str(root), workers=2)
     plain = Data(str(root), workers=0)
-    train, _ = loaders(opened, data, PLAIN, 4, 0, epochs=3)
+    train, _ = build_loaders(opened, data, PLAIN, 4, 0, epochs=3)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         monkeypatch.setattr(warnings, "showwarning", cli._one_line)
@@ -124,14 +124,16 @@ def test_they_are_counted_over_all_loading_processes(
     assert len(set(said)) == 2
     assert len(said) < 5, "three epochs would name them six times"
     with pytest.warns(UserWarning, match="left out"):
-        again = [images for images, _ in loaders(source(root), plain, PLAIN, 4, 0, epochs=3)[0]]
+        again = [
+            images for images, _ in build_loaders(source(root), plain, PLAIN, 4, 0, epochs=3)[0]
+        ]
     assert all(torch.equal(a, b) for a, b in zip(given, again, strict=True))
 
 
 def test_stopping_is_the_default_also_in_a_loading_process(root: Path) -> None:
     for workers in (0, 1):
         data = Data(str(root), workers=workers)
-        train, _ = loaders(open_source(data), data, PLAIN, 4, 0)
+        train, _ = build_loaders(open_source(data), data, PLAIN, 4, 0)
         with refused("cannot read the image '00000", str(root), "--data.broken skip"):
             list(train)
 

@@ -15,12 +15,12 @@ from helpers.refusals import refused
 from helpers.tiny import tiny
 
 from scalekd.data import source as sources
-from scalekd.data.loader import loaders
-from scalekd.data.open import layout, open_source
+from scalekd.data.loader import build_loaders
+from scalekd.data.open import find_layout, open_source
 from scalekd.data.source import Source
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
-from scalekd.jobs.preflight import check
+from scalekd.jobs.preflight import run_preflight
 from scalekd.networks import InputConfig
 from scalekd.recipe import Data
 
@@ -122,7 +122,7 @@ def test_batches_are_the_same_with_any_number_of_workers(tmp_path: Path) -> None
     given = []
     for workers in (0, 2):
         data = Data(f"hf:{root}", workers=workers, auto_augment="rand-m9-n2-mstd0.5")
-        batches, _ = loaders(open_source(data), data, PLAIN, 4, 5, epochs=2)
+        batches, _ = build_loaders(open_source(data), data, PLAIN, 4, 5, epochs=2)
         given.append([images for images, _ in batches])
     assert all(torch.equal(a, b) for a, b in zip(*given, strict=True))
 
@@ -187,7 +187,7 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
     with refused("data.train_images is 9", "3"):
         source(root, train_images=9)
     with refused("3 images", "batch_size is 4"):
-        loaders(source(root), Data(f"hf:{root}", workers=0), PLAIN, 4, 0)
+        build_loaders(source(root), Data(f"hf:{root}", workers=0), PLAIN, 4, 0)
 
 
 def test_no_name_and_no_such_folder_are_refused(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_without_the_hub_a_name_is_one_line() -> None:
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert layout(Data("hf:mnist")) == "hub"
+    assert find_layout(Data("hf:mnist")) == "hub"
     with refused("hf:mnist", "scalekd[hub]"):
         source("mnist")
 
@@ -225,4 +225,4 @@ def test_a_student_is_trained_and_measured_on_one(tmp_path: Path) -> None:
     said = json.loads((out / "summary.json").read_text())
     assert said["notes"][0] == f"measured on the split test of hf:{root}"
     assert evaluate(str(out), recipe.data) == said["student_top1"]
-    assert check(recipe).labels
+    assert run_preflight(recipe).labels

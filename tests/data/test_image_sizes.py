@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from scalekd.cli.main import main
-from scalekd.data.loader import loaders
+from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.export.checkpoint import export_checkpoint
@@ -191,7 +191,7 @@ def test_in_training_crops_are_stretched_as_often_as_they_are_squeezed(
 ) -> None:
     config = InputConfig(3, size, (0, 0, 0), (1 / 255, 1 / 255, 1 / 255))
     data = Data(str(ramps(tmp_path / "ramps", (200, 200))), size, workers=0)
-    train, _ = loaders(open_source(data), data, config, 3, 0, epochs=20)
+    train, _ = build_loaders(open_source(data), data, config, 3, 0, epochs=20)
     stretches = []
     for batch, _ in train:
         across = (batch[:, 0, :, -8] - batch[:, 0, :, 8]).abs().mean(1) / (size[1] - 16)

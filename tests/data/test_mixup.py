@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from scalekd import ScaleKD
 from scalekd.baselines import Supervised
-from scalekd.data.mixup import SmoothedBinaryCrossEntropy, mixing
+from scalekd.data.mixup import SmoothedBinaryCrossEntropy, build_mixup
 from scalekd.data.seeding import seed_all
 from scalekd.jobs.distill import distill
-from scalekd.jobs.preflight import check
+from scalekd.jobs.preflight import run_preflight
 from scalekd.recipe import Data, Recipe
 
 BATCH = torch.rand(5, 3, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -28,7 +28,7 @@ TARGETS = torch.tensor([3, 0, 6, 1, 2])
 
 
 def mixed(step: int, **alphas: float) -> tuple[Tensor, Tensor]:
-    mix = mixing(Data("images", **alphas), 7)  # type: ignore[arg-type]
+    mix = build_mixup(Data("images", **alphas), 7)  # type: ignore[arg-type]
     assert mix is not None
     seed_all(1, step, 0)
     pictures, shares = mix(BATCH.clone(), TARGETS)
@@ -89,7 +89,7 @@ def test_with_both_each_batch_is_mixed_in_one_way() -> None:
 
 
 def test_without_both_nothing_is_mixed() -> None:
-    assert mixing(Data("images"), 7) is None
+    assert build_mixup(Data("images"), 7) is None
 
 
 @pytest.mark.parametrize("sum_classes", [False, True])
@@ -150,7 +150,7 @@ def test_a_run_learns_from_mixed_images(recipe: Recipe, tmp_path: Path) -> None:
 def test_mixing_needs_labels(name: str, recipe: Recipe, tmp_path: Path) -> None:
     data = Data(str(flat_folder(tmp_path / "flat")), 64, workers=0, **{name: 0.5})  # type: ignore[arg-type]
     with refused(f"data.{name} is 0.5", "no labels"):
-        check(replace(recipe, data=data))
+        run_preflight(replace(recipe, data=data))
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])

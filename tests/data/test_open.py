@@ -11,9 +11,9 @@ from helpers.pictures import image_folder
 from helpers.refusals import refused
 from PIL import Image
 
-from scalekd.data.loader import loaders
+from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
-from scalekd.data.sampler import RunBatches
+from scalekd.data.sampler import ResumableBatchSampler
 from scalekd.data.source import Source
 from scalekd.networks import InputConfig
 from scalekd.recipe import Data
@@ -33,7 +33,7 @@ def source(root: Path, **options: int) -> Source:
 
 def test_an_epoch_is_ordered_by_seed_and_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        batches = list(RunBatches(50, 50, 5, seed, 2))[epoch * 10 : (epoch + 1) * 10]
+        batches = list(ResumableBatchSampler(50, 50, 5, seed, 2))[epoch * 10 : (epoch + 1) * 10]
         names = [name for batch in batches for name in batch]
         assert {name // 50 for name in names} == {epoch}
         return [name % 50 for name in names]
@@ -48,30 +48,30 @@ def test_an_epoch_is_ordered_by_seed_and_epoch_alone() -> None:
 def test_a_run_goes_on_with_the_batches_that_are_left(
     images: int, per_epoch: int, batch_size: int
 ) -> None:
-    whole = list(RunBatches(images, per_epoch, batch_size, 3, epochs=3))
+    whole = list(ResumableBatchSampler(images, per_epoch, batch_size, 3, epochs=3))
     assert len(whole) == 3 * (per_epoch // batch_size)
     for start in range(len(whole) + 1):
-        left = RunBatches(images, per_epoch, batch_size, 3, 3, start)
+        left = ResumableBatchSampler(images, per_epoch, batch_size, 3, 3, start)
         assert list(left) == whole[start:]
         assert len(left) == len(whole) - start
 
 
 def test_a_batch_may_come_in_equal_parts() -> None:
-    whole, parts = (RunBatches(50, 50, 6, 3, 2, start=5, parts=n) for n in (1, 3))
+    whole, parts = (ResumableBatchSampler(50, 50, 6, 3, 2, start=5, parts=n) for n in (1, 3))
     assert len(parts) == 3 * len(whole)
     given = list(parts)
     assert [sum(given[i : i + 3], []) for i in range(0, len(given), 3)] == list(whole)  # noqa: RUF017
 
 
 def test_a_part_of_an_epoch_is_other_images_each_time() -> None:
-    whole = list(RunBatches(1000, 20, 10, 3, epochs=3))
+    whole = list(ResumableBatchSampler(1000, 20, 10, 3, epochs=3))
     seen = [{name % 1000 for batch in whole[i : i + 2] for name in batch} for i in (0, 2, 4)]
     assert [len(s) for s in seen] == [20, 20, 20]
     assert seen[0] != seen[1] != seen[2]
 
 
 def test_an_epoch_is_never_more_than_all_images(root: Path) -> None:
-    train, _ = loaders(source(root), Data(str(root), epoch_images=50, workers=0), SMALL, 4, 0)
+    train, _ = build_loaders(source(root), Data(str(root), epoch_images=50, workers=0), SMALL, 4, 0)
     assert len(train) == 3
 
 
@@ -81,7 +81,7 @@ def test_an_image_is_transformed_alike_wherever_and_whenever_it_is_loaded(root: 
     for workers, start in ((0, 0), (2, 0), (1, 3)):
         data = Data(str(root), workers=workers, **options)
         torch.manual_seed(workers)
-        train, _ = loaders(open_source(data), data, SMALL, 4, 5, epochs=2, start=start)
+        train, _ = build_loaders(open_source(data), data, SMALL, 4, 5, epochs=2, start=start)
         batches.append([images for images, _ in train])
     assert len(batches[0]) == 6
     assert all(torch.equal(a, b) for a, b in zip(batches[0], batches[1], strict=True))
@@ -170,7 +170,7 @@ def test_two_loaders_of_one_seed_give_the_same_digits_whatever_else_was_drawn() 
         torch.manual_seed(noise)
         opened = open_source(data)
         assert opened.input is not None
-        train, _ = loaders(opened, data, opened.input, 32, seed=1)
+        train, _ = build_loaders(opened, data, opened.input, 32, seed=1)
         batches.append(list(train))
     assert len(batches[0]) == 2
     for (images, labels), (images_again, labels_again) in zip(*batches, strict=True):
@@ -179,14 +179,14 @@ def test_two_loaders_of_one_seed_give_the_same_digits_whatever_else_was_drawn() 
 
 
 def test_the_last_incomplete_batch_is_left_out(root: Path) -> None:
-    train, validation = loaders(source(root), Data(str(root), workers=0), SMALL, 5, 0)
+    train, validation = build_loaders(source(root), Data(str(root), workers=0), SMALL, 5, 0)
     assert [len(labels) for _, labels in train] == [5, 5]
     assert sum(len(labels) for _, labels in validation) == 12
 
 
 def test_a_batch_larger_than_an_epoch_is_refused(root: Path) -> None:
     with refused("batch_size is 13", "12 images"):
-        loaders(source(root), Data(str(root), workers=0), SMALL, 13, 0)
+        build_loaders(source(root), Data(str(root), workers=0), SMALL, 13, 0)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

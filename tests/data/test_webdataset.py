@@ -16,14 +16,14 @@ from helpers.tiny import tiny
 from torch import Generator
 
 from scalekd.data import webdataset as module
-from scalekd.data.loader import loaders
+from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
-from scalekd.data.sampler import RunBatches
+from scalekd.data.sampler import ResumableBatchSampler
 from scalekd.data.source import Source
-from scalekd.data.webdataset import Shards, block_order, shards_below
+from scalekd.data.webdataset import Shards, block_order, has_tars
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
-from scalekd.jobs.preflight import check
+from scalekd.jobs.preflight import run_preflight
 from scalekd.networks import InputConfig
 from scalekd.recipe import Data, Recipe
 
@@ -91,7 +91,7 @@ def test_shards_without_labels_are_learnt_from_without(tmp_path: Path) -> None:
         tar(tmp_path / f"{shard}.tar", dict(sorted({**captions, **images}.items())))
     opened = source(tmp_path)
     assert (opened.classes, opened.validation) == (None, None)
-    batches, validation = loaders(opened, Data(str(tmp_path), workers=0), PLAIN, 3, 0)
+    batches, validation = build_loaders(opened, Data(str(tmp_path), workers=0), PLAIN, 3, 0)
     assert validation is None
     assert [images.shape for (images,) in batches] == [(3, 3, 8, 8)] * 2
 
@@ -123,9 +123,9 @@ def test_shards_of_different_sizes_are_all_read() -> None:
 def test_a_run_takes_its_batches_in_that_order(root: Path) -> None:
     opened = source(root)
     assert opened.order is not None
-    batches, _ = loaders(opened, Data(str(root), workers=0), PLAIN, 4, 5, epochs=2)
+    batches, _ = build_loaders(opened, Data(str(root), workers=0), PLAIN, 4, 5, epochs=2)
     sampler = batches.batch_sampler
-    assert isinstance(sampler, RunBatches)
+    assert isinstance(sampler, ResumableBatchSampler)
     expected = opened.order(Generator().manual_seed(5 * 100_003 + 1))
     assert [name - 12 for step in (3, 4, 5) for name in sampler.batch(step)] == expected.tolist()
 
@@ -134,7 +134,7 @@ def test_batches_are_the_same_with_any_number_of_workers_and_after_a_resume(root
     given = []
     for workers, start in ((0, 0), (2, 0), (1, 3)):
         data = Data(str(root), workers=workers, auto_augment="rand-m9-n2-mstd0.5")
-        train, _ = loaders(open_source(data), data, PLAIN, 4, 5, epochs=2, start=start)
+        train, _ = build_loaders(open_source(data), data, PLAIN, 4, 5, epochs=2, start=start)
         given.append([images for images, _ in train])
     assert all(torch.equal(a, b) for a, b in zip(given[0], given[1], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(given[0][3:], given[2], strict=True))
@@ -171,7 +171,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 def test_few_shards_are_open_at_a_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "OPEN", 2)
-    shards = Shards(shards_below(root))
+    shards = Shards(has_tars(root))
     before = len(os.listdir("/proc/self/fd"))
     values = [image.getpixel((0, 0))[0] for image, _ in (shards[i] for i in range(24))]  # type: ignore[index,misc]
     assert values == [*range(12), *range(12)]
@@ -183,7 +183,7 @@ def test_few_shards_are_open_at_a_time(root: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_sample_costs_twenty_bytes(root: Path) -> None:
-    index = Shards(shards_below(root)).index
+    index = Shards(has_tars(root)).index
     columns = (index.shard, index.offset, index.size, index.target)
     assert sum(column.nbytes for column in columns) == 20 * 24
 
@@ -310,7 +310,7 @@ def test_what_needs_labels_is_refused_where_shards_have_none(
     tar(tmp_path / "more" / "0.tar", {f"{i}.png": png(i) for i in range(4)})
     data = Data(str(tmp_path / "more"), 64, workers=0)
     with refused("supervised", "no labels"):
-        check(replace(recipe, data=data, compare=["supervised"]))
+        run_preflight(replace(recipe, data=data, compare=["supervised"]))
     with refused("no labels", str(tmp_path / "more")):
         evaluate("test_resnet", data, "random")
 
@@ -332,9 +332,9 @@ def test_memory_stays_flat_over_a_thousand_shards(tmp_path: Path) -> None:
                 members |= {f"{shard}_{i}.png": image, f"{shard}_{i}.cls": b"%d" % (i % 2)}
             tar(tmp_path / split / f"{shard:04}.tar", members)
     data = Data(str(tmp_path), workers=2)
-    batches, _ = loaders(open_source(data), data, PLAIN, 50, 0, epochs=3)
+    batches, _ = build_loaders(open_source(data), data, PLAIN, 50, 0, epochs=3)
     sampler = batches.batch_sampler
-    assert isinstance(sampler, RunBatches)
+    assert isinstance(sampler, ResumableBatchSampler)
     assert sampler.steps == 1_200
     resident_at = []
     iterator = iter(batches)

@@ -27,7 +27,7 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.recipe import Data
-from scalekd.runs.checkpoint import newest
+from scalekd.runs.checkpoint import load_newest
 
 TWO = ("--devices", "2")
 
@@ -74,7 +74,7 @@ def undisturbed(root: Path) -> Path:
 
 
 def gradients(out: Path) -> dict[str, torch.Tensor]:
-    state = newest(out / "checkpoints" / "scalekd-seed7.ckpt")
+    state = load_newest(out / "checkpoints" / "scalekd-seed7.ckpt")
     assert state is not None
     assert state["step"] == 1
     kept = state["optimizer"]["state"].items()
@@ -162,7 +162,7 @@ def test_every_image_is_measured_on_once(root: Path, one_step_of_two: Path) -> N
 
 
 def test_no_teacher_is_kept(one_step_of_two: Path) -> None:
-    state = newest(one_step_of_two / "checkpoints" / "scalekd-seed7.ckpt")
+    state = load_newest(one_step_of_two / "checkpoints" / "scalekd-seed7.ckpt")
     assert state is not None
     parts = {".".join(name.split(".")[:2]) for name in state["state_dict"]}
     assert parts == {"method.student", "method.method"}
@@ -207,7 +207,7 @@ def test_ranks_end_when_what_started_them_is_gone(root: Path) -> None:
     while any(Path(f"/proc/{r}/cmdline").exists() for r in ranks) and time.monotonic() < until:
         time.sleep(0.1)
     process.communicate()
-    assert newest(root / "orphans" / "checkpoints" / "scalekd-seed7.ckpt") is not None
+    assert load_newest(root / "orphans" / "checkpoints" / "scalekd-seed7.ckpt") is not None
 
 
 def test_when_one_rank_is_killed_the_other_ends_too(root: Path) -> None:

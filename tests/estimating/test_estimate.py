@@ -11,8 +11,8 @@ from helpers.refusals import refused
 
 from scalekd.estimating.estimate import TOGETHER, Estimate, estimate
 from scalekd.estimating.gpus import GPUS
-from scalekd.estimating.outline import IMAGENET_IMAGES, pictures
-from scalekd.estimating.text import told
+from scalekd.estimating.outline import IMAGENET_IMAGES, count_training_images
+from scalekd.estimating.text import format_estimate
 from scalekd.recipe import Data
 
 
@@ -70,10 +70,10 @@ def test_a_small_memory_takes_more_parts() -> None:
     assert 0 < found.largest < 256
     assert found.needed_accumulate is not None
     assert 256 // found.needed_accumulate <= found.largest
-    assert f"--accumulate {found.needed_accumulate}" in told(found)
+    assert f"--accumulate {found.needed_accumulate}" in format_estimate(found)
     nothing = estimate(recipe, gpu="a100", memory=0.5)
     assert (nothing.largest, nothing.needed_accumulate) == (0, None)
-    assert "not even two" in told(nothing)
+    assert "not even two" in format_estimate(nothing)
 
 
 def test_this_machine_is_measured() -> None:
@@ -88,17 +88,17 @@ def test_this_machine_is_measured() -> None:
     assert found.steps == 10
     assert found.memory.runtime > 1e8
     assert found.memory.total < found.limit
-    assert "8 images on this machine" in told(found)
+    assert "8 images on this machine" in format_estimate(found)
     bf16 = next(gain for gain in found.gains if gain.setting.startswith("precision"))
     assert bf16.seconds is None
 
 
 def test_images_are_counted_where_they_are(tmp_path: Path) -> None:
     root = str(image_folder(tmp_path / "images", each=5))
-    seen = pictures(replace(RECIPE, data=Data(root)))
+    seen = count_training_images(replace(RECIPE, data=Data(root)))
     assert (seen.count, seen.classes) == (15, 3)
-    assert pictures(replace(RECIPE, data=Data(root)), images=99).count == 99
-    digits = pictures(replace(RECIPE, data=Data("digits", epoch_images=500)))
+    assert count_training_images(replace(RECIPE, data=Data(root)), images=99).count == 99
+    digits = count_training_images(replace(RECIPE, data=Data("digits", epoch_images=500)))
     assert (digits.count, digits.classes) == (500, 10)
 
 

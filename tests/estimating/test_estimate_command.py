@@ -8,7 +8,7 @@ import pytest
 from scalekd.cli.main import main
 from scalekd.estimating.estimate import estimate
 from scalekd.estimating.outline import IMAGENET_IMAGES
-from scalekd.estimating.text import told
+from scalekd.estimating.text import format_estimate
 from scalekd.recipe import Data, Recipe
 
 PAIR = ["estimate", "--teacher", "test_vit", "--student", "test_resnet", "--gpu", "a100"]
@@ -20,7 +20,7 @@ def test_it_prints_what_the_function_gives(capsys: pytest.CaptureFixture[str]) -
     found = estimate(recipe, devices=2, gpu="a100")
     words = [*PAIR, "--devices", "2", "--data.image_size", "64", "--teacher_size", "[64,64]"]
     main(words)
-    assert capsys.readouterr().out == told(found) + "\n"
+    assert capsys.readouterr().out == format_estimate(found) + "\n"
     main([*words, "--json"])
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(asdict(found)))
 

@@ -6,7 +6,7 @@ import pytest
 from estimating.test_rehearsal import RECIPE
 
 from scalekd.estimating.memory import Needs, largest
-from scalekd.estimating.outline import Pictures, outline
+from scalekd.estimating.outline import TrainingImages, build_on_meta
 
 
 def test_the_largest_is_the_last_multiple_of_eight_that_fits() -> None:
@@ -30,7 +30,7 @@ def test_it_is_found_where_the_need_grows_faster_later() -> None:
 
 def needs(devices: int = 1, **changes: object) -> Needs:
     recipe = replace(RECIPE, **changes)  # type: ignore[arg-type]
-    return Needs(outline(recipe, Pictures(100, 1000)), recipe, devices)
+    return Needs(build_on_meta(recipe, TrainingImages(100, 1000)), recipe, devices)
 
 
 def test_shards_are_divided_by_the_devices_and_activations_are_not() -> None:

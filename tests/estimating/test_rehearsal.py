@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from scalekd import ScaleKD
-from scalekd.estimating.outline import Pictures, outline
+from scalekd.estimating.outline import TrainingImages, build_on_meta
 from scalekd.estimating.rehearsal import Footprint, Rehearsal, optimizer_share
-from scalekd.networks import FrozenTeacher, build
+from scalekd.networks import FrozenTeacher, build_model
 from scalekd.recipe import Data, Recipe
 
 SIDE = 64
@@ -23,7 +23,7 @@ RECIPE = Recipe(
 
 @cache
 def rehearsal() -> Rehearsal:
-    return Rehearsal(outline(RECIPE, Pictures(100, 1000)))
+    return Rehearsal(build_on_meta(RECIPE, TrainingImages(100, 1000)))
 
 
 def footprint(
@@ -37,8 +37,8 @@ def footprint(
 
 @cache
 def real() -> ScaleKD:
-    teacher, _ = build("test_vit", "random", (SIDE, SIDE))
-    student, _ = build("test_resnet", "random", (SIDE, SIDE), num_classes=1000)
+    teacher, _ = build_model("test_vit", "random", (SIDE, SIDE))
+    student, _ = build_model("test_resnet", "random", (SIDE, SIDE), num_classes=1000)
     size = (SIDE, SIDE)
     return ScaleKD(FrozenTeacher(teacher, size), student, size=size).train()
 
@@ -93,7 +93,7 @@ def test_half_precision_and_a_checkpointed_tail_keep_less() -> None:
 
 
 def test_of_a_teacher_in_half_precision_those_weights_are_halved_that_autocast_casts() -> None:
-    teacher, _ = build("test_vit", "random", (SIDE, SIDE))
+    teacher, _ = build_model("test_vit", "random", (SIDE, SIDE))
     frozen = FrozenTeacher(teacher, (SIDE, SIDE))
     frozen.cast_to_half(torch.bfloat16, torch.device("cpu"))
     halved = bytes_of([*teacher.parameters()])

@@ -10,7 +10,7 @@ from multiprocessing.context import ForkProcess
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
-from scalekd.runs.lock import trained
+from scalekd.runs.lock import hold_folder
 
 FORK = multiprocessing.get_context("fork")
 
@@ -29,7 +29,7 @@ def _hold(
 
 @contextmanager
 def holding(
-    folder: Path, how: Callable[[Path], AbstractContextManager[None]] = trained
+    folder: Path, how: Callable[[Path], AbstractContextManager[None]] = hold_folder
 ) -> Iterator[tuple[ForkProcess, int]]:
     """A process that holds the folder, and the number of one that it forked and that stays."""
     said: SimpleQueue[int] = FORK.SimpleQueue()

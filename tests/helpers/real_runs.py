@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from scalekd.runs.checkpoint import newest
+from scalekd.runs.checkpoint import load_newest
 
 SECONDS_TO_START = 300
 
@@ -114,7 +114,7 @@ TIMES = ("seconds", "images_per_second", "training_seconds", "waiting", "memory"
 
 def assert_alike(one: Path, other: Path) -> None:
     """The same weights, optimizer, averages and metrics, to the bit."""
-    states = [newest(out / "checkpoints" / "scalekd-seed7.ckpt") for out in (one, other)]
+    states = [load_newest(out / "checkpoints" / "scalekd-seed7.ckpt") for out in (one, other)]
     leaves = [dict(parts(state)) for state in states]
     assert leaves[0].keys() == leaves[1].keys()
     for name, value in leaves[0].items():
@@ -143,7 +143,7 @@ def killed_again_and_again(root: Path, out: str, times: int, seed: int, *words: 
             time.sleep(chance.uniform(0, 0.6))
         assert process.poll() is None, "ended before it was killed: give it more epochs"
         kill(process)
-        state = newest(root / out / "checkpoints" / "scalekd-seed7.ckpt")
+        state = load_newest(root / out / "checkpoints" / "scalekd-seed7.ckpt")
         at.append(state["step"] if state else 0)
     finish(begin(root, out, "--resume", *words))
     return at

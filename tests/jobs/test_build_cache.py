@@ -18,7 +18,7 @@ from helpers.refusals import refused
 from jobs.test_cached_training import recipe_of
 
 from scalekd.jobs import build_cache as filling
-from scalekd.jobs.build_cache import fill
+from scalekd.jobs.build_cache import build_cache
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_on_a_cpu_fp16_keeps_what_a_training_in_it_computes(
 ) -> None:
     monkeypatch.setattr(filling, "best_device", lambda: torch.device("cpu"))
     kept = [
-        fill(replace(recipe_of(images), precision=precision), tmp_path / precision)
+        build_cache(replace(recipe_of(images), precision=precision), tmp_path / precision)
         for precision in ("16-mixed", "bf16-mixed")
     ]
     assert shards(kept[0]) == shards(kept[1])
@@ -59,7 +59,7 @@ def test_on_a_cpu_fp16_keeps_what_a_training_in_it_computes(
 def test_the_size_is_told_beforehand_and_is_what_is_written(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = fill(recipe_of(images), tmp_path / "cache", views=2)
+    out = build_cache(recipe_of(images), tmp_path / "cache", views=2)
     said = capsys.readouterr().out
     assert "2 views of each of 18 images" in said
     assert "float16 is off by 0.000" in said
@@ -126,14 +126,14 @@ def test_one_that_is_ended_goes_on_to_the_same_bytes(
 def test_what_is_there_is_not_overwritten(images: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     with refused("exists and is not overwritten", "--resume"):
-        fill(recipe_of(images), tmp_path / "cache")
+        build_cache(recipe_of(images), tmp_path / "cache")
 
 
 def test_a_folder_of_something_else_is_left_alone(images: Path, tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "to.txt").write_text("dear")
     with refused("is no cache"):
-        fill(recipe_of(images), tmp_path / "letters", resume=True)
+        build_cache(recipe_of(images), tmp_path / "letters", resume=True)
     assert [file.name for file in (tmp_path / "letters").iterdir()] == ["to.txt"]
 
 
@@ -147,10 +147,10 @@ def test_a_folder_of_something_else_is_left_alone(images: Path, tmp_path: Path) 
 def test_another_cache_is_not_gone_on_with(
     images: Path, tmp_path: Path, how: dict[str, Any], said: str
 ) -> None:
-    out = fill(recipe_of(images), tmp_path / "cache", views=2)
+    out = build_cache(recipe_of(images), tmp_path / "cache", views=2)
     before = shards(out)
     with refused("was begun with", said):
-        fill(recipe_of(images), out, **{"views": 2, **how}, resume=True)
+        build_cache(recipe_of(images), out, **{"views": 2, **how}, resume=True)
     assert shards(out) == before
 
 
@@ -158,7 +158,7 @@ def test_damaged_shards_alone_are_made_anew(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(filling, "SHARD_BYTES", 10_000)
-    out = fill(recipe_of(images), tmp_path / "cache", views=2)
+    out = build_cache(recipe_of(images), tmp_path / "cache", views=2)
     before = shards(out)
     assert len(before) > 3
     damaged = out / "000001.safetensors"
@@ -166,7 +166,7 @@ def test_damaged_shards_alone_are_made_anew(
     (out / "000002.safetensors").unlink()
     untouched = out / "000000.safetensors"
     time_before = untouched.stat().st_mtime_ns
-    fill(recipe_of(images), out, views=2, resume=True)
+    build_cache(recipe_of(images), out, views=2, resume=True)
     assert shards(out) == before
     assert untouched.stat().st_mtime_ns == time_before
 
@@ -182,22 +182,22 @@ def test_no_room_is_said_before_the_first_pass(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 9, 1))
     with refused("the cache takes", "has 1 B free", "fewer --views, --keep int8"):
-        fill(recipe_of(images), tmp_path / "cache")
+        build_cache(recipe_of(images), tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
 def test_views_and_mixed_images_are_refused(images: Path, tmp_path: Path) -> None:
     with refused("views is 0: it must be 1 or more"):
-        fill(recipe_of(images), tmp_path / "cache", views=0)
+        build_cache(recipe_of(images), tmp_path / "cache", views=0)
     recipe = recipe_of(images)
     mixed = replace(recipe, data=replace(recipe.data, mixup=0.2))
     with refused("data.mixup is 0.2, and a cache keeps what the teacher says of single images"):
-        fill(mixed, tmp_path / "cache")
+        build_cache(mixed, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
 def test_what_it_says_of_itself_is_plain_data(images: Path, tmp_path: Path) -> None:
-    out = fill(recipe_of(images), tmp_path / "cache", views=2, keep="int8")
+    out = build_cache(recipe_of(images), tmp_path / "cache", views=2, keep="int8")
     plain = json.loads((out / "cache.json").read_text())
     assert plain["of"]["teacher"] == "test_vit"
     assert (plain["images"], plain["views"], plain["precision"]) == (18, 2, "int8")

@@ -16,7 +16,7 @@ from helpers.refusals import refused
 from helpers.tiny import tiny
 from PIL import Image
 
-from scalekd.jobs.build_cache import fill
+from scalekd.jobs.build_cache import build_cache
 from scalekd.jobs.distill import distill
 from scalekd.networks import FrozenTeacher
 from scalekd.recipe import Data, Optim, Recipe
@@ -42,7 +42,7 @@ def recipe_of(images: Path, **changes: Any) -> Recipe:
 @pytest.fixture(scope="module")
 def cache(images: Path) -> Path:
     """A view for each epoch, to the bit."""
-    return fill(recipe_of(images), images.parent / "cache", views=EPOCHS, keep="float32")
+    return build_cache(recipe_of(images), images.parent / "cache", views=EPOCHS, keep="float32")
 
 
 def losses(run: Path) -> list[dict[str, float]]:
@@ -73,7 +73,7 @@ def test_in_fewer_bytes_the_first_losses_are_as_near_as_it_is_said(
     images: Path, keep: Any, tolerance: float, tmp_path: Path
 ) -> None:
     recipe = recipe_of(images)
-    cache = fill(recipe, tmp_path / "cache", views=EPOCHS, keep=keep)
+    cache = build_cache(recipe, tmp_path / "cache", views=EPOCHS, keep=keep)
     live = losses(distill(recipe, tmp_path / "live"))[0]
     cached = losses(distill(replace(recipe, cache=str(cache)), tmp_path / "cached"))[0]
     assert cached == pytest.approx(live, rel=tolerance)
@@ -101,7 +101,7 @@ def test_fewer_views_than_epochs_come_again_one_after_another(
     passes = []
     call = FrozenTeacher.__call__
     recipe = recipe_of(images)
-    cache = fill(recipe, tmp_path / "cache", views=2, keep="float32")
+    cache = build_cache(recipe, tmp_path / "cache", views=2, keep="float32")
     monkeypatch.setattr(
         FrozenTeacher, "__call__", lambda self, x: passes.append(len(x)) or call(self, x)
     )
@@ -134,14 +134,14 @@ def test_only_the_tail_is_in_memory_while_it_trains(
 
 def test_images_without_labels_have_one_too(tmp_path: Path) -> None:
     recipe = recipe_of(flat_folder(tmp_path / "images", 12))
-    cache = fill(recipe, tmp_path / "cache", views=EPOCHS, keep="float32")
+    cache = build_cache(recipe, tmp_path / "cache", views=EPOCHS, keep="float32")
     live = distill(recipe, tmp_path / "live")
     assert_near(live, distill(replace(recipe, cache=str(cache)), tmp_path / "cached"))
 
 
 def test_shards_have_one_too(tmp_path: Path) -> None:
     recipe = recipe_of(shard_folder(tmp_path / "images", each=6))
-    cache = fill(recipe, tmp_path / "cache", views=EPOCHS, keep="float32")
+    cache = build_cache(recipe, tmp_path / "cache", views=EPOCHS, keep="float32")
     live = distill(recipe, tmp_path / "live")
     assert_near(live, distill(replace(recipe, cache=str(cache)), tmp_path / "cached"))
 
@@ -158,7 +158,7 @@ def test_digits_are_rendered_again_as_they_were(tmp_path: Path) -> None:
         optim=Optim(warmup_epochs=0),
         one_token="drop",
     )
-    cache = fill(recipe, tmp_path / "cache", views=3)
+    cache = build_cache(recipe, tmp_path / "cache", views=3)
     out = distill(replace(recipe, cache=str(cache)), tmp_path / "run", parallel=1)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["steps"] == 8
@@ -204,7 +204,7 @@ def test_one_of_other_images_is_refused(cache: Path, tmp_path: Path) -> None:
 
 def test_an_image_that_was_changed_since_is_refused(tmp_path: Path) -> None:
     images = image_folder(tmp_path / "images", each=6)
-    cache = fill(recipe_of(images), tmp_path / "cache")
+    cache = build_cache(recipe_of(images), tmp_path / "cache")
     for file in (images / "train").rglob("*.png"):
         Image.new("RGB", (64, 64)).save(file)
     with refused("is not what the teacher saw when the cache", "was a file changed?"):
@@ -213,7 +213,7 @@ def test_an_image_that_was_changed_since_is_refused(tmp_path: Path) -> None:
 
 def test_other_libraries_whose_views_differ_are_named(tmp_path: Path) -> None:
     images = image_folder(tmp_path / "images", each=6)
-    cache = fill(recipe_of(images), tmp_path / "cache")
+    cache = build_cache(recipe_of(images), tmp_path / "cache")
     for file in (images / "train").rglob("*.png"):
         Image.new("RGB", (64, 64)).save(file)
     described = cache / "cache.json"
@@ -233,14 +233,14 @@ def test_a_cache_that_is_not_finished_is_refused(images: Path, cache: Path, tmp_
 
 def test_a_damaged_row_ends_the_run_and_is_named(images: Path, tmp_path: Path) -> None:
     recipe = recipe_of(images)
-    cache = fill(recipe, tmp_path / "cache", views=EPOCHS)
+    cache = build_cache(recipe, tmp_path / "cache", views=EPOCHS)
     shard = cache / "000000.safetensors"
     content = bytearray(shard.read_bytes())
     content[-100] ^= 1
     shard.write_bytes(content)
     with refused("000000.safetensors", "is damaged (row", "--resume makes it anew"):
         distill(replace(recipe, cache=str(cache)), tmp_path / "run")
-    fill(recipe, tmp_path / "cache", views=EPOCHS, resume=True)
+    build_cache(recipe, tmp_path / "cache", views=EPOCHS, resume=True)
     distill(replace(recipe, cache=str(cache)), tmp_path / "run", resume=True)
 
 
@@ -249,10 +249,10 @@ def test_erasing_takes_a_cache_of_the_students_own_normalisation(
 ) -> None:
     recipe = recipe_of(images, student="test_efficientnet", one_token="drop")
     recipe = replace(recipe, data=replace(recipe.data, erasing=0.9))
-    any_student = fill(replace(recipe, student=""), tmp_path / "any", EPOCHS)
+    any_student = build_cache(replace(recipe, student=""), tmp_path / "any", EPOCHS)
     with refused("data.erasing is 0.9", "make one with this --student named"):
         distill(replace(recipe, cache=str(any_student)), tmp_path / "run")
-    cache = fill(recipe, tmp_path / "own", EPOCHS, "float32")
+    cache = build_cache(recipe, tmp_path / "own", EPOCHS, "float32")
     live = distill(recipe, tmp_path / "live")
     assert_near(live, distill(replace(recipe, cache=str(cache)), tmp_path / "run"))
 
@@ -291,7 +291,7 @@ def test_a_run_goes_on_with_its_own_cache_alone(images: Path, cache: Path, tmp_p
     recipe = recipe_of(images, cache=str(cache))
     run = distill(recipe, tmp_path / "run")
     (run / "results.jsonl").unlink()
-    other = fill(recipe_of(images), tmp_path / "other", views=2, keep="float32")
+    other = build_cache(recipe_of(images), tmp_path / "other", views=2, keep="float32")
     with refused("cache"):
         distill(replace(recipe, cache=str(other)), run, resume=True)
     torch.manual_seed(0)

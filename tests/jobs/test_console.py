@@ -6,7 +6,15 @@ import pytest
 
 from scalekd.jobs.console import conclude, in_words
 from scalekd.recipe import Data, Recipe
-from scalekd.runs.result import Method, Pair, Result, Run, mean, measured, results_of
+from scalekd.runs.result import (
+    Method,
+    PairSummary,
+    Result,
+    Run,
+    all_have_accuracy,
+    mean_of_known,
+    results_of_method,
+)
 
 
 def results(method: Method, *tops: float, seconds: float = 10.0) -> list[Result]:
@@ -81,8 +89,8 @@ def test_without_labels_the_logits_term_is_compared() -> None:
 
 
 def test_what_was_measured_is_known_of_all_or_none() -> None:
-    assert measured(results("scalekd", 0.7))
-    assert not measured(unmeasured("scalekd", 2.0))
+    assert all_have_accuracy(results("scalekd", 0.7))
+    assert not all_have_accuracy(unmeasured("scalekd", 2.0))
     assert unmeasured("scalekd", 2.0)[0].loss == 2.5
 
 
@@ -92,7 +100,7 @@ def test_a_table_of_losses_shows_every_number_on_a_narrow_terminal(
     monkeypatch.setenv("COLUMNS", "80")
     recipe = Recipe("a", "b", Data("c"), seeds=[1, 2, 3])
     runs = unmeasured("scalekd", 51.0, 52.0, 53.5) + unmeasured("logit_kd", 3.0, 3.0, 3.0)
-    conclude(recipe, Pair(None, 10, 10, 10, [], labels=False), runs, tmp_path)
+    conclude(recipe, PairSummary(None, 10, 10, 10, [], labels=False), runs, tmp_path)
     printed = capsys.readouterr().out
     assert "mean of the last 50 of 100 steps" in printed
     for number in ("52.667", "1.258", "51.500", "52.500", "54.000", "3.500", "0.1000"):
@@ -109,10 +117,10 @@ def test_gains_are_paired_by_seed_in_whatever_order_runs_end() -> None:
     runs = results("scalekd", 0.70, 0.80) + results("supervised", 0.69, 0.79)
     (said,) = in_words(runs[::-1])
     assert "seed by seed +1.00, +1.00" in said
-    assert [r.run.seed for r in results_of(runs[::-1], "supervised")] == [1, 2]
+    assert [r.run.seed for r in results_of_method(runs[::-1], "supervised")] == [1, 2]
 
 
 def test_the_mean_of_nothing_is_none() -> None:
-    assert mean([]) is None
-    assert mean([None, None]) is None
-    assert mean([1.0, 2.0]) == 1.5
+    assert mean_of_known([]) is None
+    assert mean_of_known([None, None]) is None
+    assert mean_of_known([1.0, 2.0]) == 1.5

@@ -14,7 +14,7 @@ from helpers.refusals import refused
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from scalekd.data.loader import loaders
+from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
 from scalekd.device import best_device
 from scalekd.digits import images
@@ -157,7 +157,7 @@ def test_arms_of_a_seed_start_from_the_same_student_and_see_the_same_images(seed
     for method in ARMS:
         method, _ = build_method(TINY, Run(method, seed), source)
         starts.append(method.student.state_dict())
-        batches, _ = loaders(source, TINY.data, source.input, TINY.batch_size, seed)
+        batches, _ = build_loaders(source, TINY.data, source.input, TINY.batch_size, seed)
         firsts.append(next(iter(batches)))
     for start, (pictures, labels) in zip(starts[1:], firsts[1:], strict=True):
         assert all(torch.equal(start[n], t) for n, t in starts[0].items())

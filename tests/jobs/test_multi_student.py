@@ -18,11 +18,11 @@ from helpers.refusals import refused
 from helpers.tiny import tiny
 
 from scalekd.estimating.estimate import estimate
-from scalekd.jobs.build_cache import fill
+from scalekd.jobs.build_cache import build_cache
 from scalekd.jobs.distill import distill
 from scalekd.networks import FrozenTeacher
 from scalekd.recipe import Optim, Recipe, Student
-from scalekd.runs.status import standings
+from scalekd.runs.status import read_run_folders
 
 NAMES = ["test_vit", "other", "test_resnet"]
 
@@ -188,7 +188,7 @@ def test_arms_seeds_and_students_alone(images: Path, without: str, tmp_path: Pat
 
 def test_they_share_a_cache(images: Path, tmp_path: Path) -> None:
     recipe = recipe_of(images, seeds=[1, 2])
-    cache = fill(recipe, tmp_path / "cache", views=2, keep="float32")
+    cache = build_cache(recipe, tmp_path / "cache", views=2, keep="float32")
     recipe = replace(recipe, cache=str(cache))
     both = distill(recipe, tmp_path / "both")
     for name, own in recipe.apart().items():
@@ -211,7 +211,7 @@ def test_a_student_whose_loss_is_no_number_is_dropped_without_hurting_the_others
         assert losses(out / name) == losses(distill(recipe.apart()[name], tmp_path / name))
         assert (out / name / "student").is_dir()
     assert not (out / "test_resnet" / "summary.json").exists()
-    (stopped,) = (s for s in standings([out]) if s.folder.endswith("test_resnet"))
+    (stopped,) = (s for s in read_run_folders([out]) if s.folder.endswith("test_resnet"))
     assert stopped.state == "stopped"
 
 

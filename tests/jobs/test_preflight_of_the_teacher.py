@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.pictures import image_folder
 
-from scalekd.jobs.preflight import check, remarks_on_the_teacher
+from scalekd.jobs.preflight import run_preflight, teacher_accuracy_notes
 from scalekd.recipe import Data, Optim, Recipe
 
 
@@ -30,7 +30,7 @@ from scalekd.recipe import Data, Optim, Recipe
 def test_chance_reaches_to_three_standard_errors(
     top1: float, classes: int, images: int, remarked: bool
 ) -> None:
-    said = remarks_on_the_teacher(top1, classes, images)
+    said = teacher_accuracy_notes(top1, classes, images)
     assert len(said) == remarked
     for note in said:
         assert f"{top1:.2%}" in note
@@ -51,11 +51,13 @@ def test_a_teacher_of_random_weights_is_remarked_on_where_there_are_images_enoug
         optim=Optim(warmup_epochs=0),
     )
     torch.manual_seed(0)
-    pair = check(recipe)
+    pair = run_preflight(recipe)
     assert pair.teacher_top1 is not None
     (note,) = (n for n in pair.notes if "chance" in n)
     assert f"{pair.teacher_top1:.2%} of these images" in note
     few = image_folder(tmp_path / "few", each=4, side=32)
     assert not [
-        n for n in check(replace(recipe, data=Data(str(few), workers=0))).notes if "chance" in n
+        n
+        for n in run_preflight(replace(recipe, data=Data(str(few), workers=0))).notes
+        if "chance" in n
     ]

@@ -8,10 +8,10 @@ import pytest
 from scalekd.jobs import console as report
 from scalekd.jobs.console import Display
 from scalekd.recipe import Data, Recipe
-from scalekd.runs.result import Pair, Progress, Run, duration
+from scalekd.runs.result import PairSummary, Progress, Run, format_duration
 
 RECIPE = Recipe("swin", "resnet", Data("digits"), batch_size=64, accumulate=2)
-PAIR = Pair(0.9, 2_000_000, 1_000_000, 500_000, [], gflop=12.5, workers=2)
+PAIR = PairSummary(0.9, 2_000_000, 1_000_000, 500_000, [], gflop=12.5, workers=2)
 RUN = Run("scalekd", 4)
 NEWS = Progress(
     step=300,
@@ -69,7 +69,7 @@ def test_long_waits_for_images_are_said_once_with_the_remedy(
     [(0, "0 s"), (119, "119 s"), (600, "10 min"), (7300, "2 h"), (200_000, "2.3 days")],
 )
 def test_aduration_is_said_in_its_own_unit(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_a_log_file_is_not_quiet_for_long(

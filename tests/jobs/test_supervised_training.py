@@ -14,7 +14,7 @@ from helpers.tiny import tiny
 from scalekd.cli.main import main
 from scalekd.jobs.distill import distill
 from scalekd.recipe import Data, Optim, Recipe
-from scalekd.runs.result import Run, methods
+from scalekd.runs.result import Run, methods_to_train
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,6 @@ def test_without_labels_there_is_nothing_to_learn(tmp_path: Path) -> None:
 
 
 def test_the_first_arm_is_the_one_whose_student_is_kept(recipe: Recipe) -> None:
-    assert methods(recipe.teacher, recipe.compare) == ["scalekd", "supervised"]
-    assert methods(None, recipe.compare) == ["supervised"]
+    assert methods_to_train(recipe.teacher, recipe.compare) == ["scalekd", "supervised"]
+    assert methods_to_train(None, recipe.compare) == ["supervised"]
     assert str(Run("supervised", 3)) == "alone seed 3"

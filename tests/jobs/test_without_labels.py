@@ -17,11 +17,11 @@ from PIL import Image
 
 from scalekd.data import image_folder as folders
 from scalekd.data import source as sources
-from scalekd.data.loader import loaders
+from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
-from scalekd.jobs.preflight import check
+from scalekd.jobs.preflight import run_preflight
 from scalekd.method import LossWeights
 from scalekd.networks import InputConfig
 from scalekd.recipe import Data, Recipe
@@ -113,7 +113,7 @@ def test_a_teacher_without_classifier_gives_a_student_without_one(
 def test_the_students_classifier_is_what_it_can_learn_unless_asked_for(
     weights: LossWeights | None, asked: dict[str, Any], classes: int, recipe: Recipe
 ) -> None:
-    pair = check(replace(recipe, weights=weights, student_args=asked))
+    pair = run_preflight(replace(recipe, weights=weights, student_args=asked))
     plain = timm.create_model("test_resnet", num_classes=classes)
     assert pair.student_parameters == sum(p.numel() for p in plain.parameters())
     assert (pair.teacher_top1, pair.labels) == (None, False)
@@ -122,7 +122,7 @@ def test_the_students_classifier_is_what_it_can_learn_unless_asked_for(
 
 
 def test_logits_alone_are_said_to_be_alone(recipe: Recipe) -> None:
-    notes = check(replace(recipe, weights=LossWeights(0, 0, 0, 0, 0.5))).notes
+    notes = run_preflight(replace(recipe, weights=LossWeights(0, 0, 0, 0, 0.5))).notes
     assert notes[0].endswith("logits alone are distilled")
     assert "features" not in notes[0]
 
@@ -159,7 +159,7 @@ def test_what_needs_labels_is_refused_before_an_image_is_read(
 
     monkeypatch.setattr(folders, "load_image", read)
     with refused("supervised"):
-        check(replace(recipe, compare=["supervised"]))
+        run_preflight(replace(recipe, compare=["supervised"]))
     with refused("no labels", str(root), "val/CLASS"):
         evaluate("test_resnet", recipe.data, "random")
 
@@ -172,7 +172,7 @@ def test_all_images_below_the_folder_are_read_whatever_its_folders_are_called(ro
     assert len(train) == 8  # type: ignore[arg-type]
     (image,) = train[0]
     assert image.shape == (3, 32, 48)
-    batches, validation = loaders(source, data, SMALL, 3, 0)
+    batches, validation = build_loaders(source, data, SMALL, 3, 0)
     assert validation is None
     assert [images.shape for (images,) in batches] == [(3, 3, 32, 48)] * 2
 

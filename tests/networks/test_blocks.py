@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from scalekd.networks.blocks import blocks
+from scalekd.networks.blocks import repeated_blocks
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from scalekd.networks.blocks import blocks
 )
 def test_the_blocks_of_the_papers_models_are_found(name: str, count: int, kind: str) -> None:
     with torch.device("meta"):
-        found = blocks(timm.create_model(name))
+        found = repeated_blocks(timm.create_model(name))
     assert [type(b).__name__ for b in found].count(kind) == count
     assert len(found) == len(set(found))
     for block in found:

@@ -12,7 +12,7 @@ from torch import nn
 from scalekd.distiller import _stem_norm
 from scalekd.errors import InputError
 from scalekd.method import ChannelNorm
-from scalekd.networks.build import build
+from scalekd.networks.build import build_model
 from scalekd.networks.feature_extractor import FeatureExtractor
 from scalekd.networks.paper import ABLATION_PAIRS, EVA_L, PAIRS, SWIN_B, SWIN_L, SWIN_S, Published
 
@@ -59,7 +59,7 @@ def outlines() -> Iterator[None]:
 
 def student(pair: Published) -> nn.Module:
     with outlines():
-        return build(pair.student, "random", **pair.student_args)[0]
+        return build_model(pair.student, "random", **pair.student_args)[0]
 
 
 def test_the_eleven_pairs_are_tabled_and_no_other() -> None:
@@ -103,7 +103,7 @@ def test_vit_students_have_mean_pooling_and_no_class_token(pair: Published) -> N
 def test_a_teacher_is_tapped_on_the_papers_grids(teacher: str) -> None:
     args = next(pair.teacher_args for pair in ALL if pair.teacher == teacher)
     with outlines():
-        extractor = FeatureExtractor(build(teacher, "random", **args)[0], of_teacher=True)
+        extractor = FeatureExtractor(build_model(teacher, "random", **args)[0], of_teacher=True)
     assert (extractor.shapes.penultimate, extractor.shapes.final) == TEACHERS[teacher]
     assert extractor.input.size == (224, 224)
     assert extractor.plan.norm == ("none" if teacher == EVA_L else "final")
@@ -123,7 +123,7 @@ def test_patch_14_is_registered_beside_timms_mixers() -> None:
 
 def test_it_has_no_weights_to_download() -> None:
     with pytest.raises(InputError, match="mixer_b14_224"):
-        build("mixer_b14_224", "pretrained")
+        build_model("mixer_b14_224", "pretrained")
 
 
 def test_a_convnext_student_gets_a_stem_with_layernorm() -> None:

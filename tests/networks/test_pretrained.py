@@ -18,8 +18,8 @@ from timm.layers import RmsNorm
 from torch import Tensor, nn
 
 from scalekd import ScaleKD
-from scalekd.networks import build
-from scalekd.networks.pretrained import Load, Loaded, looks_untrained, read_weights, watching
+from scalekd.networks import build_model
+from scalekd.networks.pretrained import Load, LoadedWeights, looks_untrained, read_weights, watching
 
 Save = Callable[[dict[str, Tensor], Path], None]
 
@@ -49,15 +49,15 @@ def test_weights_come_from_a_file(kind: str, tmp_path: Path) -> None:
     name, save = FORMATS[kind]
     model = resnet()
     save(model.state_dict(), tmp_path / name)
-    assert same(build("test_resnet", tmp_path / name)[0], model)
-    assert same(build("test_resnet", str(tmp_path / name))[0], model)
+    assert same(build_model("test_resnet", tmp_path / name)[0], model)
+    assert same(build_model("test_resnet", str(tmp_path / name))[0], model)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model"])
 def test_a_checkpoint_that_holds_a_state_dict_is_looked_into(key: str, tmp_path: Path) -> None:
     model = resnet()
     torch.save({key: model.state_dict(), "epoch": 3}, tmp_path / "c.pth")
-    assert same(build("test_resnet", tmp_path / "c.pth")[0], model)
+    assert same(build_model("test_resnet", tmp_path / "c.pth")[0], model)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_file_of_other_classes_rebuilds_the_head(
 ) -> None:
     model = made(num_classes=7)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    loaded, _ = build(name, tmp_path / "w.safetensors", **arguments)
+    loaded, _ = build_model(name, tmp_path / "w.safetensors", **arguments)
     assert loaded.num_classes == 7
     assert same(loaded, model)
 
@@ -83,7 +83,7 @@ def test_a_file_of_other_classes_rebuilds_both_heads_of_a_distilled_deit(tmp_pat
     name = "deit_tiny_distilled_patch16_224"
     model = timm.create_model(name, num_classes=7, **VIT)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    loaded, _ = build(name, tmp_path / "w.safetensors", **VIT)
+    loaded, _ = build_model(name, tmp_path / "w.safetensors", **VIT)
     assert loaded.num_classes == 7
     assert same(loaded, model)
 
@@ -122,21 +122,21 @@ def test_a_pickle_that_is_not_plain_tensors_is_refused_and_not_run(
     state = {**resnet().state_dict(), "extra": bad} if inside else bad
     torch.save(state, tmp_path / "w.pth", _use_new_zipfile_serialization=not old)
     with refused("w.pth", "plain tensors"):
-        build("test_resnet", tmp_path / "w.pth")
+        build_model("test_resnet", tmp_path / "w.pth")
     assert not (tmp_path / "trace").exists()
 
 
 def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(pickle.dumps(WritesAFile(tmp_path / "trace")))
     with refused("w.pth"):
-        build("test_resnet", tmp_path / "w.pth")
+        build_model("test_resnet", tmp_path / "w.pth")
     assert not (tmp_path / "trace").exists()
 
 
 def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "w.pth")
     with refused("w.pth"):
-        build("test_resnet", tmp_path / "w.pth")
+        build_model("test_resnet", tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -148,7 +148,7 @@ def test_a_truncated_file_is_refused(kind: str, part: float, tmp_path: Path) -> 
     whole = file.read_bytes()
     file.write_bytes(whole[: int(part * len(whole))])
     with refused(name):
-        build("test_resnet", file)
+        build_model("test_resnet", file)
 
 
 @pytest.mark.parametrize(("kind", "cut"), [("torch", 20547), ("torch", 51783)])
@@ -158,7 +158,7 @@ def test_a_torch_file_cut_anywhere_is_refused(kind: str, cut: int, tmp_path: Pat
     save(resnet().state_dict(), file)
     file.write_bytes(file.read_bytes()[:cut])
     with refused(name):
-        build("test_resnet", file)
+        build_model("test_resnet", file)
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
@@ -177,7 +177,7 @@ def test_a_torch_file_cut_anywhere_is_refused(kind: str, cut: int, tmp_path: Pat
 def test_a_file_of_something_else_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with refused(name):
-        build("test_resnet", tmp_path / name)
+        build_model("test_resnet", tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 3}, {"model": {"a": "b"}}])
@@ -190,7 +190,7 @@ def test_a_torch_file_without_tensors_is_refused(content: Any, tmp_path: Path) -
 @pytest.mark.parametrize("name", ["nowhere.safetensors", "Pretrained", "."])
 def test_a_missing_file_is_refused_with_the_other_ways(name: str) -> None:
     with refused(repr(name), "'pretrained'", "'random'"):
-        build("test_resnet", name)
+        build_model("test_resnet", name)
 
 
 def test_names_and_shapes_that_do_not_fit_are_listed_in_one_line(tmp_path: Path) -> None:
@@ -200,13 +200,13 @@ def test_names_and_shapes_that_do_not_fit_are_listed_in_one_line(tmp_path: Path)
     save_file(state, tmp_path / "w.safetensors")
     said = ("w.safetensors", "ResNet", "missing: conv1", "unexpected: stray")
     with refused(*said, "layer1.0.conv1.weight (2, 3) for ("):
-        build("test_resnet", tmp_path / "w.safetensors")
+        build_model("test_resnet", tmp_path / "w.safetensors")
 
 
 def test_another_models_file_is_refused_in_a_line_that_stays_short(tmp_path: Path) -> None:
     save_file(convnext().state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="more") as caught:
-        build("test_resnet", tmp_path / "w.safetensors")
+        build_model("test_resnet", tmp_path / "w.safetensors")
     assert len(str(caught.value)) < 1500
 
 
@@ -217,11 +217,11 @@ def saved(state: dict[str, Tensor], folder: Path) -> Path:
 
 def test_what_a_file_gave_is_said(tmp_path: Path) -> None:
     file = saved(resnet().state_dict(), tmp_path)
-    model, loaded = build("test_resnet", file)
+    model, loaded = build_model("test_resnet", file)
     total = len(model.state_dict())
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     remark = f"{CLASSES} classes as in the file"
-    assert loaded == Loaded(
+    assert loaded == LoadedWeights(
         "test_resnet", str(file), str(file), digest, total, total, remarks=(remark,)
     )
     assert str(loaded) == (
@@ -232,15 +232,17 @@ def test_what_a_file_gave_is_said(tmp_path: Path) -> None:
 
 def test_other_classes_than_asked_for_are_remarked_on(tmp_path: Path) -> None:
     file = saved(resnet().state_dict(), tmp_path)
-    model, loaded = build("test_resnet", file, num_classes=9)
+    model, loaded = build_model("test_resnet", file, num_classes=9)
     assert model.num_classes == CLASSES
     assert loaded.remarks == (f"{CLASSES} classes as in the file and not the 9 asked for",)
-    assert build("test_resnet", file, num_classes=CLASSES)[1].remarks == ()
+    assert build_model("test_resnet", file, num_classes=CLASSES)[1].remarks == ()
 
 
 def test_a_line_lists_a_few_of_what_is_missing_and_left_out() -> None:
     missing = tuple(f"head.{i}" for i in range(9))
-    loaded = Loaded("net", "pretrained", "a/w.pth", "0123456789abcdef", 3, 12, missing, ("stray",))
+    loaded = LoadedWeights(
+        "net", "pretrained", "a/w.pth", "0123456789abcdef", 3, 12, missing, ("stray",)
+    )
     assert str(loaded) == (
         "weights of net: pretrained, w.pth (sha256 0123456789ab…), 3 of 12 tensors; RANDOM, for "
         "no file gave them: head.0, head.1, head.2, head.3, head.4, head.5 and 3 more; left out of "
@@ -258,7 +260,7 @@ def test_a_prefix_that_all_names_share_is_removed(
 ) -> None:
     model = made()
     file = saved({prefix + n: t for n, t in model.state_dict().items()}, tmp_path)
-    built, loaded = build(model.pretrained_cfg["architecture"], file)
+    built, loaded = build_model(model.pretrained_cfg["architecture"], file)
     assert same(built, model)
     assert f"prefix {prefix!r} removed" in loaded.remarks
     assert loaded.matched == loaded.total
@@ -269,7 +271,7 @@ def test_names_beside_the_prefix_are_used_or_said_to_be_left_out(tmp_path: Path)
     model = resnet()
     state = {n if n[:2] == "fc" else f"backbone.{n}": t for n, t in model.state_dict().items()}
     file = saved(state | {"decoder.weight": torch.zeros(2)}, tmp_path)
-    built, loaded = build("test_resnet", file)
+    built, loaded = build_model("test_resnet", file)
     assert same(built, model)
     assert loaded.unexpected == ("decoder.weight",)
     assert "left out of the file: decoder.weight" in str(loaded)
@@ -279,7 +281,7 @@ def test_several_networks_in_one_file_are_refused(tmp_path: Path) -> None:
     state = resnet().state_dict().items()
     both = {f"{p}.{n}": t.clone() for p in ("student", "teacher") for n, t in state}
     with refused("student.", "teacher.", "several"):
-        build("test_resnet", saved(both, tmp_path))
+        build_model("test_resnet", saved(both, tmp_path))
 
 
 def renamed(state: dict[str, Tensor], *rules: tuple[str, str]) -> dict[str, Tensor]:
@@ -324,7 +326,7 @@ def test_the_authors_own_names_are_understood(name: str, prefix: str, tmp_path: 
     make, arguments = AUTHORS[name]
     model, state = make()
     file = saved({prefix + n: t for n, t in state.items()}, tmp_path)
-    built, loaded = build(name, file, **arguments)
+    built, loaded = build_model(name, file, **arguments)
     assert same(built, model)
     assert any("timm's checkpoint filter" in remark for remark in loaded.remarks)
     assert any(f"prefix {prefix!r}" in remark for remark in loaded.remarks) == bool(prefix)
@@ -333,7 +335,7 @@ def test_the_authors_own_names_are_understood(name: str, prefix: str, tmp_path: 
 def test_positions_of_another_size_are_resampled_and_said_to_be(tmp_path: Path) -> None:
     model = vit()
     file = saved(model.state_dict(), tmp_path)
-    larger, loaded = build("vit_tiny_patch16_224", file, **{**VIT, "img_size": 96})
+    larger, loaded = build_model("vit_tiny_patch16_224", file, **{**VIT, "img_size": 96})
     assert larger.pos_embed.shape == (1, 37, 32)
     assert torch.equal(larger.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
     assert any("reshaped pos_embed" in remark for remark in loaded.remarks)
@@ -352,27 +354,27 @@ def test_a_file_without_classifier_builds_a_model_without(
 ) -> None:
     model = made(num_classes=0)
     file = saved(model.state_dict(), tmp_path)
-    built, loaded = build(name, file, **arguments)
+    built, loaded = build_model(name, file, **arguments)
     assert built.num_classes == 0
     assert same(built, model)
     assert loaded.remarks == ("no classifier, as in the file",)
-    assert build(name, file, num_classes=0, **arguments)[1].remarks == ()
+    assert build_model(name, file, num_classes=0, **arguments)[1].remarks == ()
     with refused("w.safetensors", "num_classes is 5", "no classifier"):
-        build(name, file, num_classes=5, **arguments)
+        build_model(name, file, num_classes=5, **arguments)
 
 
 def test_a_missing_tensor_besides_the_classifier_is_refused(tmp_path: Path) -> None:
     state = resnet(num_classes=0).state_dict()
     del state["conv1.0.weight"]
     with refused("missing: conv1.0.weight"):
-        build("test_resnet", saved(state, tmp_path))
+        build_model("test_resnet", saved(state, tmp_path))
 
 
 def test_a_filter_that_fails_on_a_file_hides_nothing(tmp_path: Path) -> None:
     state = vit().state_dict()
     state["patch_embed.proj.weight"] = torch.zeros(3)
     with refused("patch_embed.proj.weight (3,)"):
-        build("vit_tiny_patch16_224", saved(state, tmp_path), **VIT)
+        build_model("vit_tiny_patch16_224", saved(state, tmp_path), **VIT)
 
 
 def test_loads_are_watched_with_the_file_and_what_was_missing(tmp_path: Path) -> None:
@@ -433,4 +435,4 @@ def test_without_affine_norms_there_is_no_sign(model: nn.Module) -> None:
 
 
 def test_the_digits_teacher_looks_trained() -> None:
-    assert not looks_untrained(build("scalekd_digits_swin", "pretrained")[0])
+    assert not looks_untrained(build_model("scalekd_digits_swin", "pretrained")[0])

@@ -12,10 +12,10 @@ from helpers.pictures import image_folder
 from helpers.refusals import refused
 
 from scalekd.cli.main import main
-from scalekd.jobs.smoke import smoke
+from scalekd.jobs.smoke import shrink_to_smoke_test
 from scalekd.method import LossWeights
 from scalekd.networks.paper import ABLATION_PAIRS, PAIRS
-from scalekd.recipe import RECIPES, Data, Optim, Recipe, recipe_file
+from scalekd.recipe import RECIPES, Data, Optim, Recipe, find_recipe
 
 FILES = sorted(RECIPES.glob("*.yaml"))
 PAPERS = [file for file in FILES if file.stem != "digits"]
@@ -133,7 +133,7 @@ SMALL = Recipe(
 
 
 def test_a_recipe_is_shrunk_to_few_steps_of_the_same_kind(tmp_path: Path) -> None:
-    short = smoke(SMALL, tmp_path)
+    short = shrink_to_smoke_test(SMALL, tmp_path)
     for name in ("teacher", "student", "task", "label_smoothing", "ema", "compare", "weights"):
         assert getattr(short, name) == getattr(SMALL, name)
     assert short.optim.name == "lamb"
@@ -205,4 +205,4 @@ def test_another_batch_size_changes_the_rate_in_proportion_and_says_so(
 
 def test_an_unknown_recipe_is_answered_with_those_there_are() -> None:
     with refused("nobody", "swin_large-resnet50", "digits"):
-        recipe_file("nobody")
+        find_recipe("nobody")

@@ -11,13 +11,12 @@ from helpers.full_disk import a_disk_that_takes_no_file_larger_than
 from helpers.pictures import image_folder
 from helpers.refusals import refused
 
-from scalekd.runs.checkpoint import before, load_student, newest, write
 from scalekd.export.checkpoint import export_checkpoint
-from scalekd.runs.result import Progress
 from scalekd.recipe import Data, Optim, Recipe
-from scalekd.runs.result import Run
-from scalekd.training.run import train
+from scalekd.runs.checkpoint import load_newest, load_student, previous_checkpoint, write_checkpoint
+from scalekd.runs.result import Progress, Run
 from scalekd.signals import Interrupted
+from scalekd.training.run import train
 
 RUN = Run("scalekd", 1)
 
@@ -99,13 +98,13 @@ def of_step(step: int) -> dict[str, Any]:
 def test_on_a_full_disk_the_older_states_survive(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "run.ckpt"
     for step in (1, 2):
-        write(of_step(step), file, before(file))
+        write_checkpoint(of_step(step), file, previous_checkpoint(file))
     contents = {f: f.read_bytes() for f in file.parent.iterdir()}
     with (
         pytest.raises(OSError, match="File too large"),
         a_disk_that_takes_no_file_larger_than(1000),
     ):
-        write(of_step(3), file, before(file))
+        write_checkpoint(of_step(3), file, previous_checkpoint(file))
     assert {f: f.read_bytes() for f in file.parent.iterdir()} == contents
 
 
@@ -127,16 +126,16 @@ def test_where_the_newest_state_is_damaged_the_one_before_is_taken(
 ) -> None:
     file = tmp_path / "run.ckpt"
     for step in (1, 2):
-        write(of_step(step), file, before(file))
+        write_checkpoint(of_step(step), file, previous_checkpoint(file))
     content = bytearray(file.read_bytes())
     if damage == "gone":
         file.unlink()
-        state = newest(file)
+        state = load_newest(file)
     else:
         content[len(content) // 2] ^= 1
         file.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
         with pytest.warns(UserWarning, match=r"run.ckpt is damaged"):
-            state = newest(file)
+            state = load_newest(file)
     assert state is not None
     assert state["step"] == 1
 
@@ -145,11 +144,11 @@ def test_where_all_states_are_damaged_it_is_refused_and_where_there_is_none_it_i
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "run.ckpt"
-    assert newest(file) is None
-    for path in (file, before(file)):
+    assert load_newest(file) is None
+    for path in (file, previous_checkpoint(file)):
         path.write_bytes(b"PK and then nothing")
     with pytest.warns(UserWarning, match="damaged"), refused(str(file), "begin anew"):
-        newest(file)
+        load_newest(file)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

@@ -30,7 +30,14 @@ def test_the_curves_are_a_picture(tmp_path: Path, teacher_top1: float | None) ->
 @pytest.mark.parametrize("steps", [1, 3, 1000])
 def test_the_curves_without_labels_are_of_the_loss(tmp_path: Path, steps: int) -> None:
     lines = [
-        {"method": method, "seed": 1, "step": s, "seconds": s / 10, "top1": None, "loss": 9 - s / 1000}
+        {
+            "method": method,
+            "seed": 1,
+            "step": s,
+            "seconds": s / 10,
+            "top1": None,
+            "loss": 9 - s / 1000,
+        }
         for method in ("logit_kd", "scalekd")
         for s in range(1, steps + 1)
     ]

@@ -8,9 +8,9 @@ import pytest
 from helpers.full_disk import a_disk_that_takes_no_file_larger_than
 from helpers.refusals import refused
 
-from scalekd.runs.checkpoint import write
-from scalekd.runs.folder import RunFolder, free_folder
 from scalekd.recipe import Data, Optim, Recipe
+from scalekd.runs.checkpoint import write_checkpoint
+from scalekd.runs.folder import RunFolder, choose_folder
 from scalekd.runs.result import Result, Run
 
 RECIPE = Recipe(
@@ -78,12 +78,14 @@ def test_what_no_weight_depends_on_may_change(folder: RunFolder) -> None:
 def test_what_was_reported_after_the_last_state_is_left_out(folder: RunFolder) -> None:
     runs = [Run("scalekd", 1), Run("scalekd", 2), Run("logit_kd", 1), Run("logit_kd", 2)]
     lines = [
-        {"method": run.method, "seed": run.seed, "step": step} for step in (10, 20, 30) for run in runs
+        {"method": run.method, "seed": run.seed, "step": step}
+        for step in (10, 20, 30)
+        for run in runs
     ]
     whole = "".join(json.dumps(line) + "\n" for line in lines)
     folder.metrics.write_text(whole + '{"method": "scale')
     for run, step in zip(runs[:2], (20, 25), strict=True):
-        write({"step": step}, run.checkpoint(folder.path))
+        write_checkpoint({"step": step}, run.checkpoint(folder.path))
     folder.trim_metrics(runs[:3])
     kept: dict[Run, list[int]] = {}
     for line in map(json.loads, folder.metrics.read_text().splitlines()):
@@ -128,8 +130,8 @@ def test_a_default_folder_is_the_next_or_the_newest(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     runs = Path("runs")
-    assert free_folder(RECIPE) == free_folder(RECIPE, newest=True) == runs / "digits"
+    assert choose_folder(RECIPE) == choose_folder(RECIPE, newest=True) == runs / "digits"
     for name in ("digits", "digits-2"):
         (runs / name).mkdir(parents=True)
-    assert free_folder(RECIPE) == runs / "digits-3"
-    assert free_folder(RECIPE, newest=True) == runs / "digits-2"
+    assert choose_folder(RECIPE) == runs / "digits-3"
+    assert choose_folder(RECIPE, newest=True) == runs / "digits-2"

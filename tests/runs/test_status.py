@@ -9,23 +9,23 @@ from typing import Any
 
 import pytest
 from helpers.holding import holding
-from PIL import Image
 from helpers.refusals import refused
+from PIL import Image
 from rich.console import Console
 
 from scalekd.cli.main import main
-from scalekd.runs.folder import RunFolder
-from scalekd.runs.table import settings_table, table
 from scalekd.recipe import Baseline, Data, Optim, Recipe
+from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Method, Result, Run
 from scalekd.runs.status import (
-    Standing,
-    can_be_drawn,
-    differences,
+    RunFolderStatus,
+    check_picture,
+    differing_settings,
     draw_comparison,
+    read_run_folders,
     standing,
-    standings,
 )
+from scalekd.runs.table import settings_table, status_table
 
 TOPS: dict[tuple[Method, int], float] = {
     ("scalekd", 1): 0.80,
@@ -51,7 +51,9 @@ def made(path: Path, recipe: Recipe = RECIPE, finished: int = 4, labels: bool = 
             known = top1 if labels else None
             if index > finished:
                 break
-            metrics.write(entry(method, seed, 10, None) + entry(method, seed, 20, known and known / 2))
+            metrics.write(
+                entry(method, seed, 10, None) + entry(method, seed, 20, known and known / 2)
+            )
             if index < finished:
                 metrics.write(entry(method, seed, 40, known))
                 results.append(Result(Run(method, seed), known, 10.0, 40, 99.0, {"task": 2.0}))
@@ -61,9 +63,9 @@ def made(path: Path, recipe: Recipe = RECIPE, finished: int = 4, labels: bool = 
     return folder
 
 
-def shown(*each: Standing, width: int = 80) -> str:
+def shown(*each: RunFolderStatus, width: int = 80) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(table(each))
+    console.print(status_table(each))
     return console.export_text()
 
 
@@ -175,7 +177,7 @@ def test_what_is_wrong_is_said_in_the_table(tmp_path: Path, how: str) -> None:
     found = standing(folder.path)
     assert how in found.wrong
     assert how.split(",")[0] in shown(found, width=140)
-    assert [each.folder for each in standings([tmp_path])] == [str(folder.path)]
+    assert [each.folder for each in read_run_folders([tmp_path])] == [str(folder.path)]
 
 
 def test_a_folder_killed_while_it_was_made_is_listed_and_can_be_resumed(tmp_path: Path) -> None:
@@ -195,11 +197,11 @@ def test_folders_are_found_below_once_and_the_newest_comes_first(tmp_path: Path)
         for file in folder.path.iterdir():
             os.utime(file, (1e9 - 1000 * age,) * 2)
     (tmp_path / "none").mkdir()
-    found = standings([tmp_path, tmp_path / "deep", tmp_path / "new"])
+    found = read_run_folders([tmp_path, tmp_path / "deep", tmp_path / "new"])
     assert [Path(each.folder).name for each in found] == ["new", "middle", "old"]
-    assert standings([tmp_path / "none"]) == []
+    assert read_run_folders([tmp_path / "none"]) == []
     with refused("nowhere"):
-        standings([tmp_path / "nowhere"])
+        read_run_folders([tmp_path / "nowhere"])
 
 
 def test_no_line_is_longer_than_the_terminal(tmp_path: Path) -> None:
@@ -216,11 +218,11 @@ def test_no_line_is_longer_than_the_terminal(tmp_path: Path) -> None:
 def test_settings_that_differ_are_told_by_dotted_names(tmp_path: Path) -> None:
     other = replace(RECIPE, optim=Optim(lr=0.25), student_args={"depth": 3})
     one, two = (standing(made(tmp_path / n, r).path) for n, r in (("a", RECIPE), ("b", other)))
-    said = differences([one, two])
+    said = differing_settings([one, two])
     assert said["optim.lr"] == [RECIPE.optim.lr, 0.25]
     assert said["student_args.depth"] == [None, 3]
     assert "epochs" not in said
-    assert differences([one, one]) == {}
+    assert differing_settings([one, one]) == {}
     assert settings_table([one, two], said).row_count == len(said)
 
 
@@ -258,7 +260,7 @@ def test_a_picture_is_not_overwritten_and_its_format_is_known(tmp_path: Path) ->
         draw_comparison([], tmp_path / "mine.png")
     assert (tmp_path / "mine.png").read_text() == "precious"
     with refused("mine.txt", "png", "svg"):
-        can_be_drawn(tmp_path / "mine.txt")
+        check_picture(tmp_path / "mine.txt")
     with refused("nothing to draw"):
         draw_comparison([], tmp_path / "new.png")
     with refused("cannot be written"):

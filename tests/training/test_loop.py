@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from scalekd.baselines import Supervised
-from scalekd.data.sampler import RunBatches
+from scalekd.data.sampler import ResumableBatchSampler
 from scalekd.distiller import StepOutput
 from scalekd.networks.student import StudentSpec
 from scalekd.recipe import Optim
-from scalekd.runs.checkpoint import newest
+from scalekd.runs.checkpoint import load_newest
 from scalekd.runs.result import Progress
 from scalekd.signals import Interrupted
 from scalekd.training.loop import Every, Watch
@@ -87,7 +87,7 @@ def fit(
     state: State | None = None,
     kind: type[TensorDataset] = TensorDataset,
 ) -> tuple[TrainingModule, Watch]:
-    order = RunBatches(4 * per_epoch, 4 * per_epoch, 4, 1, epochs, parts=parts)
+    order = ResumableBatchSampler(4 * per_epoch, 4 * per_epoch, 4, 1, epochs, parts=parts)
     optim = optim or Optim(warmup_epochs=0)
     checkpoint = out / "run.ckpt"
     module = TrainingModule(method, optim, optim.lr, ema, order, max_skipped, checkpoint, state)
@@ -152,7 +152,9 @@ def test_a_warm_up_that_rounds_to_the_whole_training_still_trains(tmp_path: Path
 def test_biases_and_norms_are_not_decayed(tmp_path: Path) -> None:
     method = Supervised(student())
     optim = Optim(weight_decay=0.3, warmup_epochs=0)
-    module = TrainingModule(method, optim, 1e-3, None, RunBatches(40, 40, 4, 1, 1), 0, tmp_path)
+    module = TrainingModule(
+        method, optim, 1e-3, None, ResumableBatchSampler(40, 40, 4, 1, 1), 0, tmp_path
+    )
     groups = module.configure_optimizers().param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decay) == len(list(method.parameters()))
@@ -198,7 +200,7 @@ def test_a_step_whose_loss_is_no_number_is_left_out_where_that_is_allowed(tmp_pa
             weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
 
     told: list[Progress] = []
-    order = RunBatches(40, 40, 4, 1, 1)
+    order = ResumableBatchSampler(40, 40, 4, 1, 1)
     with pytest.warns(UserWarning, match="left out, 1 of 2") as said:
         module, _ = fit(
             BreakingAt(1, 4),
@@ -317,7 +319,7 @@ def test_drops_may_follow_a_warm_up(tmp_path: Path) -> None:
 def test_decay_of_all_reaches_biases_and_norms(tmp_path: Path) -> None:
     method = Supervised(student())
     optim = Optim(weight_decay=0.3, warmup_epochs=0, decay_all=True)
-    order = RunBatches(40, 40, 4, 1, 1)
+    order = ResumableBatchSampler(40, 40, 4, 1, 1)
     module = TrainingModule(method, optim, 1e-3, None, order, 0, tmp_path)
     groups = module.configure_optimizers().param_groups
     assert {group["weight_decay"] for group in groups} == {0.3}
@@ -410,7 +412,7 @@ def test_a_run_in_fp16_keeps_the_scale_of_its_loss_and_goes_on_with_it(tmp_path:
             per_epoch=5,
             plugins=(in_fp16(4.0, growth_interval=2),),
         )
-    state = newest(tmp_path / "run.ckpt")
+    state = load_newest(tmp_path / "run.ckpt")
     assert state is not None
     assert state["step"] == 5
     assert state["precision"]["scale"] == 4.0 * 2**2

@@ -24,7 +24,11 @@ from scalekd.recipe import Data, Recipe
 from scalekd.runs.checkpoint import load_student
 from scalekd.runs.result import Run
 from scalekd.training import performance as tuning
-from scalekd.training.performance import arrange, compile_blocks, half
+from scalekd.training.performance import (
+    apply_performance_settings,
+    autocast_dtype,
+    compile_repeated_blocks,
+)
 
 RECIPE = Recipe("test_vit", "test_resnet", Data("digits"))
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -81,9 +85,9 @@ def test_and_keeps_fewer_activations() -> None:
 def test_a_teacher_that_two_students_share_is_compiled_once() -> None:
     one = pair()
     other = ScaleKD(one.teacher, timm.create_model("test_resnet", num_classes=3), size=(64, 64))
-    compile_blocks(one)
+    compile_repeated_blocks(one)
     compiled = [block.forward for block in one.teacher.model.blocks]
-    compile_blocks(other)
+    compile_repeated_blocks(other)
     assert [block.forward for block in one.teacher.model.blocks] == compiled
     assert hasattr(other.student.layer1[0].forward, "_torchdynamo_orig_callable")
 
@@ -111,7 +115,7 @@ def test_alike_blocks_of_a_teacher_are_compiled_once_whatever_their_drop_path_ra
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
     expected = method.teach(IMAGES).final
-    compile_blocks(method)
+    compile_repeated_blocks(method)
     assert torch.equal(method.teach(IMAGES).final, expected)
     assert len(compiled) == 4  # with shifted windows and without, in each stage
 
@@ -151,7 +155,7 @@ def test_a_run_in_half_precision_halves_the_teacher_and_ends_the_same_to_the_bit
     ],
 )
 def test_what_a_precision_computes_in(precision: Any, device: str, computes_in: Any) -> None:
-    assert half(precision, torch.device(device)) is computes_in
+    assert autocast_dtype(precision, torch.device(device)) is computes_in
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
@@ -160,21 +164,21 @@ def test_on_a_cpu_the_teacher_is_in_bf16_as_the_trainer_is(
 ) -> None:
     monkeypatch.setattr(tuning, "best_device", lambda: torch.device("cpu"))
     method = pair()
-    arrange(method, replace(RECIPE, precision=precision))
+    apply_performance_settings(method, replace(RECIPE, precision=precision))
     assert method.teacher.half is torch.bfloat16
 
 
 def test_a_teacher_in_pieces_keeps_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
     for fsdp, kept in (["teacher"], None), (["student"], torch.bfloat16):
         method = pair()
-        arrange(method, replace(RECIPE, precision="bf16-mixed", fsdp=fsdp))
+        apply_performance_settings(method, replace(RECIPE, precision="bf16-mixed", fsdp=fsdp))
         assert method.teacher.half is kept
 
 
 def test_channels_last_is_a_layout_and_no_other_arithmetic() -> None:
     other = pair()
-    arrange(other, replace(RECIPE, channels_last=True))
+    apply_performance_settings(other, replace(RECIPE, channels_last=True))
     weight = next(p for p in other.student.parameters() if p.dim() == 4 and p.shape[1] > 1)
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert not weight.is_contiguous()
@@ -185,7 +189,7 @@ def test_channels_last_is_a_layout_and_no_other_arithmetic() -> None:
 def test_compiled_blocks_compute_the_same() -> None:
     other = pair("test_convnext2")
     names = set(other.state_dict())
-    compile_blocks(other)
+    compile_repeated_blocks(other)
     assert_same_but_for_rounding(other, pair("test_convnext2"), 1e-3)
     assert set(other.state_dict()) == names
     breaks: Callable[[], object] = lambda: torch._dynamo.utils.counters["graph_break"]  # noqa: E731

@@ -22,7 +22,7 @@ from helpers.real_runs import (
     settings,
 )
 
-from scalekd.runs.checkpoint import newest
+from scalekd.runs.checkpoint import load_newest
 
 KILLS = 10
 
@@ -74,7 +74,7 @@ def test_a_run_that_is_told_to_stop_saves_that_step_and_goes_on(
     said, _ = process.communicate(timeout=60)
     assert process.returncode == code, said
     assert "--resume" in said.splitlines()[-1]
-    state = newest(out / "checkpoints" / "scalekd-seed7.ckpt")
+    state = load_newest(out / "checkpoints" / "scalekd-seed7.ckpt")
     assert state is not None
     assert state["step"] - lines(out)[-1]["step"] in (0, 1)
     finish(begin(undisturbed, number.name, "--resume"))

@@ -20,7 +20,7 @@ from scalekd.networks.layout import map_of_tokens, tokens_of_map
 from scalekd.networks.teacher.tail import Tail, find_tail
 from scalekd.networks.teacher.tail_inputs import Beside, CachedOutputs
 
-Prefix = Literal["own", "none"]
+PrefixTokens = Literal["own", "none"]
 
 
 class FrozenTeacher:
@@ -60,7 +60,7 @@ class FrozenTeacher:
         model: nn.Module,
         size: tuple[int, int] | None = None,
         settings: FeatureSelection | None = None,
-        prefix: Prefix = "own",
+        prefix: PrefixTokens = "own",
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.trunk_dropped = False

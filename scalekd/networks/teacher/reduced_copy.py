@@ -11,10 +11,10 @@ from typing import Any
 from torch import nn
 
 from scalekd.errors import InputError
-from scalekd.networks.build import Size, build_unfilled, resize
+from scalekd.networks.build import Size, build_without_weights, resize
 from scalekd.networks.feature_extractor import FeatureExtractor
 from scalekd.networks.feature_selection import FeatureSelection
-from scalekd.networks.teacher.frozen import FrozenTeacher, Prefix
+from scalekd.networks.teacher.frozen import FrozenTeacher, PrefixTokens
 
 SMALL_GRID = 4
 """Cells on a side of the copy's final grid."""
@@ -28,13 +28,13 @@ class Verified:
     on: str
 
 
-def verify(
+def verify_on_reduced_copy(
     name: str,
     whole: nn.Module,
     arguments: dict[str, Any],
     size: Size | None,
     settings: FeatureSelection,
-    prefix: Prefix,
+    prefix: PrefixTokens,
 ) -> Verified:
     """The teacher `name`, verified on a small copy, or where none can be made, on the model itself.
 
@@ -57,7 +57,7 @@ def verify(
             return copy.verified(pixels, settings, prefix)
         except Exception:
             continue
-    model = build_unfilled(name, **arguments)
+    model = build_without_weights(name, **arguments)
     resize(name, model, size, arguments.get("img_size"))
     teacher = FrozenTeacher(model, own, settings, prefix)
     return Verified(teacher, f"the model itself, with random weights, at {own[0]}x{own[1]} pixels")
@@ -69,7 +69,7 @@ class _Copy:
     def __init__(self, name: str, arguments: dict[str, Any], whole: FeatureExtractor) -> None:
         self.name, self.whole, self.built = name, whole, arguments.get("img_size")
         self.names: dict[nn.Module, str] = {}
-        self.model = build_unfilled(name, self._shorten, **arguments)
+        self.model = build_without_weights(name, self._shorten, **arguments)
 
     def _shorten(self, model: nn.Module) -> None:
         self.names = {module: name for name, module in model.named_modules()}
@@ -78,7 +78,7 @@ class _Copy:
             if isinstance(container, nn.Sequential | nn.ModuleList):
                 _shorten(container, kept)
 
-    def verified(self, size: Size, settings: FeatureSelection, prefix: Prefix) -> Verified:
+    def verified(self, size: Size, settings: FeatureSelection, prefix: PrefixTokens) -> Verified:
         """Its tail, by the names in the whole model, verified on images of this size."""
         count, plan, model = self.whole.count, self.whole.plan, self.model
         if hasattr(model, "set_input_size"):

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from scalekd import FeatureSelection, FrozenTeacher, ScaleKD
 from scalekd.errors import InputError
 from scalekd.networks.feature_selection import Norm
-from scalekd.networks.teacher.frozen import Prefix
+from scalekd.networks.teacher.frozen import PrefixTokens
 
 
 def dinov3(**arguments: Any) -> nn.Module:
@@ -41,7 +41,9 @@ def dinov3(**arguments: Any) -> nn.Module:
     return make("vit_small_patch16_dinov3", **{**sizes, **arguments})
 
 
-def frozen(model: nn.Module, prefix: Prefix = "own", norm: Norm | None = None) -> FrozenTeacher:
+def frozen(
+    model: nn.Module, prefix: PrefixTokens = "own", norm: Norm | None = None
+) -> FrozenTeacher:
     bound = getattr(getattr(model, "patch_embed", None), "img_size", None)
     return FrozenTeacher(model, bound or SIZE, FeatureSelection(norm=norm), prefix)
 
@@ -171,7 +173,7 @@ def test_a_rotary_model_with_registers_is_replayed_or_refused_without_prefix() -
 
 @pytest.mark.parametrize("prefix", ["own", "none"])
 @pytest.mark.parametrize("family", ["ViT", "DINOv2 with registers"])
-def test_a_student_learns_under_both(family: str, prefix: Prefix) -> None:
+def test_a_student_learns_under_both(family: str, prefix: PrefixTokens) -> None:
     torch.manual_seed(0)
     teacher = frozen(WITH_PREFIX[family][0](), prefix)
     distiller = ScaleKD(teacher, resnet(), size=SIZE).train()

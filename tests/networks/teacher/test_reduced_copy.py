@@ -10,8 +10,8 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from scalekd import FeatureSelection, FrozenTeacher
-from scalekd.networks.build import build, build_unfilled, resize
-from scalekd.networks.teacher.reduced_copy import Verified, verify
+from scalekd.networks.build import build_model, build_without_weights, resize
+from scalekd.networks.teacher.reduced_copy import Verified, verify_on_reduced_copy
 
 NARROW = {"embed_dim": 32, "num_heads": 2}
 SWIN = {"embed_dim": 12, "depths": (2, 8, 8), "num_heads": (1, 1, 2)}
@@ -28,9 +28,9 @@ def verified(
 ) -> tuple[Verified, nn.Module]:
     """And the whole model on the meta device."""
     with torch.device("meta"):
-        whole, _ = build(name, "random", size, **arguments)
+        whole, _ = build_model(name, "random", size, **arguments)
     asked = settings or FeatureSelection()
-    return verify(name, whole, arguments, size, asked, prefix), whole
+    return verify_on_reduced_copy(name, whole, arguments, size, asked, prefix), whole
 
 
 def itself(
@@ -40,7 +40,7 @@ def itself(
     prefix: str = "own",
     **arguments: Any,
 ) -> FrozenTeacher:
-    model = build_unfilled(name, **arguments)
+    model = build_without_weights(name, **arguments)
     resize(name, model, size, arguments.get("img_size"))
     return FrozenTeacher(model, size, settings, prefix)
 
