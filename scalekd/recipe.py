@@ -189,7 +189,7 @@ class Recipe:
         validate_every: epochs between two measurements on the validation images.
         max_skipped: steps of a run that may be left out because their loss is no number.
         log_every: steps between two lines of metrics.jsonl.
-        track: who is told the metrics besides, while a run trains (docs/watching.md).
+        track: who is told the metrics besides, while a run trains (docs/monitoring.md).
         save_minutes: between two checkpoints of a run.
         save_steps: the same in steps, where that comes sooner.
     """
