@@ -39,7 +39,7 @@ class Data:
         erasing: probability of random erasing (not for the digits).
         mixup: alpha of Mixup: images and labels mixed with the batch's next; 0 for none.
         cutmix: alpha of CutMix; with both on, each batch is mixed by one of the two.
-        broken: stop at an image that cannot be read, or skip it: another takes its place in
+        corrupt_images: stop at an image that cannot be read, or skip it: another takes its place in
             training, and it is not measured in validation.
         workers: loading processes; default the cores that the run may use, at most 16.
     """
@@ -53,7 +53,7 @@ class Data:
     erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
-    broken: Literal["stop", "skip"] = "stop"
+    corrupt_images: Literal["stop", "skip"] = "stop"
     workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -98,8 +98,8 @@ class Optim:
     Args:
         name: timm's name of the optimizer.
         lr: learning rate after the warm-up.
-        batch: images a step that lr is for: with another batch_size it changes in proportion.
-            Default: lr is for any.
+        lr_batch_size: images a step that lr is for: with another batch_size it changes in
+            proportion. Default: lr is for any.
         weight_decay: of all but biases, norms and positions.
         decay_all: whether of these too.
         warmup_epochs: epochs of warm-up, also a fraction of one.
@@ -110,7 +110,7 @@ class Optim:
 
     name: str = "adamw"
     lr: float = 5e-4
-    batch: int | None = None
+    lr_batch_size: int | None = None
     weight_decay: float = 0.05
     decay_all: bool = False
     warmup_epochs: float = 5.0
@@ -189,7 +189,7 @@ class Recipe:
         validate_every: epochs between two measurements on the validation images.
         max_skipped: steps of a run that may be left out because their loss is no number.
         log_every: steps between two lines of metrics.jsonl.
-        track: who is told the metrics besides, while a run trains (docs/monitoring.md).
+        trackers: who is told the metrics besides, while a run trains (docs/monitoring.md).
         save_minutes: between two checkpoints of a run.
         save_steps: the same in steps, where that comes sooner.
     """
@@ -229,7 +229,7 @@ class Recipe:
     validate_every: int = 1
     max_skipped: int = 0
     log_every: int = 10
-    track: list[Tracker] = field(default_factory=list)
+    trackers: list[Tracker] = field(default_factory=list)
     save_minutes: float = 5.0
     save_steps: int | None = None
 
@@ -251,8 +251,8 @@ class Recipe:
             self._check_students()
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema is {self.ema}: it must be between 0 and 1, for example 0.9999")
-        if self.optim.batch is not None:
-            _positive(**{"optim.batch": self.optim.batch})
+        if self.optim.lr_batch_size is not None:
+            _positive(**{"optim.lr_batch_size": self.optim.lr_batch_size})
         _positive(validate_every=self.validate_every, temperature=self.temperature)
         _positive(log_every=self.log_every, save_minutes=self.save_minutes)
         if self.max_skipped < 0:
@@ -286,8 +286,8 @@ class Recipe:
             raise InputError(f"seeds are {self.seeds}: give one or more, each once")
         if not 0 <= min(self.seeds) <= max(self.seeds) < 2**32:
             raise InputError(f"seeds are {self.seeds}: they must be 0 to {2**32 - 1}")
-        if len(set(self.track)) < len(self.track):
-            raise InputError(f"track is {self.track}: name each once")
+        if len(set(self.trackers)) < len(self.trackers):
+            raise InputError(f"trackers is {self.trackers}: name each once")
         if len(set(self.compare)) < len(self.compare):
             raise InputError(f"compare is {self.compare}: name each once")
 
@@ -340,7 +340,7 @@ class Recipe:
     @property
     def learning_rate(self) -> float:
         """optim.lr for this batch_size."""
-        return self.optim.lr * self.batch_size / (self.optim.batch or self.batch_size)
+        return self.optim.lr * self.batch_size / (self.optim.lr_batch_size or self.batch_size)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as in a recipe's YAML file."""

@@ -47,7 +47,7 @@ def cache_identity(
         "data.auto_augment": data.auto_augment,
         "data.color_jitter": data.color_jitter,
         "data.erasing": data.erasing,
-        "data.broken": data.broken,
+        "data.corrupt_images": data.corrupt_images,
     }
 
 

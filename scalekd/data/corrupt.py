@@ -59,7 +59,7 @@ def decode(content: BinaryIO | bytes, name: str) -> Image.Image:
             raise InputError(f"cannot read the image {name} ({said}): bring it back") from error
         raise BrokenImageError(
             f"cannot read the image {name} ({said}): repair or remove it, or leave such images out "
-            "with --data.broken skip"
+            "with --data.corrupt_images skip"
         ) from error
 
 

@@ -92,10 +92,10 @@ def build_source(
             f"data.train_images is {data.train_images} and there are {len(training)} images to "
             f"train on in {data.root!r}"
         )
-    to_train = Readable(training, data.broken)
+    to_train = Readable(training, data.corrupt_images)
     splits = [to_train]
     if validating is not None:
-        splits.append(Readable(validating, data.broken))
+        splits.append(Readable(validating, data.corrupt_images))
     if sum(map(len, splits)) <= DECODED_BEFOREHAND:
         for split in splits:
             for index in range(len(split)):

@@ -66,7 +66,7 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
             f"parallel is {parallel} and there are {ranks.world_size()} ranks, which train one run "
             "after another: leave one of the two out"
         )
-    check_trackers(recipe.track)
+    check_trackers(recipe.trackers)
     folder, results = ranks.decide_on_rank_0(lambda: _look_at_folder(recipe, out, resume))
     pair = run_preflight(recipe)
     runs = [

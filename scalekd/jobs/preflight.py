@@ -66,7 +66,8 @@ def run_preflight(
     if recipe.learning_rate != recipe.optim.lr:
         notes.append(
             f"the learning rate is {recipe.learning_rate:.3g}: {recipe.optim.lr} for "
-            f"{recipe.optim.batch} images a step, in proportion to these {recipe.batch_size}"
+            f"{recipe.optim.lr_batch_size} images a step, in proportion to these "
+            f"{recipe.batch_size}"
         )
     if recipe.separable_stem and isinstance(method, ScaleKD):
         notes.append("separable_stem is true: cheaper than the exact method, and not the same")

@@ -24,7 +24,7 @@ FREE = {
     "log_every",
     "save_minutes",
     "save_steps",
-    "track",
+    "trackers",
     "data.workers",
     "accumulate",
     "fsdp",

@@ -28,18 +28,18 @@ REBUILT = ("csv", "tensorboard")
 """Files of ours, made anew each time. The others have a run elsewhere, known by an id."""
 
 
-def check_trackers(track: list[Tracker]) -> None:
+def check_trackers(trackers: list[Tracker]) -> None:
     """InputError where one of them cannot work here."""
-    for name in track:
+    for name in trackers:
         if name in EXTRAS and find_spec(EXTRAS[name]) is None:
             raise InputError(
-                f"track has {name}, which is not installed: pip install 'scalekd[{name}]', or "
+                f"trackers has {name}, which is not installed: pip install 'scalekd[{name}]', or "
                 "leave it out"
             )
-    if "mlflow" in track and not os.environ.get("MLFLOW_TRACKING_URI"):
+    if "mlflow" in trackers and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise InputError(
-            "track has mlflow, and MLFLOW_TRACKING_URI does not say where its server is: set it, "
-            "or leave mlflow out"
+            "trackers has mlflow, and MLFLOW_TRACKING_URI does not say where its server is: set "
+            "it, or leave mlflow out"
         )
 
 
@@ -55,7 +55,7 @@ class Trackers:
     """Open while a run trains. Whatever fails in one warns once and ends nothing but that one.
 
     Args:
-        recipe: what is trained; `track` says who is told.
+        recipe: what is trained; `trackers` says who is told.
         method, seed: which of its runs.
         out: the run folder; trackers/ in it has their files and what they were told.
     """
@@ -68,11 +68,11 @@ class Trackers:
         self.remembered: dict[str, Any] = {}
 
     def __enter__(self) -> "Trackers":
-        if self.recipe.track:
+        if self.recipe.trackers:
             entries, _ = read_jsonl(metrics_file(self.out))
             own = [e for e in entries if (e["method"], e["seed"]) == (self.method, self.seed)]
             self.remembered = _remembered(self.memory)
-            for name in self.recipe.track:
+            for name in self.recipe.trackers:
                 try:
                     self.open[name] = self._opened(name)
                 except Exception as error:  # whatever another's code raises

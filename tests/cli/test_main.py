@@ -83,7 +83,7 @@ def test_each_command_lists_its_options(
         (["models", "a", "b"], ["b"]),
         (["runs", "/nowhere"], ["/nowhere"]),
         (["runs", "--compare", "curves.txt"], ["curves.txt", "png"]),
-        (["distill", "--track", "[tensorbord]"], ["track", "tensorbord", "tensorboard"]),
+        (["distill", "--trackers", "[tensorbord]"], ["trackers", "tensorbord", "tensorboard"]),
         (["export", "--output", "x"], ["--out"]),
         (["distill", "--epochs", "many"], ["epochs", "many"]),
         (["distill", "--compare", "[kd]"], ["compare", "kd", "supervised", "logit_kd"]),

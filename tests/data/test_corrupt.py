@@ -48,7 +48,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def source(root: Path, **options: Any) -> Source:
-    return open_source(Data(str(root), **{"workers": 0, "broken": "skip", **options}))
+    return open_source(Data(str(root), **{"workers": 0, "corrupt_images": "skip", **options}))
 
 
 def value(image: torch.Tensor) -> int:
@@ -134,14 +134,14 @@ def test_stopping_is_the_default_also_in_a_loading_process(root: Path) -> None:
     for workers in (0, 1):
         data = Data(str(root), workers=workers)
         train, _ = build_loaders(open_source(data), data, PLAIN, 4, 0)
-        with refused("cannot read the image '00000", str(root), "--data.broken skip"):
+        with refused("cannot read the image '00000", str(root), "--data.corrupt_images skip"):
             list(train)
 
 
 def test_few_images_are_tried_beforehand(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "DECODED_BEFOREHAND", 24)
     with refused("'000003.png'", "repair or remove"):
-        source(root, broken="stop")
+        source(root, corrupt_images="stop")
     with pytest.warns(UserWarning, match="left out") as warned:
         opened = source(root)
     assert len(warned) == 3
@@ -209,7 +209,7 @@ def recipe(tmp_path: Path) -> Recipe:
     root = image_folder(tmp_path / "images")
     (root / "train" / "bee" / "1.png").write_bytes(b"nothing")
     (root / "val" / "cat" / "2.jpg").write_bytes(b"nothing")
-    return tiny(root, data=Data(str(root), 64, workers=0, broken="skip"), batch_size=6)
+    return tiny(root, data=Data(str(root), 64, workers=0, corrupt_images="skip"), batch_size=6)
 
 
 def test_a_run_goes_on_past_them(recipe: Recipe, tmp_path: Path) -> None:
@@ -221,6 +221,6 @@ def test_a_run_goes_on_past_them(recipe: Recipe, tmp_path: Path) -> None:
     assert 11 * found == pytest.approx(round(11 * found))
     with pytest.warns(UserWarning, match="left out"):
         assert evaluate(str(out), recipe.data) == found
-    stopping = replace(recipe, data=replace(recipe.data, broken="stop"))
-    with refused(os.path.join("bee", "1.png"), "--data.broken skip"):
+    stopping = replace(recipe, data=replace(recipe.data, corrupt_images="stop"))
+    with refused(os.path.join("bee", "1.png"), "--data.corrupt_images skip"):
         distill(stopping, tmp_path / "other", parallel=1)

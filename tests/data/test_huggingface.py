@@ -137,7 +137,7 @@ def test_a_broken_image_is_named_by_its_number(
     with refused("number 4 of the split train", str(root), "repair or remove"):
         source(root)
     monkeypatch.setattr(sources, "DECODED_BEFOREHAND", 0)
-    opened = source(root, broken="skip")
+    opened = source(root, corrupt_images="skip")
     with pytest.warns(UserWarning, match="number [45] of"):
         assert values(opened.train(PLAIN, 0)) == [(i, i % 3) for i in (0, 1, 2, 3, 0, 0)]
     assert opened.broken() == 2

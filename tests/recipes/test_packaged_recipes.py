@@ -20,7 +20,7 @@ from scalekd.recipe import RECIPES, Data, Optim, Recipe, find_recipe
 FILES = sorted(RECIPES.glob("*.yaml"))
 PAPERS = [file for file in FILES if file.stem != "digits"]
 
-SGD = {"name": "momentum", "lr": 0.1, "batch": 256, "weight_decay": 1e-4, "decay_all": True}
+SGD = {"name": "momentum", "lr": 0.1, "lr_batch_size": 256, "weight_decay": 1e-4, "decay_all": True}
 TRADITIONAL = Optim(**SGD, warmup_epochs=0, drops=[30, 60, 90], clip=0)  # type: ignore[arg-type]
 COSINE = Optim(**SGD, warmup_epochs=0, clip=0)  # type: ignore[arg-type]
 LAMB = Optim("lamb", 5e-3, 2048, 0.02, decay_all=True, warmup_epochs=5, clip=5)
@@ -74,7 +74,7 @@ def test_settings_are_the_papers(file: Path) -> None:
     recipe = read(file)
     optim = OPTIM[file.stem]
     assert recipe.optim == optim
-    assert recipe.batch_size == optim.batch
+    assert recipe.batch_size == optim.lr_batch_size
     assert recipe.learning_rate == optim.lr
     traditional = optim in (TRADITIONAL, COSINE)
     assert recipe.epochs == (100 if traditional else 600 if file.stem.endswith("600") else 300)
@@ -123,7 +123,9 @@ SMALL = Recipe(
     epochs=300,
     batch_size=1024,
     accumulate=8,
-    optim=Optim("lamb", lr=1e-3, batch=1024, warmup_epochs=20, drops=[30, 60], decay_all=True),
+    optim=Optim(
+        "lamb", lr=1e-3, lr_batch_size=1024, warmup_epochs=20, drops=[30, 60], decay_all=True
+    ),
     task="bce_sum",
     label_smoothing=0.1,
     ema=0.9999,
@@ -175,7 +177,7 @@ def test_a_packaged_recipe_runs_shrunk(file: Path, tmp_path: Path) -> None:
         ({"accumulate": 0}, ["accumulate is 0"]),
         ({"ema": 1.0}, ["ema is 1.0", "0.9999"]),
         ({"optim": Optim(drops=[30, 100])}, ["optim.drops", "100 epochs"]),
-        ({"optim": Optim(batch=0)}, ["optim.batch is 0"]),
+        ({"optim": Optim(lr_batch_size=0)}, ["optim.lr_batch_size is 0"]),
         ({"max_skipped": -1}, ["max_skipped is -1"]),
         ({"save_minutes": 0}, ["save_minutes is 0"]),
         ({"save_steps": 0}, ["save_steps is 0"]),
@@ -194,7 +196,7 @@ def test_another_batch_size_changes_the_rate_in_proportion_and_says_so(
     main(
         ["distill", "--teacher", "test_vit", "--teacher_weights", "random", "--student",
          "test_resnet", "--data.root", str(tmp_path / "images"), "--data.workers", "0",
-         "--epochs", "1", "--batch_size", "6", "--optim.lr", "0.5", "--optim.batch", "12",
+         "--epochs", "1", "--batch_size", "6", "--optim.lr", "0.5", "--optim.lr_batch_size", "12",
          "--optim.warmup_epochs", "0", "--optim.name", "momentum", "--log_every", "1",
          "--out", str(tmp_path / "out")]
     )  # fmt: skip

@@ -70,7 +70,7 @@ def test_what_no_weight_depends_on_may_change(folder: RunFolder) -> None:
         save_minutes=1.0,
         save_steps=2,
         log_every=3,
-        track=["csv"],
+        trackers=["csv"],
     )
     assert folder.finished(other) == [DONE]
 

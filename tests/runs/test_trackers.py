@@ -46,7 +46,7 @@ def record(out: Path, entries: list[dict[str, Any]]) -> None:
 
 
 def trackers(name: Tracker, out: Path) -> Trackers:
-    return Trackers(replace(RECIPE, track=[name]), "scalekd", 4, out)
+    return Trackers(replace(RECIPE, trackers=[name]), "scalekd", 4, out)
 
 
 def killed_and_resumed(name: Tracker, out: Path, pause: float = 0.0) -> None:
@@ -205,8 +205,8 @@ def test_only_numbers_are_drawn() -> None:
 
 
 def test_the_same_tracker_twice_is_refused() -> None:
-    with refused("track is ['csv', 'csv']"):
-        replace(RECIPE, track=["csv", "csv"])
+    with refused("trackers is ['csv', 'csv']"):
+        replace(RECIPE, trackers=["csv", "csv"])
 
 
 def test_a_whole_job_is_tracked_as_it_is_recorded(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_whole_job_is_tracked_as_it_is_recorded(tmp_path: Path) -> None:
         optim=Optim(warmup_epochs=0),
         seeds=[4],
         log_every=1,
-        track=["csv"],
+        trackers=["csv"],
     )
     out = distill(recipe, tmp_path / "run", parallel=1)
     recorded = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
