@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from scalekd.compatibility.check import StepFlops
 from scalekd.estimating.gpus import Gpu
-from scalekd.estimating.memory import Memory, Needs
-from scalekd.estimating.pace import Pace, modelled
+from scalekd.estimating.device_memory import Memory, Needs
+from scalekd.estimating.step_time import Pace, modelled
 from scalekd.recipe import Recipe
 
 

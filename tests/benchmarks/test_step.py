@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from method.test_goldens import FILES, GOLDENS, TERMS, Tail
-from released import ReleasedStructure
+from released_structure import ReleasedStructure
 from scaling import compare, compare_students
 from timm import create_model
 from torch.utils.flop_counter import FlopCounterMode

@@ -5,13 +5,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from estimating.test_rehearsal import RECIPE
+from estimating.test_memory_simulation import RECIPE
 from helpers.pictures import image_folder
 from helpers.refusals import refused
 
 from scalekd.estimating.estimate import TOGETHER, Estimate, estimate
 from scalekd.estimating.gpus import GPUS
-from scalekd.estimating.outline import IMAGENET_IMAGES, count_training_images
+from scalekd.estimating.meta_pair import IMAGENET_IMAGES, count_training_images
 from scalekd.estimating.text import format_estimate
 from scalekd.recipe import Data
 

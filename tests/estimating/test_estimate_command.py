@@ -7,7 +7,7 @@ import pytest
 
 from scalekd.cli.main import main
 from scalekd.estimating.estimate import estimate
-from scalekd.estimating.outline import IMAGENET_IMAGES
+from scalekd.estimating.meta_pair import IMAGENET_IMAGES
 from scalekd.estimating.text import format_estimate
 from scalekd.recipe import Data, Recipe
 

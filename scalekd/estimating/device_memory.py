@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from scalekd.distiller import ScaleKD
-from scalekd.estimating.rehearsal import Rehearsal, optimizer_share
+from scalekd.estimating.memory_simulation import Rehearsal, optimizer_share
 from scalekd.recipe import Precision, Recipe
 
 GPU_OVERHEAD, GPU_RUNTIME = 0.1, 1.0e9

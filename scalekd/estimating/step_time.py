@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from scalekd.compatibility.check import StepFlops
 from scalekd.estimating.gpus import Gpu
-from scalekd.estimating.memory import Memory
-from scalekd.estimating.probe import Probe
+from scalekd.estimating.device_memory import Memory
+from scalekd.estimating.step_benchmark import Probe
 from scalekd.recipe import Recipe
 
 Shares = tuple[float, float, float]

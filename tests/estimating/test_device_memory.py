@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from estimating.test_rehearsal import RECIPE
+from estimating.test_memory_simulation import RECIPE
 
-from scalekd.estimating.memory import Needs, largest
-from scalekd.estimating.outline import TrainingImages, build_on_meta
+from scalekd.estimating.device_memory import Needs, largest
+from scalekd.estimating.meta_pair import TrainingImages, build_on_meta
 
 
 def test_the_largest_is_the_last_multiple_of_eight_that_fits() -> None:

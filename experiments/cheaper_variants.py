@@ -1,7 +1,7 @@
 """What cheaper forms of the method cost and give, beside the exact one; see docs/speed.md.
 
-    python experiments/cheaper.py accuracy          # digits default, ScaleKD, its three seeds
-    python experiments/cheaper.py cost --pair swin_small-resnet50 --batch_size 8 --threads 2
+    python experiments/cheaper_variants.py accuracy          # digits default, ScaleKD, its three seeds
+    python experiments/cheaper_variants.py cost --pair swin_small-resnet50 --batch_size 8 --threads 2
 
 A form is put into a method that was built as always. The first, separable stems, is also an
 option of the package (separable_stem), which draws its first weights otherwise.
@@ -219,7 +219,7 @@ def trained(name: str, seed: int, epochs: int) -> tuple[str, int, float]:
 
 def accuracy(arguments: list[str]) -> None:
     """A line for each form, and its differences to the exact one by seed."""
-    parser = argparse.ArgumentParser(prog="cheaper.py accuracy")
+    parser = argparse.ArgumentParser(prog="cheaper_variants.py accuracy")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=digits().seeds)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from scalekd import ScaleKD
-from scalekd.estimating.outline import TrainingImages, build_on_meta
-from scalekd.estimating.rehearsal import Footprint, Rehearsal, optimizer_share
+from scalekd.estimating.meta_pair import TrainingImages, build_on_meta
+from scalekd.estimating.memory_simulation import Footprint, Rehearsal, optimizer_share
 from scalekd.networks import FrozenTeacher, build_model
 from scalekd.recipe import Data, Recipe
 

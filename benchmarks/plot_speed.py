@@ -1,6 +1,6 @@
 """docs/speed.png out of benchmarks/results/: a step by part, and what a matrix product would take.
 
-    python benchmarks/picture.py
+    python benchmarks/plot_speed.py
 
 The black line is a step's work at the rate of the machine's own matrix product: the least time that
 exact arithmetic could take.

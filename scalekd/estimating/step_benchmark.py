@@ -18,8 +18,8 @@ from torch import nn
 from scalekd.device import best_device
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
-from scalekd.estimating.outline import TrainingImages
-from scalekd.estimating.passes import Passes, seconds
+from scalekd.estimating.meta_pair import TrainingImages
+from scalekd.estimating.synthetic_step import Passes, seconds
 from scalekd.recipe import Recipe
 from scalekd.runs.result import Run
 from scalekd.training.optim import build_average, build_optimizer
