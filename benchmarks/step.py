@@ -29,9 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalekd import ScaleKD, StepOutput
 from scalekd.cache.encoding import decode, encode
 from scalekd.device import best_device
+from scalekd.estimating.memory_simulation import Alive
 from scalekd.estimating.meta_pair import TrainingImages
 from scalekd.estimating.synthetic_step import Passes, seconds
-from scalekd.estimating.memory_simulation import Alive
 from scalekd.flops import GROUPED
 from scalekd.method import LossWeights
 from scalekd.networks import FrozenTeacher

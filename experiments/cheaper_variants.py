@@ -127,7 +127,7 @@ class NowAndThen(ScaleKDLoss):
 
 def tpp_now_and_then(method: ScaleKD) -> None:
     """See `NowAndThen`."""
-    loss: Any = method.method
+    loss: Any = method.criterion
     loss.__class__ = NowAndThen
     loss.steps, loss.means = 0, {}
 

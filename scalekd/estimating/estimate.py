@@ -6,12 +6,12 @@ import torch
 
 from scalekd.compatibility.check import StepFlops, count_flops
 from scalekd.errors import InputError
-from scalekd.estimating.gpus import find
 from scalekd.estimating.device_memory import Memory, Needs, largest
+from scalekd.estimating.gpus import find
 from scalekd.estimating.meta_pair import build_on_meta, count_training_images, tail_gflop
-from scalekd.estimating.step_time import Pace, measured, modelled
-from scalekd.estimating.step_benchmark import probe
 from scalekd.estimating.savings import Saving, estimate_savings
+from scalekd.estimating.step_benchmark import probe
+from scalekd.estimating.step_time import Pace, measured, modelled
 from scalekd.recipe import Recipe
 from scalekd.runs.result import methods_to_train
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from scalekd.compatibility.check import StepFlops
-from scalekd.estimating.gpus import Gpu
 from scalekd.estimating.device_memory import Memory, Needs
+from scalekd.estimating.gpus import Gpu
 from scalekd.estimating.step_time import Pace, modelled
 from scalekd.recipe import Recipe
 

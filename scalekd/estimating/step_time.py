@@ -4,8 +4,8 @@ import statistics
 from dataclasses import dataclass
 
 from scalekd.compatibility.check import StepFlops
-from scalekd.estimating.gpus import Gpu
 from scalekd.estimating.device_memory import Memory
+from scalekd.estimating.gpus import Gpu
 from scalekd.estimating.step_benchmark import Probe
 from scalekd.recipe import Recipe
 

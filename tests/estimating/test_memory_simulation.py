@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from scalekd import ScaleKD
-from scalekd.estimating.meta_pair import TrainingImages, build_on_meta
 from scalekd.estimating.memory_simulation import Footprint, Rehearsal, optimizer_share
+from scalekd.estimating.meta_pair import TrainingImages, build_on_meta
 from scalekd.networks import FrozenTeacher, build_model
 from scalekd.recipe import Data, Recipe
 
@@ -51,7 +51,7 @@ def test_weights_and_gradients_are_those_of_the_real_pair() -> None:
     seen, pair = footprint(), real()
     assert seen.teacher == bytes_of([*pair.teacher.model.parameters()])
     assert seen.student == bytes_of([*pair.student.parameters(), *pair.student.buffers()])
-    assert seen.gradients == bytes_of([*pair.student.parameters(), *pair.method.parameters()])
+    assert seen.gradients == bytes_of([*pair.student.parameters(), *pair.criterion.parameters()])
 
 
 def test_activations_are_what_autograd_keeps_in_a_real_step() -> None:
