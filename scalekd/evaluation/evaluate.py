@@ -15,6 +15,7 @@ from scalekd.device import best_device
 from scalekd.errors import InputError
 from scalekd.networks import build_model, input_config
 from scalekd.recipe import Data
+from scalekd.runs.folder import RunFolder
 
 
 @torch.no_grad()
@@ -50,8 +51,8 @@ def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:
             f"there are no labels in {data.root!r} to measure with: give --data.root a folder with "
             "val/CLASS/*.jpg and train/CLASS/*.jpg"
         )
-    if (Path(model) / "student").is_dir():
-        model = str(Path(model) / "student")  # a run folder: its student is meant
+    if (student := RunFolder(Path(model)).student).is_dir():
+        model = str(student)
     name = f"local-dir:{model}" if Path(model).is_dir() else model
     network, loaded = build_model(name, weights, data.size)
     network.eval().to(best_device())

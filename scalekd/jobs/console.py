@@ -13,9 +13,10 @@ from rich.table import Column, Table
 
 from scalekd.distributed import ranks
 from scalekd.recipe import Recipe
+from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import (
-    AVERAGED,
-    LABELS,
+    AVERAGED_STEPS,
+    METHOD_NAMES,
     PairSummary,
     Result,
     accuracy_gains,
@@ -175,12 +176,12 @@ def conclude(recipe: Recipe, pair: PairSummary, results: list[Result], out: Path
         console.print(sentence, soft_wrap=True)
     console.print(
         f"{out}/: summary.json, curves.png, metrics.jsonl, settings.yaml, and student/ "
-        f"({LABELS[main_run(recipe).method]}, seed {recipe.seeds[0]}), which plain timm loads:",
+        f"({METHOD_NAMES[main_run(recipe).method]}, seed {recipe.seeds[0]}), which plain timm "
+        "loads:",
         soft_wrap=True,
     )
-    console.print(
-        f'  timm.create_model("local-dir:{out}/student", pretrained=True)', soft_wrap=True
-    )
+    student = RunFolder(out).student
+    console.print(f'  timm.create_model("local-dir:{student}", pretrained=True)', soft_wrap=True)
 
 
 def _accuracies(recipe: Recipe, pair: PairSummary, results: list[Result]) -> Table:
@@ -192,7 +193,7 @@ def _accuracies(recipe: Recipe, pair: PairSummary, results: list[Result]) -> Tab
         empty = [""] * len(recipe.seeds)
         size = f"{pair.teacher_parameters / 1e6:.3f}"
         table.add_row("teacher", f"{pair.teacher_top1:.2%}"[:-1], "", *empty, size, "")
-    for method, label in LABELS.items():
+    for method, label in METHOD_NAMES.items():
         if runs := results_of_method(results, method):
             tops = {r.run.seed: 100 * r.top1 for r in runs if r.top1 is not None}
             table.add_row(label, *_numbers(tops, recipe.seeds, 2), *_costs(pair, runs))
@@ -201,12 +202,12 @@ def _accuracies(recipe: Recipe, pair: PairSummary, results: list[Result]) -> Tab
 
 def _losses(recipe: Recipe, pair: PairSummary, results: list[Result]) -> Table:
     steps = results[0].steps
-    last = min(AVERAGED, steps)
+    last = min(AVERAGED_STEPS, steps)
     table = Table(title=f"loss on the training images, mean of the last {last} of {steps} steps")
     table.add_column("")
     for column in ("mean", "sd", *(f"seed {s}" for s in recipe.seeds), "M params", "s/step"):
         table.add_column(column, justify="right")
-    for method, label in LABELS.items():
+    for method, label in METHOD_NAMES.items():
         if runs := results_of_method(results, method):
             losses = {r.run.seed: r.loss for r in runs}
             table.add_row(label, *_numbers(losses, recipe.seeds, 3), *_costs(pair, runs))
@@ -239,7 +240,7 @@ def in_words(results: list[Result]) -> list[str]:
             continue
         cost = seconds_per_step(distilled) / seconds_per_step(others)
         sentences.append(
-            f"ScaleKD against {LABELS[method]}, the same steps: "
+            f"ScaleKD against {METHOD_NAMES[method]}, the same steps: "
             f"{_verdict(accuracy_gains(results, method))}; "
             f"a step took {cost:.1f} times as long."
         )
@@ -253,7 +254,7 @@ def in_words(results: list[Result]) -> list[str]:
 
 def _words_without_labels(results: list[Result]) -> list[str]:
     sentences = []
-    for method, label in LABELS.items():
+    for method, label in METHOD_NAMES.items():
         if runs := results_of_method(results, method):
             terms = [f"{SHORT.get(n, n)} {value:.3f}" for n, value in mean_terms(runs).items()]
             sentences.append(f"{label}: {' + '.join(terms)}.")

@@ -78,13 +78,13 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
     out = folder.path
     with ExitStack() as held, report.Display() as display:
         display.introduce(recipe, pair, out)
-        ranks.decide_on_rank_0(lambda: held.enter_context(folder.taken(recipe, left)))
+        ranks.decide_on_rank_0(lambda: held.enter_context(folder.hold(recipe, left)))
         held.enter_context(lock.share_folder(out))
 
         def finished(result: Result) -> None:
             results.append(result)
             if ranks.rank() == 0:
-                folder.keep(results)
+                folder.record_results(results)
             display.finished(str(result.run), result)
 
         def progress(run: Run, news: Progress) -> None:
@@ -95,15 +95,15 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
             jobs.train_all(recipe, left, out, side_by_side, progress, finished)
         except Interrupted as stopped:
             raise Interrupted(
-                f"stopped; the state of each run that had begun is in {out}/checkpoints/: the same "
-                "command with --resume goes on, and `scalekd export FILE.ckpt --out FOLDER` makes "
+                f"stopped; the state of each run that had begun is in {folder.checkpoints}/: "
+                "the same command with --resume goes on, and `scalekd export FILE.ckpt --out FOLDER` makes "
                 "a timm model of one",
                 stopped.received,
             ) from stopped
     if ranks.rank() == 0:
         summary = summarise(recipe, pair, results, time.perf_counter() - began)
         report.conclude(recipe, pair, results, out)
-        folder.conclude(summary)
+        folder.write_summary(summary)
     ranks.barrier()
     return out
 
@@ -113,10 +113,10 @@ def _look_at_folder(
 ) -> tuple[RunFolder, list[Result]]:
     """The run folder, and what is finished in it."""
     folder = RunFolder(out or choose_folder(recipe, newest=resume))
-    results = folder.finished(recipe) if resume else []
+    results = folder.finished_results(recipe) if resume else []
     if not resume and folder.path.exists():
         raise InputError(
             f"{str(folder.path)!r} exists and is not overwritten: give another --out, or --resume"
         )
-    folder.can_be_made()
+    folder.check_can_be_created()
     return folder, results

@@ -77,7 +77,7 @@ def distill_together(recipe: Recipe, out: Path, resume: bool) -> None:
             display.introduce(one.recipe, one.pair, one.folder.path)
             ranks.decide_on_rank_0(
                 lambda one=one: held.enter_context(  # type: ignore[misc]
-                    one.folder.taken(one.recipe, one.left)
+                    one.folder.hold(one.recipe, one.left)
                 )
             )
         asked = threading.Event()
@@ -90,7 +90,7 @@ def distill_together(recipe: Recipe, out: Path, resume: bool) -> None:
             Console(highlight=False).print(f"\n[bold]{one.name}[/]")
             summary = summarise(one.recipe, one.pair, one.results, time.perf_counter() - began)
             report.conclude(one.recipe, one.pair, one.results, one.folder.path)
-            one.folder.conclude(summary)
+            one.folder.write_summary(summary)
     ranks.barrier()
     if lost := [why for one in learners for why in one.lost]:
         whole = f"; whole are {', '.join(one.name for one in done)}" if done else ""
@@ -105,15 +105,15 @@ def _look(
         raise InputError(
             f"{str(out)!r} exists and is not overwritten: give another --out, or --resume"
         )
-    if (out / "settings.yaml").exists():
+    if RunFolder(out).settings.exists():
         raise InputError(
             f"{str(out)!r} is the run folder of one student: give another --out for several"
         )
     found = {}
     for name, own in recipe.apart().items():
         folder = RunFolder(out / name)
-        found[name] = own, folder, folder.finished(own)
-        folder.can_be_made()
+        found[name] = own, folder, folder.finished_results(own)
+        folder.check_can_be_created()
     return found
 
 
@@ -171,7 +171,7 @@ def _train(
         if turns.result is not None:
             one.results.append(turns.result)
             if ranks.rank() == 0:
-                one.folder.keep(one.results)
+                one.folder.record_results(one.results)
             display.finished(f"{one.name}, {run}", turns.result)
         elif isinstance(turns.error, DivergedError):
             one.lost.append(f"{one.name}, {run}, was dropped: {turns.error}")

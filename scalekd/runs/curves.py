@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 
 from scalekd.runs.atomic_io import write_atomically
-from scalekd.runs.result import LABELS, Method
+from scalekd.runs.result import METHOD_NAMES, Method
 
 COLOURS: dict[Method, str] = {"supervised": "#8a8a8a", "logit_kd": "#d98c21", "scalekd": "#2166ac"}
 
@@ -73,7 +73,7 @@ def draw_curves(entries: Sequence[dict[str, Any]], teacher_top1: float | None, f
     teacher = None if teacher_top1 is None else ("teacher", teacher_top1)
     curves = [
         Curves(label, COLOURS[method], lines, teacher)
-        for method, label in LABELS.items()
+        for method, label in METHOD_NAMES.items()
         if (lines := lines_by_run(entries, method, accuracies))
     ]
     draw(curves, accuracies, file)

@@ -1,4 +1,4 @@
-"""A run folder: what it is made for, and how far its runs are."""
+"""A run folder on disk: its files, the recipe that it was created for, and its finished runs."""
 
 import itertools
 import json
@@ -15,12 +15,12 @@ import yaml
 from scalekd.errors import InputError
 from scalekd.recipe import Recipe, flatten_settings
 from scalekd.runs import lock
-from scalekd.runs.atomic_io import metrics_file, read_jsonl, write_atomically
+from scalekd.runs.atomic_io import read_mapping, write_atomically
 from scalekd.runs.checkpoint import load_newest
 from scalekd.runs.curves import draw_curves
-from scalekd.runs.result import Result, Run
+from scalekd.runs.result import Result, Run, read_metrics, read_results
 
-FREE = {
+CHANGEABLE_SETTINGS = {
     "log_every",
     "save_minutes",
     "save_steps",
@@ -32,106 +32,150 @@ FREE = {
     "channels_last",
     "checkpoint_tail",
 }
-"""Settings that a resumed run may have otherwise. No weight depends on the first five, and on the
-others by rounding alone, as on the number of devices, with which they change."""
+"""Settings that may change when a run is resumed. The first five change no weight; the others
+change weights by rounding errors only, as does the number of devices, with which they change."""
 
-HALF_MADE = {lock.NAME, "settings.part"}
-"""All that is in a folder whose making was cut off."""
+SETTINGS = "settings.yaml"
+INCOMPLETE = {lock.NAME, "settings.part"}
+"""All that a folder contains whose creation was interrupted."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder at `path`, which need not exist yet."""
+    """The run folder at `path`, which need not exist yet. Every path in it comes from here.
+
+    Example:
+        >>> folder = RunFolder(Path("runs/digits"))
+        >>> str(folder.checkpoint(Run("scalekd", seed=1)))
+        'runs/digits/checkpoints/scalekd-seed1.ckpt'
+    """
 
     path: Path
 
     @property
     def settings(self) -> Path:
-        """The recipe that it was made for."""
-        return self.path / "settings.yaml"
+        """settings.yaml: the recipe that the folder was created for."""
+        return self.path / SETTINGS
 
     @property
     def metrics(self) -> Path:
-        """A line for each report of a run."""
-        return metrics_file(self.path)
+        """metrics.jsonl: one line for each recorded `Progress` of each run."""
+        return self.path / "metrics.jsonl"
 
     @property
     def results(self) -> Path:
-        """A line for each run that is finished."""
+        """results.jsonl: one line for each finished run, a `Result`."""
         return self.path / "results.jsonl"
 
     @property
     def summary(self) -> Path:
-        """What came out, once all runs are finished."""
+        """summary.json: results and measuring conditions, written when all runs are finished."""
         return self.path / "summary.json"
 
     @property
     def curves(self) -> Path:
-        """A picture of the same."""
+        """curves.png: the learning curves, written together with the summary."""
         return self.path / "curves.png"
 
-    def can_be_made(self) -> None:
-        """InputError where it cannot."""
+    @property
+    def student(self) -> Path:
+        """student/: the trained student of the recipe's main run, a folder that timm loads."""
+        return self.path / "student"
+
+    @property
+    def checkpoints(self) -> Path:
+        """checkpoints/: the files of all runs; see `checkpoint`."""
+        return self.path / "checkpoints"
+
+    @property
+    def trackers(self) -> Path:
+        """trackers/: files of experiment trackers, and what each tracker has received."""
+        return self.path / "trackers"
+
+    def checkpoint(self, run: Run) -> Path:
+        """The newest checkpoint of `run`; the previous and the best one are named after it."""
+        return self.checkpoints / f"{run.method}-seed{run.seed}.ckpt"
+
+    def last_written(self) -> float:
+        """When metrics, results or settings were last written, in seconds since the epoch."""
+        files = [file for file in (self.metrics, self.results, self.settings) if file.exists()]
+        return max(file.stat().st_mtime for file in files or [self.path])
+
+    def check_can_be_created(self) -> None:
+        """Raise InputError where the nearest existing folder above cannot be written to."""
         existing = next(p for p in (self.path.absolute() / "_").parents if p.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise InputError(
-                f"{str(self.path)!r} cannot be made: {str(existing)!r} is not a folder to write to"
+                f"{str(self.path)!r} cannot be created: {str(existing)!r} is not a writable folder"
             )
 
     @contextmanager
-    def taken(self, recipe: Recipe, left: list[Run]) -> Iterator[None]:
-        """The folder, made for the recipe, is this process's to train the runs `left` in.
+    def hold(self, recipe: Recipe, unfinished: list[Run]) -> Iterator[None]:
+        """Create the folder for `recipe` and lock it while this process trains in it.
+
+        Args:
+            recipe: written to settings.yaml.
+            unfinished: runs that are about to be trained or resumed; see `trim_metrics`.
 
         Raises:
-            InputError: another process trains in it, or it cannot be written.
+            InputError: another process trains in the folder, or it cannot be written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{str(self.path)!r} cannot be made: {error}") from error
+            raise InputError(f"{str(self.path)!r} cannot be created: {error}") from error
         with lock.hold_folder(self.path):
-            self.make(recipe)
-            self.trim_metrics(left)
+            self.create(recipe)
+            self.trim_metrics(unfinished)
             yield
 
-    def make(self, recipe: Recipe) -> None:
-        """The folder, with the settings in it."""
-        plain = yaml.safe_dump(recipe.as_dict(), sort_keys=False)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.settings, plain.encode())
-        except OSError as error:
-            raise InputError(f"{str(self.path)!r} cannot be made: {error}") from error
-
-    def finished(self, recipe: Recipe) -> list[Result]:
-        """The results that are there.
+    def create(self, recipe: Recipe) -> None:
+        """Create the folder and write the recipe to settings.yaml.
 
         Raises:
-            InputError: it is no run folder, was made for other settings, or is trained in.
+            InputError: the disk is full, or the folder cannot be written to.
         """
-        if not self.path.exists() or {file.name for file in self.path.iterdir()} <= HALF_MADE:
+        settings = yaml.safe_dump(recipe.as_dict(), sort_keys=False)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.settings, settings.encode())
+        except OSError as error:
+            raise InputError(f"{str(self.path)!r} cannot be created: {error}") from error
+
+    def finished_results(self, recipe: Recipe) -> list[Result]:
+        """Read the results of the finished runs, before `recipe` is resumed in this folder.
+
+        Returns:
+            The results; none where the folder is missing, empty or was not completely created.
+
+        Raises:
+            InputError: the folder is no run folder, was created with other settings (see
+                `CHANGEABLE_SETTINGS`), or another process trains in it.
+        """
+        if not self.path.exists() or {file.name for file in self.path.iterdir()} <= INCOMPLETE:
             return []
         if not self.settings.is_file():
             raise InputError(
-                f"{str(self.path)!r} is no run folder: it has no settings.yaml to resume by"
+                f"{str(self.path)!r} is no run folder: it has no settings.yaml to resume from"
             )
         lock.refuse_if_training(self.path)
-        then, now = (
-            flatten_settings(yaml.safe_load(self.settings.read_text())),
-            flatten_settings(recipe.as_dict()),
-        )
-        changed = {n for n in then.keys() | now.keys() if then.get(n) != now.get(n)} - FREE
-        if changed:
-            name = min(changed)
+        then = flatten_settings(read_mapping(self.settings))
+        now = flatten_settings(recipe.as_dict())
+        changed = {name for name in then.keys() | now.keys() if then.get(name) != now.get(name)}
+        if refused := changed - CHANGEABLE_SETTINGS:
+            name = min(refused)
             raise InputError(
-                f"{str(self.path)!r} was begun with {name} {then.get(name)}, now it is "
-                f"{now.get(name)}: a resumed run may differ in {', '.join(sorted(FREE))} alone; "
-                "give the settings that it was begun with, or another --out"
+                f"{str(self.path)!r} was created with {name} {then.get(name)}, now it is "
+                f"{now.get(name)}: a resumed run may change only "
+                f"{', '.join(sorted(CHANGEABLE_SETTINGS))}; give the settings that the folder was "
+                "created with, or another --out"
             )
-        return [Result.of(plain) for plain in self._lines(self.results)]
+        results, broken = read_results(self.results)
+        _warn_of_broken_lines(self.results, broken)
+        return results
 
-    def keep(self, results: list[Result]) -> None:
-        """Remember which runs are finished; a full disk forgets it, and ends no other run."""
+    def record_results(self, results: list[Result]) -> None:
+        """Write results.jsonl; on a full disk warn, so that the other runs continue."""
         lines = "".join(json.dumps(asdict(result)) + "\n" for result in results)
         try:
             write_atomically(self.results, lines.encode())
@@ -142,59 +186,96 @@ class RunFolder:
                 stacklevel=2,
             )
 
-    def trim_metrics(self, left: list[Run]) -> None:
-        """Leave out what the runs that are `left` reported after their last checkpoint."""
-        steps = {run: self._steps_kept(run) for run in left}
+    def append_metrics(self, entry: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl; on a full disk warn, so that training continues.
+
+        It is a single write in append mode: runs that are trained in parallel share the file.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.metrics.open("a") as lines:
+                lines.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            warnings.warn(
+                f"{self.metrics} could not be written ({error}): a line is lost", stacklevel=2
+            )
+
+    def trim_metrics(self, unfinished: list[Run]) -> None:
+        """Drop the metrics that `unfinished` runs recorded after their newest checkpoints.
+
+        A resumed run records them again.
+
+        Raises:
+            InputError: metrics.jsonl cannot be written.
+        """
+        steps = {run: self._checkpointed_step(run) for run in unfinished}
+        entries, broken = read_metrics(self.metrics)
+        _warn_of_broken_lines(self.metrics, broken)
         lines = [
-            json.dumps(plain) + "\n"
-            for plain in self._lines(self.metrics)
-            if plain["step"] <= steps.get(Run(plain["method"], plain["seed"]), plain["step"])
+            json.dumps(entry) + "\n"
+            for entry in entries
+            if entry["step"] <= steps.get(Run(entry["method"], entry["seed"]), entry["step"])
         ]
         try:
             write_atomically(self.metrics, "".join(lines).encode())
         except OSError as error:
             raise InputError(f"{self.metrics} cannot be written: {error}") from error
 
-    def conclude(self, summary: dict[str, Any]) -> None:
-        """Write summary.json and curves.png.
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json and draw curves.png, when all runs are finished.
+
+        Args:
+            summary: as `summarise` makes it.
 
         Raises:
-            InputError: there is no room; the students are whole.
+            InputError: the disk is full; the students are complete.
         """
         try:
             write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
-            draw_curves(read_jsonl(self.metrics)[0], summary["teacher_top1"], self.curves)
+            draw_curves(read_metrics(self.metrics)[0], summary["teacher_top1"], self.curves)
         except OSError as error:
             raise InputError(
-                f"the students are trained and whole, in {self.path}/student and checkpoints; "
+                f"the students are trained and complete, in {self.student} and checkpoints; "
                 f"summary.json and curves.png could not be written ({error}): make room, then the "
                 "same command with --resume writes them"
             ) from error
 
-    def _lines(self, file: Path) -> list[dict[str, Any]]:
-        lines, broken = read_jsonl(file)
-        if broken:
-            warnings.warn(f"{file}: broken lines that are left out: {broken}", stacklevel=2)
-        return lines
-
-    def _steps_kept(self, run: Run) -> int:
-        # One state at a time: they are as large as the models.
-        state = load_newest(run.checkpoint(self.path))
+    def _checkpointed_step(self, run: Run) -> int:
+        # One checkpoint in memory at a time: they are as large as the models.
+        state = load_newest(self.checkpoint(run))
         return state["step"] if state else 0
 
 
+def find_run_folders(root: Path) -> Iterator[RunFolder]:
+    """Every run folder at or below `root`; folders in a run folder are not searched."""
+    for path, inner, files in os.walk(root):
+        if {SETTINGS, *INCOMPLETE} & set(files):
+            inner.clear()
+            yield RunFolder(Path(path))
+
+
 def choose_folder(recipe: Recipe, newest: bool = False) -> Path:
-    """runs/NAME, numbered if that exists; or the `newest` that does."""
-    name = f"{recipe.teacher or 'alone'}-{recipe.student}"
+    """The default folder of a recipe: runs/NAME, or runs/NAME-2 and so on where that exists.
+
+    Args:
+        recipe: its teacher and students give the name.
+        newest: choose the folder with the highest number that exists, to resume in it.
+    """
+    name = f"{recipe.teacher or 'supervised'}-{recipe.student}"
     if recipe.data.root == "digits":
-        name = "digits" if recipe.teacher else "digits-alone"
+        name = "digits" if recipe.teacher else "digits-supervised"
     if recipe.more_students:
         name += f"-and-{len(recipe.more_students)}-more"
     base = Path("runs") / name.replace("/", "_").replace(":", "_")
     numbered = itertools.chain(
         [base], (base.with_name(f"{base.name}-{n}") for n in itertools.count(2))
     )
-    taken = list(itertools.takewhile(Path.exists, numbered))
-    if newest and taken:
-        return taken[-1]
-    return base.with_name(f"{base.name}-{len(taken) + 1}") if taken else base
+    existing = list(itertools.takewhile(Path.exists, numbered))
+    if newest and existing:
+        return existing[-1]
+    return base.with_name(f"{base.name}-{len(existing) + 1}") if existing else base
+
+
+def _warn_of_broken_lines(file: Path, broken: int) -> None:
+    if broken:
+        warnings.warn(f"{file}: broken lines that are skipped: {broken}", stacklevel=3)

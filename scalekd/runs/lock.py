@@ -1,7 +1,8 @@
-"""Who trains in a run folder, by a lock that the system takes back however a process ends.
+"""A lock on a folder that one process trains in; it also protects the folder of a cache.
 
-The file `.lock` is locked by every process that trains in its folder, and says which began. The
-file alone means nothing: who was killed cannot remove it.
+Every process that trains in a folder holds a lock (flock) on the folder's file `.lock`, in which
+the first of them writes its host and process id. The system releases the lock however a process
+ends. The file by itself means nothing: a process that was killed cannot remove it.
 """
 
 import fcntl
@@ -22,15 +23,19 @@ from scalekd.errors import InputError
 
 NAME = ".lock"
 TRIES = 20
-"""To lock, a twentieth of a second apart: `find_trainer` locks for a moment too."""
+"""Attempts to lock, 1/20 second apart: `find_process` holds the lock for a moment, too."""
 
 
 @dataclass(frozen=True)
 class TrainingProcess:
-    """The process that began to train in a folder.
+    """The process that started to train in a folder.
 
-    certain: it is known to run; else it began on another machine, or on a file system without
-        locks, and was seen neither to end nor to be there.
+    Attributes:
+        host: its machine.
+        pid: its process id on that machine.
+        since: when it started, in UTC.
+        certain: whether it is certainly running. False where it started on another machine or on a
+            file system without locks, so that its end cannot be observed.
     """
 
     host: str
@@ -44,25 +49,25 @@ class TrainingProcess:
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """The folder is this process's to train in, and of those that are `share_folder` it.
+    """Lock `folder` for this process, and for the processes that `share_folder` with it.
 
     Raises:
-        InputError: others train in it, or it cannot be written to.
+        InputError: other processes train in the folder, or it cannot be written to.
     """
     try:
         file = (folder / NAME).open("a+")
     except OSError as error:
         raise InputError(f"{str(folder)!r} cannot be written to: {error}") from error
     with file:
-        # What is forked, such as loading processes, may outlive this process by seconds.
+        # Forked processes, such as those that load images, may outlive this process by seconds.
         register_after_fork(file, lambda inherited: inherited.close())
-        if not _free(file):
-            raise _taken(folder, _written(file))
-        _lock(file, fcntl.LOCK_SH)  # for those beside
-        me = TrainingProcess(
+        if not _wait_until_free(file):
+            raise _refusal(folder, _read_process(file))
+        _lock(file, fcntl.LOCK_SH)  # shared with the processes that train in parallel
+        process = TrainingProcess(
             socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(" ", "seconds")
         )
-        _rewrite(file, json.dumps(asdict(me)))
+        _rewrite(file, json.dumps(asdict(process)))
         try:
             yield
         finally:
@@ -71,7 +76,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def share_folder(folder: Path) -> Iterator[None]:
-    """A process that trains for the one that has the folder, and may outlive it by a step."""
+    """Share the lock of the process that holds `folder`; this process may outlive it by a step."""
     if not (folder / NAME).is_file():
         yield
         return
@@ -82,45 +87,46 @@ def share_folder(folder: Path) -> Iterator[None]:
 
 
 def refuse_if_training(folder: Path) -> None:
-    """InputError where somebody is known to train in the folder."""
-    there = find_trainer(folder)
-    if there is not None and there.certain:
-        raise _taken(folder, there)
+    """Raise InputError where a process certainly trains in `folder`."""
+    process = find_process(folder)
+    if process is not None and process.certain:
+        raise _refusal(folder, process)
 
 
-def find_trainer(folder: Path) -> TrainingProcess | None:
-    """Who trains in a folder; None where nobody does, or it is no run folder."""
+def find_process(folder: Path) -> TrainingProcess | None:
+    """The process that trains in `folder`; None where there is none, or no such run folder."""
     try:
         file = (folder / NAME).open("r+")
     except FileNotFoundError:
         return None
     except OSError:
-        file = (folder / NAME).open("r")  # another user's
+        file = (folder / NAME).open("r")  # it is another user's
     with file:
-        state, written = _try(file), _written(file)
+        state, process = _try_to_lock(file), _read_process(file)
     if state == "held":
-        return written or TrainingProcess("this machine or another", 0, "a moment ago")
-    if written is None or (state == "free" and written.host == socket.gethostname()):
+        return process or TrainingProcess("this machine or another", 0, "a moment ago")
+    if process is None or (state == "free" and process.host == socket.gethostname()):
         return None
-    return replace(written, certain=False)
+    return replace(process, certain=False)
 
 
-def _taken(folder: Path, by: TrainingProcess | None) -> InputError:
+def _refusal(folder: Path, process: TrainingProcess | None) -> InputError:
     return InputError(
-        f"{str(folder)!r} is being trained in by {by or 'another process'}: wait for it, or give "
-        "another --out"
+        f"{str(folder)!r} is being trained in by {process or 'another process'}: wait for it, or "
+        "give another --out"
     )
 
 
-def _free(file: IO[str]) -> bool:
+def _wait_until_free(file: IO[str]) -> bool:
     for _ in range(TRIES):
-        if _try(file) != "held":
+        if _try_to_lock(file) != "held":
             return True
         time.sleep(0.05)
     return False
 
 
-def _try(file: IO[str]) -> Literal["held", "free", "unknown"]:
+def _try_to_lock(file: IO[str]) -> Literal["held", "free", "unknown"]:
+    """Take the exclusive lock where it is free; "unknown" on a file system without locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -135,13 +141,14 @@ def _lock(file: IO[str], kind: int) -> None:
         fcntl.flock(file, kind)
     except OSError as error:
         warnings.warn(
-            f"{file.name} cannot be locked here ({error}): take care that nothing else trains in "
-            "this folder",
+            f"{file.name} cannot be locked on this file system ({error}): make sure that nothing "
+            "else trains in this folder",
             stacklevel=2,
         )
 
 
-def _written(file: IO[str]) -> TrainingProcess | None:
+def _read_process(file: IO[str]) -> TrainingProcess | None:
+    """The process that the file names; None where it is empty or contains something else."""
     file.seek(0)
     try:
         return TrainingProcess(**json.load(file))
@@ -150,7 +157,7 @@ def _written(file: IO[str]) -> TrainingProcess | None:
 
 
 def _rewrite(file: IO[str], text: str) -> None:
-    """For whoever reads it; on a full disk it goes without."""
+    """Replace the file's text, for people and `find_process`; a full disk leaves it empty."""
     with suppress(OSError):
         os.ftruncate(file.fileno(), 0)
         os.write(file.fileno(), text.encode())

@@ -1,4 +1,8 @@
-"""What runs are called, where they stand, and what came of them, as data."""
+"""Runs, their progress and their results as plain data, and the numbers computed from results.
+
+A `Run` is one method with one seed. While it trains it gives a `Progress` after each step, some of
+which metrics.jsonl records; at the end it gives a `Result`, one line of results.jsonl.
+"""
 
 import statistics
 from collections.abc import Sequence
@@ -8,21 +12,26 @@ from typing import Any, Literal
 
 from scalekd.networks import InputConfig
 from scalekd.recipe import Baseline, Recipe
+from scalekd.runs.atomic_io import read_jsonl
 
-AVERAGED = 50
-"""Over how many of a run's last steps its final loss is the mean: one step's alone is noise."""
+AVERAGED_STEPS = 50
+"""Last steps over which a run's final loss is the mean: the loss of a single step is noise."""
 
 Method = Literal["scalekd", "supervised", "logit_kd"]
-LABELS: dict[Method, str] = {
-    "supervised": "student alone",
+METHOD_NAMES: dict[Method, str] = {
+    "supervised": "supervised",
     "logit_kd": "logit KD",
     "scalekd": "ScaleKD",
 }
+"""How tables, curves and sentences call the methods, in the order in which they list them."""
+
+METRICS_KEYS = {"method", "seed", "step", "steps", "seconds", "loss", "top1"}
+"""What every line of metrics.jsonl contains; it has the other fields of `Progress` as well."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Which method with which seed."""
+    """One training of one student: a method with a seed."""
 
     method: Method
     seed: int
@@ -30,58 +39,42 @@ class Run:
     def __str__(self) -> str:
         return f"{self.method} seed {self.seed}"
 
-    def checkpoint(self, out: Path) -> Path:
-        """The run's checkpoint in the run folder."""
-        return out / "checkpoints" / f"{self.method}-seed{self.seed}.ckpt"
-
 
 def methods_to_train(teacher: str | None, compare: Sequence[Baseline]) -> list[Method]:
-    """What a recipe trains for each seed, the longest first; the first one's student is kept."""
+    """Methods that a recipe trains for each seed, the slowest first; see also `main_run`.
+
+    Args:
+        teacher: the recipe's; without one only the supervised baseline is trained.
+        compare: the recipe's baselines.
+    """
     return ["supervised"] if teacher is None else ["scalekd", *reversed(compare)]
 
 
 def main_run(recipe: Recipe) -> Run:
-    """The run whose student is kept."""
+    """The run whose student is exported: the first method with the first seed."""
     return Run(methods_to_train(recipe.teacher, recipe.compare)[0], recipe.seeds[0])
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a run gave.
-
-    top1: share of validation images right at the end; None without labels.
-    seconds: of training, without measuring and without start-up.
-    terms: of the loss, weighted, by name: means over the last steps.
-    broken: how many images could not be read, since it was last begun or resumed.
-    """
-
-    run: Run
-    top1: float | None
-    seconds: float
-    steps: int
-    images_per_second: float
-    terms: dict[str, float] = field(default_factory=dict)
-    broken: int = 0
-
-    @classmethod
-    def of(cls, plain: dict[str, Any]) -> "Result":
-        """Out of what `asdict` made of one; TypeError or KeyError where that is none."""
-        return cls(**{**plain, "run": Run(**plain["run"])})
-
-    @property
-    def loss(self) -> float:
-        """Sum of the terms."""
-        return sum(self.terms.values())
-
-
-@dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `top1` (a share) only when it was just measured, which takes labels;
-    `terms` are weighted; `kept` where it belongs in the record, which is a matter of steps alone;
-    `gradients` are the norms of the student's and the projectors', before clipping; `waiting` is
-    the share of the training's time, since this process began it, that was spent waiting for
-    images; `memory` is the most that this process has held, in bytes: the GPU's where it trains on
-    one; `broken` is how many images could not be read.
+    """Where a run is after a step.
+
+    Attributes:
+        step: optimizer steps so far.
+        steps: optimizer steps of the complete run.
+        epoch: epochs so far, with the fraction of the current one.
+        seconds: training time so far, over all processes that resumed the run.
+        images_per_second: mean over the run.
+        learning_rate: of this step.
+        loss: of this step, the sum of `terms`.
+        terms: weighted terms of the loss, by name.
+        top1: accuracy on the validation images (a share), only where it was just measured, which
+            takes labels.
+        recorded: whether metrics.jsonl records it, which depends only on the step.
+        gradients: gradient norms of student and projectors before clipping.
+        waiting: share of the training time spent waiting for images, since this process began.
+        memory: peak memory of this process in bytes: the GPU's where it trains on one.
+        broken: images that could not be read.
     """
 
     step: int
@@ -93,7 +86,7 @@ class Progress:
     loss: float
     terms: dict[str, float]
     top1: float | None = None
-    kept: bool = False
+    recorded: bool = False
     gradients: dict[str, float] = field(default_factory=dict)
     waiting: float = 0.0
     memory: int = 0
@@ -101,15 +94,58 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class PairSummary:
-    """What is known before training: who teaches whom, and how good the teacher is here.
+class Result:
+    """The outcome of a finished run.
 
-    images: channels, size and normalisation of the student's.
-    labels: whether the images have any; without them nothing is measured.
-    fit: what is projected to what, in one line.
-    gflop: of a training step, for an image.
-    workers: processes that load images, for each device.
-    Of a student alone the teacher's and the projectors' parameters are 0.
+    Attributes:
+        run: which one.
+        top1: accuracy on the validation images at the end (a share); None without labels.
+        seconds: training time, without validation and start-up.
+        steps: optimizer steps.
+        images_per_second: mean over the run.
+        terms: weighted terms of the loss by name, means over the last `AVERAGED_STEPS` steps.
+        broken: images that could not be read, since the run was last started or resumed.
+    """
+
+    run: Run
+    top1: float | None
+    seconds: float
+    steps: int
+    images_per_second: float
+    terms: dict[str, float] = field(default_factory=dict)
+    broken: int = 0
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "Result":
+        """The result that `dataclasses.asdict` made `plain` from.
+
+        Raises:
+            TypeError, KeyError: fields are missing or unknown.
+        """
+        return cls(**{**plain, "run": Run(**plain["run"])})
+
+    @property
+    def loss(self) -> float:
+        """Final loss, the sum of the terms."""
+        return sum(self.terms.values())
+
+
+@dataclass(frozen=True)
+class PairSummary:
+    """Teacher and student as they are before training.
+
+    Attributes:
+        teacher_top1: the teacher's accuracy on the validation images (a share); None where it was
+            not measured, and without a teacher.
+        teacher_parameters: their number; 0 without a teacher.
+        student_parameters: their number.
+        projector_parameters: their number; 0 without a teacher.
+        notes: remarks for the person who trains.
+        labels: whether the images have labels; without them there is no accuracy.
+        fit: which features are projected to which, in one line.
+        gflop: of a training step, for each image.
+        workers: processes that load images, for each device.
+        images: channels, size and normalisation of the student's images.
     """
 
     teacher_top1: float | None
@@ -124,44 +160,60 @@ class PairSummary:
     images: InputConfig | None = None
 
 
+def read_metrics(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read metrics.jsonl: its entries, and how many of its lines are broken."""
+    lines, broken = read_jsonl(file)
+    entries = [line for line in lines if line.keys() >= METRICS_KEYS]
+    return entries, broken + len(lines) - len(entries)
+
+
+def read_results(file: Path) -> tuple[list[Result], int]:
+    """Read results.jsonl: its results, and how many of its lines are broken."""
+    lines, broken = read_jsonl(file)
+    results = []
+    for line in lines:
+        try:
+            results.append(Result.from_dict(line))
+        except (TypeError, KeyError):
+            broken += 1
+    return results, broken
+
+
 def results_of_method(results: list[Result], method: str) -> list[Result]:
-    """The results of one method, by seed."""
+    """The results of one method, sorted by seed."""
     return sorted((r for r in results if r.run.method == method), key=lambda r: r.run.seed)
 
 
+def all_have_accuracy(results: list[Result]) -> bool:
+    """Whether every run was measured, which takes labels."""
+    return all(result.top1 is not None for result in results)
+
+
+def accuracy_gains(results: list[Result], method: str) -> list[float]:
+    """Percentage points by which ScaleKD exceeds `method`, for each seed that both finished."""
+    baseline = {r.run.seed: r.top1 for r in results if r.run.method == method}
+    pairs = [(r.top1, baseline.get(r.run.seed)) for r in results_of_method(results, "scalekd")]
+    return [100 * (one - other) for one, other in pairs if one is not None and other is not None]
+
+
 def mean_of_known(values: Sequence[float | None]) -> float | None:
-    """The mean of what is known, or None of nothing."""
+    """The mean of the values that are not None; None where there are none."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
 def mean_terms(results: list[Result]) -> dict[str, float]:
-    """The loss's terms at the end of one method's runs, by name."""
+    """Final terms of the loss by name, means over one method's results."""
     return {name: statistics.fmean(r.terms[name] for r in results) for name in results[0].terms}
 
 
-def all_have_accuracy(results: list[Result]) -> bool:
-    """Whether there were labels to measure with."""
-    return all(r.top1 is not None for r in results)
-
-
-def accuracy_gains(results: list[Result], method: str) -> list[float]:
-    """By how many points ScaleKD is above another method, for each seed that both have finished."""
-    others = {r.run.seed: r.top1 for r in results_of_method(results, method) if r.top1 is not None}
-    return [
-        100 * (r.top1 - others[r.run.seed])
-        for r in results_of_method(results, "scalekd")
-        if r.top1 is not None and r.run.seed in others
-    ]
-
-
 def seconds_per_step(results: list[Result]) -> float:
-    """Mean over runs."""
+    """Training time of a step, the mean over results."""
     return statistics.fmean(r.seconds / r.steps for r in results)
 
 
 def format_duration(seconds: float) -> str:
-    """In two units at most."""
+    """A duration in its natural unit: "90 s", "45 min", "20 h", "3.5 days"."""
     minutes, hours = seconds / 60, seconds / 3600
     if minutes < 2:
         return f"{seconds:.0f} s"

@@ -1,47 +1,64 @@
-"""Run folders: where each of them stands, and how several compare."""
+"""The state of run folders, read from their files, and the comparison of several."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
-import yaml
 from matplotlib.figure import Figure
 
 from scalekd.errors import InputError
 from scalekd.recipe import flatten_settings
 from scalekd.runs import lock
-from scalekd.runs.atomic_io import read_jsonl
+from scalekd.runs.atomic_io import read_mapping
 from scalekd.runs.curves import Curves, draw, has_accuracy, lines_by_run
-from scalekd.runs.folder import HALF_MADE, RunFolder
-from scalekd.runs.result import LABELS, Method, Result, Run, accuracy_gains, methods_to_train
+from scalekd.runs.folder import RunFolder, find_run_folders
+from scalekd.runs.result import (
+    METHOD_NAMES,
+    Method,
+    Result,
+    Run,
+    accuracy_gains,
+    methods_to_train,
+    read_metrics,
+    read_results,
+)
 
 FolderState = Literal["running", "perhaps running", "stopped", "finished"]
 
 
 @dataclass(frozen=True)
 class RunFolderStatus:
-    """Where a run folder stands, as far as what is in it can be read.
+    """The state of a run folder, as far as its files can be read.
 
-    step, steps: of all its runs together; steps is None before the first report.
-    trainer: who trains in it, where its state is one of running.
-    top1: shares, of the runs that are finished, by method and seed; without labels the loss.
-    gain: points that ScaleKD is above an method, for each seed that both have finished.
-    so_far: the newest measurement of the first method (a share), while no run is finished.
-    seconds: of training, all runs together.
-    date: of the last that was written to it, in UTC.
-    settings: by dotted names.
-    wrong: what could not be read, and why.
+    Attributes:
+        folder: its path.
+        state: "perhaps running" where a process on another machine may train in it.
+        step: optimizer steps so far, the sum over its runs.
+        steps: optimizer steps when all runs are finished; None before the first line of metrics.
+        process: that trains in it, where it is running or perhaps running.
+        teacher: its name; None for a supervised baseline.
+        student: its name.
+        methods: in the order in which they are trained.
+        seeds: of each method.
+        teacher_top1: the teacher's accuracy (a share), where it was measured.
+        top1: accuracies (shares) of the finished runs by method and seed.
+        loss: final losses of the finished runs by method and seed, where there are no labels.
+        gain: percentage points by which ScaleKD exceeds a method, for each seed that both finished.
+        current_top1: newest accuracy (a share) of the first method, while no run is finished.
+        seconds: training time, the sum over its runs.
+        date: when it was last written to, in UTC.
+        settings: the recipe by dotted names.
+        problems: files that could not be read, and why.
     """
 
     folder: str
     state: FolderState
     step: int = 0
     steps: int | None = None
-    trainer: lock.TrainingProcess | None = None
+    process: lock.TrainingProcess | None = None
     teacher: str | None = None
     student: str | None = None
     methods: list[Method] = field(default_factory=list)
@@ -50,15 +67,15 @@ class RunFolderStatus:
     top1: dict[Method, dict[int, float]] = field(default_factory=dict)
     loss: dict[Method, dict[int, float]] = field(default_factory=dict)
     gain: dict[Method, list[float]] = field(default_factory=dict)
-    so_far: float | None = None
+    current_top1: float | None = None
     seconds: float = 0.0
     date: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 def read_run_folders(roots: Sequence[Path]) -> list[RunFolderStatus]:
-    """Of every run folder at or below `roots`, the newest first.
+    """The state of every run folder at or below `roots`, the newest first.
 
     Raises:
         InputError: one of the roots is no folder.
@@ -66,65 +83,71 @@ def read_run_folders(roots: Sequence[Path]) -> list[RunFolderStatus]:
     for root in roots:
         if not root.is_dir():
             raise InputError(f"there is no folder {str(root)!r}")
-    found = {folder.resolve(): folder for root in roots for folder in _below(root)}
-    read = [standing(folder) for folder in found.values()]
-    return sorted(read, key=lambda s: s.date or "", reverse=True)
+    folders = {f.path.resolve(): f for root in roots for f in find_run_folders(root)}
+    statuses = [read_run_folder(folder) for folder in folders.values()]
+    return sorted(statuses, key=lambda status: status.date or "", reverse=True)
 
 
-def standing(folder: Path) -> RunFolderStatus:
-    """Where one run folder stands."""
-    wrong: list[str] = []
-    settings = _mapping(folder / "settings.yaml", wrong)
-    data = settings.get("data")
-    if settings and not ("student" in settings and isinstance(data, dict)):
-        wrong.append("settings.yaml is no recipe")
-    trained = methods_to_train(settings.get("teacher") or None, _listed(settings, "compare"))
-    runs = [Run(method, seed) for seed in _listed(settings, "seeds") for method in trained]
-    of = RunFolder(folder)
-    entries = _entries(of.metrics, wrong)
-    results = _results(of.results, wrong)
-    newest = {Run(entry["method"], entry["seed"]): entry for entry in entries}
-    summary = _mapping(of.summary, wrong) if of.summary.exists() else {}
-    everything = bool(runs) and {result.run for result in results} >= set(runs)
-    if everything and not summary:
-        wrong.append("summary.json is missing, which --resume writes")
-    there = lock.find_trainer(folder)
-    state: FolderState = "finished" if everything else "stopped"
-    if there is not None:
-        state = "running" if there.certain else "perhaps running"
-    distilled = [e["top1"] for e in entries if e["method"] == trained[0] and e["top1"] is not None]
-    steps = [entry["steps"] for entry in newest.values()]
+def read_run_folder(folder: RunFolder) -> RunFolderStatus:
+    """The state of one run folder; what cannot be read is listed in `problems`."""
+    problems: list[str] = []
+    settings = _read_mapping(folder.settings, problems)
+    if settings and not ("student" in settings and isinstance(settings.get("data"), dict)):
+        problems.append("settings.yaml is no recipe")
+    methods = methods_to_train(settings.get("teacher") or None, _get_list(settings, "compare"))
+    seeds = _get_list(settings, "seeds")
+    runs = {Run(method, seed) for seed in seeds for method in methods}
+
+    entries = _read_metrics(folder, problems)
+    results, broken = read_results(folder.results)
+    if broken:
+        problems.append(f"results.jsonl has broken lines: {broken}")
+    summary = _read_mapping(folder.summary, problems) if folder.summary.exists() else {}
+    is_finished = bool(runs) and {result.run for result in results} >= runs
+    if is_finished and not summary:
+        problems.append("summary.json is missing, which --resume writes")
+
+    process = lock.find_process(folder.path)
+    state: FolderState = "finished" if is_finished else "stopped"
+    if process is not None:
+        state = "running" if process.certain else "perhaps running"
+    newest = {Run(entry["method"], entry["seed"]): entry for entry in entries}.values()
+    accuracies = [e["top1"] for e in entries if e["method"] == methods[0] and e["top1"] is not None]
     return RunFolderStatus(
-        folder=str(folder),
+        folder=str(folder.path),
         state=state,
-        step=sum(entry["step"] for entry in newest.values()),
-        steps=max(steps) * len(runs) if steps else None,
-        trainer=there,
+        step=sum(entry["step"] for entry in newest),
+        steps=max(entry["steps"] for entry in newest) * len(runs) if newest else None,
+        process=process,
         teacher=settings.get("teacher"),
         student=settings.get("student"),
-        methods=trained if settings else [],
-        seeds=_listed(settings, "seeds"),
+        methods=methods if settings else [],
+        seeds=seeds,
         teacher_top1=summary.get("teacher_top1"),
-        top1=_by_arm(results, lambda result: result.top1),
-        loss=_by_arm(results, lambda result: result.loss if result.top1 is None else None),
-        gain={method: gain for method in trained[1:] if (gain := accuracy_gains(results, method))},
-        so_far=distilled[-1] if distilled and not results else None,
-        seconds=sum(entry["seconds"] for entry in newest.values()),
-        date=_last_written(folder),
+        top1=_by_method(results, lambda result: result.top1),
+        loss=_by_method(results, lambda result: result.loss if result.top1 is None else None),
+        gain={m: gains for m in methods[1:] if (gains := accuracy_gains(results, m))},
+        current_top1=accuracies[-1] if accuracies and not results else None,
+        seconds=sum(entry["seconds"] for entry in newest),
+        date=datetime.fromtimestamp(folder.last_written(), UTC).isoformat(" ", "seconds"),
         settings=flatten_settings(settings),
-        wrong=wrong,
+        problems=problems,
     )
 
 
-def differing_settings(compared: Sequence[RunFolderStatus]) -> dict[str, list[Any]]:
-    """Settings that are not the same in all, by dotted names: the value in each, or None."""
-    names = sorted({name for each in compared for name in each.settings})
-    values = {name: [each.settings.get(name) for each in compared] for name in names}
-    return {name: each for name, each in values.items() if any(v != each[0] for v in each)}
+def differing_settings(statuses: Sequence[RunFolderStatus]) -> dict[str, list[Any]]:
+    """Settings that differ between run folders, by dotted names.
+
+    Returns:
+        Each setting's value in each folder; None where a folder does not have it.
+    """
+    names = sorted({name for status in statuses for name in status.settings})
+    values = {name: [status.settings.get(name) for status in statuses] for name in names}
+    return {name: of_all for name, of_all in values.items() if any(v != of_all[0] for v in of_all)}
 
 
 def check_picture(picture: Path) -> None:
-    """InputError where `picture` is there, or of no format that can be drawn."""
+    """Raise InputError where `picture` exists, or where its format cannot be drawn."""
     if picture.exists():
         raise InputError(f"{str(picture)!r} exists and is not overwritten: give another name")
     formats = Figure().canvas.get_supported_filetypes()
@@ -132,100 +155,65 @@ def check_picture(picture: Path) -> None:
         raise InputError(f"{str(picture)!r} must end in one of: {', '.join(sorted(formats))}")
 
 
-def draw_comparison(compared: Sequence[RunFolderStatus], picture: Path) -> None:
-    """The learning curves of several run folders: a colour each, a line for each seed.
+def draw_comparison(statuses: Sequence[RunFolderStatus], picture: Path) -> None:
+    """Draw the learning curves of several run folders, one colour each, one line for each seed.
 
-    ScaleKD's are drawn, or of a folder without a teacher the student's. Accuracies, unless a folder
-    has none: then losses.
+    Each folder's first method is drawn: ScaleKD, or the supervised baseline without a teacher. The
+    curves are accuracies, or losses where one of the folders has no accuracies.
 
     Raises:
-        InputError: there is nothing to draw, or no way to write it.
+        InputError: there is nothing to draw, or the picture cannot be written.
     """
     check_picture(picture)
-    entries = {each.folder: _entries(RunFolder(Path(each.folder)).metrics, []) for each in compared}
-    entries = {folder: lines for folder, lines in entries.items() if lines}
-    if not entries:
+    entries = {s.folder: _read_metrics(RunFolder(Path(s.folder)), []) for s in statuses}
+    drawn = [status for status in statuses if entries[status.folder]]
+    if not drawn:
         raise InputError("none of these folders has a line in metrics.jsonl yet: nothing to draw")
-    accuracies = all(has_accuracy(lines) for lines in entries.values())
-    colours = matplotlib.colormaps["tab10" if len(entries) <= 10 else "turbo"]
+    accuracies = all(has_accuracy(entries[status.folder]) for status in drawn)
+    colours = matplotlib.colormaps["tab10" if len(drawn) <= 10 else "turbo"]
     curves = []
-    for index, each in enumerate(each for each in compared if each.folder in entries):
-        colour = colours(index if len(entries) <= 10 else index / (len(entries) - 1))
+    for index, status in enumerate(drawn):
         teacher = None
-        if accuracies and each.teacher and each.teacher_top1 is not None:
-            teacher = (each.teacher, each.teacher_top1)
-        method = each.methods[0] if each.methods else entries[each.folder][0]["method"]
-        lines = lines_by_run(entries[each.folder], method, accuracies)
-        curves.append(Curves(each.folder, colour, lines, teacher))
+        if accuracies and status.teacher and status.teacher_top1 is not None:
+            teacher = (status.teacher, status.teacher_top1)
+        of_folder = entries[status.folder]
+        method = status.methods[0] if status.methods else of_folder[0]["method"]
+        lines = lines_by_run(of_folder, method, accuracies)
+        colour = colours(index if len(drawn) <= 10 else index / (len(drawn) - 1))
+        curves.append(Curves(status.folder, colour, lines, teacher))
     try:
         draw(curves, accuracies, picture)
     except OSError as error:
         raise InputError(f"{str(picture)!r} cannot be written: {error}") from error
 
 
-def _below(root: Path) -> Iterator[Path]:
-    for folder, inner, files in os.walk(root):
-        if {"settings.yaml", *HALF_MADE} & set(files):
-            inner.clear()
-            yield Path(folder)
-
-
-def _mapping(file: Path, wrong: list[str]) -> dict[str, Any]:
-    """What a YAML (or JSON) file says; nothing, and why, where that is no mapping."""
+def _read_mapping(file: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        plain = yaml.safe_load(file.read_text())
-    except FileNotFoundError:
-        wrong.append(f"{file.name} is missing")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        wrong.append(f"{file.name} cannot be read")
-    else:
-        if isinstance(plain, dict):
-            return plain
-        wrong.append(f"{file.name} is empty or no mapping")
-    return {}
+        return read_mapping(file)
+    except InputError as error:
+        problems.append(str(error))
+        return {}
 
 
-def _listed(settings: dict[str, Any], name: str) -> list[Any]:
+def _read_metrics(folder: RunFolder, problems: list[str]) -> list[dict[str, Any]]:
+    entries, broken = read_metrics(folder.metrics)
+    if broken:
+        problems.append(f"metrics.jsonl has broken lines: {broken}")
+    return entries
+
+
+def _get_list(settings: dict[str, Any], name: str) -> list[Any]:
     value = settings.get(name)
     return value if isinstance(value, list) else []
 
 
-def _entries(metrics: Path, wrong: list[str]) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that are whole."""
-    lines, broken = read_jsonl(metrics)
-    needed = {"method", "seed", "step", "steps", "seconds", "loss", "top1"}
-    entries = [line for line in lines if line.keys() >= needed]
-    broken += len(lines) - len(entries)
-    if broken:
-        wrong.append(f"metrics.jsonl has broken lines: {broken}")
-    return entries
-
-
-def _results(file: Path, wrong: list[str]) -> list[Result]:
-    lines, broken = read_jsonl(file)
-    results = []
-    for plain in lines:
-        try:
-            results.append(Result.of(plain))
-        except (TypeError, KeyError):
-            broken += 1
-    if broken:
-        wrong.append(f"{file.name} has broken lines: {broken}")
-    return results
-
-
-def _by_arm(results: list[Result], number: Any) -> dict[Method, dict[int, float]]:
-    numbers: dict[Method, dict[int, float]] = {}
-    for method in LABELS:
-        by_seed = {r.run.seed: number(r) for r in results if r.run.method == method}
-        known = {seed: value for seed, value in by_seed.items() if value is not None}
-        if known:
-            numbers[method] = known
-    return numbers
-
-
-def _last_written(folder: Path) -> str | None:
-    names = ("metrics.jsonl", "results.jsonl", "settings.yaml")
-    files = [file for file in map(folder.joinpath, names) if file.exists()] or [folder]
-    last = max(file.stat().st_mtime for file in files)
-    return datetime.fromtimestamp(last, UTC).isoformat(" ", "seconds")
+def _by_method(
+    results: list[Result], value_of: Callable[[Result], float | None]
+) -> dict[Method, dict[int, float]]:
+    """A value of each result, by method and seed, where it is not None."""
+    values: dict[Method, dict[int, float]] = {}
+    for method in METHOD_NAMES:
+        by_seed = {r.run.seed: value_of(r) for r in results if r.run.method == method}
+        if known := {seed: value for seed, value in by_seed.items() if value is not None}:
+            values[method] = known
+    return values

@@ -1,4 +1,4 @@
-"""Run folders as a table, and what differs between them as another."""
+"""Run folders as a table, and the settings in which they differ as another."""
 
 import statistics
 from collections.abc import Collection, Sequence
@@ -9,13 +9,13 @@ from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
 
-from scalekd.runs.result import LABELS, format_duration
+from scalekd.runs.result import METHOD_NAMES, format_duration
 from scalekd.runs.status import RunFolderStatus
 
 
-def status_table(standings: Sequence[RunFolderStatus]) -> Table:
-    """A row for each run folder."""
-    listing = Table(
+def status_table(statuses: Sequence[RunFolderStatus]) -> Table:
+    """A table with one row for each run folder."""
+    table = Table(
         Column("run", overflow="fold", ratio=1),
         Column("state", no_wrap=True),
         Column("top-1, mean (sd)", no_wrap=True),
@@ -24,76 +24,80 @@ def status_table(standings: Sequence[RunFolderStatus]) -> Table:
         expand=True,
         pad_edge=False,
     )
-    for each in standings:
-        listing.add_row(_what(each), _state(each), _numbers(each), _gains(each))
-    return listing
+    for status in statuses:
+        table.add_row(_models(status), _state(status), _accuracies(status), _gains(status))
+    return table
 
 
-def settings_table(
-    standings: Sequence[RunFolderStatus], differences: dict[str, list[Any]]
-) -> Table:
-    """A row for each setting that differs, a column for each run folder."""
-    columns = [Column(escape(each.folder), overflow="fold") for each in standings]
-    listing = Table(Column("setting", no_wrap=True), *columns, box=box.SIMPLE, pad_edge=False)
+def settings_table(statuses: Sequence[RunFolderStatus], differences: dict[str, list[Any]]) -> Table:
+    """A table with one row for each setting that differs and one column for each run folder.
+
+    Args:
+        statuses: of the run folders.
+        differences: as `differing_settings` gives them for the same run folders.
+    """
+    columns = [Column(escape(status.folder), overflow="fold") for status in statuses]
+    table = Table(Column("setting", no_wrap=True), *columns, box=box.SIMPLE, pad_edge=False)
     for name, values in differences.items():
-        listing.add_row(name, *(escape(str(value)) for value in values))
-    return listing
+        table.add_row(name, *(escape(str(value)) for value in values))
+    return table
 
 
-def _what(each: RunFolderStatus) -> str:
-    lines = [f"[bold]{escape(each.folder)}[/]"]
-    if each.student:
-        who = f"{each.teacher} -> {each.student}" if each.teacher else f"{each.student} alone"
-        lines.append(escape(who))
-        methods, seeds = len(each.methods), len(each.seeds)
-        lines.append(f"{_count(methods, 'method')} x {_count(seeds, 'seed')}")
-    lines += [f"[red]{escape(wrong)}[/]" for wrong in each.wrong]
+def _models(status: RunFolderStatus) -> str:
+    lines = [f"[bold]{escape(status.folder)}[/]"]
+    if status.student:
+        student = status.student
+        models = f"{status.teacher} -> {student}" if status.teacher else f"{student}, supervised"
+        methods, seeds = len(status.methods), len(status.seeds)
+        lines += [escape(models), f"{_count(methods, 'method')} x {_count(seeds, 'seed')}"]
+    lines += [f"[red]{escape(problem)}[/]" for problem in status.problems]
     return "\n".join(lines)
 
 
-def _state(each: RunFolderStatus) -> str:
-    of = "?" if each.steps is None else each.steps
-    if each.state == "finished":
-        lines = [f"[green]finished[/], {each.step} steps"]
-    elif each.state == "stopped":
-        lines = [f"stopped at {each.step} of {of}"]
+def _state(status: RunFolderStatus) -> str:
+    steps = "?" if status.steps is None else status.steps
+    if status.state == "finished":
+        lines = [f"[green]finished[/], {status.step} steps"]
+    elif status.state == "stopped":
+        lines = [f"stopped at {status.step} of {steps}"]
     else:
-        lines = [f"[bold yellow]{each.state}[/]", f"at {each.step} of {of}"]
-        if each.trainer is not None:
-            lines.append(escape(f"{each.trainer.host}, {each.trainer.pid}"))
-    if each.seconds:
-        lines.append(f"{format_duration(each.seconds)} of training")
-    if each.date:
-        lines.append(f"{datetime.fromisoformat(each.date).astimezone():%Y-%m-%d %H:%M}")
+        lines = [f"[bold yellow]{status.state}[/]", f"at {status.step} of {steps}"]
+        if status.process is not None:
+            lines.append(escape(f"{status.process.host}, {status.process.pid}"))
+    if status.seconds:
+        lines.append(f"{format_duration(status.seconds)} of training")
+    if status.date:
+        lines.append(f"{datetime.fromisoformat(status.date).astimezone():%Y-%m-%d %H:%M}")
     return "\n".join(lines)
 
 
-def _numbers(each: RunFolderStatus) -> str:
+def _accuracies(status: RunFolderStatus) -> str:
     lines = []
-    for method in each.methods:
-        if method in each.top1:
-            values = [100 * value for value in each.top1[method].values()]
-            lines.append(f"{LABELS[method]} {_mean(values, 2)}")
-        elif method in each.loss:
-            lines.append(f"{LABELS[method]}: loss {_mean(each.loss[method].values(), 3)}")
+    for method in status.methods:
+        if method in status.top1:
+            percent = [100 * top1 for top1 in status.top1[method].values()]
+            lines.append(f"{METHOD_NAMES[method]} {_mean(percent, 2)}")
+        elif method in status.loss:
+            lines.append(f"{METHOD_NAMES[method]}: loss {_mean(status.loss[method].values(), 3)}")
         else:
-            lines.append(f"{LABELS[method]} -")
-    if each.so_far is not None:
-        lines[0] = f"{LABELS[each.methods[0]]} {100 * each.so_far:.2f} so far"
-    if each.teacher_top1 is not None:
-        lines.append(f"teacher {100 * each.teacher_top1:.2f}")
+            lines.append(f"{METHOD_NAMES[method]} -")
+    if status.current_top1 is not None:
+        lines[0] = f"{METHOD_NAMES[status.methods[0]]} {100 * status.current_top1:.2f} so far"
+    if status.teacher_top1 is not None:
+        lines.append(f"teacher {100 * status.teacher_top1:.2f}")
     return "\n".join(lines)
 
 
-def _gains(each: RunFolderStatus) -> str:
-    gains = [each.gain.get(method) for method in each.methods]
-    return "\n".join(_mean(gain, 2, "+") if gain else "" for gain in gains)
+def _gains(status: RunFolderStatus) -> str:
+    gains = [status.gain.get(method) for method in status.methods]
+    return "\n".join(_mean(by_seed, 2, "+") if by_seed else "" for by_seed in gains)
 
 
 def _mean(values: Collection[float], digits: int, sign: str = "") -> str:
+    """The mean, and in parentheses the standard deviation where there are several values."""
     spread = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
     return f"{statistics.fmean(values):{sign}.{digits}f}{spread}"
 
 
-def _count(number: int, of: str) -> str:
-    return f"{number} {of}" if number == 1 else f"{number} {of}s"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,7 +1,8 @@
-"""The metrics of a run, as it trains, for whoever's charts one likes: Lightning's own loggers.
+"""Experiment trackers (CSV, TensorBoard, Weights & Biases, MLflow), fed from metrics.jsonl.
 
-metrics.jsonl stays the source. What a tracker has not been told when a run begins, it is told out
-of that: it may come late, be away for a while, and see a run resumed, and has each point once.
+metrics.jsonl is the complete record. A tracker that lacks entries of it when a run starts receives
+them then: a tracker may be added late, fail for a while, or see a run resumed, and logs each point
+once. The loggers are Lightning's.
 """
 
 import fcntl
@@ -13,72 +14,78 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from lightning.pytorch.loggers import Logger
+from typing import TYPE_CHECKING, Any
 
 from scalekd.errors import InputError
 from scalekd.recipe import Recipe, Tracker, flatten_settings
-from scalekd.runs.atomic_io import metrics_file, read_jsonl, write_atomically
+from scalekd.runs.atomic_io import write_atomically
+from scalekd.runs.folder import RunFolder
+from scalekd.runs.result import Run, read_metrics
 
-EXTRAS: dict[Tracker, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-"""The modules that they need, each brought by scalekd's extra of the tracker's name."""
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
-REBUILT = ("csv", "tensorboard")
-"""Files of ours, made anew each time. The others have a run elsewhere, known by an id."""
+PACKAGES: dict[Tracker, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+"""The module that each tracker needs. scalekd's extra of the tracker's name installs it."""
+
+REWRITTEN = ("csv", "tensorboard")
+"""Trackers whose files are written again each time a run starts. The others are services: they have
+a run of their own, which is continued by its id."""
 
 
 def check_trackers(trackers: list[Tracker]) -> None:
-    """InputError where one of them cannot work here."""
+    """Raise InputError where a tracker is not installed or not configured."""
     for name in trackers:
-        if name in EXTRAS and find_spec(EXTRAS[name]) is None:
+        if name in PACKAGES and find_spec(PACKAGES[name]) is None:
             raise InputError(
                 f"trackers has {name}, which is not installed: pip install 'scalekd[{name}]', or "
-                "leave it out"
+                f"remove {name} from trackers"
             )
     if "mlflow" in trackers and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise InputError(
-            "trackers has mlflow, and MLFLOW_TRACKING_URI does not say where its server is: set "
-            "it, or leave mlflow out"
+            "trackers has mlflow, and MLFLOW_TRACKING_URI is not set: set it to the address of your "
+            "server, or remove mlflow from trackers"
         )
 
 
 @dataclass
-class _Told:
-    """A tracker that is open, and the last step that it was told."""
+class _OpenTracker:
+    """A tracker and the last step that was logged to it."""
 
-    logger: Logger
+    logger: "Logger"
     step: int = 0
 
 
 class Trackers:
-    """Open while a run trains. Whatever fails in one warns once and ends nothing but that one.
+    """The trackers of one run, as a context manager around its training.
+
+    An error in a tracker warns once and closes that tracker; training continues.
 
     Args:
-        recipe: what is trained; `trackers` says who is told.
-        method, seed: which of its runs.
-        out: the run folder; trackers/ in it has their files and what they were told.
+        recipe: what is trained; `recipe.trackers` names the trackers.
+        run: which of the recipe's runs.
+        folder: the run folder, whose metrics.jsonl is caught up on and whose trackers/ holds the
+            trackers' files.
     """
 
-    def __init__(self, recipe: Recipe, method: str, seed: int, out: Path) -> None:
-        self.recipe, self.method, self.seed, self.out = recipe, method, seed, out
-        self.name = f"{method}-seed{seed}"
-        self.memory = out / "trackers" / f"{self.name}.json"
-        self.open: dict[Tracker, _Told] = {}
-        self.remembered: dict[str, Any] = {}
+    def __init__(self, recipe: Recipe, run: Run, folder: RunFolder) -> None:
+        self.recipe, self.run, self.folder = recipe, run, folder
+        self.name = f"{run.method}-seed{run.seed}"
+        self.logged_file = folder.trackers / f"{self.name}.json"
+        self.open: dict[Tracker, _OpenTracker] = {}
+        self.logged: dict[str, Any] = {}
 
     def __enter__(self) -> "Trackers":
         if self.recipe.trackers:
-            entries, _ = read_jsonl(metrics_file(self.out))
-            own = [e for e in entries if (e["method"], e["seed"]) == (self.method, self.seed)]
-            self.remembered = _remembered(self.memory)
+            self.logged = _read_logged(self.logged_file)
             for name in self.recipe.trackers:
                 try:
-                    self.open[name] = self._opened(name)
-                except Exception as error:  # whatever another's code raises
-                    self._failed(name, error)
-            for entry in own:
-                self.tell(entry)
+                    self.open[name] = self._open(name)
+                except Exception as error:  # of any type: it is other people's code
+                    self._warn(name, error)
+            for entry in read_metrics(self.folder.metrics)[0]:
+                if (entry["method"], entry["seed"]) == (self.run.method, self.run.seed):
+                    self.log(entry)
         return self
 
     def __exit__(
@@ -87,84 +94,97 @@ class Trackers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for name, told in self.open.items():
+        for name, tracker in self.open.items():
             try:
-                told.logger.finalize("failed" if error else "success")
-                if name == "wandb":  # Lightning leaves it open for a next fit
-                    told.logger.experiment.finish()  # type: ignore[attr-defined]
+                tracker.logger.finalize("failed" if error else "success")
+                if name == "wandb":  # Lightning leaves it open for another fit
+                    tracker.logger.experiment.finish()  # type: ignore[attr-defined]
             except Exception as failure:
-                self._failed(name, failure)
+                self._warn(name, failure)
 
-    def tell(self, entry: dict[str, Any]) -> None:
-        """A line of metrics.jsonl, where it is new to them."""
-        for name, told in list(self.open.items()):
-            if entry["step"] <= told.step:
+    def log(self, entry: dict[str, Any]) -> None:
+        """Log a line of metrics.jsonl to the trackers that have not received its step yet."""
+        for name, tracker in list(self.open.items()):
+            if entry["step"] <= tracker.step:
                 continue
             try:
-                told.step = entry["step"]
-                if name not in REBUILT:  # first: a point is rather lost by a kill than twice there
-                    self._remember(name, told)
-                told.logger.log_metrics(numbers(entry), entry["step"])
-            except Exception as error:  # a full disk, a network, another's code
+                tracker.step = entry["step"]
+                if name not in REWRITTEN:  # first: a kill may lose a point, but not duplicate it
+                    self._write_logged(name, tracker)
+                tracker.logger.log_metrics(numeric_values(entry), entry["step"])
+            except Exception as error:  # a full disk, the network, other people's code
                 del self.open[name]
-                self._failed(name, error)
+                self._warn(name, error)
 
-    def _opened(self, name: Tracker) -> _Told:
-        before = {} if name in REBUILT else self.remembered.get(name, {})
-        folder = self.out / "trackers" / name
+    def _open(self, name: Tracker) -> _OpenTracker:
+        logged = {} if name in REWRITTEN else self.logged.get(name, {})
+        folder = self.folder.trackers / name
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / ".lock").open("w") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)  # side by side, two would both make the experiment
-            logger = _logger(name, self.name, folder, before.get("id"))
-            if not before:
+        with (self.folder.trackers / ".lock").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)  # or parallel runs would each create the experiment
+            logger = _build_logger(name, self.name, folder, logged.get("id"))
+            if not logged:
                 settings = flatten_settings(self.recipe.as_dict())
-                logger.log_hyperparams({**settings, "method": self.method, "seed": self.seed})
-            told = _Told(logger, before.get("step", 0))
-            if name not in REBUILT:
-                self._remember(name, told)
-        return told
+                run = {"method": self.run.method, "seed": self.run.seed}
+                logger.log_hyperparams({**settings, **run})
+            tracker = _OpenTracker(logger, logged.get("step", 0))
+            if name not in REWRITTEN:
+                self._write_logged(name, tracker)
+        return tracker
 
-    def _remember(self, name: Tracker, told: _Told) -> None:
-        self.remembered[name] = {"id": told.logger.version, "step": told.step}
-        write_atomically(self.memory, json.dumps(self.remembered).encode())
+    def _write_logged(self, name: Tracker, tracker: _OpenTracker) -> None:
+        self.logged[name] = {"id": tracker.logger.version, "step": tracker.step}
+        write_atomically(self.logged_file, json.dumps(self.logged).encode())
 
-    def _failed(self, name: Tracker, error: Exception) -> None:
+    def _warn(self, name: Tracker, error: Exception) -> None:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         warnings.warn(
-            f"{name} is told no more of {self.name} ({reason}); training goes on, metrics.jsonl "
-            "has everything, and a resumed run tells it the rest",
+            f"{name} receives no more metrics of {self.name} ({reason}); training continues, "
+            "metrics.jsonl has everything, and a resumed run logs the rest",
             stacklevel=2,
         )
 
 
-def numbers(entry: dict[str, Any]) -> dict[str, float]:
-    """What of a line of metrics.jsonl can be drawn: terms/NAME, gradients/NAME, all by name."""
-    named = {
-        name: value
+def numeric_values(entry: dict[str, Any]) -> dict[str, float]:
+    """The values of a line of metrics.jsonl that can be drawn over steps, by name.
+
+    Nested ones are named terms/NAME and gradients/NAME.
+    """
+    return {
+        name: float(value)
         for name, value in flatten_settings(entry, separator="/").items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and name not in ("seed", "step", "steps")
     }
-    return {n: float(v) for n, v in named.items() if n not in ("seed", "step", "steps")}
 
 
-def _remembered(memory: Path) -> dict[str, Any]:
+def _read_logged(file: Path) -> dict[str, Any]:
+    """Each tracker's {"id": ..., "step": ...}; empty where the file is missing or broken."""
     try:
-        remembered: dict[str, Any] = json.loads(memory.read_text())
+        logged: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return remembered
+    return logged
 
 
-def _logger(name: Tracker, version: str, folder: Path, known: str | None) -> Logger:
-    """One tracker; of what it has in `folder` of an earlier process nothing is left."""
+def _build_logger(name: Tracker, version: str, folder: Path, run_id: str | None) -> "Logger":
+    """The logger of one run.
+
+    Args:
+        name: of the tracker.
+        version: of the run.
+        folder: of the tracker's files; files of the same run from an earlier process are deleted.
+        run_id: of the service's run to continue; None starts one.
+    """
     from lightning.pytorch import loggers
 
     title = f"{folder.parents[1].name} {version}"
     if name == "csv":
-        _empty(folder / version)
+        _delete_files(folder / version)
         return loggers.CSVLogger(folder, "", version, flush_logs_every_n_steps=1)
     if name == "tensorboard":
-        _empty(folder / version)
+        _delete_files(folder / version)
         return loggers.TensorBoardLogger(folder, "", version, default_hp_metric=False)
     if name == "wandb":
         import wandb
@@ -172,7 +192,7 @@ def _logger(name: Tracker, version: str, folder: Path, known: str | None) -> Log
         return loggers.WandbLogger(
             title,
             folder,
-            version=known or uuid.uuid4().hex[:8],
+            version=run_id or uuid.uuid4().hex[:8],
             project=os.environ.get("WANDB_PROJECT", "scalekd"),
             settings=wandb.Settings(silent=True, console="off"),
         )
@@ -180,10 +200,10 @@ def _logger(name: Tracker, version: str, folder: Path, known: str | None) -> Log
         os.environ.get("MLFLOW_EXPERIMENT_NAME", "scalekd"),
         title,
         os.environ["MLFLOW_TRACKING_URI"],
-        run_id=known,
+        run_id=run_id,
     )
 
 
-def _empty(folder: Path) -> None:
+def _delete_files(folder: Path) -> None:
     for file in folder.glob("*"):
         file.unlink()

@@ -26,7 +26,7 @@ from scalekd.distributed import ranks
 from scalekd.distributed.fsdp import gather_full, gathered_for_inference
 from scalekd.networks.student import StudentSpec
 from scalekd.runs.checkpoint import best_checkpoint, previous_checkpoint, write_checkpoint
-from scalekd.runs.result import AVERAGED, Progress
+from scalekd.runs.result import AVERAGED_STEPS, Progress
 from scalekd.signals import Interrupted
 from scalekd.training.module import State, TrainingModule
 
@@ -98,7 +98,7 @@ class Watch(L.Callback):
         self.last = Progress(**watched["last"]) if watched.get("last") else None
         self.gradients: dict[str, float] = {}
         self.parts: list[dict[str, Tensor]] = []
-        self.newest = deque[dict[str, Tensor]](watched.get("newest", []), maxlen=AVERAGED)
+        self.newest = deque[dict[str, Tensor]](watched.get("newest", []), maxlen=AVERAGED_STEPS)
         self.scaler: dict[str, Any] = state["precision"] if state else {}
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -181,7 +181,7 @@ class Watch(L.Callback):
                 self._save(trainer, module)
 
     def mean_terms(self) -> dict[str, float]:
-        """The weighted terms by name, means over the last steps; see `AVERAGED`."""
+        """The weighted terms by name, means over the last steps; see `AVERAGED_STEPS`."""
         return {
             name: float(torch.stack([terms[name].cpu() for terms in self.newest]).mean())
             for name in self.newest[0]
@@ -257,12 +257,12 @@ class Watch(L.Callback):
             self.top1 = self.measure(student)
         student.train()
         if self.last is not None:
-            self.report(replace(self.last, top1=self.top1, kept=True))
+            self.report(replace(self.last, top1=self.top1, recorded=True))
         if self.top1 > self.highest:
             self.highest = self.top1
             self._write(trainer, module, best_checkpoint(self.checkpoint))
 
-    def _tell(self, trainer: L.Trainer, module: TrainingModule, kept: bool) -> None:
+    def _tell(self, trainer: L.Trainer, module: TrainingModule, recorded: bool) -> None:
         assert self.began is not None, "it trains"
         self.reported = time.perf_counter()
         seconds = self.training_seconds + self.clock() - self.began
@@ -275,7 +275,7 @@ class Watch(L.Callback):
             learning_rate=trainer.optimizers[0].param_groups[0]["lr"],
             loss=float(torch.stack(list(self.newest[-1].values())).sum()),
             terms={name: float(value) for name, value in self.newest[-1].items()},
-            kept=kept,
+            recorded=recorded,
             gradients=self.gradients,
             waiting=self.waited / (seconds - self.seconds_before),
             memory=_memory(),

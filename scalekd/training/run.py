@@ -1,7 +1,6 @@
 """One run of a recipe: one method of the comparison, with one seed."""
 
 import copy
-import json
 import logging
 import shutil
 import time
@@ -36,8 +35,8 @@ from scalekd.networks import FrozenTeacher, build_model, input_config
 from scalekd.networks.pretrained import LoadedWeights
 from scalekd.networks.student import StudentSpec
 from scalekd.recipe import Recipe
-from scalekd.runs.atomic_io import metrics_file
 from scalekd.runs.checkpoint import load_newest
+from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Progress, Result, Run, main_run
 from scalekd.runs.trackers import Trackers
 from scalekd.training.dry_run import dry_run, parameters_without_gradient
@@ -147,7 +146,8 @@ def train(
     cache = open_cache(recipe, source, teacher, config)
     if cache is not None:
         source = with_cached_outputs(cache, source, teacher is not None)
-    checkpoint = run.checkpoint(out)
+    folder = RunFolder(out)
+    checkpoint = folder.checkpoint(run)
     state = load_newest(checkpoint)
     batches, validation = build_loaders(
         source,
@@ -204,17 +204,17 @@ def train(
         assert source.classes is not None
         measure = partial(top1, batches=validation, classes=source.classes)
 
-    trackers = Trackers(recipe, run.method, run.seed, out)
+    trackers = Trackers(recipe, run, folder)
 
     def tell(news: Progress) -> None:
         if ranks.rank() > 0:
             return
-        if news.kept:
+        if news.recorded:
             line = {"method": run.method, "seed": run.seed, **asdict(news)}
-            for name in ("kept", "broken"):  # not a matter of steps
+            for name in ("recorded", "broken"):  # not a matter of steps
                 line.pop(name)
-            _record(metrics_file(out), json.dumps(line))
-            trackers.tell(line)
+            folder.append_metrics(line)
+            trackers.log(line)
         report(replace(news, broken=source.broken()))
 
     clock = turns.clock if turns else time.perf_counter
@@ -226,7 +226,7 @@ def train(
     if run == main_run(recipe):
         weights = gather_full(module.student.state_dict())
         if ranks.rank() == 0:
-            _export(spec, weights, out / "student", checkpoint)
+            _export(spec, weights, folder.student, checkpoint)
     assert watch.last is not None
     return Result(
         run,
@@ -263,16 +263,6 @@ def _compare(state: State, marks: dict[str, Any], checkpoint: Path) -> None:
             "the same images in the same order, but no longer the same to the bit",
             stacklevel=2,
         )
-
-
-def _record(metrics: Path, line: str) -> None:
-    """One write at the file's end, which runs side by side share; a full disk ends no run."""
-    try:
-        metrics.parent.mkdir(parents=True, exist_ok=True)
-        with metrics.open("a") as lines:
-            lines.write(line + "\n")
-    except OSError as error:
-        warnings.warn(f"{metrics} takes no more ({error}): a line is lost", stacklevel=2)
 
 
 def _export(spec: StudentSpec, weights: dict[str, Tensor], folder: Path, checkpoint: Path) -> None:

@@ -24,6 +24,7 @@ from scalekd.networks import InputConfig
 from scalekd.networks.student import StudentSpec
 from scalekd.recipe import Data, Optim, Recipe
 from scalekd.runs.checkpoint import load_student
+from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Run
 
 WIDE = (64, 96)
@@ -71,7 +72,7 @@ def test_a_student_of_wide_images_comes_back_at_its_size(
 ) -> None:
     wide = recipe(pictures, *STUDENTS[family])
     out = distill(wide, tmp_path / "out", parallel=1)
-    checkpoint = Run("scalekd", 1).checkpoint(out)
+    checkpoint = RunFolder(out).checkpoint(Run("scalekd", 1))
     trained, spec = load_student(checkpoint)
     assert spec.size == WIDE
     export_checkpoint(checkpoint, tmp_path / "again")
@@ -100,7 +101,7 @@ def test_a_checkpoint_from_before_sizes_were_kept_is_read(pictures: Path, tmp_pa
     out = distill(
         replace(square, data=replace(square.data, image_size=None)), tmp_path / "out", parallel=1
     )
-    file = Run("scalekd", 1).checkpoint(out)
+    file = RunFolder(out).checkpoint(Run("scalekd", 1))
     kept = torch.load(file, weights_only=True)
     assert kept["scalekd_student"].pop("size") is None
     torch.save(kept, file)

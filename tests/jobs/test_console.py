@@ -27,7 +27,7 @@ def results(method: Method, *tops: float, seconds: float = 10.0) -> list[Result]
 def test_a_gain_larger_than_the_spread() -> None:
     said = in_words(results("scalekd", 0.72, 0.73, 0.75) + results("supervised", 0.70, 0.70, 0.72))
     assert len(said) == 1
-    assert "student alone" in said[0]
+    assert "supervised" in said[0]
     assert "+2.67 points (seed by seed +2.00, +3.00, +3.00; spread 0.58)" in said[0]
     assert "larger than the spread" in said[0]
     assert "NOT" not in said[0]

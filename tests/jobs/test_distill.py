@@ -23,6 +23,7 @@ from scalekd.jobs.distill import distill
 from scalekd.method import LossWeights
 from scalekd.recipe import Data, Optim, Recipe
 from scalekd.runs.checkpoint import load_student
+from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Method, Run
 from scalekd.training.run import build_method
 
@@ -128,7 +129,7 @@ def test_the_measurement_at_a_runs_end_is_in_the_metrics_and_the_summary(
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_two_processes_give_the_weights_of_one(beside: Path, in_turn: Path, run: Run) -> None:
     one, other = (
-        torch.load(run.checkpoint(out), weights_only=True)["state_dict"]
+        torch.load(RunFolder(out).checkpoint(run), weights_only=True)["state_dict"]
         for out in (beside, in_turn)
     )
     assert one.keys() == other.keys()
@@ -143,7 +144,7 @@ def test_two_processes_give_the_accuracies_of_one(beside: Path, in_turn: Path) -
 
 
 def test_arms_and_seeds_end_in_different_students(in_turn: Path) -> None:
-    students = [load_student(run.checkpoint(in_turn))[0] for run in RUNS]
+    students = [load_student(RunFolder(in_turn).checkpoint(run))[0] for run in RUNS]
     weights = [next(s.parameters()).detach() for s in students]
     pairs = [(a, b) for i, a in enumerate(weights) for b in weights[i + 1 :]]
     assert not [pair for pair in pairs if torch.equal(*pair)]
@@ -179,7 +180,7 @@ def test_the_logits_arm_has_no_projectors_and_keeps_the_weight() -> None:
 
 def test_plain_timm_loads_the_trained_student_to_the_bit(in_turn: Path) -> None:
     loaded = timm.create_model(f"local-dir:{in_turn / 'student'}", pretrained=True).eval()
-    trained, _ = load_student(Run("scalekd", 1).checkpoint(in_turn))
+    trained, _ = load_student(RunFolder(in_turn).checkpoint(Run("scalekd", 1)))
     pictures = images.test_set().tensors[0][:64]
     with torch.no_grad():
         assert torch.equal(loaded(pictures), trained(pictures))
@@ -217,7 +218,7 @@ def test_default_folders_are_numbered_and_clipping_is_heeded(
     start = build_method(step, Run("scalekd", 1), open_source(step.data))[0].student
     moved = []
     for out in (Path("runs/digits"), Path("runs/digits-2")):
-        end, _ = load_student(Run("scalekd", 1).checkpoint(out))
+        end, _ = load_student(RunFolder(out).checkpoint(Run("scalekd", 1)))
         changes = [
             (b - a).flatten() for a, b in zip(start.parameters(), end.parameters(), strict=True)
         ]

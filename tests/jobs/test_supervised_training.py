@@ -14,6 +14,7 @@ from helpers.tiny import tiny
 from scalekd.cli.main import main
 from scalekd.jobs.distill import distill
 from scalekd.recipe import Data, Optim, Recipe
+from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Run, methods_to_train
 
 
@@ -28,7 +29,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 def test_it_is_the_baseline_of_the_distillation_to_the_bit(recipe: Recipe, tmp_path: Path) -> None:
     compared = distill(recipe, tmp_path / "compared", parallel=1)
     alone = distill(replace(recipe, teacher=None, compare=[]), tmp_path / "supervised", parallel=1)
-    one, other = ((out / "checkpoints" / "alone-seed3.ckpt").exists() for out in (compared, alone))
+    run = Run("supervised", 3)
+    one, other = (RunFolder(out).checkpoint(run).exists() for out in (compared, alone))
     assert one
     assert other
     told = [
@@ -65,7 +67,7 @@ def test_its_folder_is_a_student_and_a_recipe_without_a_teacher(
     assert summary["student_top1"] is summary["teacher_top1"] is None
     with pytest.raises(SystemExit):
         main(["distill", *words[1:], "--resume"])
-    assert "was begun with" in capsys.readouterr().err
+    assert "was created with" in capsys.readouterr().err
 
 
 def test_no_teacher_is_needed_on_the_command_line(

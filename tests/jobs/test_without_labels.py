@@ -26,6 +26,7 @@ from scalekd.method import LossWeights
 from scalekd.networks import InputConfig
 from scalekd.recipe import Data, Recipe
 from scalekd.runs.checkpoint import load_student
+from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Run
 
 SMALL = InputConfig(3, (32, 48), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -97,7 +98,7 @@ def test_a_teacher_without_classifier_gives_a_student_without_one(
     found = summary(out)
     assert f"no labels in {recipe.data.root}: features alone are distilled" in found["notes"]
     assert set(found["student_terms"]) == FEATURES
-    student, spec = load_student(Run("scalekd", 1).checkpoint(out))
+    student, spec = load_student(RunFolder(out).checkpoint(Run("scalekd", 1)))
     loaded = exported(out)
     assert loaded.num_classes == student.num_classes == spec.classes == 0
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

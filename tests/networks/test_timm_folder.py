@@ -16,6 +16,7 @@ from scalekd.networks import InputConfig
 from scalekd.networks.student import StudentSpec
 from scalekd.recipe import Data, Optim, Recipe
 from scalekd.runs.checkpoint import load_student
+from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Run
 from scalekd.training.run import train
 
@@ -79,12 +80,12 @@ def test_an_existing_folder_is_refused_and_untouched(tmp_path: Path) -> None:
 
 
 def test_folders_on_the_way_are_made(run_folder: Path, tmp_path: Path) -> None:
-    export_checkpoint(RUN.checkpoint(run_folder), tmp_path / "a" / "b")
+    export_checkpoint(RunFolder(run_folder).checkpoint(RUN), tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b" / "config.json").is_file()
 
 
 def test_a_full_disk_leaves_no_half_folder(run_folder: Path, tmp_path: Path) -> None:
-    file = RUN.checkpoint(run_folder)
+    file = RunFolder(run_folder).checkpoint(RUN)
     with a_disk_that_takes_no_file_larger_than(4096), pytest.raises(InputError) as caught:
         export_checkpoint(file, tmp_path / "student")
     assert str(tmp_path / "student") in str(caught.value)
@@ -95,7 +96,7 @@ def test_a_full_disk_leaves_no_half_folder(run_folder: Path, tmp_path: Path) -> 
 def test_a_folder_that_cannot_be_made_is_named(run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError) as caught:
-        export_checkpoint(RUN.checkpoint(run_folder), tmp_path / "file" / "student")
+        export_checkpoint(RunFolder(run_folder).checkpoint(RUN), tmp_path / "file" / "student")
     assert str(tmp_path / "file" / "student") in str(caught.value)
 
 
@@ -110,7 +111,7 @@ def test_a_disk_full_at_the_very_end_loses_no_student(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def full_when_kept(_: object) -> None:
-        kept = RUN.checkpoint(out)
+        kept = RunFolder(out).checkpoint(RUN)
         if kept.is_file():
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
 
@@ -124,14 +125,14 @@ def test_a_disk_full_at_the_very_end_loses_no_student(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     message = str(caught.value)
-    assert f"scalekd export {RUN.checkpoint(out)}" in message
+    assert f"scalekd export {RunFolder(out).checkpoint(RUN)}" in message
     assert "as of step 1" in message
     assert "\n" not in message
     assert not (out / "student").exists()
     assert not (out / "student.part").exists()
-    export_checkpoint(RUN.checkpoint(out), tmp_path / "rescued")
+    export_checkpoint(RunFolder(out).checkpoint(RUN), tmp_path / "rescued")
     rescued = timm.create_model(f"local-dir:{tmp_path / 'rescued'}", pretrained=True).eval()
-    trained, _ = load_student(RUN.checkpoint(out))
+    trained, _ = load_student(RunFolder(out).checkpoint(RUN))
     images = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(rescued(images), trained(images))

@@ -14,6 +14,7 @@ from helpers.refusals import refused
 from scalekd.export.checkpoint import export_checkpoint
 from scalekd.recipe import Data, Optim, Recipe
 from scalekd.runs.checkpoint import load_newest, load_student, previous_checkpoint, write_checkpoint
+from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Progress, Run
 from scalekd.signals import Interrupted
 from scalekd.training.run import train
@@ -47,7 +48,7 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_holds_student_projectors_and_optimizer_and_no_teacher(trained: Path) -> None:
-    file = RUN.checkpoint(trained)
+    file = RunFolder(trained).checkpoint(RUN)
     kept = torch.load(file, weights_only=True)
     names = list(kept["state_dict"])
     assert any(n.startswith("method.student.") for n in names)
@@ -61,10 +62,10 @@ def test_it_holds_student_projectors_and_optimizer_and_no_teacher(trained: Path)
 
 
 def test_the_student_in_it_is_the_exported_one(trained: Path) -> None:
-    student, spec = load_student(RUN.checkpoint(trained))
+    student, spec = load_student(RunFolder(trained).checkpoint(RUN))
     assert (spec.name, spec.classes) == ("test_resnet", 3)
     assert not student.training
-    export_checkpoint(RUN.checkpoint(trained), trained / "again")
+    export_checkpoint(RunFolder(trained).checkpoint(RUN), trained / "again")
     one, other = ((trained / n / "model.safetensors").read_bytes() for n in ("student", "again"))
     assert one == other
 
@@ -81,10 +82,10 @@ def test_a_stopped_run_leaves_a_checkpoint_that_gives_the_student(
     with pytest.raises(Interrupted):
         train(recipe(pictures), RUN, tmp_path, report, stop)
     assert not (tmp_path / "student").exists()
-    student, spec = load_student(RUN.checkpoint(tmp_path))
+    student, spec = load_student(RunFolder(tmp_path).checkpoint(RUN))
     assert spec.classes == 3
     assert student(torch.zeros(1, 3, 160, 160)).shape == (1, 3)
-    export_checkpoint(RUN.checkpoint(tmp_path), tmp_path / "rescued")
+    export_checkpoint(RunFolder(tmp_path).checkpoint(RUN), tmp_path / "rescued")
     assert (tmp_path / "rescued" / "config.json").is_file()
 
 
@@ -173,6 +174,6 @@ def test_a_file_of_other_tensors_is_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [0, 10, 5000])
 def test_a_truncated_checkpoint_is_named(trained: Path, tmp_path: Path, kept: int) -> None:
     file = tmp_path / "half.ckpt"
-    file.write_bytes(RUN.checkpoint(trained).read_bytes()[:kept])
+    file.write_bytes(RunFolder(trained).checkpoint(RUN).read_bytes()[:kept])
     with refused(str(file)):
         load_student(file)

@@ -1,4 +1,4 @@
-"""Where run folders stand, and how they compare."""
+"""The state of run folders, and the comparison of several."""
 
 import io
 import json
@@ -22,8 +22,8 @@ from scalekd.runs.status import (
     check_picture,
     differing_settings,
     draw_comparison,
+    read_run_folder,
     read_run_folders,
-    standing,
 )
 from scalekd.runs.table import settings_table, status_table
 
@@ -44,7 +44,7 @@ def entry(method: Method, seed: int, step: int, top1: float | None) -> str:
 def made(path: Path, recipe: Recipe = RECIPE, finished: int = 4, labels: bool = True) -> RunFolder:
     """A run folder with its first runs `finished`, the next one at half its steps."""
     folder = RunFolder(path)
-    folder.make(recipe)
+    folder.create(recipe)
     results = []
     with folder.metrics.open("w") as metrics:
         for index, ((method, seed), top1) in enumerate(TOPS.items()):
@@ -57,7 +57,7 @@ def made(path: Path, recipe: Recipe = RECIPE, finished: int = 4, labels: bool = 
             if index < finished:
                 metrics.write(entry(method, seed, 40, known))
                 results.append(Result(Run(method, seed), known, 10.0, 40, 99.0, {"task": 2.0}))
-    folder.keep(results)
+    folder.record_results(results)
     if finished == len(TOPS):
         folder.summary.write_text(json.dumps({"teacher_top1": 0.9 if labels else None}))
     return folder
@@ -69,9 +69,9 @@ def shown(*each: RunFolderStatus, width: int = 80) -> str:
     return console.export_text()
 
 
-def test_a_finished_folder(tmp_path: Path) -> None:
-    found = standing(made(tmp_path / "run").path)
-    assert (found.state, found.step, found.steps, found.wrong) == ("finished", 160, 160, [])
+def test_the_status_of_a_finished_folder_has_accuracies_gains_and_steps(tmp_path: Path) -> None:
+    found = read_run_folder(made(tmp_path / "run"))
+    assert (found.state, found.step, found.steps, found.problems) == ("finished", 160, 160, [])
     assert (found.teacher, found.student) == ("swin", "resnet")
     assert (found.methods, found.seeds) == (["scalekd", "supervised"], [1, 2])
     assert found.top1 == {"supervised": {1: 0.75, 2: 0.74}, "scalekd": {1: 0.80, 2: 0.82}}
@@ -87,53 +87,55 @@ def test_a_finished_folder(tmp_path: Path) -> None:
     assert json.loads(json.dumps(asdict(found)))["state"] == "finished"
 
 
-def test_a_folder_that_stopped_says_at_which_step(tmp_path: Path) -> None:
-    found = standing(made(tmp_path / "run", finished=0).path)
+def test_a_stopped_folder_is_shown_with_its_step_and_newest_accuracy(tmp_path: Path) -> None:
+    found = read_run_folder(made(tmp_path / "run", finished=0))
     assert (found.state, found.step, found.steps) == ("stopped", 20, 160)
-    assert (found.top1, found.so_far, found.wrong) == ({}, 0.4, [])
+    assert (found.top1, found.current_top1, found.problems) == ({}, 0.4, [])
     said = shown(found)
     assert "stopped at 20 of 160" in said
     assert "ScaleKD 40.00 so far" in said
-    partly = standing(made(tmp_path / "run", finished=2).path)
-    assert (partly.step, partly.so_far, partly.gain) == (100, None, {})
+    partly = read_run_folder(made(tmp_path / "run", finished=2))
+    assert (partly.step, partly.current_top1, partly.gain) == (100, None, {})
     assert "stopped at 100 of 160" in shown(partly)
 
 
-def test_without_labels_the_losses_are_shown(tmp_path: Path) -> None:
-    found = standing(made(tmp_path / "run", labels=False).path)
+def test_without_labels_losses_are_shown_in_place_of_accuracies(tmp_path: Path) -> None:
+    found = read_run_folder(made(tmp_path / "run", labels=False))
     assert found.loss == {"supervised": {1: 2.0, 2: 2.0}, "scalekd": {1: 2.0, 2: 2.0}}
     assert "ScaleKD: loss 2.000 (0.000)" in shown(found)
 
 
-def test_a_student_alone_has_one_arm(tmp_path: Path) -> None:
+def test_a_supervised_recipe_has_one_method(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.make(replace(RECIPE, teacher=None, compare=[]))
-    assert standing(tmp_path).methods == ["supervised"]
-    assert "resnet alone" in shown(standing(tmp_path))
+    folder.create(replace(RECIPE, teacher=None, compare=[]))
+    assert read_run_folder(RunFolder(tmp_path)).methods == ["supervised"]
+    assert "resnet, supervised" in shown(read_run_folder(RunFolder(tmp_path)))
 
 
-def test_running_is_what_is_trained_in_and_what_was_killed_is_not(tmp_path: Path) -> None:
+def test_a_folder_is_running_until_the_process_that_trains_is_killed(
+    tmp_path: Path,
+) -> None:
     folder = made(tmp_path / "run", finished=1)
     with holding(folder.path) as (holder, _):
-        found = standing(folder.path)
+        found = read_run_folder(folder)
         with refused("run", f"process {holder.pid}"):
-            folder.finished(RECIPE)
-        with refused("run", f"process {holder.pid}"), folder.taken(RECIPE, []):
+            folder.finished_results(RECIPE)
+        with refused("run", f"process {holder.pid}"), folder.hold(RECIPE, []):
             pass
         holder.kill()
         holder.join()
-        assert standing(folder.path).state == "stopped"
+        assert read_run_folder(folder).state == "stopped"
     assert found.state == "running"
-    assert found.trainer is not None
+    assert found.process is not None
     assert str(holder.pid) in shown(found)
-    assert len(folder.finished(RECIPE)) == 1
+    assert len(folder.finished_results(RECIPE)) == 1
 
 
-def test_of_another_machine_it_says_perhaps(tmp_path: Path) -> None:
+def test_a_folder_that_another_machine_trains_in_is_perhaps_running(tmp_path: Path) -> None:
     folder = made(tmp_path / "run", finished=1)
     began = {"host": "node7", "pid": 12, "since": "2026-01-01 00:00:00+00:00"}
     (folder.path / ".lock").write_text(json.dumps(began))
-    said = shown(standing(folder.path))
+    said = shown(read_run_folder(folder))
     assert "perhaps running" in said
     assert "node7, 12" in said
 
@@ -171,27 +173,29 @@ def broken(folder: RunFolder, how: str) -> None:
         "summary.json cannot be read",
     ],
 )
-def test_what_is_wrong_is_said_in_the_table(tmp_path: Path, how: str) -> None:
+def test_files_that_cannot_be_read_are_listed_in_the_table(tmp_path: Path, how: str) -> None:
     folder = made(tmp_path / "run")
     broken(folder, how)
-    found = standing(folder.path)
-    assert how in found.wrong
+    found = read_run_folder(folder)
+    assert how in found.problems
     assert how.split(",")[0] in shown(found, width=140)
     assert [each.folder for each in read_run_folders([tmp_path])] == [str(folder.path)]
 
 
-def test_a_folder_killed_while_it_was_made_is_listed_and_can_be_resumed(tmp_path: Path) -> None:
+def test_a_folder_whose_creation_was_killed_is_listed_and_can_be_resumed(tmp_path: Path) -> None:
     for name in (".lock", "settings.part"):
         (tmp_path / name).touch()
-    found = standing(tmp_path)
-    assert (found.state, found.wrong) == ("stopped", ["settings.yaml is missing"])
+    found = read_run_folder(RunFolder(tmp_path))
+    assert (found.state, found.problems) == ("stopped", ["settings.yaml is missing"])
     assert "stopped at 0 of ?" in shown(found)
-    assert RunFolder(tmp_path).finished(RECIPE) == []
-    with RunFolder(tmp_path).taken(RECIPE, []):
-        assert standing(tmp_path).wrong == []
+    assert RunFolder(tmp_path).finished_results(RECIPE) == []
+    with RunFolder(tmp_path).hold(RECIPE, []):
+        assert read_run_folder(RunFolder(tmp_path)).problems == []
 
 
-def test_folders_are_found_below_once_and_the_newest_comes_first(tmp_path: Path) -> None:
+def test_run_folders_below_several_roots_are_listed_once_newest_first(
+    tmp_path: Path,
+) -> None:
     for age, name in enumerate(("new", "deep/middle", "deep/er/old")):
         folder = made(tmp_path / name)
         for file in folder.path.iterdir():
@@ -204,20 +208,20 @@ def test_folders_are_found_below_once_and_the_newest_comes_first(tmp_path: Path)
         read_run_folders([tmp_path / "nowhere"])
 
 
-def test_no_line_is_longer_than_the_terminal(tmp_path: Path) -> None:
+def test_no_line_of_the_table_is_longer_than_the_terminal(tmp_path: Path) -> None:
     name = "beitv2_large_patch16_224.in1k_ft_in22k_in1k"
     compare: list[Baseline] = ["supervised", "logit_kd"]
     folder = made(tmp_path / "run", replace(RECIPE, teacher=name, student=name, compare=compare))
     for width in (80, 100):
-        said = shown(replace(standing(folder.path), folder="runs/" + name), width=width)
+        said = shown(replace(read_run_folder(folder), folder="runs/" + name), width=width)
         assert max(map(len, said.splitlines())) <= width
         assert "…" not in said
         assert name.rpartition(".")[2][-8:] in said.replace("\n", "")
 
 
-def test_settings_that_differ_are_told_by_dotted_names(tmp_path: Path) -> None:
+def test_differing_settings_have_dotted_names(tmp_path: Path) -> None:
     other = replace(RECIPE, optim=Optim(lr=0.25), student_args={"depth": 3})
-    one, two = (standing(made(tmp_path / n, r).path) for n, r in (("a", RECIPE), ("b", other)))
+    one, two = (read_run_folder(made(tmp_path / n, r)) for n, r in (("a", RECIPE), ("b", other)))
     said = differing_settings([one, two])
     assert said["optim.lr"] == [RECIPE.optim.lr, 0.25]
     assert said["student_args.depth"] == [None, 3]
@@ -242,10 +246,10 @@ def near(wanted: tuple[int, ...], seen: set[tuple[int, ...]]) -> bool:
 
 
 @pytest.mark.parametrize("labels", [True, False])
-def test_curves_of_folders_are_in_one_picture_in_a_colour_each(
+def test_curves_of_several_folders_are_drawn_in_one_picture_in_a_colour_each(
     tmp_path: Path, labels: bool
 ) -> None:
-    both = [standing(made(tmp_path / name, labels=labels).path) for name in "ab"]
+    both = [read_run_folder(made(tmp_path / name, labels=labels)) for name in "ab"]
     draw_comparison(both[:1], tmp_path / "one.png")
     draw_comparison(both, tmp_path / "two.png")
     one, two = colours(tmp_path / "one.png"), colours(tmp_path / "two.png")
@@ -254,7 +258,7 @@ def test_curves_of_folders_are_in_one_picture_in_a_colour_each(
     assert near(ORANGE, two)  # drawn over the first, whose numbers are the same
 
 
-def test_a_picture_is_not_overwritten_and_its_format_is_known(tmp_path: Path) -> None:
+def test_a_picture_is_not_overwritten_and_an_unknown_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.png").write_text("precious")
     with refused("mine.png", "not overwritten"):
         draw_comparison([], tmp_path / "mine.png")
@@ -264,7 +268,7 @@ def test_a_picture_is_not_overwritten_and_its_format_is_known(tmp_path: Path) ->
     with refused("nothing to draw"):
         draw_comparison([], tmp_path / "new.png")
     with refused("cannot be written"):
-        draw_comparison([standing(made(tmp_path / "run").path)], tmp_path / "no" / "new.png")
+        draw_comparison([read_run_folder(made(tmp_path / "run"))], tmp_path / "no" / "new.png")
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -272,7 +276,7 @@ def parsed(text: str) -> dict[str, Any]:
     return plain
 
 
-def test_the_command_lists_draws_and_gives_data(
+def test_the_runs_command_lists_folders_draws_curves_and_prints_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

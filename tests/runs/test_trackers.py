@@ -1,4 +1,4 @@
-"""Trackers are told each point once, whatever becomes of a run, and never end one."""
+"""Experiment trackers log each point once, however often a run is killed, and never end a run."""
 
 import csv
 import itertools
@@ -16,7 +16,9 @@ from helpers.refusals import refused
 
 from scalekd.jobs.distill import distill
 from scalekd.recipe import Data, Optim, Recipe, Tracker
-from scalekd.runs.trackers import Trackers, check_trackers, numbers
+from scalekd.runs.folder import RunFolder
+from scalekd.runs.result import Run
+from scalekd.runs.trackers import Trackers, check_trackers, numeric_values
 
 RECIPE = Recipe("scalekd_digits_swin", "test_resnet", Data("digits"), student_args={"a": {"b": 1}})
 
@@ -27,6 +29,7 @@ def entry(step: int, top1: float | None = None, method: str = "scalekd") -> dict
         "seed": 4,
         "step": step,
         "steps": 60,
+        "seconds": step / 4,
         "loss": step / 8,
         "terms": {"task": 0.5, "logits": step / 16},
         "top1": top1,
@@ -46,26 +49,26 @@ def record(out: Path, entries: list[dict[str, Any]]) -> None:
 
 
 def trackers(name: Tracker, out: Path) -> Trackers:
-    return Trackers(replace(RECIPE, trackers=[name]), "scalekd", 4, out)
+    return Trackers(replace(RECIPE, trackers=[name]), Run("scalekd", 4), RunFolder(out))
 
 
 def killed_and_resumed(name: Tracker, out: Path, pause: float = 0.0) -> None:
-    """Told up to step 40 and killed; begun again at 20 and killed before that; then ended."""
+    """Log up to step 40, be killed; resume from 20, be killed at 30; resume from 20 and finish."""
     record(out, [])
     killed = trackers(name, out).__enter__()
     for each in ENTRIES[:4]:
-        killed.tell(each)
+        killed.log(each)
     killed.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     record(out, ENTRIES[:2])
     time.sleep(pause)
     again = trackers(name, out).__enter__()
-    again.tell(ENTRIES[2])
+    again.log(ENTRIES[2])
     again.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     record(out, ENTRIES[:2])
     time.sleep(pause)
     with trackers(name, out) as last:
         for each in ENTRIES[2:]:
-            last.tell(each)
+            last.log(each)
 
 
 def of_csv(out: Path, name: str) -> list[tuple[int, float]]:
@@ -82,7 +85,7 @@ def of_tensorboard(out: Path, name: str) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("name", ["csv", "tensorboard"])
-def test_files_have_each_point_once_after_kills(name: Tracker, tmp_path: Path) -> None:
+def test_tracker_files_have_each_point_once_after_kills(name: Tracker, tmp_path: Path) -> None:
     if name == "tensorboard":
         pytest.importorskip("tensorboard")
     read: Callable[[Path, str], Any] = {"csv": of_csv, "tensorboard": of_tensorboard}[name]
@@ -94,7 +97,7 @@ def test_files_have_each_point_once_after_kills(name: Tracker, tmp_path: Path) -
     assert "student_args.a.b: 1" in settings.read_text()
 
 
-def test_mlflow_has_each_point_once_after_kills_in_one_run(
+def test_mlflow_has_one_run_with_each_point_once_after_kills(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracking = pytest.importorskip("mlflow.tracking")
@@ -129,7 +132,7 @@ def logged(content: bytes) -> Iterator[bytes]:
             begun = b""
 
 
-def test_weights_and_biases_offline_has_each_point_once_in_runs_of_one_id(
+def test_weights_and_biases_offline_has_runs_of_one_id_with_each_point_once_after_kills(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb")
@@ -152,64 +155,69 @@ def test_weights_and_biases_offline_has_each_point_once_in_runs_of_one_id(
     assert len({file.name for file in files}) == 1
 
 
-def test_what_was_tracked_late_or_not_at_all_is_told_from_the_record(tmp_path: Path) -> None:
+def test_a_tracker_that_is_added_late_receives_the_recorded_metrics(tmp_path: Path) -> None:
     record(tmp_path, ENTRIES)
     with trackers("csv", tmp_path):
         pass
     assert of_csv(tmp_path, "loss") == LOSSES
 
 
-def told_on_a_full_disk(told: Trackers) -> None:
+def log_on_a_full_disk(tracker: Trackers) -> None:
     with a_disk_that_takes_no_file_larger_than(60):
         for each in ENTRIES[1:]:
-            told.tell(each)
+            tracker.log(each)
 
 
-def test_a_tracker_that_fails_warns_once_and_ends_nothing(tmp_path: Path) -> None:
+def test_a_tracker_that_fails_to_log_warns_once_and_ends_nothing(tmp_path: Path) -> None:
     record(tmp_path, [])
-    with trackers("csv", tmp_path) as told:
-        told.tell(ENTRIES[0])
-        with pytest.warns(UserWarning, match="csv is told no more of scalekd-seed4") as said:
-            told_on_a_full_disk(told)
-    assert len(said) == 1
-    assert [w for w in said if "metrics.jsonl has everything" in str(w.message)]
+    with trackers("csv", tmp_path) as tracker:
+        tracker.log(ENTRIES[0])
+        with pytest.warns(
+            UserWarning, match="csv receives no more metrics of scalekd-seed4"
+        ) as warned:
+            log_on_a_full_disk(tracker)
+    assert len(warned) == 1
+    assert [w for w in warned if "metrics.jsonl has everything" in str(w.message)]
 
 
-def test_and_so_does_one_that_cannot_begin(tmp_path: Path) -> None:
+def test_a_tracker_that_cannot_be_opened_warns_once_and_ends_nothing(tmp_path: Path) -> None:
     record(tmp_path, [])
     (tmp_path / "trackers").touch()
     with (
-        pytest.warns(UserWarning, match="csv is told no more") as said,
-        trackers("csv", tmp_path) as told,
+        pytest.warns(UserWarning, match="csv receives no more metrics") as warned,
+        trackers("csv", tmp_path) as tracker,
     ):
-        told.tell(ENTRIES[0])
-    assert len(said) == 1
+        tracker.log(ENTRIES[0])
+    assert len(warned) == 1
 
 
-def test_a_server_that_is_nowhere_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_without_a_server_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with refused("mlflow", "MLFLOW_TRACKING_URI"):
         check_trackers(["mlflow"])
 
 
-def test_a_package_that_is_missing_is_named_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_names_its_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("sys.path", [])
     monkeypatch.delitem(__import__("sys").modules, "wandb", raising=False)
     with refused("wandb", "pip install 'scalekd[wandb]'"):
         check_trackers(["csv", "wandb"])
 
 
-def test_only_numbers_are_drawn() -> None:
-    assert numbers(entry(10)) == {"loss": 1.25, "terms/task": 0.5, "terms/logits": 0.625}
+def test_only_numeric_values_of_an_entry_are_logged() -> None:
+    expected = {"seconds": 2.5, "loss": 1.25, "terms/task": 0.5, "terms/logits": 0.625}
+    assert numeric_values(entry(10)) == expected
 
 
-def test_the_same_tracker_twice_is_refused() -> None:
+def test_a_tracker_that_is_named_twice_is_refused() -> None:
     with refused("trackers is ['csv', 'csv']"):
         replace(RECIPE, trackers=["csv", "csv"])
 
 
-def test_a_whole_job_is_tracked_as_it_is_recorded(tmp_path: Path) -> None:
+def test_a_complete_job_is_tracked_as_it_is_recorded(tmp_path: Path) -> None:
     recipe = Recipe(
         "scalekd_digits_swin",
         "resnetv2_18",

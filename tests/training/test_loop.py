@@ -225,7 +225,7 @@ def test_the_gradients_norms_are_recorded_by_part_before_clipping(tmp_path: Path
     fit(
         Supervised(student()), tmp_path, optim=Optim(warmup_epochs=0, clip=1e-6), report=told.append
     )
-    (recorded,) = [n for n in told if n.kept]
+    (recorded,) = [n for n in told if n.recorded]
     assert recorded.gradients.keys() == {"student"}
     assert recorded.gradients["student"] > 1e-3
 
@@ -297,7 +297,7 @@ def test_the_newest_two_states_and_the_best_are_kept_and_nothing_partial(tmp_pat
 def test_the_record_is_a_matter_of_steps(tmp_path: Path) -> None:
     told: list[Progress] = []
     fit(Supervised(student()), tmp_path, epochs=3, per_epoch=8, report=told.append)
-    kept = [(n.step, n.top1 is not None) for n in told if n.kept]
+    kept = [(n.step, n.top1 is not None) for n in told if n.recorded]
     assert kept == [(8, True), (10, False), (16, True), (20, False), (24, True)]
 
 
@@ -366,7 +366,7 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole(tmp_path: Path) -> None:
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other)
     last, same = told[1][-1], told[2][-1]
-    assert (last.step, last.kept) == (same.step, same.kept) == (10, True)
+    assert (last.step, last.recorded) == (same.step, same.recorded) == (10, True)
     assert same.loss == pytest.approx(last.loss, rel=1e-5)
     assert same.gradients == pytest.approx(last.gradients, rel=1e-5)
 

@@ -22,6 +22,7 @@ from scalekd.distributed import ranks
 from scalekd.jobs.distill import distill
 from scalekd.recipe import Data, Recipe
 from scalekd.runs.checkpoint import load_student
+from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Run
 from scalekd.training import performance as tuning
 from scalekd.training.performance import (
@@ -134,7 +135,7 @@ def test_a_run_in_half_precision_halves_the_teacher_and_ends_the_same_to_the_bit
     def end(how: Callable[..., None]) -> dict[str, Tensor]:
         monkeypatch.setattr(FrozenTeacher, "halve", how)
         out = distill(recipe, tmp_path / how.__name__, parallel=1)
-        return load_student(Run("scalekd", 1).checkpoint(out))[0].state_dict()
+        return load_student(RunFolder(out).checkpoint(Run("scalekd", 1)))[0].state_dict()
 
     def never(*_: object) -> None:
         pass
