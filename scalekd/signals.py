@@ -92,8 +92,10 @@ def stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def block_stop_signals() -> Iterator[None]:
-    """`STOP_SIGNALS` waits meanwhile, and in processes begun within until they call `ignore_stop_signals`: else one
-    of a group dies of a signal that came before it could say what to do with it."""
+    """Delay `STOP_SIGNALS`, also in child processes until they call `ignore_stop_signals`.
+
+    Otherwise a signal that arrives before a child has set its handlers would kill it.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

@@ -24,8 +24,8 @@ def distill(
 ) -> Path:
     """Train the recipe's students and write the run folder.
 
-    Where this process is one of several ranks (see `ranks.launch_environment`), each of them calls this
-    with the same arguments, and sees the same folder.
+    Where this process is one of several ranks (see `ranks.launch_environment`), each of them calls
+    this with the same arguments, and sees the same folder.
 
     Args:
         recipe: what to train.
@@ -96,8 +96,8 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
         except Interrupted as stopped:
             raise Interrupted(
                 f"stopped; the state of each run that had begun is in {folder.checkpoints}/: "
-                "the same command with --resume goes on, and `scalekd export FILE.ckpt --out FOLDER` makes "
-                "a timm model of one",
+                "the same command with --resume goes on, and `scalekd export FILE.ckpt --out "
+                "FOLDER` makes a timm model of one",
                 stopped.received,
             ) from stopped
     if ranks.rank() == 0:

@@ -38,8 +38,8 @@ def check_trackers(trackers: list[Tracker]) -> None:
     for name in trackers:
         if name in PACKAGES and find_spec(PACKAGES[name]) is None:
             raise InputError(
-                f"trackers has {name}, which is not installed: pip install 'scalekd[{name}]', or "
-                f"remove {name} from trackers"
+                f"trackers has {name}, which is not installed: pip install "
+                f"'scalekd[{name}]', or remove {name} from trackers"
             )
     if "mlflow" in trackers and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise InputError(
