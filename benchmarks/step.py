@@ -95,7 +95,7 @@ class Cached(Pair):
         method.load_state_dict(ours.method.state_dict())
         seen = self.images * method.teacher_scale + method.teacher_shift
         with self.precision():
-            self.kept = decode(encode(method.teacher.keep(seen), "float16"))
+            self.kept = decode(encode(method.teacher.to_cache(seen), "float16"))
         method.teacher.drop_trunk()
 
     def loss(self) -> Tensor:

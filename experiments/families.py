@@ -104,8 +104,8 @@ def as_teacher(name: str, family: str, itself: bool) -> Known:
         with torch.device("meta"):
             model, _ = build_model(name, "random")
         verified = verify_on_reduced_copy(name, model, {}, None, FeatureSelection(), "own")
-        teacher, on = verified.teacher.outlined(model), verified.on
-    entry = name in paper.TEACHER_TAPS or type(model).__name__ in families.TEACHER_TAPS
+        teacher, on = verified.teacher.with_model(model), verified.verified_on
+    entry = name in paper.TEACHER_SELECTIONS or type(model).__name__ in families.FAMILY_SELECTIONS
     return Known(
         role="teacher",
         name=name,
@@ -116,7 +116,7 @@ def as_teacher(name: str, family: str, itself: bool) -> Known:
         size=teacher.input.size,
         penultimate=teacher.shapes.penultimate,
         final=teacher.shapes.final,
-        norm=teacher.extractor.plan.norm,
+        norm=teacher.extractor.selection.norm,
         tail=teacher.tail_modules,
         on=on,
     )
@@ -133,13 +133,13 @@ def as_student(name: str, family: str, itself: bool) -> Known:
         role="student",
         name=name,
         family=family,
-        status="entry" if name in paper.STUDENT_TAPS else "verified",
+        status="entry" if name in paper.STUDENT_SELECTIONS else "verified",
         reason="",
         parameters=_count(model),
         size=extractor.input.size,
         penultimate=extractor.shapes.penultimate,
         final=extractor.shapes.final,
-        norm=extractor.plan.norm,
+        norm=extractor.selection.norm,
         tail=[],
         on="one training step" if itself else "the meta device",
     )

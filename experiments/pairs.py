@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalekd import FrozenTeacher, ScaleKD
 from scalekd.compatibility.check import PairReport, check_pair
 from scalekd.networks.build import build_model, build_without_weights
-from scalekd.networks.paper import ABLATION_PAIRS, PAIRS, Published
+from scalekd.networks.paper import ABLATION_PAIRS, PAIRS, PublishedPair
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "pairs.md"
 
@@ -39,7 +39,7 @@ class Stepped:
     seconds: float
 
 
-def document(rows: list[tuple[Published, PairReport, Stepped]]) -> str:
+def document(rows: list[tuple[PublishedPair, PairReport, Stepped]]) -> str:
     """docs/pairs.md."""
     lines = [
         "# The paper's pairs, at full size",
@@ -93,7 +93,7 @@ def document(rows: list[tuple[Published, PairReport, Stepped]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for pair, checked, _ in rows:
-        gains = f"{pair.alone} -> {pair.scalekd}" if pair.alone else "not in Table 3"
+        gains = f"{pair.supervised} -> {pair.scalekd}" if pair.supervised else "not in Table 3"
         lines.append(
             f"| {pair.student}, under {pair.teacher} | {checked.student.parameters / 1e6:.2f} | "
             f"{pair.parameters} | {macs(pair):.2f} | {pair.gmac} | {gains} |"
@@ -123,7 +123,7 @@ def _map(shape: tuple[int, int, int] | None) -> str:
     return "x".join(map(str, shape or ()))
 
 
-def macs(pair: Published) -> float:
+def macs(pair: PublishedPair) -> float:
     """Multiply-adds of the student's forward pass in billions."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         student, _ = build_model(pair.student, "random", **pair.student_args)
@@ -131,7 +131,7 @@ def macs(pair: Published) -> float:
     return counter.get_total_flops() / 2e9
 
 
-def step(pair: Published) -> Stepped:
+def step(pair: PublishedPair) -> Stepped:
     """One training step of `pair` with random weights."""
     torch.manual_seed(0)
     teacher = FrozenTeacher(build_without_weights(pair.teacher, **pair.teacher_args))

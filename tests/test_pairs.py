@@ -8,7 +8,7 @@ import torch
 from helpers.small_models import CLASSES, SIZE, images, swin, vit
 
 from scalekd import ScaleKD
-from scalekd.networks.paper import ABLATION_PAIRS, PAIRS, Published
+from scalekd.networks.paper import ABLATION_PAIRS, PAIRS, PublishedPair
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 from pairs import step
@@ -18,7 +18,7 @@ TERMS = ["task", "tpp_original", "tpp_alternative", "final_original", "final_alt
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", [*PAIRS, *ABLATION_PAIRS], ids=str)
-def test_a_pair_of_the_paper_takes_a_full_size_step(pair: Published) -> None:
+def test_a_pair_of_the_paper_takes_a_full_size_step(pair: PublishedPair) -> None:
     stepped = step(pair)
     assert stepped.silent == []
     assert stepped.touched == []

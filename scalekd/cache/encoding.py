@@ -30,7 +30,7 @@ def encode(kept: CachedOutputs, precision: Precision) -> Rows:
         InputError: a value is too large for float16, or is no number.
     """
     kind = TYPES.get(precision, torch.float16)
-    rows = {f"beside.{i}": part.to(kind) for i, part in enumerate(kept.beside)}
+    rows = {f"beside.{i}": part.to(kind) for i, part in enumerate(kept.tail_inputs)}
     if kept.logits.shape[1]:
         rows["logits"] = kept.logits.float()
     if precision == "int8":
@@ -40,7 +40,7 @@ def encode(kept: CachedOutputs, precision: Precision) -> Rows:
     else:
         rows["final"] = kept.final.to(kind)
     if not all(rows[name].isfinite().all() for name in rows):
-        if all(part.isfinite().all() for part in (kept.final, kept.logits, *kept.beside)):
+        if all(part.isfinite().all() for part in (kept.final, kept.logits, *kept.tail_inputs)):
             raise InputError(
                 f"the teacher's features reach {kept.final.abs().max():.3g}, too much for float16: "
                 "keep them in bfloat16 or float32"

@@ -128,7 +128,7 @@ def check_pair(
         verified = verify_on_reduced_copy(
             teacher, whole, teacher_args, teacher_size, settings, teacher_prefix
         )
-    outline = verified.teacher.outlined(whole, teacher_size)
+    outline = verified.teacher.with_model(whole, teacher_size)
     with torch.device("meta"):
         pair = ScaleKD(
             outline,
@@ -146,7 +146,7 @@ def check_pair(
             teacher,
             outline.input,
             outline.shapes,
-            outline.extractor.plan,
+            outline.extractor.selection,
             _size(whole),
             counted.teacher,
         ),
@@ -154,7 +154,7 @@ def check_pair(
             student,
             pair.student_extractor.input,
             pair.student_extractor.shapes,
-            pair.student_extractor.plan,
+            pair.student_extractor.selection,
             _size(learner),
             counted.student,
         ),
@@ -162,7 +162,7 @@ def check_pair(
         prefix_tokens=verified.teacher.prefix_tokens,
         verified=True,
         difference=verified.teacher.difference,
-        verified_on=verified.on,
+        verified_on=verified.verified_on,
         heads=pair.heads,
         projector_parameters=sum(_size(p) for p in projectors),
         rest_gflop=counted.rest,

@@ -51,7 +51,7 @@ def describe_fit(pair: ScaleKD) -> str:
         f"{_map(student.shapes.penultimate)} -> {_map(teacher.shapes.penultimate)} -> "
         f"{_modules(teacher.tail_modules)} (replayed, differs by {teacher.difference:.0e}); "
         f"{_map(student.shapes.final)} -> {_map(teacher.shapes.final)} "
-        f"{_norm(teacher.extractor.plan)}; "
+        f"{_norm(teacher.extractor.selection)}; "
         f"heads {pair.heads[0]} and {pair.heads[1]}"
     )
 

@@ -31,9 +31,8 @@ def cache_identity(
         size: (height, width) of the images.
     """
     data = recipe.data
-    features = (
-        None if teacher.extractor.plan is None else dataclasses.asdict(teacher.extractor.plan)
-    )
+    selection = teacher.extractor.selection
+    features = dataclasses.asdict(selection) if selection else None
     return {
         "teacher": recipe.teacher,
         "teacher's arguments": recipe.as_dict()["teacher_args"],
@@ -138,7 +137,7 @@ class WithCachedOutputs(CachedViews):
             )
         return (
             *item,
-            CachedOutputs(kept.final[0], kept.logits[0], [part[0] for part in kept.beside]),
+            CachedOutputs(kept.final[0], kept.logits[0], [part[0] for part in kept.tail_inputs]),
         )
 
 

@@ -165,7 +165,7 @@ def optimizer_share(name: str) -> float:
 
 @contextmanager
 def _halved(teacher: FrozenTeacher, really: bool) -> Iterator[None]:
-    undo = teacher.cast(torch.bfloat16) if really else lambda: None
+    undo = teacher.cast_layers_to_half(torch.bfloat16) if really else lambda: None
     try:
         yield
     finally:

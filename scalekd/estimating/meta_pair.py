@@ -86,7 +86,7 @@ def build_on_meta(recipe: Recipe, images: TrainingImages) -> ScaleKD:
     verified = verify_on_reduced_copy(
         recipe.teacher, whole, arguments, size, recipe.teacher_features, recipe.teacher_prefix
     )
-    teacher = verified.teacher.outlined(whole, size)
+    teacher = verified.teacher.with_model(whole, size)
     with torch.device("meta"):
         student = student_spec(recipe, images.source(), teacher).build()
         return pair_of(recipe, teacher, student, recipe.weights)

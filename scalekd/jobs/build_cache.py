@@ -125,9 +125,9 @@ class TeacherPasses:
     def keep(self, images: Tensor) -> CachedOutputs:
         """Of images (N, C, H, W); on the CPU."""
         with autocast(self.precision, self.device):
-            kept = self.teacher.keep(images.to(self.device) * self.scale + self.shift)
+            kept = self.teacher.to_cache(images.to(self.device) * self.scale + self.shift)
         return CachedOutputs(
-            kept.final.cpu(), kept.logits.cpu(), [part.cpu() for part in kept.beside]
+            kept.final.cpu(), kept.logits.cpu(), [part.cpu() for part in kept.tail_inputs]
         )
 
 

@@ -23,12 +23,12 @@ from scalekd.errors import InputError
 from scalekd.networks.input_config import check_size
 from scalekd.networks.pretrained import (
     LoadedWeights,
-    Misfit,
-    fit,
+    Mismatch,
+    file_sha256,
     load_weights,
+    match_state,
     read_weights,
-    sha256,
-    watching,
+    record_loads,
 )
 
 Size = tuple[int, int]
@@ -175,7 +175,7 @@ def _random(
 
 
 def _pretrained(name: str, arguments: dict[str, Any]) -> tuple[nn.Module, LoadedWeights]:
-    with watching() as loads:
+    with record_loads() as loads:
         model = _create(name, True, arguments)
     load = next((load for load in reversed(loads) if load.module is model), None)
     if load is None:
@@ -188,7 +188,7 @@ def _pretrained(name: str, arguments: dict[str, Any]) -> tuple[nn.Module, Loaded
         name,
         _source(name, model, load.file),
         load.file,
-        sha256(load.file) if load.file else None,
+        file_sha256(load.file) if load.file else None,
         total - len(load.missing),
         total,
         load.missing,
@@ -221,9 +221,9 @@ def _from_file(name: str, file: Path, arguments: dict[str, Any]) -> tuple[nn.Mod
     state = read_weights(file)
     model = _create(name, False, arguments)
     heads = _classifiers(model)
-    found = fit(model, state, heads)
+    found = match_state(model, state, heads)
     remarks = found.remarks
-    if heads and not Misfit.between(model, found.state, heads):
+    if heads and not Mismatch.between(model, found.state, heads):
         weights = [found.state[f"{h}.weight"] for h in heads if f"{h}.weight" in found.state]
         classes = len(weights[0]) if weights else 0
         asked = arguments.get("num_classes")
@@ -241,7 +241,7 @@ def _from_file(name: str, file: Path, arguments: dict[str, Any]) -> tuple[nn.Mod
         name,
         str(file),
         str(file),
-        sha256(file),
+        file_sha256(file),
         total,
         total,
         unexpected=found.unexpected,

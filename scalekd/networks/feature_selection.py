@@ -29,8 +29,8 @@ class FeatureSelection:
     final: int | None = None
     norm: Norm | None = None
 
-    def over(self, defaults: "FeatureSelection") -> "FeatureSelection":
-        """These settings, and `defaults` where they say nothing."""
+    def with_defaults(self, defaults: "FeatureSelection") -> "FeatureSelection":
+        """These features, and `defaults` where they say nothing."""
         names = [f.name for f in fields(self)]
         said = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
         return FeatureSelection(**{n: getattr(defaults, n) for n in names} | said)
@@ -53,7 +53,7 @@ class ResolvedSelection:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ShapeProbe:
     """What a pass over a model showed.
 
     y_fits: whether the output of `forward_features` has the last intermediate's shape.
@@ -69,40 +69,42 @@ class Seen:
     classes: int | None
 
 
-def resolve(settings: FeatureSelection, seen: Seen, of_teacher: bool) -> ResolvedSelection:
-    """The plan for a model; InputError where it has not what `settings` ask for."""
+def resolve_selection(
+    features: FeatureSelection, seen: ShapeProbe, is_teacher: bool
+) -> ResolvedSelection:
+    """The plan for a model; InputError where it has not what `features` ask for."""
     last = len(seen.maps) - 1
     if last < 1:
         raise InputError(f"{seen.name} has one feature, and two are needed: take another model")
-    final = last if settings.final is None else _from_start(settings.final, last)
+    final = last if features.final is None else _from_start(features.final, last)
     if not 0 < final <= last:
         raise InputError(
             f"{seen.name} has features 0 to {last} and the final one is to be number "
-            f"{settings.final}: it must be 1 to {last}"
+            f"{features.final}: it must be 1 to {last}"
         )
-    if settings.penultimate is not None:
-        penultimate = _from_start(settings.penultimate, last)
+    if features.penultimate is not None:
+        penultimate = _from_start(features.penultimate, last)
     else:
-        penultimate = _penultimate([tuple(m.shape[2:]) for m in seen.maps[: final + 1]], of_teacher)
+        penultimate = _penultimate([tuple(m.shape[2:]) for m in seen.maps[: final + 1]], is_teacher)
     if not 0 <= penultimate < final:
         raise InputError(
             f"{seen.name} has features 0 to {last} and the penultimate one is to be number "
-            f"{settings.penultimate}: it must come before the final one, number {final}"
+            f"{features.penultimate}: it must come before the final one, number {final}"
         )
     whole = seen.y_fits and final == last
-    if settings.norm == "final" and not (whole and seen.final_norm):
+    if features.norm == "final" and not (whole and seen.final_norm):
         raise InputError(
             f"{seen.name} has no norm between feature {final} and its pooling: take the norm "
             f"{'pooled or none' if seen.pooled_norm else 'none'}"
         )
-    if settings.norm == "pooled" and not (seen.pooled_norm and final == last):
+    if features.norm == "pooled" and not (seen.pooled_norm and final == last):
         raise InputError(
             f"{seen.name} has no norm after its pooling of feature {final}: take the norm "
             f"{'final or none' if seen.final_norm else 'none'}"
         )
-    if settings.norm == "pooled":
+    if features.norm == "pooled":
         return ResolvedSelection(penultimate, final, False, "pooled", seen.pooled_norm)
-    whole = whole and settings.norm != "none"
+    whole = whole and features.norm != "none"
     normed = whole and seen.final_norm is not None
     return ResolvedSelection(
         penultimate,
@@ -117,11 +119,11 @@ def _from_start(index: int, last: int) -> int:
     return index + last + 1 if index < 0 else index
 
 
-def _penultimate(grids: list[tuple[int, ...]], of_teacher: bool) -> int:
+def _penultimate(grids: list[tuple[int, ...]], is_teacher: bool) -> int:
     final = len(grids) - 1
     larger = [i for i in range(final) if grids[i] != grids[final]]
     if larger:
         return larger[-1]
-    if of_teacher:
+    if is_teacher:
         return max(0, final - max(1, len(grids) // 6))
     return max(0, min(len(grids) * 2 // 3, final - 1))

@@ -13,16 +13,16 @@ from torch.utils._pytree import tree_flatten
 from scalekd.errors import InputError
 from scalekd.features import Features
 from scalekd.networks.input_config import InputConfig
-from scalekd.networks.layout import map_of_tokens
+from scalekd.networks.layout import map_from_tokens
 
 Grid = tuple[int, int]
 """Height and width."""
 
-MOST_PREFIX = 16
+MAX_PREFIX_OF_GUESSED_GRID = 16
 """Most tokens (class, registers) that may stand before those of a grid that is found by shape."""
 
 
-def own_logits(output: Any) -> Tensor | None:
+def find_logits(output: Any) -> Tensor | None:
     """The logits in what a classifier returns: the tensor itself, or what it names `logits`."""
     if isinstance(output, Tensor):
         return output
@@ -73,7 +73,7 @@ class HookedFeatures(nn.Module):
         penultimate: str,
         final: str,
         input: InputConfig,
-        logits: Callable[[Any], Tensor | None] | None = own_logits,
+        logits: Callable[[Any], Tensor | None] | None = find_logits,
         *,
         channels_last: bool | None = None,
         grid: Grid | tuple[Grid, Grid] | None = None,
@@ -217,7 +217,7 @@ def _map_on(grid: Grid, tokens: Tensor, said: str) -> Tensor:
             f"{said} returns {tokens.shape[1]} tokens, and the grid is to be "
             f"{grid[0]}x{grid[1]}: give one that they fill"
         )
-    return map_of_tokens(tokens, (tokens.shape[2], *grid))
+    return map_from_tokens(tokens, (tokens.shape[2], *grid))
 
 
 def _is_channels_last(feature: Tensor, sides: Grid, said: str) -> bool:
@@ -251,7 +251,7 @@ def _grid(tokens: Tensor, sides: Grid, said: str) -> Grid:
     tall, wide = sides[0] // common, sides[1] // common
     most = math.isqrt(count // (tall * wide))
     grids = [(k * tall, k * wide) for k in range(most, 0, -1)]
-    grids = [(h, w) for h, w in grids if count - h * w <= MOST_PREFIX]
+    grids = [(h, w) for h, w in grids if count - h * w <= MAX_PREFIX_OF_GUESSED_GRID]
     # Patches divide the images; what only nearly follows them may be other tokens and a prefix.
     dividing = [(h, w) for h, w in grids if sides[0] % h == 0]
     if not grids or (dividing and dividing[0] != grids[0]):

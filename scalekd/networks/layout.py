@@ -9,8 +9,8 @@ from torch import Tensor
 
 from scalekd.features import MapShape
 
-Reader = Callable[[Tensor], Tensor]
-Writer = Callable[[Tensor, Tensor], Tensor]
+ToTokens = Callable[[Tensor], Tensor]
+FromTokens = Callable[[Tensor, Tensor], Tensor]
 
 
 def map_shape(features: Tensor) -> MapShape:
@@ -32,11 +32,11 @@ def as_map(y: Any, shape: MapShape) -> Tensor | None:
     if y.dim() == 4 and tuple(y.shape[1:]) == (height, width, channels):
         return y.permute(0, 3, 1, 2)
     if y.dim() == 3 and y.shape[2] == channels and y.shape[1] >= height * width:
-        return map_of_tokens(y, shape)
+        return map_from_tokens(y, shape)
     return None
 
 
-def tokens_of_map(x: Tensor) -> Tensor:
+def tokens_from_map(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, H*W, C)."""
     return x.flatten(2).transpose(1, 2)
 
@@ -45,19 +45,19 @@ def _tokens_of_channels_last(x: Tensor) -> Tensor:
     return x.flatten(1, 2)
 
 
-def tokens_as_they_are(x: Tensor) -> Tensor:
+def tokens_unchanged(x: Tensor) -> Tensor:
     """Tokens stay tokens."""
     return x
 
 
-def map_of_tokens(tokens: Tensor, shape: tuple[int, ...]) -> Tensor:
+def map_from_tokens(tokens: Tensor, shape: tuple[int, ...]) -> Tensor:
     """(N, prefix + H*W, C) -> (N, C, H, W), for a shape of (C, H, W); the prefix is left out."""
     cells = shape[1] * shape[2]
     return tokens[:, -cells:].transpose(1, 2).reshape(-1, *shape)
 
 
 def _map_of_tokens(tokens: Tensor, like: Tensor) -> Tensor:
-    return map_of_tokens(tokens, like.shape[1:])
+    return map_from_tokens(tokens, like.shape[1:])
 
 
 def _channels_last_of_tokens(tokens: Tensor, like: Tensor) -> Tensor:
@@ -76,14 +76,14 @@ def _as_shaped(tokens: Tensor, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Layout:
+class LayoutConversion:
     """From one layout to another: `layout(x, like)` is `x` in the layout of `like`.
 
     order: of the tokens there, where it is not row by row (windows, mask units).
     """
 
-    read: Reader
-    write: Writer
+    read: ToTokens
+    write: FromTokens
     order: Tensor | None = None
 
     def __call__(self, x: Tensor, like: Tensor) -> Tensor:
@@ -94,21 +94,21 @@ class Layout:
         return self.write(tokens, like)
 
 
-def layout_between(x: Any, like: Any) -> Layout | None:
+def find_conversion(x: Any, like: Any) -> LayoutConversion | None:
     """The layout in which `x` has the values of `like`; None where there is none."""
     if not all(isinstance(t, Tensor) and t.dim() in (3, 4) for t in (x, like)):
         return None
-    read = [tokens_as_they_are] if x.dim() == 3 else [tokens_of_map, _tokens_of_channels_last]
+    read = [tokens_unchanged] if x.dim() == 3 else [tokens_from_map, _tokens_of_channels_last]
     write = [_behind_prefix] if like.dim() == 3 else [_map_of_tokens, _channels_last_of_tokens]
-    layouts = [Layout(r, w) for r in read for w in write]
-    seen: list[tuple[Writer, Tensor]] = [(_as_shaped, like)]
-    seen += [(_map_of_tokens, tokens_of_map(like))] if like.dim() == 4 else []
+    layouts = [LayoutConversion(r, w) for r in read for w in write]
+    seen: list[tuple[FromTokens, Tensor]] = [(_as_shaped, like)]
+    seen += [(_map_of_tokens, tokens_from_map(like))] if like.dim() == 4 else []
     orders = ((r, w, _order(r(x), tokens)) for r in read for w, tokens in seen)
-    layouts += [Layout(r, w, order) for r, w, order in orders if order is not None]
+    layouts += [LayoutConversion(r, w, order) for r, w, order in orders if order is not None]
     return next((layout for layout in layouts if _fits(layout, x, like)), None)
 
 
-def _fits(layout: Layout, x: Tensor, like: Tensor) -> bool:
+def _fits(layout: LayoutConversion, x: Tensor, like: Tensor) -> bool:
     try:
         return torch.equal(layout(x, like), like)
     except RuntimeError:  # not of shapes that this layout can join

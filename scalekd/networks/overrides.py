@@ -6,7 +6,7 @@ watching it; most families need no entry.
 
 from scalekd.networks.feature_selection import FeatureSelection
 
-TEACHER_TAPS = {
+FAMILY_SELECTIONS = {
     # Positions are added between two modules, after the first stage: the tail starts behind them.
     "VOLO": FeatureSelection(penultimate=1),
     # Its blocks pass on a second stream, of pixels, beside the patches: only the last block can

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from scalekd.errors import InputError
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 """Tensors by their names in a model."""
 
 
@@ -60,25 +60,25 @@ class LoadedWeights:
             said += f" (sha256 {(self.sha256 or '')[:12]}…)"
         said += f", {self.matched} of {self.total} tensors"
         if self.missing:
-            said += f"; RANDOM, for no file gave them: {some(self.missing)}"
+            said += f"; RANDOM, for no file gave them: {shortened_list(self.missing)}"
         if self.unexpected:
-            said += f"; left out of the file: {some(self.unexpected)}"
+            said += f"; left out of the file: {shortened_list(self.unexpected)}"
         return "; ".join([said, *self.remarks])
 
 
-def sha256(file: str | Path) -> str:
+def file_sha256(file: str | Path) -> str:
     """Of a file, in hexadecimal digits."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def some(names: tuple[str, ...], most: int = 6) -> str:
+def shortened_list(names: tuple[str, ...], most: int = 6) -> str:
     """The first few of `names`, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def read_weights(file: Path) -> State:
+def read_weights(file: Path) -> StateDict:
     """Tensors by name from a safetensors file or a torch file of plain tensors.
 
     A checkpoint's `state_dict` or `model` is looked into; nothing is ever unpickled but tensors.
@@ -122,7 +122,7 @@ def _is_state(state: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Misfit:
+class Mismatch:
     """Names of the tensors that keep a state from fitting a model, or none; `str()` lists them."""
 
     missing: tuple[str, ...]
@@ -130,7 +130,7 @@ class Misfit:
     reshaped: tuple[str, ...]
 
     @classmethod
-    def between(cls, model: nn.Module, state: State, apart: tuple[str, ...] = ()) -> "Misfit":
+    def between(cls, model: nn.Module, state: StateDict, apart: tuple[str, ...] = ()) -> "Mismatch":
         """Of `state` and `model`, apart from these modules of it."""
         inside = tuple(f"{module}." for module in apart)
         own = {n: t for n, t in model.state_dict().items() if not n.startswith(inside)}
@@ -150,34 +150,34 @@ class Misfit:
     def __str__(self) -> str:
         kinds = ("missing", self.missing), ("unexpected", self.unexpected)
         listed = [*kinds, ("of another shape", self.reshaped)]
-        return "; ".join(f"{what}: {some(names)}" for what, names in listed if names)
+        return "; ".join(f"{what}: {shortened_list(names)}" for what, names in listed if names)
 
 
-def load_weights(model: nn.Module, state: State, source: str) -> None:
+def load_weights(model: nn.Module, state: StateDict, source: str) -> None:
     """Load all of `state` into `model`.
 
     Raises:
         InputError: not every tensor of each fits the other; it lists those.
     """
-    if misfit := Misfit.between(model, state):
+    if misfit := Mismatch.between(model, state):
         raise InputError(f"the weights of {source!r} do not fit {type(model).__name__}: {misfit}")
     model.load_state_dict(state)
 
 
 @dataclass(frozen=True)
-class Fit:
+class MatchedState:
     """A file's tensors under a model's names.
 
     unexpected: names in the file that were left out.
     remarks: what was done.
     """
 
-    state: State
+    state: StateDict
     unexpected: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
 
-def fit(model: nn.Module, state: State, classifiers: tuple[str, ...]) -> Fit:
+def match_state(model: nn.Module, state: StateDict, classifiers: tuple[str, ...]) -> MatchedState:
     """`state` under the names of `model`, its `classifiers` apart.
 
     Tried are the state as it is, then with one prefix removed from its names, then both through
@@ -187,17 +187,17 @@ def fit(model: nn.Module, state: State, classifiers: tuple[str, ...]) -> Fit:
     Raises:
         InputError: several networks in one file.
     """
-    nearest: list[tuple[int, Fit]] = []
+    nearest: list[tuple[int, MatchedState]] = []
     for way in _ways(model, state):
-        gaps = len(Misfit.between(model, way.state, classifiers))
+        gaps = len(Mismatch.between(model, way.state, classifiers))
         if not gaps:
             return way
         nearest.append((gaps, way))
     return min(nearest, key=lambda pair: pair[0])[1]
 
 
-def _ways(model: nn.Module, state: State) -> Iterator[Fit]:
-    ways = [Fit(state)]
+def _ways(model: nn.Module, state: StateDict) -> Iterator[MatchedState]:
+    ways = [MatchedState(state)]
     yield ways[0]
     if prefix := _prefix(state, set(model.state_dict())):
         ways.append(_without(prefix, state, set(model.state_dict())))
@@ -207,7 +207,7 @@ def _ways(model: nn.Module, state: State) -> Iterator[Fit]:
             yield filtered
 
 
-def _prefix(state: State, own: set[str]) -> str:
+def _prefix(state: StateDict, own: set[str]) -> str:
     """The dotted prefix without which more names are a model's `own`, or which all names share."""
     under: Counter[str] = Counter()
     fitting: Counter[str] = Counter()
@@ -222,23 +222,23 @@ def _prefix(state: State, own: set[str]) -> str:
     found = sorted(prefix for prefix, fits in fitting.items() if fits == best)
     if len(found) > 1 and 2 * best > len(own):
         raise InputError(
-            f"the file holds several networks ({some(tuple(found))}): save the tensors of one alone"
+            f"the file holds several networks ({shortened_list(tuple(found))}): save the tensors of one alone"
         )
     return found[0]
 
 
-def _without(prefix: str, state: State, own: set[str]) -> Fit:
+def _without(prefix: str, state: StateDict, own: set[str]) -> MatchedState:
     """Names beside the prefix stay where they are the model's `own` (a classifier's, mostly)."""
     beside = {n: t for n, t in state.items() if not n.startswith(prefix)}
     inside = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-    return Fit(
+    return MatchedState(
         {n: t for n, t in beside.items() if n in own} | inside,
         tuple(n for n in beside if n not in own),
         (f"prefix {prefix!r} removed",),
     )
 
 
-def _filtered(model: nn.Module, way: Fit) -> Fit | None:
+def _filtered(model: nn.Module, way: MatchedState) -> MatchedState | None:
     function = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if function is None:
         return None
@@ -251,14 +251,14 @@ def _filtered(model: nn.Module, way: Fit) -> Fit | None:
     said = "through timm's checkpoint filter"
     before = way.state
     if reshaped := tuple(n for n in state if n in before and state[n].shape != before[n].shape):
-        said += f", which reshaped {some(reshaped)}"
+        said += f", which reshaped {shortened_list(reshaped)}"
     if len(state) != len(before):
         said += f", which made {len(state)} tensors of {len(before)}"
     return replace(way, state=state, remarks=(*way.remarks, said))
 
 
 @dataclass(frozen=True)
-class Load:
+class RecordedLoad:
     """One `load_state_dict` that was watched, and the file that was read last before it."""
 
     module: nn.Module
@@ -268,20 +268,20 @@ class Load:
 
 
 @contextmanager
-def watching() -> Iterator[list[Load]]:
+def record_loads() -> Iterator[list[RecordedLoad]]:
     """Every load into a module that happens inside, whoever does it, in order.
 
     timm says nothing about what it loads, so the functions that it has to call are exchanged. The
     whole process sees that: not for two threads at once.
     """
-    loads: list[Load] = []
+    loads: list[RecordedLoad] = []
     files: list[str] = []
     own_load: Any = nn.Module.load_state_dict
 
     def load(module: nn.Module, *given: Any, **others: Any) -> Any:
         result = own_load(module, *given, **others)
         gaps = tuple(result.missing_keys), tuple(result.unexpected_keys)
-        loads.append(Load(module, *gaps, files[-1] if files else None))
+        loads.append(RecordedLoad(module, *gaps, files[-1] if files else None))
         return result
 
     def reading(function: Any) -> Any:

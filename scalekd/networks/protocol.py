@@ -65,7 +65,7 @@ class ProtocolFeatureExtractor:
             returns are not `Features`, or of the wrong rank.
     """
 
-    plan = None
+    selection = None
 
     def __init__(self, model: nn.Module, size: tuple[int, int] | None = None) -> None:
         self.model = model

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from scalekd.errors import InputError
 from scalekd.networks.build import pretrained_config
-from scalekd.networks.feature_selection import Seen
+from scalekd.networks.feature_selection import ShapeProbe
 from scalekd.networks.layout import as_map, map_shape
 
 
-def look(model: nn.Module, shape: tuple[int, ...]) -> Seen:
+def probe_shapes(model: nn.Module, shape: tuple[int, ...]) -> ShapeProbe:
     """What one pass over images of `shape` (N, channels, H, W) shows.
 
     Raises:
@@ -67,7 +67,7 @@ def look(model: nn.Module, shape: tuple[int, ...]) -> Seen:
     of_pooled = (
         c.name for c in calls if "Norm" in c.kind and "Batch" not in c.kind and c.values == pooled
     )
-    return Seen(
+    return ShapeProbe(
         name=_name(model),
         maps=maps,
         y_fits=as_map(y, map_shape(maps[-1])) is not None,

@@ -27,7 +27,7 @@ def test_a_value_is_off_by_half_a_bit_at_most(precision: Precision, seed: int, s
     exact = CachedOutputs(size * noise(2, 3, 4, 5, seed=seed), noise(2, 7), [size * noise(2, 1, 8)])
     stored = decode(encode(exact, precision))
     assert torch.equal(stored.logits, exact.logits)
-    for a, b in ((stored.final, exact.final), (stored.beside[0], exact.beside[0])):
+    for a, b in ((stored.final, exact.final), (stored.tail_inputs[0], exact.tail_inputs[0])):
         assert ((a.float() - b).abs() <= MOST[precision] * b.abs() + 1e-6).all()
 
 

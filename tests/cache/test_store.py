@@ -50,7 +50,7 @@ def test_each_row_is_what_was_written(tmp_path: Path) -> None:
         expected = kept(range(row, row + 1))
         assert torch.equal(there.final, expected.final)
         assert torch.equal(there.logits, expected.logits)
-        assert torch.equal(there.beside[0], expected.beside[0])
+        assert torch.equal(there.tail_inputs[0], expected.tail_inputs[0])
         assert seen.tolist() == [[float(row)] * 8]
 
 

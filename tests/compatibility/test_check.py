@@ -103,11 +103,11 @@ def test_what_is_said_of_both_sides_is_what_the_real_models_are(
     assert (said.teacher.name, said.student.name) == (pair.teacher, pair.student)
     assert said.teacher.input == teacher.input
     assert said.teacher.shapes == teacher.shapes
-    assert said.teacher.plan == teacher.extractor.plan
+    assert said.teacher.plan == teacher.extractor.selection
     assert said.teacher.parameters == count(teacher.model)
     assert said.student.input == mine.input
     assert said.student.shapes == mine.shapes
-    assert said.student.plan == mine.plan
+    assert said.student.plan == mine.selection
     assert said.student.parameters == count(student)
 
 
@@ -224,9 +224,9 @@ def test_the_teacher_is_checked_at_the_size_that_it_is_to_work_at() -> None:
     ids=["amid", "without the norm"],
 )
 def test_the_teachers_taps_are_those_asked_for(settings: FeatureSelection) -> None:
-    said, real = small(teacher_features=settings), SMALL.frozen(settings=settings)
+    said, real = small(teacher_features=settings), SMALL.frozen(features=settings)
     assert said.tail == real.tail_modules
-    assert said.teacher.plan == real.extractor.plan
+    assert said.teacher.plan == real.extractor.selection
     assert said.teacher.shapes == real.shapes
     assert said.difference <= 1e-4
 
@@ -234,8 +234,8 @@ def test_the_teachers_taps_are_those_asked_for(settings: FeatureSelection) -> No
 def test_the_students_taps_are_those_asked_for() -> None:
     settings = FeatureSelection(penultimate=-3, norm="none")
     said = small(student_features=settings)
-    real = FeatureExtractor(SMALL.learner(), settings=settings)
-    assert said.student.plan == real.plan
+    real = FeatureExtractor(SMALL.learner(), features=settings)
+    assert said.student.plan == real.selection
     assert said.student.shapes == real.shapes
     assert said.student.shapes != FeatureExtractor(SMALL.learner()).shapes
 
@@ -409,7 +409,7 @@ PAPERS_HEADS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", paper.PAIRS + paper.ABLATION_PAIRS, ids=str)
-def test_the_papers_pairs_are_answered(pair: paper.Published) -> None:
+def test_the_papers_pairs_are_answered(pair: paper.PublishedPair) -> None:
     said = check_pair(
         pair.teacher,
         pair.student,

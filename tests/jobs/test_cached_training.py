@@ -115,7 +115,7 @@ def test_only_the_tail_is_in_memory_while_it_trains(
     images: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[tuple[int, int]] = []
-    recall = FrozenTeacher.recall
+    recall = FrozenTeacher.from_cache
 
     def counted(self: FrozenTeacher, kept: Any) -> Any:
         tail = {
@@ -126,7 +126,7 @@ def test_only_the_tail_is_in_memory_while_it_trains(
         left.append((whole, sum(p.numel() for p in tail) + norm))
         return recall(self, kept)
 
-    monkeypatch.setattr(FrozenTeacher, "recall", counted)
+    monkeypatch.setattr(FrozenTeacher, "from_cache", counted)
     distill(replace(recipe_of(images), cache=str(cache)), tmp_path / "run")
     whole, tail = left[-1]
     assert whole <= tail < left[0][0]

@@ -150,7 +150,7 @@ def test_a_model_on_the_meta_device_has_the_same_shapes(family: str) -> None:
     real = FeatureExtractor(FAMILIES[family](), SIZE)
     extractor = FeatureExtractor(FAMILIES[family]().to("meta"), SIZE)
     assert extractor.shapes == real.shapes
-    assert extractor.plan == real.plan
+    assert extractor.selection == real.selection
     assert extractor(images().to("meta")).final.shape[1:] == real.shapes.final
 
 
@@ -190,7 +190,7 @@ def test_the_papers_mixers_are_tapped_at_the_papers_blocks(
 def test_vit_small_is_tapped_at_the_papers_blocks() -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_small_patch16_224", class_token=False, global_pool="avg")
-    plan = FeatureExtractor(model).plan
+    plan = FeatureExtractor(model).selection
     assert (plan.penultimate, plan.final) == (8, 11)
 
 
@@ -216,26 +216,26 @@ def test_final_norm_decides_whether_the_final_feature_is_normed(
 def test_final_norm_changes_no_logits(norm: Norm) -> None:
     model, x = vit(), images()
     assert torch.equal(
-        FeatureExtractor(model, settings=FeatureSelection(norm=norm))(x).logits, model(x)
+        FeatureExtractor(model, features=FeatureSelection(norm=norm))(x).logits, model(x)
     )
 
 
 @pytest.mark.parametrize("index", [0, 2, 4])
 def test_penultimate_feature_can_be_chosen(index: int) -> None:
     model, x = vit(), images()
-    feature = FeatureExtractor(model, settings=FeatureSelection(penultimate=index))(x).penultimate
+    feature = FeatureExtractor(model, features=FeatureSelection(penultimate=index))(x).penultimate
     assert torch.equal(feature, hand_taken(model, f"blocks.{index}", x, (4, 4)))
 
 
 @pytest.mark.parametrize("index", [-1, 5, 99])
 def test_a_penultimate_feature_that_is_not_before_the_last_is_refused(index: int) -> None:
     with refused(str(index), "0 to 5", "vit_tiny_patch16_224"):
-        FeatureExtractor(vit(), settings=FeatureSelection(penultimate=index))
+        FeatureExtractor(vit(), features=FeatureSelection(penultimate=index))
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_few_blocks_have_a_default_penultimate_too(depth: int) -> None:
-    plan = FeatureExtractor(vit(depth=depth)).plan
+    plan = FeatureExtractor(vit(depth=depth)).selection
     assert 0 <= plan.penultimate < plan.final == depth - 1
 
 

@@ -28,7 +28,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from scalekd.networks import FeatureExtractor, FeatureSelection
-from scalekd.networks.feature_selection import Norm, ResolvedSelection, Seen, resolve
+from scalekd.networks.feature_selection import (
+    Norm,
+    ResolvedSelection,
+    ShapeProbe,
+    resolve_selection,
+)
 
 some_settings = st.builds(
     FeatureSelection,
@@ -38,15 +43,15 @@ some_settings = st.builds(
 )
 
 
-def seen(sides: Sequence[int], **changed: Any) -> Seen:
+def seen(sides: Sequence[int], **changed: Any) -> ShapeProbe:
     """Maps of these sides, and a final norm."""
     maps = [torch.empty(2, 8, side, side) for side in sides]
-    plain = Seen("a model", maps, True, "norm", None, 5)
+    plain = ShapeProbe("a model", maps, True, "norm", None, 5)
     return replace(plain, **changed)
 
 
-def chosen(sides: Sequence[int], of_teacher: bool = False, **said: Any) -> tuple[int, int]:
-    plan = resolve(FeatureSelection(**said), seen(sides), of_teacher)
+def chosen(sides: Sequence[int], is_teacher: bool = False, **said: Any) -> tuple[int, int]:
+    plan = resolve_selection(FeatureSelection(**said), seen(sides), is_teacher)
     return plan.penultimate, plan.final
 
 
@@ -54,7 +59,7 @@ def chosen(sides: Sequence[int], of_teacher: bool = False, **said: Any) -> tuple
 def test_what_is_said_goes_over_defaults(
     said: FeatureSelection, defaults: FeatureSelection
 ) -> None:
-    both = said.over(defaults)
+    both = said.with_defaults(defaults)
     for name in ("penultimate", "final", "norm"):
         own = getattr(said, name)
         assert getattr(both, name) == (getattr(defaults, name) if own is None else own)
@@ -64,15 +69,23 @@ def test_what_is_said_goes_over_defaults(
 def test_defaults_of_defaults_may_be_put_in_any_bracket(
     a: FeatureSelection, b: FeatureSelection, c: FeatureSelection
 ) -> None:
-    assert a.over(b).over(c) == a.over(b.over(c))
-    assert a.over(FeatureSelection()) == FeatureSelection().over(a) == a.over(a) == a
+    assert a.with_defaults(b).with_defaults(c) == a.with_defaults(b.with_defaults(c))
+    assert (
+        a.with_defaults(FeatureSelection())
+        == FeatureSelection().with_defaults(a)
+        == a.with_defaults(a)
+        == a
+    )
 
 
 def test_an_index_of_zero_is_said() -> None:
-    assert FeatureSelection(penultimate=0).over(FeatureSelection(penultimate=3)).penultimate == 0
+    assert (
+        FeatureSelection(penultimate=0).with_defaults(FeatureSelection(penultimate=3)).penultimate
+        == 0
+    )
 
 
-@pytest.mark.parametrize("of_teacher", [False, True])
+@pytest.mark.parametrize("is_teacher", [False, True])
 @pytest.mark.parametrize(
     ("sides", "expected"),
     [
@@ -86,9 +99,9 @@ def test_an_index_of_zero_is_said() -> None:
     ],
 )
 def test_of_a_pyramid_it_is_the_last_map_on_another_grid(
-    sides: tuple[int, ...], expected: tuple[int, int], of_teacher: bool
+    sides: tuple[int, ...], expected: tuple[int, int], is_teacher: bool
 ) -> None:
-    assert chosen(sides, of_teacher) == expected
+    assert chosen(sides, is_teacher) == expected
 
 
 @given(st.integers(2, 60))
@@ -100,7 +113,7 @@ def test_on_one_grid_a_students_is_at_two_thirds(depth: int) -> None:
 
 @given(st.integers(2, 60))
 def test_on_one_grid_a_teachers_is_before_its_last_sixth(depth: int) -> None:
-    penultimate, final = chosen([4] * depth, of_teacher=True)
+    penultimate, final = chosen([4] * depth, is_teacher=True)
     blocks = final - penultimate
     assert final == depth - 1
     assert blocks == max(1, depth // 6)
@@ -121,7 +134,7 @@ def test_on_one_grid_a_teachers_is_before_its_last_sixth(depth: int) -> None:
 )
 def test_on_one_grid_by_number(depth: int, student: int, teacher: int) -> None:
     assert chosen([4] * depth)[0] == student
-    assert chosen([4] * depth, of_teacher=True)[0] == teacher
+    assert chosen([4] * depth, is_teacher=True)[0] == teacher
 
 
 @given(st.integers(2, 8), st.data())
@@ -147,7 +160,7 @@ def test_any_other_index_is_refused(depth: int, penultimate: int, final: int) ->
 @pytest.mark.parametrize("final", [0, 6, -6, 99, -7])
 def test_a_final_feature_out_of_range_is_refused_by_number(final: int) -> None:
     with refused("vit_tiny_patch16_224", "0 to 5", f"number {final}", "must be 1 to 5"):
-        FeatureExtractor(vit(), settings=FeatureSelection(final=final))
+        FeatureExtractor(vit(), features=FeatureSelection(final=final))
 
 
 @pytest.mark.parametrize(("penultimate", "final"), [(3, 3), (4, 3), (-3, 3), (-7, 3), (3, -3)])
@@ -155,7 +168,7 @@ def test_a_penultimate_feature_that_is_not_before_the_final_is_refused_by_number
     penultimate: int, final: int
 ) -> None:
     with refused("vit_tiny_patch16_224", f"number {penultimate}", "before the final one, number 3"):
-        FeatureExtractor(vit(), settings=FeatureSelection(penultimate=penultimate, final=final))
+        FeatureExtractor(vit(), features=FeatureSelection(penultimate=penultimate, final=final))
 
 
 def test_a_model_of_one_feature_is_refused_in_words_that_say_so() -> None:
@@ -166,20 +179,20 @@ def test_a_model_of_one_feature_is_refused_in_words_that_say_so() -> None:
 @pytest.mark.parametrize("final", [1, 3, 5])
 def test_an_earlier_final_feature_is_as_its_block_leaves_it(final: int) -> None:
     model: Any = vit()
-    extractor = FeatureExtractor(model, settings=FeatureSelection(final=final))
+    extractor = FeatureExtractor(model, features=FeatureSelection(final=final))
     kept: list[Tensor] = []
     model.blocks[final].register_forward_hook(lambda m, given, output: kept.append(output))
     features = extractor(images())
     expected = model.norm(kept[0]) if final == 5 else kept[0]
     assert torch.equal(tokens(features.final), expected[:, 1:])
     assert torch.equal(features.logits, model(images()))
-    assert extractor.plan.norm == ("final" if final == 5 else "none")
+    assert extractor.selection.norm == ("final" if final == 5 else "none")
 
 
 def test_the_defaults_go_by_the_final_feature_that_is_chosen() -> None:
     assert chosen([16, 8, 8, 4], final=2) == (0, 2)
     assert chosen([4] * 12, final=5) == (4, 5)
-    assert chosen([4] * 12, of_teacher=True, final=5) == (4, 5)
+    assert chosen([4] * 12, is_teacher=True, final=5) == (4, 5)
 
 
 def extractor_for(model: nn.Module, settings: FeatureSelection) -> FeatureExtractor:
@@ -227,7 +240,7 @@ def test_the_norm_is_what_is_asked_for_or_refused_with_those_that_are_there(
         with refused("has no norm", where, f"take the norm {' or '.join([*has, 'none'])}"):
             extractor_for(make(), settings)
         return
-    plan = extractor_for(make(), settings).plan
+    plan = extractor_for(make(), settings).selection
     expected = norm or ("final" if "final" in has else "none")
     assert plan.norm == expected
     assert plan.norm_module == has.get(expected)
@@ -236,7 +249,7 @@ def test_the_norm_is_what_is_asked_for_or_refused_with_those_that_are_there(
 
 def test_a_norm_before_the_pooling_is_none_of_an_earlier_feature() -> None:
     with refused("no norm between feature 3 and its pooling", "take the norm none"):
-        FeatureExtractor(vit(), settings=FeatureSelection(final=3, norm="final"))
+        FeatureExtractor(vit(), features=FeatureSelection(final=3, norm="final"))
 
 
 def test_a_norm_after_the_pooling_is_none_of_an_earlier_stage() -> None:
@@ -251,8 +264,8 @@ def test_a_model_without_classifier_has_its_norm_after_the_pooling_too(
     model = make(num_classes=0)
     asked = FeatureSelection(norm="pooled")
     assert (
-        extractor_for(model, asked).plan.norm_module
-        == extractor_for(make(), asked).plan.norm_module
+        extractor_for(model, asked).selection.norm_module
+        == extractor_for(make(), asked).selection.norm_module
     )
 
 
@@ -279,7 +292,7 @@ def test_the_norm_after_pooling_is_run_on_each_token(make: Callable[[], nn.Modul
             extractor(x),
             FeatureExtractor(model, size, FeatureSelection(norm="none"))(x),
         )
-        expected = hand_normed(model, extractor.plan.norm_module or "", bare.final)
+        expected = hand_normed(model, extractor.selection.norm_module or "", bare.final)
         assert torch.equal(features.logits, model(x))
     assert torch.equal(features.penultimate, bare.penultimate)
     torch.testing.assert_close(features.final, expected, atol=1e-5, rtol=1e-5)
@@ -293,8 +306,8 @@ def test_the_norm_after_pooling_trains_with_its_own_gradient(make: Callable[[], 
     extractor = FeatureExtractor(model, SIZE, FeatureSelection(norm="pooled"))
     final = extractor(images()).final
     (final * torch.randn_like(final)).sum().backward()
-    assert extractor.plan.norm_module is not None
-    norm = model.get_submodule(extractor.plan.norm_module)
+    assert extractor.selection.norm_module is not None
+    norm = model.get_submodule(extractor.selection.norm_module)
     assert norm.weight.grad is not None
     assert norm.weight.grad.abs().sum() > 0
 
@@ -318,15 +331,15 @@ def test_the_papers_teachers_are_tapped_as_in_the_paper(
 ) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, **arguments)
-    assert FeatureExtractor(model, of_teacher=True).plan == plan
+    assert FeatureExtractor(model, is_teacher=True).selection == plan
 
 
 def test_the_papers_choice_gives_way_to_the_users_setting_by_setting() -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch16_224", img_size=32)
     said = FeatureSelection(norm="none")
-    assert FeatureExtractor(model, settings=said, of_teacher=True).plan.penultimate == 7
+    assert FeatureExtractor(model, features=said, is_teacher=True).selection.penultimate == 7
     said = FeatureSelection(penultimate=-2)
-    plan = FeatureExtractor(model, settings=said, of_teacher=True).plan
+    plan = FeatureExtractor(model, features=said, is_teacher=True).selection
     assert plan == ResolvedSelection(10, 11, True, "final", "norm")
-    assert FeatureExtractor(model).plan.penultimate == 8
+    assert FeatureExtractor(model).selection.penultimate == 8

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scalekd.networks.layout import Layout, as_map, layout_between, map_of_tokens, tokens_of_map
+from scalekd.networks.layout import (
+    LayoutConversion,
+    as_map,
+    find_conversion,
+    map_from_tokens,
+    tokens_from_map,
+)
 
 Turn = Callable[[Tensor], Tensor]
 """A map (N, C, H, W) in another layout."""
@@ -33,7 +39,7 @@ def prefix(features: Tensor, count: int) -> Tensor:
 
 
 def behind(count: int) -> Turn:
-    return lambda x: torch.cat([prefix(x, count), tokens_of_map(x)], 1)
+    return lambda x: torch.cat([prefix(x, count), tokens_from_map(x)], 1)
 
 
 LAYOUTS: dict[str, Turn] = {
@@ -57,7 +63,7 @@ def rolled(x: Tensor) -> Tensor:
 
 
 def reversed_tokens(x: Tensor) -> Tensor:
-    return tokens_of_map(x).flip(1)
+    return tokens_from_map(x).flip(1)
 
 
 ORDERS: dict[str, Turn] = {
@@ -69,8 +75,8 @@ ORDERS: dict[str, Turn] = {
 READABLE = {name: LAYOUTS[name] for name in ("NCHW", "NHWC", "tokens")}
 
 
-def found(x: Tensor, like: Tensor) -> Layout:
-    layout = layout_between(x, like)
+def found(x: Tensor, like: Tensor) -> LayoutConversion:
+    layout = find_conversion(x, like)
     assert layout is not None
     return layout
 
@@ -106,19 +112,19 @@ def test_the_prefix_is_that_of_like(source: str, count: int) -> None:
     layout = found(READABLE[source](x), behind(count)(x))
     turned = layout(READABLE[source](other), behind(count)(another))
     assert torch.equal(turned[:, :count], prefix(another, count))
-    assert torch.equal(turned[:, count:], tokens_of_map(other))
+    assert torch.equal(turned[:, count:], tokens_from_map(other))
 
 
 def test_without_a_prefix_in_like_none_is_left() -> None:
     x, other = a_map(), a_map(seed=1)
     layout = found(behind(5)(x), LAYOUTS["tokens"](x))
-    assert torch.equal(layout(behind(5)(other), LAYOUTS["tokens"](x)), tokens_of_map(other))
+    assert torch.equal(layout(behind(5)(other), LAYOUTS["tokens"](x)), tokens_from_map(other))
 
 
 def test_another_prefix_in_front_of_equal_tokens_is_another_value() -> None:
     x = a_map()
-    theirs = torch.cat([prefix(x, 1) + 1, tokens_of_map(x)], 1)
-    assert layout_between(behind(1)(x), theirs) is None
+    theirs = torch.cat([prefix(x, 1) + 1, tokens_from_map(x)], 1)
+    assert find_conversion(behind(1)(x), theirs) is None
 
 
 @pytest.mark.parametrize("source", READABLE)
@@ -160,9 +166,9 @@ def test_windows_of_all_images_in_one_batch_are_found(source: str) -> None:
 @given(st.permutations(range(6)), st.sampled_from(list(READABLE)), st.integers(1, 3))
 def test_any_order_of_tokens_is_found(order: list[int], source: str, batch: int) -> None:
     x, other = a_map(batch, height=2, width=3), a_map(4 - batch, height=2, width=3, seed=1)
-    layout = found(READABLE[source](x), tokens_of_map(x)[:, order])
-    turned = layout(READABLE[source](other), tokens_of_map(other)[:, order])
-    assert torch.equal(turned, tokens_of_map(other)[:, order])
+    layout = found(READABLE[source](x), tokens_from_map(x)[:, order])
+    turned = layout(READABLE[source](other), tokens_from_map(other)[:, order])
+    assert torch.equal(turned, tokens_from_map(other)[:, order])
 
 
 def test_row_by_row_needs_no_order() -> None:
@@ -196,7 +202,7 @@ UNLIKE: dict[str, tuple[object, object]] = {
     "fewer cells": (a_map(), a_map()[:, :, :2]),
     "more channels": (a_map(channels=3), a_map(channels=4)),
     "more images": (a_map(2), a_map(3)),
-    "an image mixed into the other": (tokens_of_map(a_map()), a_map().reshape(2, 24, 3)),
+    "an image mixed into the other": (tokens_from_map(a_map()), a_map().reshape(2, 24, 3)),
     "a mask": (a_map(), a_map() > 0),
     "pooled": (a_map(), a_map().mean((2, 3))),
     "a volume": (a_map(), a_map()[:, :, :, None]),
@@ -213,19 +219,19 @@ UNLIKE: dict[str, tuple[object, object]] = {
 @pytest.mark.parametrize("case", UNLIKE)
 def test_what_is_unlike_has_no_layout(case: str) -> None:
     x, like = UNLIKE[case]
-    assert layout_between(x, like) is None
+    assert find_conversion(x, like) is None
 
 
 @pytest.mark.parametrize("turn", [*LAYOUTS.values(), *ORDERS.values()], ids=[*LAYOUTS, *ORDERS])
 def test_zeros_are_in_order_as_they_come(turn: Turn) -> None:
     """Any order fits equal tokens: none but the plain one is made up."""
     x, other = torch.zeros(2, 3, 4, 6), a_map()
-    layout = layout_between(x, turn(x))
+    layout = find_conversion(x, turn(x))
     assert layout is not None
     like = turn(x)
     turned = layout(other, like)
-    cells = turned.reshape(2, -1, 3)[:, -24:] if turned.shape[-1] == 3 else tokens_of_map(turned)
-    assert torch.equal(cells, tokens_of_map(other))
+    cells = turned.reshape(2, -1, 3)[:, -24:] if turned.shape[-1] == 3 else tokens_from_map(turned)
+    assert torch.equal(cells, tokens_from_map(other))
 
 
 @settings(max_examples=100, deadline=None)
@@ -239,8 +245,8 @@ def test_equal_tokens_give_an_exact_layout_or_none(
     x = a_map(2, 2, 2, 3)
     x[:, 0] = torch.tensor(values).float().reshape(2, 3)
     x[:, 1] *= not equal
-    like = tokens_of_map(x)[:, order]
-    layout = layout_between(x, like)
+    like = tokens_from_map(x)[:, order]
+    layout = find_conversion(x, like)
     assert layout is None or torch.equal(layout(x, like), like)
     if len(set(values)) == 6 or equal:
         assert layout is not None
@@ -262,8 +268,8 @@ def test_a_map_of_a_known_shape_is_read_from_every_layout(name: str) -> None:
         a_map().mean((2, 3)),
         a_map(channels=4),
         a_map(height=5),
-        tokens_of_map(a_map())[:, 1:],
-        tokens_of_map(a_map())[..., 1:],
+        tokens_from_map(a_map())[:, 1:],
+        tokens_from_map(a_map())[..., 1:],
         a_map()[:, None],
     ],
 )
@@ -274,13 +280,13 @@ def test_what_cannot_be_a_map_of_that_shape_is_none(y: object) -> None:
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_tokens_and_maps_are_each_others_inverse(count: int) -> None:
     x = a_map()
-    assert torch.equal(map_of_tokens(behind(count)(x), (3, 4, 6)), x)
-    assert torch.equal(tokens_of_map(x)[:, 7], x[:, :, 1, 1])
+    assert torch.equal(map_from_tokens(behind(count)(x), (3, 4, 6)), x)
+    assert torch.equal(tokens_from_map(x)[:, 7], x[:, :, 1, 1])
 
 
 @pytest.mark.parametrize("real", [True, False])
 def test_complex_values_have_a_layout_or_none(real: bool) -> None:
     x = a_map() if real else a_map().to(torch.complex64)
     like = reversed_tokens(a_map()).to(torch.complex64)
-    layout = layout_between(x, like)
+    layout = find_conversion(x, like)
     assert layout is None or torch.equal(layout(x, like), like)

@@ -14,7 +14,15 @@ from scalekd.errors import InputError
 from scalekd.method import ChannelNorm
 from scalekd.networks.build import build_model
 from scalekd.networks.feature_extractor import FeatureExtractor
-from scalekd.networks.paper import ABLATION_PAIRS, EVA_L, PAIRS, SWIN_B, SWIN_L, SWIN_S, Published
+from scalekd.networks.paper import (
+    ABLATION_PAIRS,
+    EVA_L,
+    PAIRS,
+    SWIN_B,
+    SWIN_L,
+    SWIN_S,
+    PublishedPair,
+)
 
 ALL = [*PAIRS, *ABLATION_PAIRS]
 
@@ -57,7 +65,7 @@ def outlines() -> Iterator[None]:
         yield
 
 
-def student(pair: Published) -> nn.Module:
+def student(pair: PublishedPair) -> nn.Module:
     with outlines():
         return build_model(pair.student, "random", **pair.student_args)[0]
 
@@ -66,31 +74,35 @@ def test_the_eleven_pairs_are_tabled_and_no_other() -> None:
     assert len(PAIRS) == len({str(pair) for pair in PAIRS}) == 11
     assert {pair.teacher for pair in PAIRS} == {SWIN_L, EVA_L}
     assert [pair.teacher for pair in ABLATION_PAIRS] == [SWIN_S, SWIN_B]
-    gains = [round(pair.scalekd - pair.alone, 2) for pair in PAIRS if pair.scalekd and pair.alone]
+    gains = [
+        round(pair.scalekd - pair.supervised, 2)
+        for pair in PAIRS
+        if pair.scalekd and pair.supervised
+    ]
     assert gains == [3.05, 3.39, 2.02, 4.61, 5.52, 4.03, 2.62, 3.73, 3.70, 6.27, 4.41]
 
 
 @pytest.mark.parametrize("pair", ALL, ids=str)
-def test_a_student_offers_what_the_paper_says(pair: Published) -> None:
+def test_a_student_offers_what_the_paper_says(pair: PublishedPair) -> None:
     row = FOR_PATCH_14 if pair.student_args.get("patch_size") == 14 else ROWS[pair.student]
     model = student(pair)
     with outlines():
         extractor = FeatureExtractor(model)
     assert extractor.input.size == (224, 224)
     assert (extractor.shapes.penultimate, extractor.shapes.final) == (row.penultimate, row.final)
-    assert (extractor.plan.penultimate, extractor.plan.final) == row.indices
-    assert extractor.plan.norm == row.norm
+    assert (extractor.selection.penultimate, extractor.selection.final) == row.indices
+    assert extractor.selection.norm == row.norm
     assert extractor.shapes.classes == 1000
 
 
 @pytest.mark.parametrize("pair", ALL, ids=str)
-def test_a_students_parameters_are_the_papers_within_2_per_cent(pair: Published) -> None:
+def test_a_students_parameters_are_the_papers_within_2_per_cent(pair: PublishedPair) -> None:
     parameters = sum(p.numel() for p in student(pair).parameters()) / 1e6
     assert parameters == pytest.approx(pair.parameters, rel=0.02)
 
 
 @pytest.mark.parametrize("pair", ALL, ids=str)
-def test_vit_students_have_mean_pooling_and_no_class_token(pair: Published) -> None:
+def test_vit_students_have_mean_pooling_and_no_class_token(pair: PublishedPair) -> None:
     model = student(pair)
     if pair.student.startswith("vit"):
         assert model.cls_token is None
@@ -103,12 +115,12 @@ def test_vit_students_have_mean_pooling_and_no_class_token(pair: Published) -> N
 def test_a_teacher_is_tapped_on_the_papers_grids(teacher: str) -> None:
     args = next(pair.teacher_args for pair in ALL if pair.teacher == teacher)
     with outlines():
-        extractor = FeatureExtractor(build_model(teacher, "random", **args)[0], of_teacher=True)
+        extractor = FeatureExtractor(build_model(teacher, "random", **args)[0], is_teacher=True)
     assert (extractor.shapes.penultimate, extractor.shapes.final) == TEACHERS[teacher]
     assert extractor.input.size == (224, 224)
-    assert extractor.plan.norm == ("none" if teacher == EVA_L else "final")
+    assert extractor.selection.norm == ("none" if teacher == EVA_L else "final")
     # The tail of EVA: the last two of 24 blocks.
-    assert (extractor.plan.penultimate, extractor.plan.final) == (
+    assert (extractor.selection.penultimate, extractor.selection.final) == (
         (21, 23) if teacher == EVA_L else (2, 3)
     )
 

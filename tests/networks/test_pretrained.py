@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from scalekd import ScaleKD
 from scalekd.networks import build_model
-from scalekd.networks.pretrained import Load, LoadedWeights, looks_untrained, read_weights, watching
+from scalekd.networks.pretrained import (
+    LoadedWeights,
+    RecordedLoad,
+    looks_untrained,
+    read_weights,
+    record_loads,
+)
 
 Save = Callable[[dict[str, Tensor], Path], None]
 
@@ -380,21 +386,21 @@ def test_a_filter_that_fails_on_a_file_hides_nothing(tmp_path: Path) -> None:
 def test_loads_are_watched_with_the_file_and_what_was_missing(tmp_path: Path) -> None:
     file = saved({"weight": torch.ones(2, 2), "stray": torch.ones(1)}, tmp_path)
     before = nn.Module.load_state_dict, torch.load
-    with watching() as loads:
+    with record_loads() as loads:
         layer = nn.Linear(2, 2)
         layer.load_state_dict(load_file(file), strict=False)
         torch.save({"weight": torch.ones(2, 2), "bias": torch.ones(2)}, tmp_path / "w.pth")
         layer.load_state_dict(torch.load(f=tmp_path / "w.pth", weights_only=True))
     assert loads == [
-        Load(layer, ("bias",), ("stray",), str(file)),
-        Load(layer, (), (), str(tmp_path / "w.pth")),
+        RecordedLoad(layer, ("bias",), ("stray",), str(file)),
+        RecordedLoad(layer, (), (), str(tmp_path / "w.pth")),
     ]
     assert (nn.Module.load_state_dict, torch.load) == before
 
 
 def test_a_load_that_fails_leaves_no_watch_behind() -> None:
     before = nn.Module.load_state_dict
-    with pytest.raises(RuntimeError), watching() as loads:
+    with pytest.raises(RuntimeError), record_loads() as loads:
         nn.Linear(2, 2).load_state_dict({})
     assert nn.Module.load_state_dict is before
     assert loads == []

@@ -102,7 +102,9 @@ def test_a_header_says_command_result_and_batch(file: Path) -> None:
         same = (pair.teacher, pair.student) == (recipe.teacher, recipe.student)
         sized = pair.student_args.get("patch_size") == recipe.student_args.get("patch_size")
         if same and sized and recipe.epochs == 300:
-            assert f"the paper's {pair.scalekd:.2f}, the student alone {pair.alone:.2f}" in header
+            assert (
+                f"the paper's {pair.scalekd:.2f}, the student alone {pair.supervised:.2f}" in header
+            )
 
 
 def test_without_images_the_option_for_them_is_named(

@@ -126,14 +126,14 @@ def test_a_run_in_half_precision_halves_the_teacher_and_ends_the_same_to_the_bit
 ) -> None:
     recipe = tiny(image_folder(tmp_path / "images"), precision="bf16-mixed")
     kept: list[torch.dtype | None] = []
-    halve = FrozenTeacher.halve
+    halve = FrozenTeacher.cast_to_half
 
     def noting(teacher: FrozenTeacher, dtype: torch.dtype, device: torch.device) -> None:
         halve(teacher, dtype, device)
-        kept.append(teacher.half)
+        kept.append(teacher.half_dtype)
 
     def end(how: Callable[..., None]) -> dict[str, Tensor]:
-        monkeypatch.setattr(FrozenTeacher, "halve", how)
+        monkeypatch.setattr(FrozenTeacher, "cast_to_half", how)
         out = distill(recipe, tmp_path / how.__name__, parallel=1)
         return load_student(RunFolder(out).checkpoint(Run("scalekd", 1)))[0].state_dict()
 
@@ -166,7 +166,7 @@ def test_on_a_cpu_the_teacher_is_in_bf16_as_the_trainer_is(
     monkeypatch.setattr(tuning, "best_device", lambda: torch.device("cpu"))
     method = pair()
     apply_performance_settings(method, replace(RECIPE, precision=precision))
-    assert method.teacher.half is torch.bfloat16
+    assert method.teacher.half_dtype is torch.bfloat16
 
 
 def test_a_teacher_in_pieces_keeps_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def test_a_teacher_in_pieces_keeps_one_precision(monkeypatch: pytest.MonkeyPatch
     for fsdp, kept in (["teacher"], None), (["student"], torch.bfloat16):
         method = pair()
         apply_performance_settings(method, replace(RECIPE, precision="bf16-mixed", fsdp=fsdp))
-        assert method.teacher.half is kept
+        assert method.teacher.half_dtype is kept
 
 
 def test_channels_last_is_a_layout_and_no_other_arithmetic() -> None:

@@ -16,9 +16,9 @@ from scalekd.errors import InputError
 from scalekd.features import Features
 from scalekd.networks.feature_extractor import build_feature_extractor
 from scalekd.networks.feature_selection import FeatureSelection
-from scalekd.networks.layout import map_of_tokens, tokens_of_map
+from scalekd.networks.layout import map_from_tokens, tokens_from_map
 from scalekd.networks.teacher.tail import Tail, find_tail
-from scalekd.networks.teacher.tail_inputs import Beside, CachedOutputs
+from scalekd.networks.teacher.tail_inputs import CachedOutputs, TailInputs
 
 PrefixTokens = Literal["own", "none"]
 
@@ -34,7 +34,7 @@ class FrozenTeacher:
         model: a timm model with pretrained weights, or a module that offers its features. It is
             put into eval mode and its parameters are frozen, in place.
         size: (height, width) that it works at; default its own. Other images are resized.
-        settings: which features of a timm model. Where they leave the norm open and the final
+        features: which features of a timm model. Where they leave the norm open and the final
             norm cannot be replayed, the target is the last stage's output without it.
         prefix: the prefix tokens (class, registers) that the tail sees beside others' tokens: the
             teacher's "own", of the same image, or "none", as in the released code.
@@ -42,13 +42,13 @@ class FrozenTeacher:
     Attributes:
         shapes: `FeatureShapes` of what it gives.
         input: its channels, size and normalisation.
-        extractor: its `FeatureExtractor`, with the settings resolved.
+        extractor: its `FeatureExtractor`, with the features resolved.
         difference: largest difference between the replayed tail and the teacher's own output on
             noise, relative to the largest value of that output.
         tail_modules: names of the modules that the tail runs.
         prefix_tokens: how many of its own prefix tokens they see beside others' tokens.
         trunk_dropped: whether it can only `recall` what was kept of its passes.
-        half: the precision that `halve` gave it; None where its weights are whole.
+        half_dtype: the precision that `halve` gave it; None where its weights are whole.
 
     Raises:
         InputError: no tail can be found, its replay differs by more than `TOLERANCE`, or it cannot
@@ -59,23 +59,27 @@ class FrozenTeacher:
         self,
         model: nn.Module,
         size: tuple[int, int] | None = None,
-        settings: FeatureSelection | None = None,
+        features: FeatureSelection | None = None,
         prefix: PrefixTokens = "own",
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.trunk_dropped = False
-        self.half: torch.dtype | None = None
+        self.half_dtype: torch.dtype | None = None
         self.prefix = prefix
-        self.settings = settings or FeatureSelection()
-        self.extractor = build_feature_extractor(model, size, self.settings, of_teacher=True)
+        self.requested_features = features or FeatureSelection()
+        self.extractor = build_feature_extractor(
+            model, size, self.requested_features, is_teacher=True
+        )
         try:
             self._tail = self._verified()
         except InputError:
-            plan = self.extractor.plan
-            if self.settings.norm is not None or plan is None or not plan.whole:
+            plan = self.extractor.selection
+            if self.requested_features.norm is not None or plan is None or not plan.whole:
                 raise
-            self.settings = replace(self.settings, norm="none")
-            self.extractor = build_feature_extractor(model, size, self.settings, of_teacher=True)
+            self.requested_features = replace(self.requested_features, norm="none")
+            self.extractor = build_feature_extractor(
+                model, size, self.requested_features, is_teacher=True
+            )
             self._tail = self._verified()
         self.input, self.shapes = self.extractor.input, self.extractor.shapes
         self.difference = self._tail.difference
@@ -88,7 +92,7 @@ class FrozenTeacher:
         self.prefix_tokens = first.shape[1] - cells if shown else 0
 
     @property
-    def ordered(self) -> bool:
+    def reorders_tokens(self) -> bool:
         """Whether its tail takes tokens in an order of its own, which depends on the size."""
         return any(step.layout.order is not None for step in self._tail.steps)
 
@@ -102,14 +106,16 @@ class FrozenTeacher:
             digest.update(values.view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def outlined(self, model: nn.Module, size: tuple[int, int] | None = None) -> "FrozenTeacher":
+    def with_model(self, model: nn.Module, size: tuple[int, int] | None = None) -> "FrozenTeacher":
         """This teacher with another `model` of its architecture, perhaps of another size.
 
         Nothing is verified again: it serves to count on the meta device.
         """
         twin = copy.copy(self)
         twin.model = model.eval().requires_grad_(False)
-        twin.extractor = build_feature_extractor(model, size, self.settings, of_teacher=True)
+        twin.extractor = build_feature_extractor(
+            model, size, self.requested_features, is_teacher=True
+        )
         twin.input, twin.shapes = twin.extractor.input, twin.extractor.shapes
         twin._tail = self._tail.of([model.get_submodule(name) for name in self.tail_modules])
         return twin
@@ -143,7 +149,7 @@ class FrozenTeacher:
         """
         with self._autocast():
             x = self._tail(tokens.to(self._parameter().dtype), self.prefix == "own")
-            out = tokens_of_map(self.extractor.finish(map_of_tokens(x, self.shapes.final)))
+            out = tokens_from_map(self.extractor.finish(map_from_tokens(x, self.shapes.final)))
         return out.to(self._parameter().dtype) if self._alone_in_half(out) else out
 
     @torch.no_grad()
@@ -159,7 +165,7 @@ class FrozenTeacher:
             dtype: of the autocast that it will be trained under.
             device: to try that on, which it moves to: the one that trains.
         """
-        if self.half:
+        if self.half_dtype:
             return
         images = self._noise(2).to(device)
         channels, height, width = self.shapes.penultimate or (0, 0, 0)
@@ -171,7 +177,7 @@ class FrozenTeacher:
 
         with torch.autocast(device.type, dtype):
             exact = tried()
-        undo = self.cast(dtype)
+        undo = self.cast_layers_to_half(dtype)
         try:
             same = all(map(torch.equal, exact, tried()))
         except Exception:  # each module has its own way to refuse a weight's precision
@@ -179,7 +185,7 @@ class FrozenTeacher:
         if not same:
             undo()
 
-    def cast(self, dtype: torch.dtype) -> Callable[[], None]:
+    def cast_layers_to_half(self, dtype: torch.dtype) -> Callable[[], None]:
         """What `halve` does, untried; returns what undoes it."""
         layers = [m for m in self.model.modules() if type(m) in (nn.Linear, nn.Conv2d)]
         whole = {p: p.data for layer in layers for p in layer.parameters()}
@@ -187,24 +193,24 @@ class FrozenTeacher:
             return lambda: None  # of the others one has to tell the precision
         for parameter in whole:
             parameter.data = parameter.data.to(dtype)
-        self.half = dtype
+        self.half_dtype = dtype
 
         def undo() -> None:
-            self.half = None
+            self.half_dtype = None
             for parameter, data in whole.items():
                 parameter.data = data
 
         return undo
 
     def _alone_in_half(self, given: Tensor) -> bool:
-        return self.half is not None and not torch.is_autocast_enabled(given.device.type)
+        return self.half_dtype is not None and not torch.is_autocast_enabled(given.device.type)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.half is None:
+        if self.half_dtype is None:
             return nullcontext()
-        return torch.autocast(self._parameter().device.type, self.half)
+        return torch.autocast(self._parameter().device.type, self.half_dtype)
 
-    def keep(self, images: Tensor) -> CachedOutputs:
+    def to_cache(self, images: Tensor) -> CachedOutputs:
         """Its pass over `images`, as what can be kept of it in place of the images' own.
 
         Raises:
@@ -223,7 +229,7 @@ class FrozenTeacher:
         There is no penultimate feature, which no loss compares.
         """
         final = kept.final.to(self._follow(kept.final))
-        self._beside.give(self._tail.record, kept.beside, final)
+        self._beside.give(self._tail.record, kept.tail_inputs, final)
         return Features(None, final, kept.logits if self.shapes.classes else None)
 
     def drop_trunk(self) -> None:
@@ -239,15 +245,18 @@ class FrozenTeacher:
     def _kept_modules(self) -> list[nn.Module]:
         """Those of the tail, and the norm that its output goes through."""
         modules = [step.module for step in self._tail.steps]
-        if self.extractor.plan is not None and self.extractor.plan.norm_module is not None:
-            modules.append(self.model.get_submodule(self.extractor.plan.norm_module))
+        if (
+            self.extractor.selection is not None
+            and self.extractor.selection.norm_module is not None
+        ):
+            modules.append(self.model.get_submodule(self.extractor.selection.norm_module))
         return modules
 
     @cached_property
-    def _beside(self) -> Beside:
+    def _beside(self) -> TailInputs:
         """Verified: what was kept of one more pass makes the tail do as after the pass itself."""
         try:
-            beside = Beside(
+            beside = TailInputs(
                 self._tail, lambda images: self(self._noise(images)), self.prefix_tokens
             )
             self(self._noise(4))
@@ -272,7 +281,7 @@ class FrozenTeacher:
 
     def _parameter(self) -> Tensor:
         """One that tells device and precision."""
-        whole = (p for p in self.model.parameters() if p.dtype != self.half)
+        whole = (p for p in self.model.parameters() if p.dtype != self.half_dtype)
         return next(whole, torch.empty(0))
 
     def _follow(self, images: Tensor) -> torch.dtype:
@@ -283,7 +292,7 @@ class FrozenTeacher:
             self.model.to(images.device)
         if parameter.dtype != dtype:
             self.model.to(dtype)
-            self.half = None
+            self.half_dtype = None
         return dtype
 
     @torch.no_grad()
@@ -305,7 +314,7 @@ class FrozenTeacher:
             remedy = "take another penultimate index, or another teacher"
             if tail is not None:
                 remedy = "leave it its own prefix tokens (teacher_prefix own)"
-            if self.extractor.plan is None:
+            if self.extractor.selection is None:
                 remedy = (
                     "let modules do all that happens between its features (docs/own-modules.md)"
                 )

@@ -21,11 +21,11 @@ SMALL_GRID = 4
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifiedTeacher:
     """A teacher whose tail is verified, and what that was done on."""
 
     teacher: FrozenTeacher
-    on: str
+    verified_on: str
 
 
 def verify_on_reduced_copy(
@@ -33,9 +33,9 @@ def verify_on_reduced_copy(
     whole: nn.Module,
     arguments: dict[str, Any],
     size: Size | None,
-    settings: FeatureSelection,
+    features: FeatureSelection,
     prefix: PrefixTokens,
-) -> Verified:
+) -> VerifiedTeacher:
     """The teacher `name`, verified on a small copy, or where none can be made, on the model itself.
 
     Args:
@@ -43,24 +43,26 @@ def verify_on_reduced_copy(
         whole: it, on the meta device.
         arguments: that it was built with.
         size: (height, width) that it is to work at.
-        settings: which features.
+        features: which features.
         prefix: the prefix tokens in its tail.
 
     Raises:
         InputError: it cannot be replayed.
     """
-    extractor = FeatureExtractor(whole, size, settings, of_teacher=True)
+    extractor = FeatureExtractor(whole, size, features, is_teacher=True)
     own, copy = extractor.input.size, _Copy(name, arguments, extractor)
     # A copy need not work: a smaller image may be refused, a block that was left out be needed.
     for pixels in dict.fromkeys((_small_size(extractor), own)):
         try:
-            return copy.verified(pixels, settings, prefix)
+            return copy.verified(pixels, features, prefix)
         except Exception:
             continue
     model = build_without_weights(name, **arguments)
     resize(name, model, size, arguments.get("img_size"))
-    teacher = FrozenTeacher(model, own, settings, prefix)
-    return Verified(teacher, f"the model itself, with random weights, at {own[0]}x{own[1]} pixels")
+    teacher = FrozenTeacher(model, own, features, prefix)
+    return VerifiedTeacher(
+        teacher, f"the model itself, with random weights, at {own[0]}x{own[1]} pixels"
+    )
 
 
 class _Copy:
@@ -73,24 +75,26 @@ class _Copy:
 
     def _shorten(self, model: nn.Module) -> None:
         self.names = {module: name for name, module in model.named_modules()}
-        kept = self.whole.count - self.whole.plan.penultimate
+        kept = self.whole.count - self.whole.selection.penultimate
         for container in self.names:
             if isinstance(container, nn.Sequential | nn.ModuleList):
                 _shorten(container, kept)
 
-    def verified(self, size: Size, settings: FeatureSelection, prefix: PrefixTokens) -> Verified:
+    def verified(
+        self, size: Size, features: FeatureSelection, prefix: PrefixTokens
+    ) -> VerifiedTeacher:
         """Its tail, by the names in the whole model, verified on images of this size."""
-        count, plan, model = self.whole.count, self.whole.plan, self.model
+        count, plan, model = self.whole.count, self.whole.selection, self.model
         if hasattr(model, "set_input_size"):
             resize(self.name, model, size, self.built)
         penultimate, final = plan.penultimate - count, plan.final - count  # from the end
-        asked = replace(settings, penultimate=penultimate, final=final)
+        asked = replace(features, penultimate=penultimate, final=final)
         teacher = FrozenTeacher(model, size, asked, prefix)
-        if teacher.ordered and size != self.whole.input.size:
+        if teacher.reorders_tokens and size != self.whole.input.size:
             raise InputError("tokens in an order of their own have another one at another size")
         teacher.tail_modules = [self.names[model.get_submodule(n)] for n in teacher.tail_modules]
         left = sum(module in self.names for module in model.modules())
-        return Verified(
+        return VerifiedTeacher(
             teacher,
             f"a copy of {left} of its {len(self.names)} modules, with random weights, at "
             f"{size[0]}x{size[1]} pixels",

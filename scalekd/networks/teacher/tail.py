@@ -18,21 +18,21 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from scalekd.errors import InputError
 from scalekd.networks.layout import (
-    Layout,
-    Reader,
-    layout_between,
-    tokens_as_they_are,
-    tokens_of_map,
+    LayoutConversion,
+    ToTokens,
+    find_conversion,
+    tokens_from_map,
+    tokens_unchanged,
 )
 from scalekd.networks.teacher.call_trace import (
-    Call,
-    Maps,
-    after,
-    cuts,
-    disturbed,
-    outputs_kept,
-    until,
-    watch,
+    MapsFunction,
+    ModuleCall,
+    calls_after,
+    calls_until_final,
+    find_cuts,
+    perturbed_output,
+    recorded_outputs,
+    trace_calls,
 )
 
 TOLERANCE = 1e-4
@@ -40,7 +40,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class StepOutput:
+class TailCall:
     """One call of the tail.
 
     nth: which of the module's calls in a pass.
@@ -52,10 +52,10 @@ class StepOutput:
     nth: int
     slot: int
     output: int
-    layout: Layout
+    layout: LayoutConversion
 
 
-class Record:
+class RecordedInputs:
     """What some modules were given in the last pass, call by call."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
@@ -102,9 +102,9 @@ class Tail:
         largest value of that.
     """
 
-    steps: list[StepOutput]
-    read: Reader
-    record: Record
+    steps: list[TailCall]
+    read: ToTokens
+    record: RecordedInputs
     difference: float = 0.0
 
     @property
@@ -118,7 +118,7 @@ class Tail:
         """The same calls of other modules, one for each step."""
         pairs = zip(self.steps, modules, strict=True)
         steps = [replace(step, module=module) for step, module in pairs]
-        return Tail(steps, self.read, Record(list(dict.fromkeys(modules))), self.difference)
+        return Tail(steps, self.read, RecordedInputs(list(dict.fromkeys(modules))), self.difference)
 
     def __call__(self, tokens: Tensor, own_prefix: bool = True) -> Tensor:
         """Tokens (N, L, C) -> (N, prefix + L', C'), with gradients to the tokens.
@@ -138,7 +138,7 @@ class Tail:
 
 
 @torch.no_grad()
-def find_tail(model: nn.Module, maps: Maps, images: Tensor) -> Tail:
+def find_tail(model: nn.Module, maps: MapsFunction, images: Tensor) -> Tail:
     """The tail of `model`, verified.
 
     Args:
@@ -155,18 +155,18 @@ def find_tail(model: nn.Module, maps: Maps, images: Tensor) -> Tail:
         raise InputError("its features are nan or inf on noise: are its weights whole?")
     if not (penultimate.any() and final.any()):
         raise InputError("its features are zero on noise: are its weights whole?")
-    calls = watch(model, lambda: maps(images), penultimate, final)
-    starts = cuts(calls)
+    calls = trace_calls(model, lambda: maps(images), penultimate, final)
+    starts = find_cuts(calls)
     if not starts:
         shape = tuple(penultimate.shape[1:])
         raise InputError(f"its penultimate feature {shape} is not the output of a module")
     refusals = []
     for cut in starts:
-        record = Record([])
+        record = RecordedInputs([])
         try:
-            followers = until(after(cut, calls))
-            record = Record(list(dict.fromkeys(call.module for call in followers)))
-            kept, changed = outputs_kept(followers), disturbed(cut, penultimate)
+            followers = calls_until_final(calls_after(cut, calls))
+            record = RecordedInputs(list(dict.fromkeys(call.module for call in followers)))
+            kept, changed = recorded_outputs(followers), perturbed_output(cut, penultimate)
             with kept as returned, changed as start, record.active():
                 maps(images)
             steps, read = _chain(followers, record, [[start], *returned])
@@ -179,8 +179,8 @@ def find_tail(model: nn.Module, maps: Maps, images: Tensor) -> Tail:
 
 
 def _chain(
-    followers: list[Call], record: Record, ends: list[list[Any]]
-) -> tuple[list[StepOutput], Reader]:
+    followers: list[ModuleCall], record: RecordedInputs, ends: list[list[Any]]
+) -> tuple[list[TailCall], ToTokens]:
     """The followers that carry the feature on, and how to read tokens from their end.
 
     Backwards, from each call to the nearest one before whose output it was given: calls that only
@@ -191,7 +191,7 @@ def _chain(
 
     dead = set[int]()
 
-    def paths(at: int, output: int) -> Iterator[list[StepOutput]]:
+    def paths(at: int, output: int) -> Iterator[list[TailCall]]:
         """Chains from the start to the call before number `at`, the last one read at `output`."""
         if at == 0:
             yield []
@@ -202,8 +202,8 @@ def _chain(
         for before in range(at - 1, -1, -1):
             for end, slot, layout in _links(ends[before], given):
                 if before == 0:  # the replay starts from tokens, whatever the feature was
-                    layout = replace(layout, read=tokens_as_they_are)
-                step = StepOutput(call.module, call.nth, slot, output, layout)
+                    layout = replace(layout, read=tokens_unchanged)
+                step = TailCall(call.module, call.nth, slot, output, layout)
                 yield from ([*path, step] for path in paths(before, end))
         dead.add(at)  # only the first chain is taken: who comes back here found none
 
@@ -221,17 +221,17 @@ def _few(names: list[str]) -> str:
     return ", ".join(names if len(names) < 5 else [*names[:2], "...", names[-1]])
 
 
-def _links(ends: list[Any], given: list[Any]) -> Iterator[tuple[int, int, Layout]]:
+def _links(ends: list[Any], given: list[Any]) -> Iterator[tuple[int, int, LayoutConversion]]:
     """Where a value of `ends` is among those `given`: its index there, here, and the layout."""
     for slot, like in enumerate(given):
         for output, x in enumerate(ends):
-            if layout := layout_between(x, like):
+            if layout := find_conversion(x, like):
                 yield output, slot, layout
 
 
 def _difference(tail: Tail, penultimate: Tensor, final: Tensor) -> float:
-    own = tokens_of_map(final)
-    replayed = tail(tokens_of_map(penultimate))[:, -own.shape[1] :]
+    own = tokens_from_map(final)
+    replayed = tail(tokens_from_map(penultimate))[:, -own.shape[1] :]
     difference = ((replayed - own).abs().max() / own.abs().max()).item()
     if not difference <= TOLERANCE:
         raise InputError(

@@ -14,20 +14,20 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec
 
 from scalekd.errors import InputError
-from scalekd.networks.teacher.tail import Record, Tail
+from scalekd.networks.teacher.tail import RecordedInputs, Tail
 
 
 class CachedOutputs(NamedTuple):
-    """What a teacher's pass over N images leaves for later; `FrozenTeacher.recall` takes it.
+    """What a teacher's pass over N images leaves for later; `FrozenTeacher.from_cache` takes it.
 
     final: the final feature (N, C, H, W).
     logits: (N, classes); (N, 0) of a teacher without classifier.
-    beside: what its tail is given beside the feature that is each image's own, (N, ...) each.
+    tail_inputs: what its tail is given beside the feature that is each image's own, (N, ...) each.
     """
 
     final: Tensor
     logits: Tensor
-    beside: list[Tensor]
+    tail_inputs: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Alike:
+class SameRow:
     """One that has a row for each image, all of them equal; `row` is (1, ...)."""
 
     row: Tensor
@@ -53,8 +53,8 @@ class Alike:
 
 
 @dataclass(frozen=True)
-class OfImage:
-    """One that is each image's own; number `at` of `CachedOutputs.beside`."""
+class PerImage:
+    """One that is each image's own; number `at` of `CachedOutputs.tail_inputs`."""
 
     at: int
 
@@ -64,10 +64,10 @@ class OfImage:
 
 
 @dataclass(frozen=True)
-class Feature:
+class FeatureInput:
     """The feature itself, of which the tail reads its shape and the first `prefix` tokens.
 
-    at: of these among `CachedOutputs.beside`.
+    at: of these among `CachedOutputs.tail_inputs`.
     shape: without the batch.
     """
 
@@ -84,11 +84,11 @@ class Feature:
         return whole
 
 
-Leaf = Constant | Alike | OfImage | Feature
+TailInput = Constant | SameRow | PerImage | FeatureInput
 
 
-class Beside:
-    """All that a tail's modules are given, as constants and places in `CachedOutputs.beside`.
+class TailInputs:
+    """All that a tail's modules are given, as constants and places in `CachedOutputs.tail_inputs`.
 
     Args:
         tail: of a teacher.
@@ -101,7 +101,7 @@ class Beside:
     """
 
     def __init__(self, tail: Tail, watched: Callable[[int], object], prefix: int) -> None:
-        self.calls: dict[Any, tuple[list[Leaf], TreeSpec]] = {}
+        self.calls: dict[Any, tuple[list[TailInput], TreeSpec]] = {}
         self.own: list[tuple[Any, int, int | None]] = []
         watched(2)
         two = dict(tail.record.given)
@@ -110,11 +110,11 @@ class Beside:
         for nth, step in enumerate(tail.steps):
             key = step.module, step.nth
             (some, spec), (others, _) = two[key], three[key]
-            leaves: list[Leaf] = []
+            leaves: list[TailInput] = []
             for slot, (a, b) in enumerate(zip(some, others, strict=True)):
                 if slot == step.slot:
                     tokens = prefix if nth == 0 else 0
-                    leaves.append(Feature(tuple(a.shape[1:]), tokens, len(self.own)))
+                    leaves.append(FeatureInput(tuple(a.shape[1:]), tokens, len(self.own)))
                     if tokens:
                         self.own.append((key, slot, tokens))
                     continue
@@ -126,19 +126,19 @@ class Beside:
                         "cannot be kept image by image"
                     )
                 leaves.append(leaf)
-                if isinstance(leaf, OfImage):
+                if isinstance(leaf, PerImage):
                     self.own.append((key, slot, None))
             self.calls[key] = leaves, spec
 
-    def take(self, record: Record) -> list[Tensor]:
-        """`CachedOutputs.beside` of the teacher's last pass."""
+    def take(self, record: RecordedInputs) -> list[Tensor]:
+        """`CachedOutputs.tail_inputs` of the teacher's last pass."""
         taken = []
         for key, slot, tokens in self.own:
             leaf = record.given[key][0][slot]
             taken.append(leaf if tokens is None else leaf[:, :tokens].contiguous())
         return taken
 
-    def give(self, record: Record, beside: list[Tensor], like: Tensor) -> None:
+    def give(self, record: RecordedInputs, beside: list[Tensor], like: Tensor) -> None:
         """The tail's record as that pass left it, but for what nobody reads.
 
         Args:
@@ -152,7 +152,7 @@ class Beside:
         }
 
 
-def _leaf(two: Any, three: Any, at: int) -> Leaf | None:
+def _leaf(two: Any, three: Any, at: int) -> TailInput | None:
     """What a leaf is that was `two` for two images and `three` for three others."""
     if not isinstance(two, Tensor):
         return Constant(two)
@@ -162,5 +162,5 @@ def _leaf(two: Any, three: Any, at: int) -> Leaf | None:
         return None
     row = two[:1]
     if torch.equal(two, row.expand_as(two)) and torch.equal(three, row.expand_as(three)):
-        return Alike(row.clone())
-    return OfImage(at)
+        return SameRow(row.clone())
+    return PerImage(at)

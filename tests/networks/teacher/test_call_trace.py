@@ -10,13 +10,13 @@ from helpers.small_models import images, tokens
 from torch import Tensor, nn
 
 from scalekd.networks.teacher.call_trace import (
-    Call,
-    after,
-    cuts,
-    disturbed,
-    outputs_kept,
-    until,
-    watch,
+    ModuleCall,
+    calls_after,
+    calls_until_final,
+    find_cuts,
+    perturbed_output,
+    recorded_outputs,
+    trace_calls,
 )
 
 
@@ -71,9 +71,9 @@ class Watched:
         self.penultimate, self.final = self.maps(images())
         self.calls = self.watched(self.penultimate, self.final)
 
-    def watched(self, penultimate: Tensor, final: Tensor, channels: int = 3) -> list[Call]:
+    def watched(self, penultimate: Tensor, final: Tensor, channels: int = 3) -> list[ModuleCall]:
         x = images(channels=channels)
-        return watch(self.model, lambda: self.maps(x), penultimate, final)
+        return trace_calls(self.model, lambda: self.maps(x), penultimate, final)
 
     def maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         seen: dict[str, list[Tensor]] = {}
@@ -91,16 +91,16 @@ class Watched:
         penultimate, final = (seen[name][nth] for name, nth in self.places)
         return penultimate, final
 
-    def said(self, calls: list[Call]) -> list[str]:
+    def said(self, calls: list[ModuleCall]) -> list[str]:
         return [f"{self.names[call.module]}#{call.nth}" for call in calls]
 
-    def tree(self, calls: list[Call]) -> list[Any]:
+    def tree(self, calls: list[ModuleCall]) -> list[Any]:
         said = zip(self.said(calls), (self.tree(call.children) for call in calls), strict=True)
         return [(name, children) if children else name for name, children in said]
 
     def tail(self) -> list[str]:
         """The calls between the outermost cut and the final map."""
-        return self.said(until(after(cuts(self.calls)[0], self.calls)))
+        return self.said(calls_until_final(calls_after(find_cuts(self.calls)[0], self.calls)))
 
 
 def test_calls_are_a_tree() -> None:
@@ -120,7 +120,7 @@ def test_calls_are_a_tree() -> None:
 
 
 def test_a_call_knows_its_parent() -> None:
-    def check(calls: list[Call], parent: Call | None, depth: int) -> int:
+    def check(calls: list[ModuleCall], parent: ModuleCall | None, depth: int) -> int:
         for call in calls:
             assert call.parent is parent
             assert call.depth() == depth
@@ -134,7 +134,7 @@ def test_the_cuts_are_the_calls_that_gave_the_map_the_outermost_first_and_the_la
 ):
     seen = Watched("encoder.first", "encoder.last.1")
     names = ["encoder.first#0", "encoder.first.1#0", "encoder.first.0#0"]
-    assert seen.said(cuts(seen.calls)) == names
+    assert seen.said(find_cuts(seen.calls)) == names
 
 
 @pytest.mark.parametrize(
@@ -155,11 +155,11 @@ def test_what_follows_is_beside_a_call_and_beside_those_that_contain_it(
 ) -> None:
     seen = Watched("encoder.first", "encoder.last.1")
     module = seen.model.get_submodule(cut)
-    assert seen.said(after(_first_call(seen.calls, module), seen.calls)) == following
+    assert seen.said(calls_after(_first_call(seen.calls, module), seen.calls)) == following
 
 
-def _first_call(calls: list[Call], module: nn.Module) -> Call:
-    def search(calls: list[Call]) -> Call | None:
+def _first_call(calls: list[ModuleCall], module: nn.Module) -> ModuleCall:
+    def search(calls: list[ModuleCall]) -> ModuleCall | None:
         for call in calls:
             if call.module is module:
                 return call
@@ -175,7 +175,7 @@ def _first_call(calls: list[Call], module: nn.Module) -> Call:
 def test_following_the_first_call_of_a_shared_module_is_its_second() -> None:
     seen = Watched("encoder.shared", "encoder.last.1")
     call = _first_call(seen.calls, seen.model.encoder.shared)
-    assert seen.said(after(call, seen.calls)) == ["encoder.shared#1", "encoder.last#0"]
+    assert seen.said(calls_after(call, seen.calls)) == ["encoder.shared#1", "encoder.last#0"]
 
 
 @pytest.mark.parametrize(
@@ -208,12 +208,12 @@ def test_the_calls_from_the_one_map_to_the_other(
 
 def test_a_map_that_no_call_gives_has_no_cuts_and_no_end() -> None:
     seen = Watched("encoder.first", "encoder.last.1")
-    assert cuts(seen.watched(seen.penultimate + 1, seen.final)) == []
+    assert find_cuts(seen.watched(seen.penultimate + 1, seen.final)) == []
     # The other is there, but not after itself.
     for final in (seen.final + 1, seen.penultimate):
         calls = seen.watched(seen.penultimate, final)
         with refused("final feature is not the output of a module after the penultimate one"):
-            until(after(cuts(calls)[0], calls))
+            calls_until_final(calls_after(find_cuts(calls)[0], calls))
 
 
 def test_no_output_is_kept() -> None:
@@ -241,7 +241,11 @@ def test_a_pass_that_fails_leaves_no_hooks() -> None:
     call = _first_call(seen.calls, seen.model.encoder.shared)
     with pytest.raises(RuntimeError):
         seen.watched(seen.penultimate, seen.final, channels=2)
-    with pytest.raises(RuntimeError), outputs_kept([call]), disturbed(call, seen.penultimate):
+    with (
+        pytest.raises(RuntimeError),
+        recorded_outputs([call]),
+        perturbed_output(call, seen.penultimate),
+    ):
         seen.maps(images(channels=2))
     assert hooks(seen.model) == 0
 
@@ -250,8 +254,8 @@ def test_outputs_are_kept_call_by_call_and_leaf_by_leaf() -> None:
     seen = Watched("encoder.shared", "encoder.shared", (0, 1))
     encoder = _first_call(seen.calls, seen.model.encoder)
     first = _first_call(seen.calls, seen.model.encoder.shared)
-    second = after(first, seen.calls)[0]
-    with outputs_kept([second, first, encoder]) as kept:
+    second = calls_after(first, seen.calls)[0]
+    with recorded_outputs([second, first, encoder]) as kept:
         maps = seen.maps(images())
         flat = seen.model.encoder.last(maps[1])
     assert torch.equal(kept[0][0], maps[1])
@@ -267,9 +271,9 @@ def test_one_call_alone_is_disturbed(nth: int) -> None:
     seen = Watched("encoder.shared", "encoder.shared", (0, 1))
     encoder = seen.model.encoder
     calls = [_first_call(seen.calls, encoder.shared)]
-    calls.append(after(calls[0], seen.calls)[0])
+    calls.append(calls_after(calls[0], seen.calls)[0])
     given = (seen.penultimate, seen.final)[nth]
-    with disturbed(calls[nth], given) as other:
+    with perturbed_output(calls[nth], given) as other:
         first, second = seen.maps(images())
     assert not torch.isclose(other, given, atol=1e-3).any(0).all()
     assert torch.equal((first, second)[nth], other)
@@ -290,9 +294,9 @@ class Several(nn.Module):
 
 def test_of_several_outputs_the_map_alone_is_disturbed() -> None:
     model, x = nn.Sequential(Several()), images()
-    call = Call(model[0], 0, None)
+    call = ModuleCall(model[0], 0, None)
     plain = model(x)
-    with disturbed(call, x) as other:
+    with perturbed_output(call, x) as other:
         changed = model(x)
     assert changed["count"] == 3
     assert torch.equal(changed["all"][0][:, 1:], tokens(other))
@@ -302,11 +306,11 @@ def test_of_several_outputs_the_map_alone_is_disturbed() -> None:
 
 def test_the_disturbance_is_the_same_each_time_and_draws_no_random_numbers() -> None:
     seen = Watched("encoder.first", "encoder.last.1")
-    call = cuts(seen.calls)[0]
+    call = find_cuts(seen.calls)[0]
     state = torch.get_rng_state()
-    with disturbed(call, seen.penultimate) as first:
+    with perturbed_output(call, seen.penultimate) as first:
         pass
-    with disturbed(call, seen.penultimate) as second:
+    with perturbed_output(call, seen.penultimate) as second:
         pass
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)

@@ -247,7 +247,7 @@ def test_tail_may_be_called_twice_after_one_pass() -> None:
 
 def test_two_teachers_on_one_model_do_not_disturb_each_other() -> None:
     model = vit()
-    early, late = (FrozenTeacher(model, settings=FeatureSelection(penultimate=i)) for i in (1, 3))
+    early, late = (FrozenTeacher(model, features=FeatureSelection(penultimate=i)) for i in (1, 3))
     a, b = early(images(2, seed=1)), late(images(3, seed=2))
     torch.testing.assert_close(early.tail(tokens(a.penultimate)), tokens(a.final))
     torch.testing.assert_close(late.tail(tokens(b.penultimate)), tokens(b.final))

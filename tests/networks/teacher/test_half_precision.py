@@ -35,7 +35,7 @@ def test_it_gives_what_autocast_gives_on_less_memory(make: Callable[[], nn.Modul
         expected = passed(teacher, tokens)
     before = sum(p.nbytes for p in teacher.model.parameters())
     teacher.cast_to_half(torch.bfloat16, CPU)
-    assert teacher.half is torch.bfloat16
+    assert teacher.half_dtype is torch.bfloat16
     assert sum(p.nbytes for p in teacher.model.parameters()) < 0.75 * before
     with half():
         under = passed(teacher, tokens)
@@ -49,7 +49,7 @@ def test_it_gives_what_autocast_gives_on_less_memory(make: Callable[[], nn.Modul
 def test_a_tail_whose_trunk_is_dropped_stays_as_it_is() -> None:
     teacher = frozen(swin())
     teacher.cast_to_half(torch.bfloat16, CPU)
-    kept, tokens = teacher.keep(shown(teacher, 3)), tokens_for(teacher, 3)
+    kept, tokens = teacher.to_cache(shown(teacher, 3)), tokens_for(teacher, 3)
     expected = teacher.tail(tokens)
     teacher.drop_trunk()
     teacher.from_cache(kept)
@@ -94,7 +94,7 @@ def test_a_teacher_that_uses_a_weight_otherwise_is_left_alone(kind: type[Block])
         expected = passed(teacher, tokens)
     state = {n: t.clone() for n, t in model.state_dict().items()}
     teacher.cast_to_half(torch.bfloat16, CPU)
-    assert teacher.half is None
+    assert teacher.half_dtype is None
     assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
     with half():
         assert all(map(torch.equal, passed(teacher, tokens), expected))
@@ -104,7 +104,7 @@ def test_it_follows_images_to_double_precision_whole() -> None:
     teacher = frozen(swin())
     teacher.cast_to_half(torch.bfloat16, CPU)
     assert teacher(images(2).double()).final.dtype == torch.float64
-    assert teacher.half is None
+    assert teacher.half_dtype is None
     assert {p.dtype for p in teacher.model.parameters()} == {torch.float64}
 
 

@@ -82,7 +82,7 @@ def test_without_prefix_the_last_blocks_run_on_the_patches_alone(
     build, _ = WITH_PREFIX[family]
     model = build()
     teacher = FrozenTeacher(
-        model, settings=FeatureSelection(penultimate=penultimate), prefix="none"
+        model, features=FeatureSelection(penultimate=penultimate), prefix="none"
     )
     given = others(teacher(images(3, teacher.input.size)).penultimate)
     results = []
@@ -216,8 +216,8 @@ def test_the_tail_ends_at_the_target_with_every_norm(family: str, norm: Norm) ->
     seen = teacher(images(3, teacher.input.size))
     replayed = teacher.tail(tokens(seen.penultimate))
     torch.testing.assert_close(replayed, tokens(seen.final), atol=1e-5, rtol=1e-4)
-    assert teacher.extractor.plan.norm == norm
-    assert teacher.extractor.plan.norm_module == (None if norm == "none" else module)
+    assert teacher.extractor.selection.norm == norm
+    assert teacher.extractor.selection.norm_module == (None if norm == "none" else module)
     assert (module in teacher.tail_modules) is (norm == "final")
     bare = frozen(build(), norm="none")
     unlike = (seen.final - bare(images(3, teacher.input.size)).final).abs().max().item()
@@ -281,15 +281,15 @@ class Normed(nn.Module):
 def test_a_final_norm_that_can_be_replayed_is_in_the_tail() -> None:
     teacher = frozen(lively(Normed(lambda x: x)))
     assert teacher.tail_modules == ["last", "norm"]
-    assert teacher.extractor.plan.norm == "final"
+    assert teacher.extractor.selection.norm == "final"
 
 
 def test_where_it_cannot_the_target_is_taken_before_it() -> None:
     model = lively(Normed(lambda x: 2 * x))
     teacher = frozen(model)
     assert teacher.tail_modules == ["last"]
-    assert teacher.extractor.plan.norm == "none"
-    assert teacher.settings.norm == "none"
+    assert teacher.extractor.selection.norm == "none"
+    assert teacher.requested_features.norm == "none"
     seen = teacher(images())
     with torch.no_grad():
         assert torch.equal(seen.final, model.last(model.first(images())))
@@ -312,7 +312,7 @@ def test_a_student_of_a_teacher_that_fell_back_learns_its_bare_feature() -> None
     distiller = ScaleKD(lively(Normed(lambda x: 2 * x)), resnet(), size=SIZE, teacher_size=SIZE)
     step = distiller.train()(images(4), torch.tensor([0, 1, 2, 3]))
     step.loss.backward()
-    assert distiller.teacher.extractor.plan.norm == "none"
+    assert distiller.teacher.extractor.selection.norm == "none"
     assert all(p.grad is not None and p.grad.isfinite().all() for p in distiller.parameters())
 
 
@@ -321,4 +321,4 @@ def test_the_settings_asked_for_stay_as_they_were() -> None:
     model = lively(Normed(lambda x: 2 * x))
     teacher = FrozenTeacher(model, SIZE, asked)
     assert asked == FeatureSelection(penultimate=0)
-    assert teacher.settings == FeatureSelection(penultimate=0, norm="none")
+    assert teacher.requested_features == FeatureSelection(penultimate=0, norm="none")

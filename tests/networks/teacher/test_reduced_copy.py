@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scalekd import FeatureSelection, FrozenTeacher
 from scalekd.networks.build import build_model, build_without_weights, resize
-from scalekd.networks.teacher.reduced_copy import Verified, verify_on_reduced_copy
+from scalekd.networks.teacher.reduced_copy import VerifiedTeacher, verify_on_reduced_copy
 
 NARROW = {"embed_dim": 32, "num_heads": 2}
 SWIN = {"embed_dim": 12, "depths": (2, 8, 8), "num_heads": (1, 1, 2)}
@@ -22,27 +22,27 @@ Size = tuple[int, int]
 def verified(
     name: str,
     size: Size | None = None,
-    settings: FeatureSelection | None = None,
+    features: FeatureSelection | None = None,
     prefix: str = "own",
     **arguments: Any,
-) -> tuple[Verified, nn.Module]:
+) -> tuple[VerifiedTeacher, nn.Module]:
     """And the whole model on the meta device."""
     with torch.device("meta"):
         whole, _ = build_model(name, "random", size, **arguments)
-    asked = settings or FeatureSelection()
+    asked = features or FeatureSelection()
     return verify_on_reduced_copy(name, whole, arguments, size, asked, prefix), whole
 
 
 def itself(
     name: str,
     size: Size | None = None,
-    settings: FeatureSelection | None = None,
+    features: FeatureSelection | None = None,
     prefix: str = "own",
     **arguments: Any,
 ) -> FrozenTeacher:
     model = build_without_weights(name, **arguments)
     resize(name, model, size, arguments.get("img_size"))
-    return FrozenTeacher(model, size, settings, prefix)
+    return FrozenTeacher(model, size, features, prefix)
 
 
 CASES: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -54,17 +54,17 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "early in a ViT": (
         "vit_tiny_patch16_224",
-        {"depth": 18, "settings": FeatureSelection(penultimate=11), **NARROW},
+        {"depth": 18, "features": FeatureSelection(penultimate=11), **NARROW},
         "at 64x64 pixels",
     ),
     "a ViT with a final feature before its last": (
         "vit_tiny_patch16_224",
-        {"depth": 18, "settings": FeatureSelection(penultimate=-6, final=-3), **NARROW},
+        {"depth": 18, "features": FeatureSelection(penultimate=-6, final=-3), **NARROW},
         "at 64x64 pixels",
     ),
     "a ViT without its norm": (
         "vit_tiny_patch16_224",
-        {"depth": 18, "settings": FeatureSelection(norm="none"), **NARROW},
+        {"depth": 18, "features": FeatureSelection(norm="none"), **NARROW},
         "at 64x64 pixels",
     ),
     "a ViT without its prefix": (
@@ -80,14 +80,14 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "EVA-02": ("eva02_tiny_patch14_224", {"depth": 16, **NARROW}, "at 56x56 pixels"),
     "EVA-02, pooled norm": (
         "eva02_tiny_patch14_224",
-        {"depth": 16, "num_classes": 5, "settings": FeatureSelection(norm="pooled"), **NARROW},
+        {"depth": 16, "num_classes": 5, "features": FeatureSelection(norm="pooled"), **NARROW},
         "at 56x56 pixels",
     ),
     "BEiT": ("beit_base_patch16_224", {"depth": 16, **NARROW}, "at 64x64 pixels"),
     "Swin": ("swin_tiny_patch4_window7_224", SWIN, "at 64x64 pixels"),
     "Swin, earlier": (
         "swin_tiny_patch4_window7_224",
-        {**SWIN, "settings": FeatureSelection(penultimate=0)},
+        {**SWIN, "features": FeatureSelection(penultimate=0)},
         "at 64x64 pixels",
     ),
     "ConvNeXt": (
@@ -103,14 +103,14 @@ def test_a_copy_shows_what_the_whole_model_does(case: str) -> None:
     name, given, at = CASES[case]
     on_copy, whole = verified(name, **given)
     expected = itself(name, **given)
-    assert on_copy.on.startswith("a copy of ")
-    assert on_copy.on.endswith(at)
+    assert on_copy.verified_on.startswith("a copy of ")
+    assert on_copy.verified_on.endswith(at)
     assert on_copy.teacher.tail_modules == expected.tail_modules
     assert on_copy.teacher.prefix_tokens == expected.prefix_tokens
-    assert on_copy.teacher.extractor.plan.norm == expected.extractor.plan.norm
+    assert on_copy.teacher.extractor.selection.norm == expected.extractor.selection.norm
     assert on_copy.teacher.difference <= 1e-5
-    outlined = on_copy.teacher.outlined(whole, given.get("size"))
-    assert outlined.extractor.plan == expected.extractor.plan
+    outlined = on_copy.teacher.with_model(whole, given.get("size"))
+    assert outlined.extractor.selection == expected.extractor.selection
     assert outlined.shapes == expected.shapes
     assert outlined.input == expected.input
     assert outlined.tail_modules == expected.tail_modules
@@ -120,7 +120,7 @@ def test_a_copy_shows_what_the_whole_model_does(case: str) -> None:
 def test_the_outlined_teacher_runs_on_the_meta_device(case: str) -> None:
     name, given, _ = CASES[case]
     on_copy, whole = verified(name, **given)
-    outlined = on_copy.teacher.outlined(whole)
+    outlined = on_copy.teacher.with_model(whole)
     seen = outlined(torch.empty(3, 3, *outlined.input.size, device="meta"))
     assert seen.penultimate.device.type == "meta"
     given_tokens = seen.penultimate.flatten(2).transpose(1, 2)
@@ -155,7 +155,7 @@ def test_a_model_that_cannot_be_made_smaller_is_verified_at_its_own_size() -> No
     given = {"embed_dim": (16, 24, 32), "key_dim": 8, "num_heads": (2, 2, 2), "depth": (1, 6, 6)}
     on_copy, _ = verified("levit_128s", **given)
     expected = itself("levit_128s", **given)
-    assert on_copy.on.endswith("at 224x224 pixels")
+    assert on_copy.verified_on.endswith("at 224x224 pixels")
     assert on_copy.teacher.tail_modules == expected.tail_modules
     assert on_copy.teacher.shapes == expected.shapes
 
@@ -164,7 +164,7 @@ def test_a_model_that_cannot_be_shortened_is_verified_itself() -> None:
     given = {"embed_dim": 16, "num_heads": 1}
     on_itself, _ = verified("hiera_tiny_224", **given)
     expected = itself("hiera_tiny_224", **given)
-    assert on_itself.on == "the model itself, with random weights, at 224x224 pixels"
+    assert on_itself.verified_on == "the model itself, with random weights, at 224x224 pixels"
     assert on_itself.teacher.tail_modules == expected.tail_modules
     assert on_itself.teacher.shapes == expected.shapes
 
@@ -216,8 +216,8 @@ def scalekd_test_counts(
 def test_a_model_that_needs_all_its_blocks_is_verified_itself() -> None:
     few, _ = verified("scalekd_test_counts")
     every, _ = verified("scalekd_test_counts", all_needed=True)
-    assert few.on.startswith("a copy of ")
-    assert every.on.startswith("the model itself")
+    assert few.verified_on.startswith("a copy of ")
+    assert every.verified_on.startswith("the model itself")
     for teacher in (few.teacher, every.teacher):
         assert teacher.tail_modules == ["blocks.10", "blocks.11"]
 
@@ -234,6 +234,6 @@ def test_a_prefix_that_it_cannot_bear_to_miss_is_refused() -> None:
 
 
 def test_settings_that_the_whole_model_does_not_take_are_refused_by_its_own_numbers() -> None:
-    settings = FeatureSelection(penultimate=18)
+    features = FeatureSelection(penultimate=18)
     with refused("0 to 17", "number 18"):
-        verified("vit_tiny_patch16_224", settings=settings, depth=18, **NARROW)
+        verified("vit_tiny_patch16_224", features=features, depth=18, **NARROW)

@@ -684,15 +684,15 @@ def test_what_others_run_through_the_model_is_not_recorded() -> None:
 @pytest.mark.parametrize(("first", "second"), [("own", "none"), ("none", "own"), ("own", "own")])
 def test_two_teachers_of_one_model_keep_their_own_recordings(first: str, second: str) -> None:
     model = vit()
-    one = FrozenTeacher(model, settings=FeatureSelection(penultimate=3), prefix=first)
-    two = FrozenTeacher(model, settings=FeatureSelection(penultimate=2), prefix=second)
+    one = FrozenTeacher(model, features=FeatureSelection(penultimate=3), prefix=first)
+    two = FrozenTeacher(model, features=FeatureSelection(penultimate=2), prefix=second)
     given = others(one(images(2, seed=1)).penultimate)
     expected = one.tail(given)
     two(images(3, seed=2))
     assert torch.equal(one.tail(given), expected)
     seen = two(images(3, seed=3))
     one(images(1, seed=4))
-    alone = FrozenTeacher(vit(), settings=FeatureSelection(penultimate=2), prefix=second)
+    alone = FrozenTeacher(vit(), features=FeatureSelection(penultimate=2), prefix=second)
     alone(images(3, seed=3))
     given = others(seen.penultimate)
     assert torch.equal(two.tail(given), alone.tail(given))
@@ -722,8 +722,8 @@ def test_the_tail_of_a_vit_is_its_last_blocks_behind_the_images_own_prefix(
     make: Callable[[], Any], prefix: int, penultimate: int | None
 ) -> None:
     model = make()
-    teacher = FrozenTeacher(model, settings=FeatureSelection(penultimate=penultimate))
-    first = teacher.extractor.plan.penultimate + 1
+    teacher = FrozenTeacher(model, features=FeatureSelection(penultimate=penultimate))
+    first = teacher.extractor.selection.penultimate + 1
     kept: list[Tensor] = []
     hook = model.blocks[first].register_forward_pre_hook(lambda m, given: kept.append(given[0]))
     given = others(teacher(images(3, teacher.input.size)).penultimate)
@@ -756,7 +756,7 @@ def test_the_tail_of_a_swin_is_its_last_stage_and_norm() -> None:
 
 def test_the_tail_of_a_beit_has_the_biases_of_its_prefix() -> None:
     model: Any = beit()
-    teacher = FrozenTeacher(model, settings=FeatureSelection(penultimate=1))
+    teacher = FrozenTeacher(model, features=FeatureSelection(penultimate=1))
     kept: list[Tensor] = []
     hook = model.blocks[2].register_forward_pre_hook(lambda m, given: kept.append(given[0]))
     given = others(teacher(images(3)).penultimate)
@@ -773,7 +773,7 @@ def test_the_tail_of_a_beit_has_the_biases_of_its_prefix() -> None:
 
 def test_the_tail_of_a_rotary_model_has_its_rotations() -> None:
     model: Any = eva02()
-    teacher = FrozenTeacher(model, settings=FeatureSelection(penultimate=1))
+    teacher = FrozenTeacher(model, features=FeatureSelection(penultimate=1))
     kept: list[tuple[Tensor, Tensor]] = []
     hook = model.blocks[2].register_forward_pre_hook(
         lambda m, given, named: kept.append((given[0], named["rope"])), with_kwargs=True

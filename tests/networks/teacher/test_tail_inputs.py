@@ -25,7 +25,7 @@ def test_what_is_kept_of_a_pass_stands_for_it(make: Callable[[], nn.Module]) -> 
     tokens = tokens_for(teacher, 3)
     expected = teacher.tail(tokens)
     (gradient,) = torch.autograd.grad(expected.square().sum(), tokens)
-    kept = teacher.keep(seen)
+    kept = teacher.to_cache(seen)
     teacher(shown(teacher, 5))  # another pass in between
 
     recalled = teacher.from_cache(kept)
@@ -40,14 +40,14 @@ def test_what_is_kept_of_a_pass_stands_for_it(make: Callable[[], nn.Module]) -> 
 @pytest.mark.parametrize("make", TEACHERS.values(), ids=TEACHERS)
 def test_kept_are_single_images(make: Callable[[], nn.Module]) -> None:
     teacher = frozen(make())
-    kept = teacher.keep(shown(teacher, 3))
-    assert {len(part) for part in (kept.final, kept.logits, *kept.beside)} == {3}
+    kept = teacher.to_cache(shown(teacher, 3))
+    assert {len(part) for part in (kept.final, kept.logits, *kept.tail_inputs)} == {3}
     cells = kept.final.shape[2] * kept.final.shape[3]
-    assert sum(part[0].numel() for part in kept.beside) < kept.final[0].numel() * 9 / cells
+    assert sum(part[0].numel() for part in kept.tail_inputs) < kept.final[0].numel() * 9 / cells
 
     order = [2, 0]
     teacher.from_cache(
-        CachedOutputs(kept.final[order], kept.logits[order], [p[order] for p in kept.beside])
+        CachedOutputs(kept.final[order], kept.logits[order], [p[order] for p in kept.tail_inputs])
     )
     tokens = tokens_for(teacher, 2)
     mixed = teacher.tail(tokens)
@@ -58,7 +58,7 @@ def test_kept_are_single_images(make: Callable[[], nn.Module]) -> None:
 @pytest.mark.parametrize("make", [swin, vit])
 def test_the_tail_alone_stays_in_memory(make: Callable[[], nn.Module]) -> None:
     teacher = frozen(make())
-    kept, tokens = teacher.keep(shown(teacher, 2)), tokens_for(teacher, 2)
+    kept, tokens = teacher.to_cache(shown(teacher, 2)), tokens_for(teacher, 2)
     expected = teacher.tail(tokens)
     before = sum(p.numel() for p in teacher.model.parameters())
     needed = {
@@ -70,7 +70,9 @@ def test_the_tail_alone_stays_in_memory(make: Callable[[], nn.Module]) -> None:
     teacher.from_cache(kept)
     assert torch.equal(teacher.tail(tokens), expected)
     teacher.from_cache(
-        CachedOutputs(kept.final.double(), kept.logits.double(), [p.double() for p in kept.beside])
+        CachedOutputs(
+            kept.final.double(), kept.logits.double(), [p.double() for p in kept.tail_inputs]
+        )
     )
     assert teacher.tail(tokens.double()).dtype == torch.float64
     with refused("the teacher's trunk was dropped"):
@@ -79,8 +81,8 @@ def test_the_tail_alone_stays_in_memory(make: Callable[[], nn.Module]) -> None:
 
 def test_a_teacher_without_prefix_keeps_none() -> None:
     model = vit()
-    assert frozen(model).keep(images(2)).beside != []
-    assert FrozenTeacher(model, prefix="none").keep(images(2)).beside == []
+    assert frozen(model).to_cache(images(2)).tail_inputs != []
+    assert FrozenTeacher(model, prefix="none").to_cache(images(2)).tail_inputs == []
 
 
 class MixesImages(nn.Module):
@@ -110,4 +112,4 @@ def test_a_tail_whose_arguments_are_no_images_own_is_refused() -> None:
     config = InputConfig(3, (32, 32), (0.0,) * 3, (1.0,) * 3)
     teacher = FrozenTeacher(HookedFeatures(MixesImages(), "first", "last", config, logits=None))
     with refused("cannot be cached: its tail's Adds is given a tensor of (6,) for 2 images"):
-        teacher.keep(images(2, (32, 32)))
+        teacher.to_cache(images(2, (32, 32)))
