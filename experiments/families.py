@@ -191,16 +191,18 @@ def document(done: Sweep) -> str:
         "Made by `python experiments/families.py`; do not edit.",
         f"{done.date}, timm {done.timm}, torch {done.torch}, random weights.",
         "",
-        f"- Teachers: {families_of(teachers, 'verified')} of {len({m.family for m in teachers})} "
-        "families have members whose tail is found, replayed and verified without an entry of "
-        f"their own; {len(entries)} models have one ({', '.join(m.name for m in entries)}).",
+        f"- Teachers: in {families_of(teachers, 'verified')} of "
+        f"{len({m.family for m in teachers})} families there are models whose tail is found, "
+        f"replayed and verified without an entry for them; {len(entries)} models have an entry "
+        f"({', '.join(m.name for m in entries)}).",
         f"- Students: {sum(m.status != 'refused' for m in students)} of {len(students)} "
         f"architectures, from {families_of(students, 'verified', 'entry')} families. Of each "
-        "family the smallest took one real training step; the others were tapped on the meta "
-        "device.",
+        "family the smallest ran one real training step; the features of the others were "
+        "extracted on the meta device.",
         "",
         "A family is a module of timm. A teacher's tail is verified on the model itself for the "
-        "smallest of a family, else on a small copy; training always verifies the model itself.",
+        "smallest model of a family, and on a small copy for the others; training always verifies "
+        "the model itself. M is millions of parameters.",
         "",
         "## Teachers",
         "",

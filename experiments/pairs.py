@@ -46,12 +46,12 @@ def document(rows: list[tuple[PublishedPair, PairReport, Stepped]]) -> str:
         "",
         "Made by `python experiments/pairs.py`; do not edit.",
         f"{datetime.now(UTC).date().isoformat()}, timm {version('timm')}, torch "
-        f"{version('torch')}, 224x224 pixels, random weights. The paper's figures are marked so. "
-        "Nothing here was trained: a step shows that a pair runs.",
+        f"{version('torch')}, 224x224 pixels, random weights. The paper's figures are marked as "
+        "such. Nothing here was trained: a step shows that a pair runs.",
         "",
-        "## What is tapped, and what it costs",
+        "## Features and cost of each pair",
         "",
-        "GFLOP are an image's, 2 for each multiply-add; of student and rest with backward.",
+        "GFLOP are per image, 2 for each multiply-add; student and rest include the backward pass.",
         "",
         "| teacher | student | S3 | S4 | teacher's penultimate and final | tail | heads | "
         "M in projectors | GFLOP: teacher, student, rest |",
@@ -76,11 +76,11 @@ def document(rows: list[tuple[PublishedPair, PairReport, Stepped]]) -> str:
         "",
         "## One real training step",
         "",
-        "A batch of 2, float32 on two CPU cores. Silent: trained parameters without a finite, "
-        "non-zero gradient. Touched: the teacher's with any.",
+        "A batch of 2, float32 on two CPU cores. Silent: how many trained parameters have no "
+        "finite, non-zero gradient. Touched: how many of the teacher's have a gradient.",
         "",
-        "| pair | loss | trained tensors | silent | touched | tail differs by |",
-        "|---|---|---|---|---|---|",
+        "| pair | loss | trained tensors | silent | touched | tail differs by | seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for pair, _, s in rows:
         counts = f"{s.trained} | {len(s.silent)} | {len(s.touched)}"
@@ -89,7 +89,8 @@ def document(rows: list[tuple[PublishedPair, PairReport, Stepped]]) -> str:
         "",
         "## Students against the paper's table",
         "",
-        "| student | M here | M, paper | GMAC here | GMAC, paper | alone -> ScaleKD, paper (%) |",
+        "| student | M here | M, paper | GMAC here | GMAC, paper "
+        "| supervised -> ScaleKD, paper (%) |",
         "|---|---|---|---|---|---|",
     ]
     for pair, checked, _ in rows:
@@ -110,9 +111,10 @@ def document(rows: list[tuple[PublishedPair, PairReport, Stepped]]) -> str:
 
 
 REMARKS = """\
-Swin-T: 3.0 % more than the paper's 4.36 GMAC, since the two matrix products of its attention, 0.14,
-are counted here. Patch-14 models: their own counts; the paper's parameters are those with patches
-of 16 (the Mixer's token mixing grows with its 256 tokens). All others are within 2 %."""
+Swin-T has 3.0 % more than the paper's 4.36 GMAC, because the two matrix products of its attention,
+0.14 GMAC, are counted here. For patch-14 models these are their own counts; the paper's parameters
+are those with patches of 16 (the Mixer's token mixing grows with its 256 tokens). All others are
+within 2 %."""
 
 
 def _command(checked: PairReport) -> str:
