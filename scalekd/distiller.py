@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from scalekd.errors import InputError
-from scalekd.features import Features
+from scalekd.features import Features, FeatureShapes
 from scalekd.method import ChannelNorm, LossWeights, ScaleKDLoss
 from scalekd.networks import FeatureSelection, FrozenTeacher, build_model
 from scalekd.networks.build import pretrained_config
@@ -21,6 +21,7 @@ from scalekd.networks.input_config import renormalization
 from scalekd.networks.paper import PAIR_HEADS, TEACHER_HEADS
 from scalekd.networks.pretrained import looks_untrained
 from scalekd.networks.teacher.frozen import PrefixTokens
+from scalekd.notes import Note
 
 
 @dataclass(frozen=True)
@@ -104,17 +105,17 @@ class ScaleKD(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpoint_tail = checkpoint_tail
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         if isinstance(teacher, str):
             teacher, loaded = build_model(teacher, teacher_weights, teacher_size)
-            self.notes.append(str(loaded))
+            self.notes.append(loaded.note)
         elif isinstance(teacher, nn.Module) and looks_untrained(teacher):
             warning = (
                 f"the teacher {type(teacher).__name__} looks UNTRAINED: all its norms are as at "
                 "initialisation; load its weights before you distil from it"
             )
             warnings.warn(warning, stacklevel=2)
-            self.notes.append(warning)
+            self.notes.append(Note("warning", warning))
         if isinstance(teacher, nn.Module):
             teacher = FrozenTeacher(teacher, teacher_size, teacher_features, teacher_prefix)
         if isinstance(student, str):
@@ -216,31 +217,27 @@ class ScaleKD(nn.Module):
         return {name for name in names if name in listed or name.endswith(positions)}
 
     def _fitting_logits(self, asked: LossWeights | None) -> LossWeights:
-        mine, theirs = self.student_extractor.shapes.classes, self.teacher.shapes.classes
+        student, teacher = self.student_extractor.shapes, self.teacher.shapes
         weights = asked or LossWeights()
-        if mine is None:
-            self.notes.append("the student has no classifier: features alone are distilled")
-            return replace(weights, logits=0.0)
-        if asked and asked.logits and theirs is None:
+        if asked and asked.logits and student.classes is not None and teacher.classes is None:
             raise InputError(
                 f"the teacher has no classifier and the weight logits is {asked.logits}: set it to "
                 "0 to distil features alone"
             )
-        if weights.logits and mine != theirs:
-            self.notes.append(
-                f"logit distillation is left out: the teacher has {theirs or 'no'} classes, "
-                f"the student {mine}"
-            )
+        reason = why_no_logits(student, teacher)
+        if reason and (weights.logits or student.classes is None):
+            self.notes.append(Note("info", reason))
             return replace(weights, logits=0.0)
         return weights
 
     def _remark_on_sizes(self) -> None:
         sizes = [sum(p.numel() for p in m.parameters()) for m in (self.teacher.model, self.student)]
         if sizes[0] < sizes[1]:
-            self.notes.append(
+            text = (
                 f"the teacher ({sizes[0] / 1e6:.2f} M parameters) is smaller than the student "
                 f"({sizes[1] / 1e6:.2f} M): are they swapped?"
             )
+            self.notes.append(Note("info", text))
 
     def _match_inputs(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """How images normalised for the student become images normalised for the teacher."""
@@ -260,6 +257,18 @@ class ScaleKD(nn.Module):
         self.teacher_shift: Tensor
         self.register_buffer("teacher_scale", scale, persistent=False)
         self.register_buffer("teacher_shift", shift, persistent=False)
+
+
+def why_no_logits(student: FeatureShapes, teacher: FeatureShapes) -> str | None:
+    """Why there can be no logit distillation between these two; None where there can be."""
+    if student.classes is None:
+        return "the student has no classifier: features alone are distilled"
+    if student.classes != teacher.classes:
+        return (
+            f"logit distillation is left out: the teacher has {teacher.classes or 'no'} classes, "
+            f"the student {student.classes}"
+        )
+    return None
 
 
 def check_batch(

@@ -130,7 +130,7 @@ def test_the_teacher_is_in_no_parameters_and_no_state_dict() -> None:
     theirs = {id(p) for p in distiller.teacher.model.parameters()}
     assert theirs.isdisjoint(id(p) for p in distiller.parameters())
     assert distiller.teacher.model not in list(distiller.modules())
-    assert {name.split(".")[0] for name in distiller.state_dict()} == {"student", "method"}
+    assert {name.split(".")[0] for name in distiller.state_dict()} == {"student", "criterion"}
     pointers = {p.data_ptr() for p in distiller.teacher.model.parameters()}
     assert pointers.isdisjoint(t.data_ptr() for t in distiller.state_dict().values())
 
@@ -183,10 +183,10 @@ def test_a_state_dict_restores_a_distiller() -> None:
 def test_logits_are_left_out_and_noted_where_the_classes_differ() -> None:
     distiller = distilling(teacher=swin(num_classes=7))
     assert distiller.criterion.weights.logits == 0
-    (note,) = (n for n in distiller.notes if "logit" in n)
-    assert "7" in note
-    assert str(CLASSES) in note
-    assert "\n" not in note
+    (note,) = (n for n in distiller.notes if "logit" in n.text)
+    assert "7" in note.text
+    assert str(CLASSES) in note.text
+    assert "\n" not in note.text
     step = step_of(distiller)
     assert set(step.terms) == {"task"} | TERMS - {"logits"}
     torch.testing.assert_close(step.terms["task"], F.cross_entropy(step.logits, TARGETS))
@@ -194,7 +194,7 @@ def test_logits_are_left_out_and_noted_where_the_classes_differ() -> None:
 
 def test_logits_are_left_out_and_noted_where_the_teacher_has_no_head() -> None:
     distiller = distilling(teacher=swin(num_classes=0))
-    assert any("logit" in note and "no classes" in note for note in distiller.notes)
+    assert any("logit" in note.text and "no classes" in note.text for note in distiller.notes)
     assert "logits" not in step_of(distiller).terms
     with refused("no classifier"):
         distiller.classify_by_teacher(images())
@@ -202,23 +202,26 @@ def test_logits_are_left_out_and_noted_where_the_teacher_has_no_head() -> None:
 
 def test_logits_switched_off_are_not_remarked_upon() -> None:
     off = LossWeights(logits=0.0)
-    assert not any("logit" in n for n in distilling(teacher=swin(num_classes=7), weights=off).notes)
+    assert not any(
+        "logit" in n.text for n in distilling(teacher=swin(num_classes=7), weights=off).notes
+    )
 
 
 def test_a_random_teacher_is_noted() -> None:
     distiller = ScaleKD("scalekd_digits_swin", digits_student(), teacher_weights="random")
-    assert any("RANDOM" in note for note in distiller.notes)
+    assert any(note.level == "warning" and "RANDOM" in note.text for note in distiller.notes)
 
 
 def test_a_teacher_smaller_than_its_student_is_noted() -> None:
-    assert any("smaller" in note for note in distilling().notes)
+    assert any("smaller" in note.text for note in distilling().notes)
     assert distilling(vit(depth=4)).notes == []
 
 
 def test_of_a_trained_and_larger_teacher_only_its_weights_are_noted() -> None:
     (note,) = ScaleKD("scalekd_digits_swin", digits_student(), size=(32, 32)).notes
-    assert "pretrained" in note
-    assert "75 of 75 tensors" in note
+    assert note.level == "info"
+    assert "pretrained" in note.text
+    assert "75 of 75 tensors" in note.text
 
 
 def test_a_student_by_name_is_made_for_the_teachers_classes() -> None:
@@ -286,26 +289,26 @@ def test_heads_are_the_papers_or_one_for_64_channels(
     name: str, arguments: dict[str, Any], heads: tuple[int, int]
 ) -> None:
     teacher = make(name, img_size=64, window_size=2, depths=(1, 1, 1, 1), **arguments)
-    method = distilling(teacher=teacher, weights=ONE_VIEW).method
-    assert (method.penultimate["original"].heads, method.final["original"].heads) == heads
+    criterion = distilling(teacher=teacher, weights=ONE_VIEW).criterion
+    assert (criterion.penultimate["original"].heads, criterion.final["original"].heads) == heads
 
 
 def test_heads_of_the_packaged_teacher_follow_the_rule() -> None:
-    method = ScaleKD("scalekd_digits_swin", digits_student(), size=(32, 32)).method
-    assert (method.penultimate["original"].heads, method.final["original"].heads) == (1, 2)
+    criterion = ScaleKD("scalekd_digits_swin", digits_student(), size=(32, 32)).criterion
+    assert (criterion.penultimate["original"].heads, criterion.final["original"].heads) == (1, 2)
 
 
 def test_heads_can_be_chosen_and_must_divide_the_channels() -> None:
-    method = distilling(heads=(4, 12)).method
-    assert (method.penultimate["original"].heads, method.final["original"].heads) == (4, 12)
+    criterion = distilling(heads=(4, 12)).criterion
+    assert (criterion.penultimate["original"].heads, criterion.final["original"].heads) == (4, 12)
     with refused("5 heads", "24"):
         distilling(heads=(5, 12))
 
 
 @pytest.mark.parametrize("family", ["ResNet", "ConvNeXt", "Swin", "ViT", "Mixer"])
 def test_the_projectors_stem_has_channel_norm_for_convnext_only(family: str) -> None:
-    method = distilling(FAMILIES[family]()).method
-    norms = [p.stem[1] for m in (method.penultimate, method.final) for p in m.values()]
+    criterion = distilling(FAMILIES[family]()).criterion
+    norms = [p.stem[1] for m in (criterion.penultimate, criterion.final) for p in m.values()]
     expected = ChannelNorm if family == "ConvNeXt" else nn.BatchNorm2d
     assert len(norms) == 4
     assert all(type(norm) is expected for norm in norms)
@@ -314,8 +317,8 @@ def test_the_projectors_stem_has_channel_norm_for_convnext_only(family: str) -> 
 @pytest.mark.parametrize("name", ["pvt_v2_b0", "pit_ti_224"])
 def test_a_transformer_with_depthwise_convolutions_is_no_convnext(name: str) -> None:
     size = (224, 224) if name.startswith("pit") else SIZE
-    method = distilling(make(name), size=size, weights=ONE_VIEW).method
-    assert type(method.final["original"].stem[1]) is nn.BatchNorm2d
+    criterion = distilling(make(name), size=size, weights=ONE_VIEW).criterion
+    assert type(criterion.final["original"].stem[1]) is nn.BatchNorm2d
 
 
 @pytest.mark.parametrize("family", ["ResNet", "Swin"])

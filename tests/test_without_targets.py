@@ -27,7 +27,7 @@ def test_without_targets_the_terms_are_those_of_the_method_alone() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_student_without_classifier_learns_the_features(family: str) -> None:
     distiller = distilling(FAMILIES[family](num_classes=0))
-    assert any("no classifier" in note for note in distiller.notes)
+    assert any("no classifier" in note.text for note in distiller.notes)
     step = distiller(images(4))
     assert step.logits is None
     assert set(step.terms) == FEATURES

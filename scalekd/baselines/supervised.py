@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from scalekd.distiller import StepOutput, check_batch
 from scalekd.errors import InputError
+from scalekd.notes import Note
 
 
 class Supervised(nn.Module):
@@ -17,7 +18,7 @@ class Supervised(nn.Module):
     def __init__(self, student: nn.Module, task: nn.Module | None = None) -> None:
         super().__init__()
         self.student = student
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         self.task = task or nn.CrossEntropyLoss()
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> StepOutput:

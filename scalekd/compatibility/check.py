@@ -23,6 +23,7 @@ from scalekd.networks.feature_extractor import FeatureExtractor
 from scalekd.networks.feature_selection import ResolvedSelection
 from scalekd.networks.teacher.frozen import PrefixTokens
 from scalekd.networks.teacher.reduced_copy import verify_on_reduced_copy
+from scalekd.notes import Note
 
 BATCH = 2
 
@@ -73,7 +74,7 @@ class PairReport:
     rest_gflop: float
     step_gflop: float
     weights: LossWeights
-    notes: list[str]
+    notes: list[Note]
     command: str
 
 

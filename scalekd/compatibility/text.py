@@ -38,7 +38,7 @@ def format_report(pair: PairReport) -> str:
         ),
         ("loss", ", ".join(on) or "nothing but the task"),
         *([("off", ", ".join(off))] if off else []),
-        *(("note", note) for note in pair.notes),
+        *(("note", note.text) for note in pair.notes),
         ("train it", pair.command),
     ]
     return "\n".join(f"{label:<11}{text}".rstrip() for label, text in rows)

@@ -9,6 +9,7 @@ import torch
 from scalekd.data.corrupt import Item, decode, load_image
 from scalekd.data.source import Source, build_source
 from scalekd.errors import InputError
+from scalekd.notes import Note
 from scalekd.recipe import Data
 
 PREFIX = "hf:"
@@ -27,7 +28,9 @@ def open_huggingface(data: Data) -> Source:
     if train.label is None:
         features = _described(splits[training].features)
         note = f"no feature of {data.root} is a ClassLabel, so it has no labels ({features})"
-        return build_source(data, train, None, torch.zeros(len(train)), [], None, [note])
+        return build_source(
+            data, train, None, torch.zeros(len(train)), [], None, [Note("info", note)]
+        )
     validating = next((n for n in VALIDATION if n in splits), None)
     if validating is None:
         raise InputError(
@@ -45,7 +48,7 @@ def open_huggingface(data: Data) -> Source:
         raise InputError(f"{data.root!r} has one class; at least 2 are needed")
     targets = train.targets()
     validation.targets()  # all there
-    notes = [f"measured on the split {validating} of {data.root}"]
+    notes = [Note("info", f"measured on the split {validating} of {data.root}")]
     return build_source(data, train, validation, targets, train.classes, len(train.classes), notes)
 
 

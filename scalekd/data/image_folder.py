@@ -11,6 +11,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from scalekd.data.corrupt import Item, load_image
 from scalekd.data.source import Source, build_source
 from scalekd.errors import InputError
+from scalekd.notes import Note
 from scalekd.recipe import Data
 
 
@@ -38,10 +39,11 @@ def open_flat_folder(data: Data) -> Source:
     others = [file for file in files if not file.lower().endswith(IMG_EXTENSIONS)]
     notes = []
     if others:
-        notes.append(
+        text = (
             f"left out, no images by their names: {len(others)} of the files in {data.root}, "
             f"for example {others[0]}"
         )
+        notes.append(Note("info", text))
     names = (image.removeprefix(str(Path(data.root))) for image in images)
     targets = torch.zeros(len(images))
     return build_source(data, Unlabelled(images), None, targets, names, None, notes)

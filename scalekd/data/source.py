@@ -16,6 +16,7 @@ from scalekd.data.corrupt import Images, Readable
 from scalekd.data.seeding import seed_all
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
+from scalekd.notes import Note
 from scalekd.recipe import Data
 
 DECODED_BEFOREHAND = 5_000
@@ -56,7 +57,7 @@ class Source:
     input: InputConfig | None
     train: Callable[[InputConfig, int], Dataset[Any]]
     validation: Callable[[InputConfig], Dataset[Any]] | None
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     order: Order | None = None
     broken: Callable[[], int] = lambda: 0
     identity: str = ""
@@ -70,7 +71,7 @@ def build_source(
     targets: Tensor,
     names: Iterable[str],
     classes: int | None,
-    notes: list[str],
+    notes: list[Note],
     order: Order | None = None,
 ) -> Source:
     """The source that gives these pictures, transformed.

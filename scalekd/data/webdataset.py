@@ -28,6 +28,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from scalekd.data.corrupt import Item, decode
 from scalekd.data.source import Source, build_source
 from scalekd.errors import InputError
+from scalekd.notes import Note
 from scalekd.recipe import Data
 
 TRAIN, VALIDATION = {"train", "training"}, {"val", "valid", "validation"}
@@ -57,10 +58,11 @@ def open_webdataset(data: Data) -> Source:
     training, validating, others = _by_split(root)
     notes = []
     if others:
-        notes.append(
+        text = (
             f"left out, neither train nor val by their names: {len(others)} of the shards in "
             f"{data.root}, for example {others[0]}"
         )
+        notes.append(Note("info", text))
     train = Shards(training)
     targets = torch.from_numpy(train.index.target)
     order = partial(block_order, torch.from_numpy(train.index.shard).long())
@@ -68,7 +70,8 @@ def open_webdataset(data: Data) -> Source:
     names += map(str, train.index.size.tolist())
     if train.first_without_label is not None:
         if validating:
-            notes.append(f"left out, there being no labels to train on: {len(validating)} shards")
+            text = f"left out, there being no labels to train on: {len(validating)} shards"
+            notes.append(Note("info", text))
         return build_source(data, train, None, torch.zeros_like(targets), names, None, notes, order)
     if not validating:
         raise InputError(
@@ -92,10 +95,11 @@ def open_webdataset(data: Data) -> Source:
         raise InputError(f"{data.root!r}: all labels are 0; at least 2 classes are needed")
     if len(ours) < classes:
         gap = min(set(range(classes)) - set(ours.tolist()))
-        notes.append(
+        text = (
             f"of {classes} classes, 0 to {classes - 1}, {classes - len(ours)} have no image, for "
             f"example {gap}"
         )
+        notes.append(Note("info", text))
     return build_source(data, train, validation, targets, names, classes, notes, order)
 
 

@@ -22,7 +22,7 @@ from scalekd.data.open import open_source
 from scalekd.data.source import Source
 from scalekd.device import best_device
 from scalekd.errors import InputError
-from scalekd.jobs.console import QUIET
+from scalekd.jobs.console import QUIET, print_note
 from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig, input_config
 from scalekd.networks.input_config import renormalization
 from scalekd.recipe import Recipe
@@ -78,7 +78,7 @@ def build_cache(
     config = _config(recipe, source, teacher)
     console.print(str(loaded))
     for note in source.notes:
-        console.print("[yellow]note:[/]", note)
+        print_note(console, note)
     images = source.train(config, recipe.seeds[0])
     passes = TeacherPasses(recipe, teacher, config)
     names = range(min(2, len(images)))  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 
 from scalekd.distributed import ranks
+from scalekd.notes import Note
 from scalekd.recipe import Recipe
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import (
@@ -79,9 +80,7 @@ class Display:
             f"{pair.workers or 'no'} other process{'es' * (pair.workers != 1)}"
         )
         for note in pair.notes:
-            loud = any(word in note for word in ("RANDOM", "UNTRAINED", "chance"))
-            label = "[bold red]WARNING:[/]" if loud else "[yellow]note:[/]"
-            self.console.print(label, escape(note))
+            print_note(self.console, note)
         self.console.print(f"writing to {out}/")
 
     def __enter__(self) -> "Display":
@@ -136,10 +135,11 @@ class Display:
     def _remark_on_waiting(self, run: str, news: News) -> None:
         if news.waiting > LONG_WAIT and news.seconds > 30 and run not in self.remarked:
             self.remarked.add(run)
-            self.console.print(
-                f"[yellow]note:[/] {run} spends {news.waiting:.0%} of its time waiting for images: "
-                "more processes load faster (--data.workers), and smaller files do"
+            text = (
+                f"{run} spends {news.waiting:.0%} of its time waiting for images: more processes "
+                "load faster (--data.workers), and smaller files do"
             )
+            print_note(self.console, Note("info", text))
 
     def finished(self, run: str, result: Result) -> None:
         """Say a run's result, once and for good."""
@@ -153,6 +153,12 @@ class Display:
             f"[bold]{run}[/]: {came_to} after {result.steps} steps, "
             f"{result.seconds:.0f} s of training"
         )
+
+
+def print_note(console: Console, note: Note) -> None:
+    """Print a note after its level: "note:", or "WARNING:" in red."""
+    label = "[bold red]WARNING:[/]" if note.level == "warning" else "[yellow]note:[/]"
+    console.print(label, escape(note.text))
 
 
 def _who(recipe: Recipe, pair: PairSummary) -> str:

@@ -11,11 +11,12 @@ from scalekd.data.cached import open_cache, with_cached_outputs
 from scalekd.data.loader import build_loaders
 from scalekd.data.open import find_layout, open_source
 from scalekd.device import best_device
-from scalekd.distiller import ScaleKD
+from scalekd.distiller import ScaleKD, why_no_logits
 from scalekd.errors import InputError
 from scalekd.evaluation.evaluate import top1
 from scalekd.networks import FrozenTeacher, input_config
 from scalekd.networks.pretrained import LoadedWeights
+from scalekd.notes import Note
 from scalekd.recipe import Recipe
 from scalekd.runs.result import PairSummary, main_run
 from scalekd.training.dry_run import dry_run, parameters_without_gradient
@@ -64,17 +65,20 @@ def run_preflight(
     gflop = dry_run(method, batches)
     notes = source.notes + method.notes
     if recipe.learning_rate != recipe.optim.lr:
-        notes.append(
+        text = (
             f"the learning rate is {recipe.learning_rate:.3g}: {recipe.optim.lr} for "
             f"{recipe.optim.lr_batch_size} images a step, in proportion to these "
             f"{recipe.batch_size}"
         )
+        notes.append(Note("info", text))
     if recipe.separable_stem and isinstance(method, ScaleKD):
-        notes.append("separable_stem is true: cheaper than the exact method, and not the same")
+        text = "separable_stem is true: cheaper than the exact method, and not the same"
+        notes.append(Note("info", text))
     if unlearnt := parameters_without_gradient(method):
-        notes.append(f"no gradient reaches {len(unlearnt)} parameters, such as {unlearnt[0]}")
+        text = f"no gradient reaches {len(unlearnt)} parameters, such as {unlearnt[0]}"
+        notes.append(Note("info", text))
     if cache is not None:
-        notes.append(str(cache))
+        notes.append(Note("info", str(cache)))
     pair = PairSummary(
         teacher_top1=None,
         teacher_parameters=0,
@@ -109,13 +113,13 @@ def run_preflight(
 
 def _refuse_logits_where_there_are_none(method: ScaleKD) -> None:
     if not method.criterion.weights.logits:
-        why = "; ".join(n for n in method.notes if "logit" in n or "no classifier" in n)
+        why = why_no_logits(method.student_extractor.shapes, method.teacher.shapes)
         why = why or "the weight logits is 0"
-        raise InputError(f"compare has logits, and there is no logit distillation here ({why})")
+        raise InputError(f"compare has logit_kd, and there is no logit distillation here ({why})")
 
 
-def teacher_accuracy_notes(top1: float, classes: int, images: int) -> list[str]:
-    """A note where a teacher right on this share of the images may as well be guessing.
+def teacher_accuracy_notes(top1: float, classes: int, images: int) -> list[Note]:
+    """A warning where a teacher right on this share of the images may as well be guessing.
 
     Guessing is right on 1 / classes of them. Whatever is below three standard errors above that is
     called chance; of fewer than 50 images nothing is said.
@@ -123,10 +127,11 @@ def teacher_accuracy_notes(top1: float, classes: int, images: int) -> list[str]:
     chance = 1 / classes
     if images < 50 or top1 >= chance + 3 * math.sqrt(chance * (1 - chance) / images):
         return []
-    return [
+    text = (
         f"the teacher is right on {top1:.2%} of these images, which is chance for {classes} "
         "classes: are its weights random, or its classes in another order?"
-    ]
+    )
+    return [Note("warning", text)]
 
 
 def _refuse_what_needs_labels(recipe: Recipe) -> None:
@@ -138,8 +143,8 @@ def _refuse_what_needs_labels(recipe: Recipe) -> None:
         )
     if "supervised" in recipe.compare:
         raise InputError(
-            f"compare has alone, which learns from labels, {there_are_none}: leave it out, or give "
-            "--data.root a folder with train/CLASS/*.jpg and val/CLASS/*.jpg"
+            f"compare has supervised, which learns from labels, {there_are_none}: leave it out, or "
+            "give --data.root a folder with train/CLASS/*.jpg and val/CLASS/*.jpg"
         )
     for name in ("mixup", "cutmix"):
         if value := getattr(recipe.data, name):
@@ -150,17 +155,18 @@ def _refuse_what_needs_labels(recipe: Recipe) -> None:
         )
 
 
-def _without_labels(method: ScaleKD, root: str) -> Iterator[str]:
+def _without_labels(method: ScaleKD, root: str) -> Iterator[Note]:
     """What there is to say of a training without labels."""
     weights = asdict(method.criterion.weights)
     logits = weights.pop("logits")
     kinds = [k for k, some in (("features", any(weights.values())), ("logits", logits)) if some]
-    yield f"no labels in {root}: {' and '.join(kinds)} alone are distilled"
+    yield Note("info", f"no labels in {root}: {' and '.join(kinds)} alone are distilled")
     if method.student.num_classes and not logits:
-        yield (
+        text = (
             f"nothing trains the student's classifier of {method.student.num_classes} classes: "
             "leave num_classes out of student_args for a student without one"
         )
+        yield Note("info", text)
 
 
 def _parameters(model: nn.Module) -> int:

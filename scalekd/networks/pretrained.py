@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scalekd.errors import InputError
+from scalekd.notes import Note
 
 StateDict = dict[str, Tensor]
 """Tensors by their names in a model."""
@@ -50,6 +51,11 @@ class LoadedWeights:
         """Of a `model` that was left at its random initialisation."""
         names = tuple(model.state_dict())
         return cls(name, "random", None, None, 0, len(names), names)
+
+    @property
+    def note(self) -> Note:
+        """The line for a person; a warning where any tensor is at its random initialisation."""
+        return Note("warning" if self.missing else "info", str(self))
 
     def __str__(self) -> str:
         if self.source == "random":

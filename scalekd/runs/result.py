@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scalekd.networks import InputConfig
+from scalekd.notes import Note
 from scalekd.recipe import Baseline, Recipe
 from scalekd.runs.atomic_io import read_jsonl
 
@@ -152,7 +153,7 @@ class PairSummary:
     teacher_parameters: int
     student_parameters: int
     projector_parameters: int
-    notes: list[str]
+    notes: list[Note]
     labels: bool = True
     fit: str = ""
     gflop: float = 0.0

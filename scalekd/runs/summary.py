@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -60,7 +61,7 @@ def summarise(
             "student": pair.student_parameters,
             "projectors": pair.projector_parameters,
         },
-        "notes": pair.notes,
+        "notes": [asdict(note) for note in pair.notes],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "scalekd " + " ".join(sys.argv[1:]),
         "versions": {

@@ -97,7 +97,8 @@ def build_method(
     if run.method == "logit_kd":
         weights = LossWeights(0, 0, 0, 0, logits=(weights or LossWeights()).logits)
     method = pair_of(recipe, teacher, student, weights)
-    method.notes.append(str(loaded))
+    if loaded:
+        method.notes.append(loaded.note)
     return method, loaded
 
 

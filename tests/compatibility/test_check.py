@@ -1,4 +1,4 @@
-"""`check_pair`: what it says of a pair is what the built networks are, and it leaves nothing behind."""
+"""`check_pair` reports what the built networks are, and leaves nothing behind."""
 
 import json
 import random
@@ -127,11 +127,11 @@ def test_projectors_heads_weights_and_notes_are_those_of_the_real_pair(
 ) -> None:
     pair, said = known
     real = ScaleKD(pair.frozen(), pair.learner())
-    projectors = [*real.method.penultimate.values(), *real.method.final.values()]
+    projectors = [*real.criterion.penultimate.values(), *real.method.final.values()]
     assert said.projector_parameters == sum(count(p) for p in projectors) > 0
-    assert said.projector_parameters == count(real.method)
+    assert said.projector_parameters == count(real.criterion)
     assert said.heads == real.heads
-    assert said.weights == real.method.weights
+    assert said.weights == real.criterion.weights
     assert said.notes == real.notes
 
 
@@ -162,7 +162,7 @@ def test_a_teacher_without_classifier_leaves_logits_out_and_it_is_noted() -> Non
     without = check_pair("test_vit", "test_resnet", teacher_args={"num_classes": 0})
     assert without.teacher.shapes.classes is None
     assert without.weights == LossWeights(logits=0.0)
-    assert [n for n in without.notes if "logit distillation is left out" in n]
+    assert [n for n in without.notes if "logit distillation is left out" in n.text]
     assert without.teacher.parameters == count(timm.create_model("test_vit", num_classes=0))
     assert "--teacher_args.num_classes 0" in without.command
 
@@ -171,7 +171,7 @@ def test_a_student_without_classifier_learns_features_alone() -> None:
     without = check_pair("test_vit", "test_resnet", student_args={"num_classes": 0})
     assert without.student.shapes.classes is None
     assert without.weights.logits == 0
-    assert [n for n in without.notes if "features alone" in n]
+    assert [n for n in without.notes if "features alone" in n.text]
 
 
 def test_logits_that_are_asked_for_and_cannot_be_given_are_refused() -> None:
@@ -424,7 +424,7 @@ def test_the_papers_pairs_are_answered(pair: paper.PublishedPair) -> None:
     assert said.heads == PAPERS_HEADS.get((pair.teacher, pair.student), said.heads)
     last_blocks = ["blocks.22", "blocks.23"]
     assert said.tail == (last_blocks if pair.teacher == paper.EVA_L else ["layers.3", "norm"])
-    assert [note for note in said.notes if "left out" in note] == []
+    assert [note for note in said.notes if "left out" in note.text] == []
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from scalekd import LossWeights
 from scalekd.compatibility.check import PairReport, check_pair
 from scalekd.compatibility.text import format_report
 from scalekd.networks.feature_selection import ResolvedSelection
+from scalekd.notes import Note
 
 WIDTH = 200
 
@@ -136,7 +137,7 @@ def test_a_pair_without_a_classifier_is_said_to_be_one(headless: PairReport) -> 
 
 
 def test_every_note_and_the_command_are_said(headless: PairReport) -> None:
-    said = rows(replace(headless, notes=["one thing", "another"]))
+    said = rows(replace(headless, notes=[Note("info", "one thing"), Note("warning", "another")]))
     assert said["note"] == "one thing\nanother"
     assert said["train it"] == headless.command
     assert format_report(headless).endswith(headless.command)

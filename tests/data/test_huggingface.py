@@ -75,7 +75,9 @@ def values(split: Any) -> list[tuple[int, int]]:
 def test_a_saved_dataset_gives_its_images_and_classes(tmp_path: Path) -> None:
     opened = source(saved(tmp_path / "set", train=rows(9), validation=rows(4)))
     assert (opened.classes, opened.input) == (3, None)
-    assert opened.notes == [f"measured on the split validation of hf:{tmp_path / 'set'}"]
+    assert [note.text for note in opened.notes] == [
+        f"measured on the split validation of hf:{tmp_path / 'set'}"
+    ]
     assert opened.validation is not None
     assert values(opened.train(PLAIN, 0)) == [(i, i % 3) for i in range(9)]
     assert values(opened.validation(PLAIN)) == [(i, i % 3) for i in range(4)]
@@ -85,7 +87,7 @@ def test_a_saved_dataset_gives_its_images_and_classes(tmp_path: Path) -> None:
 def test_the_split_that_is_measured_on_is_said(name: str, tmp_path: Path) -> None:
     more = {"test": rows(5)} if name != "test" else {}
     opened = source(saved(tmp_path / "set", train=rows(9), **{name: rows(4)}, **more))
-    assert f"split {name} of" in opened.notes[0]
+    assert f"split {name} of" in opened.notes[0].text
     assert opened.validation is not None
     assert len(opened.validation(PLAIN)) == 4  # type: ignore[arg-type]
 
@@ -113,7 +115,7 @@ def test_without_class_labels_it_is_learnt_from_without(tmp_path: Path) -> None:
     opened = source(tmp_path / "set")
     assert (opened.classes, opened.validation) == (None, None)
     (note,) = opened.notes
-    assert "picture: Image" in note
+    assert "picture: Image" in note.text
     assert len(opened.train(PLAIN, 0)[0]) == 1
 
 
@@ -223,6 +225,6 @@ def test_a_student_is_trained_and_measured_on_one(tmp_path: Path) -> None:
     recipe = tiny(f"hf:{root}")
     out = distill(recipe, tmp_path / "out", parallel=1)
     said = json.loads((out / "summary.json").read_text())
-    assert said["notes"][0] == f"measured on the split test of hf:{root}"
+    assert said["notes"][0]["text"] == f"measured on the split test of hf:{root}"
     assert evaluate(str(out), recipe.data) == said["student_top1"]
     assert run_preflight(recipe).labels

@@ -65,8 +65,8 @@ def test_names_of_files_may_say_the_split(tmp_path: Path) -> None:
     assert opened.classes == 3
     assert len(opened.train(PLAIN, 0)) == len(opened.validation(PLAIN)) == 12  # type: ignore[arg-type]
     (note,) = opened.notes
-    assert "1 of the shards" in note
-    assert "imagenet1k-test-0000.tar" in note
+    assert "1 of the shards" in note.text
+    assert "imagenet1k-test-0000.tar" in note.text
 
 
 def test_a_label_may_be_in_json_and_other_members_are_not_read(tmp_path: Path) -> None:
@@ -273,7 +273,9 @@ def test_classes_without_an_image_are_remarked_on(tmp_path: Path) -> None:
         )
     opened = source(tmp_path)
     assert opened.classes == 5
-    assert opened.notes == ["of 5 classes, 0 to 4, 3 have no image, for example 0"]
+    assert [note.text for note in opened.notes] == [
+        "of 5 classes, 0 to 4, 3 have no image, for example 0"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_digits_are_rendered_again_as_they_were(tmp_path: Path) -> None:
     out = distill(replace(recipe, cache=str(cache)), tmp_path / "run", parallel=1)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["steps"] == 8
-    assert any("3 views of each of 20 images" in note for note in summary["notes"])
+    assert any("3 views of each of 20 images" in note["text"] for note in summary["notes"])
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """What the conclusion says in words, and the picture."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from rich.console import Console
 
-from scalekd.jobs.console import conclude, in_words
+from scalekd.jobs.console import conclude, in_words, print_note
+from scalekd.notes import Note
 from scalekd.recipe import Data, Recipe
 from scalekd.runs.result import (
     Method,
@@ -124,3 +127,13 @@ def test_the_mean_of_nothing_is_none() -> None:
     assert mean_of_known([]) is None
     assert mean_of_known([None, None]) is None
     assert mean_of_known([1.0, 2.0]) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("level", "printed"), [("info", "note: a [b] of c\n"), ("warning", "WARNING: a [b] of c\n")]
+)
+def test_a_note_is_printed_after_its_level_and_without_markup(
+    level: Literal["info", "warning"], printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_note(Console(highlight=False, soft_wrap=True), Note(level, "a [b] of c"))
+    assert capsys.readouterr().out == printed

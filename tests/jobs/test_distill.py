@@ -231,7 +231,7 @@ def test_separable_stems_are_said_to_be_no_exact_method_and_a_run_keeps_to_its_o
     tmp_path: Path,
 ) -> None:
     out = distill(replace(ONE, separable_stem=True), tmp_path / "out", parallel=1)
-    assert any("separable_stem is true" in note for note in summary(out)["notes"])
+    assert any("separable_stem is true" in note["text"] for note in summary(out)["notes"])
     with refused("separable_stem", "True", "False"):
         distill(ONE, out, resume=True)
     one, other = (

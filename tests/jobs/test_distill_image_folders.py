@@ -61,7 +61,7 @@ def test_a_teacher_of_the_tasks_classes_is_measured_and_heard(
     found = summary(distill(same, tmp_path / "out", parallel=1))
     assert found["teacher_top1"] is not None
     assert found["logit_kd_top1"] is not None
-    assert not [note for note in found["notes"] if "left out" in note]
+    assert not [note for note in found["notes"] if "left out" in note["text"]]
 
 
 @pytest.mark.parametrize("classes", [1000, 0])
@@ -76,13 +76,13 @@ def test_logit_distillation_alone_is_refused_where_the_teacher_has_other_classes
 
 def test_random_weights_of_the_teacher_are_remarked_on(recipe: Recipe, tmp_path: Path) -> None:
     found = summary(distill(small(recipe), tmp_path / "out", parallel=1))
-    assert [note for note in found["notes"] if "RANDOM" in note]
+    assert [note for note in found["notes"] if "RANDOM" in note["text"]]
 
 
 def test_a_teacher_smaller_than_its_student_is_remarked_on(recipe: Recipe, tmp_path: Path) -> None:
     swapped = small(recipe, teacher="test_resnet", student="resnet10t")
     found = summary(distill(swapped, tmp_path / "out", parallel=1))
-    assert [note for note in found["notes"] if "swapped" in note]
+    assert [note for note in found["notes"] if "swapped" in note["text"]]
 
 
 def test_a_head_and_a_name_of_ones_own_survive_in_the_students_folder(

@@ -33,9 +33,10 @@ def test_chance_reaches_to_three_standard_errors(
     said = teacher_accuracy_notes(top1, classes, images)
     assert len(said) == remarked
     for note in said:
-        assert f"{top1:.2%}" in note
-        assert f"chance for {classes} classes" in note
-        assert "\n" not in note
+        assert note.level == "warning"
+        assert f"{top1:.2%}" in note.text
+        assert f"chance for {classes} classes" in note.text
+        assert "\n" not in note.text
 
 
 def test_a_teacher_of_random_weights_is_remarked_on_where_there_are_images_enough(
@@ -53,11 +54,12 @@ def test_a_teacher_of_random_weights_is_remarked_on_where_there_are_images_enoug
     torch.manual_seed(0)
     pair = run_preflight(recipe)
     assert pair.teacher_top1 is not None
-    (note,) = (n for n in pair.notes if "chance" in n)
-    assert f"{pair.teacher_top1:.2%} of these images" in note
+    (note,) = (n for n in pair.notes if "chance" in n.text)
+    assert f"{pair.teacher_top1:.2%} of these images" in note.text
+    assert note.level == "warning"
     few = image_folder(tmp_path / "few", each=4, side=32)
     assert not [
         n
         for n in run_preflight(replace(recipe, data=Data(str(few), workers=0))).notes
-        if "chance" in n
+        if "chance" in n.text
     ]

@@ -63,7 +63,7 @@ def test_the_teachers_features_and_logits_are_learnt_and_the_loss_is_reported(
     out = distill(replace(recipe, compare=["logit_kd"]), tmp_path / "out", parallel=1)
     found = summary(out)
     note = f"no labels in {recipe.data.root}: features and logits alone are distilled"
-    assert found["notes"][0] == note
+    assert found["notes"][0] == {"level": "info", "text": note}
     assert {
         n: found[n] for n in ("teacher_top1", "student_top1", "logit_kd_top1", "supervised_top1")
     } == {
@@ -96,7 +96,8 @@ def test_a_teacher_without_classifier_gives_a_student_without_one(
 ) -> None:
     out = distill(replace(recipe, teacher_args={"num_classes": 0}), tmp_path / "out", parallel=1)
     found = summary(out)
-    assert f"no labels in {recipe.data.root}: features alone are distilled" in found["notes"]
+    note = f"no labels in {recipe.data.root}: features alone are distilled"
+    assert {"level": "info", "text": note} in found["notes"]
     assert set(found["student_terms"]) == FEATURES
     student, spec = load_student(RunFolder(out).checkpoint(Run("scalekd", 1)))
     loaded = exported(out)
@@ -118,14 +119,16 @@ def test_the_students_classifier_is_what_it_can_learn_unless_asked_for(
     plain = timm.create_model("test_resnet", num_classes=classes)
     assert pair.student_parameters == sum(p.numel() for p in plain.parameters())
     assert (pair.teacher_top1, pair.labels) == (None, False)
-    idle = [n for n in pair.notes if "nothing trains the student's classifier of 5 classes" in n]
+    idle = [
+        n for n in pair.notes if "nothing trains the student's classifier of 5 classes" in n.text
+    ]
     assert len(idle) == (classes == 5)
 
 
 def test_logits_alone_are_said_to_be_alone(recipe: Recipe) -> None:
     notes = run_preflight(replace(recipe, weights=LossWeights(0, 0, 0, 0, 0.5))).notes
-    assert notes[0].endswith("logits alone are distilled")
-    assert "features" not in notes[0]
+    assert notes[0].text.endswith("logits alone are distilled")
+    assert "features" not in notes[0].text
 
 
 @pytest.mark.parametrize(
@@ -187,8 +190,8 @@ def test_hidden_files_are_no_images_and_other_files_are_left_out_aloud(root: Pat
     source = open_source(Data(str(root)))
     assert len(source.train(SMALL, 0)) == 8  # type: ignore[arg-type]
     (note,) = source.notes
-    assert "1 of the files" in note
-    assert str(root / "more" / "labels.csv") in note
+    assert "1 of the files" in note.text
+    assert str(root / "more" / "labels.csv") in note.text
 
 
 def test_links_to_folders_are_followed(root: Path, tmp_path: Path) -> None:

@@ -1,0 +1,21 @@
+"""A note to the user: a decision that the package took, or a warning."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line for the user; `str(note)` is its text.
+
+    Attributes:
+        level: "info" for a decision that the caller did not make and may want to know, "warning"
+            for what is probably a mistake, such as a teacher with random weights.
+        text: one line, without markup and without its level.
+    """
+
+    level: Literal["info", "warning"]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
