@@ -101,7 +101,7 @@ class Cached(Pair):
     def loss(self) -> Tensor:
         """With the teacher's features as they were kept."""
         known = self.method.teacher.from_cache(self.kept)
-        step: StepOutput = self.method(self.images, self.targets, known)
+        step: StepOutput = self.method(self.images, self.targets, teacher_outputs=known)
         return step.loss
 
 
@@ -129,7 +129,7 @@ class Reference(Pair):
         """Of the released structure."""
         method = self.method
         seen = method.student_extractor(self.images)
-        known = method.teach(self.images)
+        known = method.run_teacher(self.images)
         terms = self.released(seen, known, method.teacher.tail)
         task = (1 - self.released.weights.logits) * method.task(seen.logits, self.targets)
         return task + torch.stack(list(terms.values())).sum()

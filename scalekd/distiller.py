@@ -147,7 +147,7 @@ class ScaleKD(nn.Module):
         self.task = task or nn.CrossEntropyLoss()
 
     def forward(
-        self, images: Tensor, targets: Tensor | None = None, known: Features | None = None
+        self, images: Tensor, targets: Tensor | None = None, teacher_outputs: Features | None = None
     ) -> StepOutput:
         """One step's loss.
 
@@ -156,7 +156,7 @@ class ScaleKD(nn.Module):
             targets: classes (N,), or shares of them (N, classes), as Mixup gives. Without there is
                 no task: what is learnt is the teacher's features, and its logits where both have
                 a classifier, at the same weights.
-            known: what `teach` gave of the same images, where that is there already; it must be
+            teacher_outputs: what `run_teacher` gave of the same images, where that is there already; it must be
                 the teacher's last pass, whose other inputs its tail reuses.
 
         Raises:
@@ -172,13 +172,13 @@ class ScaleKD(nn.Module):
             )
         self._check_size(images)
         seen = self.student_extractor(images)
-        if known is None:
-            known = self.teach(images)
+        if teacher_outputs is None:
+            teacher_outputs = self.run_teacher(images)
         terms: dict[str, Tensor] = {}
         if targets is not None:
             terms["task"] = (1 - weights.logits) * self.task(seen.logits, targets)
         terms |= self.criterion(
-            seen, known, self._tail if self.checkpoint_tail else self.teacher.tail
+            seen, teacher_outputs, self._tail if self.checkpoint_tail else self.teacher.tail
         )
         return StepOutput(torch.stack(list(terms.values())).sum(), terms, seen.logits)
 
@@ -197,14 +197,14 @@ class ScaleKD(nn.Module):
                 f"{made_for[0]}x{made_for[1]}: resize them, or build ScaleKD with size={given}"
             )
 
-    def classify_by_teacher(self, images: Tensor) -> Tensor:
+    def teacher_logits(self, images: Tensor) -> Tensor:
         """The teacher's logits for `images` that are normalised for the student."""
-        logits = self.teach(images).logits
+        logits = self.run_teacher(images).logits
         if logits is None:
             raise InputError("the teacher has no classifier")
         return logits
 
-    def teach(self, images: Tensor) -> Features:
+    def run_teacher(self, images: Tensor) -> Features:
         """The teacher's features of `images` that are normalised for the student."""
         return self.teacher(images * self.teacher_scale + self.teacher_shift)
 

@@ -102,7 +102,7 @@ def test_logits_are_the_students_own_and_its_teachers_are_distilled() -> None:
     distiller = distilling(temperature=2.0).eval()
     step = step_of(distiller)
     assert torch.equal(step.logits, distiller.student(images(4)))
-    theirs = distiller.classify_by_teacher(images(4)) / 2
+    theirs = distiller.teacher_logits(images(4)) / 2
     kd = -4 * (theirs.softmax(1) * (step.logits / 2).log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(step.terms["logits"], 0.5 * kd)
 
@@ -197,7 +197,7 @@ def test_logits_are_left_out_and_noted_where_the_teacher_has_no_head() -> None:
     assert any("logit" in note.text and "no classes" in note.text for note in distiller.notes)
     assert "logits" not in step_of(distiller).terms
     with refused("no classifier"):
-        distiller.classify_by_teacher(images())
+        distiller.teacher_logits(images())
 
 
 def test_logits_switched_off_are_not_remarked_upon() -> None:
@@ -253,7 +253,7 @@ def test_images_pass_unchanged_between_equal_normalisations() -> None:
     student = make("test_vit", in_chans=1, pretrained_cfg_overlay=overlay, img_size=32)
     distiller = ScaleKD("scalekd_digits_swin", student)
     x = images(channels=1, size=(32, 32))
-    assert torch.equal(distiller.classify_by_teacher(x), distiller.teacher(x).logits)
+    assert torch.equal(distiller.teacher_logits(x), distiller.teacher(x).logits)
 
 
 @pytest.mark.parametrize("size", [(96, 96), (64, 96)])
@@ -459,17 +459,17 @@ def test_two_distillers_learn_from_one_pass_of_the_teacher(
     teacher = FrozenTeacher(swin())
     pair = distilling(teacher=teacher).eval(), distilling(vit(), teacher=teacher).eval()
     apart = [step_of(distiller).terms for distiller in pair]
-    known = pair[0].teach(images(4))
+    outputs = pair[0].run_teacher(images(4))
     monkeypatch.setattr(FrozenTeacher, "__call__", None)  # no further pass is possible
     for distiller, expected in zip(pair, apart, strict=True):
-        terms = distiller(images(4), TARGETS, known).terms
+        terms = distiller(images(4), TARGETS, outputs).terms
         assert all(torch.equal(terms[name], expected[name]) for name in expected)
 
 
 def test_a_step_does_not_depend_on_what_the_teacher_saw_before() -> None:
     distiller = distilling().eval()
     expected = step_of(distiller).loss
-    distiller.classify_by_teacher(images(7, seed=3))
+    distiller.teacher_logits(images(7, seed=3))
     assert torch.equal(step_of(distiller).loss, expected)
 
 
@@ -478,7 +478,7 @@ def test_a_loop_of_plain_pytorch_lowers_every_term() -> None:
     distiller = ScaleKD("scalekd_digits_swin", digits_student(), size=(32, 32)).train()
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=2e-3)
     x = images(8, (32, 32), 1)
-    targets = distiller.classify_by_teacher(x).argmax(1)
+    targets = distiller.teacher_logits(x).argmax(1)
     history = []
     for _ in range(8):
         step = distiller(x, targets)

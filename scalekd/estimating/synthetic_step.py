@@ -49,7 +49,7 @@ class Passes:
     def teach(self) -> None:
         """The teacher's pass."""
         with self.precision():
-            self.method.teach(self.images)
+            self.method.run_teacher(self.images)
 
     def study(self) -> None:
         """The student's two."""

@@ -99,7 +99,7 @@ def run_preflight(
         assert source.classes is not None
         teacher_top1 = measured
         if teacher_top1 is None:
-            teacher_top1 = top1(method.classify_by_teacher, validation, source.classes)
+            teacher_top1 = top1(method.teacher_logits, validation, source.classes)
         images = len(validation.dataset)  # type: ignore[arg-type]
         notes += teacher_accuracy_notes(teacher_top1, source.classes, images)
     return replace(

@@ -46,7 +46,7 @@ class Lesson:
     def of(self, method: ScaleKD, images: Tensor) -> Features:
         """The teacher's features of the batch's `images`, as `method` sees them."""
         if self._said is None:
-            self._said = method.teach(images)
+            self._said = method.run_teacher(images)
         return self._said
 
 
@@ -67,7 +67,7 @@ def learn(method: Method, batch: Sequence[Any], mix: nn.Module | None = None) ->
         return method(images, *targets)
     teacher = method.teacher
     known = beside.of(method, images) if isinstance(beside, Lesson) else teacher.from_cache(beside)
-    step: StepOutput = method(images, *targets, known=known)
+    step: StepOutput = method(images, *targets, teacher_outputs=known)
     return step
 
 

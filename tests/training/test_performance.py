@@ -115,9 +115,9 @@ def test_alike_blocks_of_a_teacher_are_compiled_once_whatever_their_drop_path_ra
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
-    expected = method.teach(IMAGES).final
+    expected = method.run_teacher(IMAGES).final
     compile_repeated_blocks(method)
-    assert torch.equal(method.teach(IMAGES).final, expected)
+    assert torch.equal(method.run_teacher(IMAGES).final, expected)
     assert len(compiled) == 4  # with shifted windows and without, in each stage
 
 
