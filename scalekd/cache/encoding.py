@@ -8,7 +8,7 @@ from torch import Tensor
 from scalekd.errors import InputError
 from scalekd.networks import CachedOutputs
 
-Precision = Literal["float32", "float16", "bfloat16", "int8"]
+CachePrecision = Literal["float32", "float16", "bfloat16", "int8"]
 """Of the features; logits are float32 in each."""
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -16,11 +16,11 @@ TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.b
 STEPS = 127
 """Of int8, from 0 to the largest value of a channel in an image."""
 
-Rows = dict[str, Tensor]
+EncodedRows = dict[str, Tensor]
 """Tensors by the names that they have in a file, each with a row for each image."""
 
 
-def encode(kept: CachedOutputs, precision: Precision) -> Rows:
+def encode(kept: CachedOutputs, precision: CachePrecision) -> EncodedRows:
     """As it is stored.
 
     int8 has a scale for each channel of each image: some channels are many times as large as
@@ -49,7 +49,7 @@ def encode(kept: CachedOutputs, precision: Precision) -> Rows:
     return rows
 
 
-def decode(rows: Rows) -> CachedOutputs:
+def decode(rows: EncodedRows) -> CachedOutputs:
     """What was encoded, but for its error; of int8 in float32."""
     final = rows["final"]
     if "scale" in rows:
@@ -58,7 +58,7 @@ def decode(rows: Rows) -> CachedOutputs:
     return CachedOutputs(final, rows.get("logits", final.new_empty(len(final), 0)), beside)
 
 
-def errors(exact: Tensor, stored: Tensor) -> tuple[float, float]:
+def encoding_errors(exact: Tensor, stored: Tensor) -> tuple[float, float]:
     """How far stored features are from the exact ones, both (N, C, H, W), relative to their size.
 
     Returns:

@@ -1,9 +1,9 @@
-"""The cache on disk: cache.json, which says what it holds, and shards of rows.
+"""A cache on disk: cache.json, the manifest of what the cache holds, and parts of encoded rows.
 
-A row is what was kept of the teacher's pass over one view of one image, with a fingerprint of that
-view's pixels and a checksum. Shards are safetensors files, read through memory maps, a row at a
-time. Each is written whole or not at all, so a cache that was cut off is gone on with at its first
-missing one.
+A row holds the teacher's cached outputs for one augmented view of one image, a fingerprint of that
+view's pixels and a checksum. A part is a safetensors file of many rows, which is read through a
+memory map, a row at a time. A part is written completely or not at all, so building a cache that
+was interrupted resumes at the first missing part.
 """
 
 import hashlib
@@ -20,74 +20,81 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from scalekd.cache.encoding import Precision, Rows, decode
+from scalekd.cache.encoding import CachePrecision, EncodedRows, decode
 from scalekd.errors import InputError
 from scalekd.networks import CachedOutputs, InputConfig
 
-FORMAT = 1
-"""Of what is on the disk."""
+FORMAT = 2
+"""Version of the files' layout; other versions are refused."""
 
-OPEN = 64
-"""How many shards each process keeps open."""
+MAX_OPEN_PARTS = 64
+"""How many parts each process keeps open."""
 
-CHECKSUM, GLIMPSE = "checksum", "pixel_fingerprint"
-"""Names of what is stored with the rows."""
+CHECKSUM, PIXEL_FINGERPRINT = "checksum", "pixel_fingerprint"
+"""Names of the tensors that a part stores beside the encoded rows."""
 
-PIXELS = 8
-"""Of a pixel_fingerprint."""
+FINGERPRINT_PIXELS = 8
+"""How many pixels a pixel fingerprint consists of."""
 
-SAME = 1e-3
-"""Glimpses of one view differ by less, in whichever process and on whichever machine it is made."""
+FINGERPRINT_TOLERANCE = 1e-3
+"""Fingerprints of the same view differ by less than this between processes and machines."""
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What a cache holds.
+class Manifest:
+    """What a cache holds; its fields are those of cache.json.
 
-    of: all that decides a value in it and can be another elsewhere, by name.
-    images: of a view.
-    views: of each image.
-    seed: that the views were drawn by.
-    input: how the images were normalised.
-    precision: of the features.
-    shard_rows: rows of each shard but the last.
-    made_with: versions of the libraries that made the views.
+    Args:
+        identity: everything that decides a value in the cache and may differ between two runs, by
+            name; see `cache_identity`.
+        images_per_view: how many images one augmented view of the training set has.
+        augmented_views: how many views of each image the cache has.
+        seed: the seed that the views were drawn by.
+        input: channels, size and normalisation of the images.
+        precision: how the features are stored.
+        rows_per_part: rows of each part; the last part may have fewer.
+        library_versions: versions of the libraries that made the views, by name.
+        format: see `FORMAT`.
     """
 
-    of: dict[str, Any]
-    images: int
-    views: int
+    identity: dict[str, Any]
+    images_per_view: int
+    augmented_views: int
     seed: int
     input: InputConfig
-    precision: Precision
-    shard_rows: int
-    made_with: dict[str, str]
+    precision: CachePrecision
+    rows_per_part: int
+    library_versions: dict[str, str]
     format: int = FORMAT
 
     @property
     def rows(self) -> int:
-        """One for each view of each image."""
-        return self.images * self.views
+        """Number of rows: one for each view of each image."""
+        return self.images_per_view * self.augmented_views
 
     @property
-    def shards(self) -> int:
-        """How many there are."""
-        return math.ceil(self.rows / self.shard_rows)
+    def parts(self) -> int:
+        """Number of parts."""
+        return math.ceil(self.rows / self.rows_per_part)
 
-    def rows_of(self, shard: int) -> range:
-        """The rows in it."""
-        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows))
+    def part_rows(self, part: int) -> range:
+        """Numbers of the rows that part number `part` holds."""
+        return range(part * self.rows_per_part, min((part + 1) * self.rows_per_part, self.rows))
 
     @property
-    def identity(self) -> str:
-        """Another one for other contents."""
+    def digest(self) -> str:
+        """Hash of all fields: two caches with different contents have different digests."""
         plain = json.dumps(asdict(self), sort_keys=True).encode()
         return hashlib.blake2b(plain, digest_size=16).hexdigest()
 
     @classmethod
-    def read(cls, folder: Path) -> "Contents":
-        """Those that a folder's cache.json names; InputError where it is not there or another's."""
-        file = described(folder)
+    def read(cls, folder: Path) -> "Manifest":
+        """Read the manifest of the cache in `folder`.
+
+        Raises:
+            InputError: `folder` has no cache.json, or one that is damaged or of another format.
+        """
+        file = manifest_file(folder)
         if not file.is_file():
             raise InputError(
                 f"{str(folder)!r} is no cache: it has no {file.name}; `scalekd cache` makes one"
@@ -97,145 +104,155 @@ class Contents:
             if plain["format"] != FORMAT:
                 raise InputError(
                     f"the cache {str(folder)!r} is of format {plain['format']}, and this scalekd "
-                    f"reads format {FORMAT}: make it anew"
+                    f"reads format {FORMAT}: build it again"
                 )
             shape = {name: tuple(plain["input"][name]) for name in ("size", "mean", "std")}
             config = InputConfig(plain["input"]["channels"], **shape)
             return cls(**{**plain, "input": config})
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{str(file)!r} is damaged ({error}): make the cache anew") from error
+            raise InputError(
+                f"{str(file)!r} is damaged ({error}): build the cache again"
+            ) from error
 
 
-def described(folder: Path) -> Path:
-    """The file that says what is in a cache."""
+def manifest_file(folder: Path) -> Path:
+    """The path of the manifest of the cache in `folder`."""
     return folder / "cache.json"
 
 
 def pixel_fingerprint(image: Tensor) -> Tensor:
-    """A few pixels of an image (C, H, W), (8,): those of another crop or colouring are others."""
+    """A few evenly spaced pixels (8,) of an image (C, H, W).
+
+    Another crop, flip or colouring of the same image has another fingerprint.
+    """
     flat = image.flatten()
-    return flat[:: max(len(flat) // PIXELS, 1)][:PIXELS].float()
+    return flat[:: max(len(flat) // FINGERPRINT_PIXELS, 1)][:FINGERPRINT_PIXELS].float()
 
 
 class Cache:
-    """`cache[row]` -> (CachedOutputs of that row alone, its pixel_fingerprint).
+    """A cache in a folder: `cache[row]` is the row's (CachedOutputs, pixel fingerprint).
 
     Args:
-        folder: of the cache.
-        contents: that it holds, or will hold.
+        folder: where the cache lies.
+        manifest: what it holds, or will hold when it is complete.
     """
 
-    def __init__(self, folder: Path, contents: Contents) -> None:
-        self.folder, self.contents = folder, contents
-        self.open: OrderedDict[int, Any] = OrderedDict()
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._open_parts: OrderedDict[int, Any] = OrderedDict()
 
     @classmethod
-    def whole(cls, folder: Path) -> "Cache":
-        """That in `folder`; InputError where it is none, or shards of it are missing."""
-        cache = cls(folder, Contents.read(folder))
-        if missing := [n for n in range(cache.contents.shards) if not cache.file(n).is_file()]:
+    def open_complete(cls, folder: Path) -> "Cache":
+        """Open the cache in `folder`; InputError where it is no cache, or parts are missing."""
+        cache = cls(folder, Manifest.read(folder))
+        parts = cache.manifest.parts
+        if missing := [part for part in range(parts) if not cache.part_file(part).is_file()]:
             raise InputError(
-                f"the cache {str(folder)!r} is not finished: {len(missing)} of its "
-                f"{cache.contents.shards} shards are missing, first {cache.file(missing[0]).name}; "
-                "`scalekd cache` with the same settings and --resume makes them"
+                f"the cache {str(folder)!r} is not complete: {len(missing)} of its {parts} parts "
+                f"are missing, first {cache.part_file(missing[0]).name}; `scalekd cache` with the "
+                "same settings and --resume makes them"
             )
         return cache
 
     def __str__(self) -> str:
-        of = self.contents
-        each = "one view" if of.views == 1 else f"{of.views} views"
+        views = self.manifest.augmented_views
         return (
-            f"the teacher is read from {self.folder}: {each} of each of {of.images} images, drawn "
-            f"by seed {of.seed}, in {of.precision}"
+            f"the teacher's outputs are read from {self.folder}: "
+            f"{'one augmented view' if views == 1 else f'{views} augmented views'} of each of "
+            f"{self.manifest.images_per_view} images, drawn by seed {self.manifest.seed}, in "
+            f"{self.manifest.precision}"
         )
 
     def __getitem__(self, row: int) -> tuple[CachedOutputs, Tensor]:
-        """One row's, (1, ...) and (1, 8).
+        """Outputs (1, ...) and pixel fingerprint (1, 8) of one row.
 
         Raises:
-            InputError: it is damaged, or of another cache.
+            InputError: its part is missing, damaged, or belongs to another cache.
         """
-        shard, nth = divmod(row, self.contents.shard_rows)
-        rows = self._rows(shard, nth)
-        return decode(rows), rows[GLIMPSE]
+        part, index = divmod(row, self.manifest.rows_per_part)
+        rows = self._read_row(part, index)
+        return decode(rows), rows[PIXEL_FINGERPRINT]
 
-    def file(self, shard: int) -> Path:
-        """Of one shard."""
-        return self.folder / f"{shard:06}.safetensors"
+    def part_file(self, part: int) -> Path:
+        """The path of part number `part`."""
+        return self.folder / f"{part:06}.safetensors"
 
-    def write(self, shard: int, rows: Rows, glimpses: Tensor) -> None:
-        """A whole shard, or OSError and none.
+    def write_part(self, part: int, rows: EncodedRows, fingerprints: Tensor) -> None:
+        """Write a complete part; nothing of it stays where an OSError is raised.
 
         Args:
-            shard: its number.
-            rows: encoded, as many as `contents.rows_of(shard)`.
-            glimpses: of their views, (N, 8).
+            part: its number.
+            rows: encoded rows, as many as `manifest.part_rows(part)`.
+            fingerprints: pixel fingerprints of their views, (N, 8).
         """
-        rows = {name: t.contiguous() for name, t in {**rows, GLIMPSE: glimpses}.items()}
-        each = range(len(glimpses))
-        sums = [_checksum({name: t[i : i + 1] for name, t in rows.items()}) for i in each]
-        partial = self.file(shard).with_suffix(".part")
+        rows = {n: t.contiguous() for n, t in {**rows, PIXEL_FINGERPRINT: fingerprints}.items()}
+        checksums = [
+            _checksum({name: tensor[i : i + 1] for name, tensor in rows.items()})
+            for i in range(len(fingerprints))
+        ]
+        content = save({**rows, CHECKSUM: torch.tensor(checksums)}, self._metadata(part))
+        partial = self.part_file(part).with_suffix(".part")
         try:
-            partial.write_bytes(save({**rows, CHECKSUM: torch.tensor(sums)}, self._mark(shard)))
-            partial.replace(self.file(shard))
+            partial.write_bytes(content)
+            partial.replace(self.part_file(part))
         finally:
             partial.unlink(missing_ok=True)
 
-    def verify(self, shard: int) -> bool:
-        """Whether a shard is there and each of its rows is as it was written."""
+    def is_intact(self, part: int) -> bool:
+        """Whether a part is there and each of its rows has the checksum it was written with."""
         try:
-            for nth, _ in enumerate(self.contents.rows_of(shard)):
-                self._rows(shard, nth)
+            for index, _ in enumerate(self.manifest.part_rows(part)):
+                self._read_row(part, index)
         except InputError:
             return False
         return True
 
-    def _rows(self, shard: int, nth: int) -> Rows:
-        """A shard's row number `nth`, each tensor (1, ...)."""
-        file = self.file(shard)
+    def _read_row(self, part: int, index: int) -> EncodedRows:
+        """Row number `index` of a part, each tensor (1, ...)."""
+        file = self.part_file(part)
         try:
-            content = self._opened(shard)
-            rows = {name: content.get_slice(name)[nth : nth + 1] for name in content.keys()}  # noqa: SIM118
-            whole = int(rows.pop(CHECKSUM)) == _checksum(rows)
+            content = self._open_part(part)
+            rows = {name: content.get_slice(name)[index : index + 1] for name in content.keys()}  # noqa: SIM118
+            intact = int(rows.pop(CHECKSUM)) == _checksum(rows)
         except (SafetensorError, OSError, KeyError, IndexError) as error:
-            said = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(_damaged(file, said)) from error
-        if not whole:
-            raise InputError(_damaged(file, f"row {nth} has another checksum"))
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(_damaged(file, reason)) from error
+        if not intact:
+            raise InputError(_damaged(file, f"row {index} has another checksum"))
         return rows
 
-    def _mark(self, shard: int) -> dict[str, str]:
-        """One entry: safetensors writes several in any order, and equal shards are equal bytes."""
-        return {"shard": f"{shard} of {self.contents.identity}"}
+    def _metadata(self, part: int) -> dict[str, str]:
+        """One entry: safetensors writes several in any order, and equal parts are equal bytes."""
+        return {"part": f"{part} of {self.manifest.digest}"}
 
-    def _opened(self, shard: int) -> Any:
-        if shard not in self.open:
-            content = safe_open(self.file(shard), "pt")
-            if content.metadata() != self._mark(shard):  # type: ignore[no-untyped-call]
+    def _open_part(self, part: int) -> Any:
+        if part not in self._open_parts:
+            content = safe_open(self.part_file(part), "pt")
+            if content.metadata() != self._metadata(part):  # type: ignore[no-untyped-call]
                 raise InputError(
-                    f"{str(self.file(shard))!r} belongs to another cache: remove it, and `scalekd "
-                    "cache` with the same settings and --resume makes it anew"
+                    f"{str(self.part_file(part))!r} belongs to another cache: remove it, and "
+                    "`scalekd cache` with the same settings and --resume makes it again"
                 )
-            self.open[shard] = content
-        self.open.move_to_end(shard)
-        if len(self.open) > OPEN:
-            self.open.popitem(last=False)
-        return self.open[shard]
+            self._open_parts[part] = content
+        self._open_parts.move_to_end(part)
+        if len(self._open_parts) > MAX_OPEN_PARTS:
+            self._open_parts.popitem(last=False)
+        return self._open_parts[part]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "open": OrderedDict()}  # no file is open in another process
+        return {**self.__dict__, "_open_parts": OrderedDict()}  # another process opens its own
 
 
-def _checksum(row: Rows) -> int:
-    """Of one row's bytes, its tensors in the order of their names."""
+def _checksum(row: EncodedRows) -> int:
+    """CRC-32 of one row's bytes, its tensors in the order of their names."""
     total = 0
     for name in sorted(row):
         total = zlib.crc32(row[name].contiguous().view(torch.uint8).numpy().data, total)
     return total
 
 
-def _damaged(file: Path, why: str) -> str:
+def _damaged(file: Path, reason: str) -> str:
     return (
-        f"the cache's shard {str(file)!r} is damaged ({why}): `scalekd cache` with the same "
-        "settings and --resume makes it anew"
+        f"the cache's part {str(file)!r} is damaged ({reason}): `scalekd cache` with the same "
+        "settings and --resume makes it again"
     )

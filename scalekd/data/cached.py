@@ -1,4 +1,4 @@
-"""A run's images with what a cache keeps of its teacher, in the views that the teacher saw."""
+"""A run's training images in the augmented views of a cache, with the teacher's cached outputs."""
 
 import dataclasses
 from dataclasses import replace
@@ -9,26 +9,26 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from scalekd.cache.store import SAME, Cache, pixel_fingerprint
+from scalekd.cache.store import FINGERPRINT_TOLERANCE, Cache, pixel_fingerprint
 from scalekd.data.source import Source
 from scalekd.errors import InputError
 from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig
 from scalekd.networks.input_config import renormalization
 from scalekd.recipe import Recipe
 
-VIEWS_MADE_BY = ("torch", "torchvision", "timm", "pillow", "numpy")
+AUGMENTATION_LIBRARIES = ("torch", "torchvision", "timm", "pillow", "numpy")
 
 
 def cache_identity(
     recipe: Recipe, source: Source, teacher: FrozenTeacher, size: tuple[int, int]
 ) -> dict[str, Any]:
-    """All that decides a value in a cache and can be another elsewhere, by name.
+    """Everything that decides a value in a cache and may differ between two runs, by name.
 
     Args:
-        recipe: whose teacher and data are meant.
-        source: of its images.
-        teacher: that is built from it.
-        size: (height, width) of the images.
+        recipe: names the teacher and the data.
+        source: the recipe's images.
+        teacher: the recipe's teacher.
+        size: (height, width) of the student's images.
     """
     data = recipe.data
     selection = teacher.extractor.selection
@@ -51,38 +51,39 @@ def cache_identity(
 
 
 def library_versions() -> dict[str, str]:
-    """Of what makes views out of files."""
-    return {name: version(name) for name in VIEWS_MADE_BY}
+    """Installed versions of the libraries that make augmented views out of files, by name."""
+    return {name: version(name) for name in AUGMENTATION_LIBRARIES}
 
 
 def open_cache(
     recipe: Recipe, source: Source, teacher: FrozenTeacher | None, config: InputConfig
 ) -> Cache | None:
-    """The recipe's cache; None where it names none.
+    """Open the recipe's cache; None where the recipe names none.
 
     Args:
-        recipe: to train by.
-        source: of its images.
-        teacher: whole; None of a student that is trained alone, on the cache's views all the same.
-        config: of the student's images.
+        recipe: the run's recipe.
+        source: the recipe's images.
+        teacher: the teacher with its trunk; None for the supervised baseline, which is trained on
+            the cache's augmented views all the same.
+        config: channels, size and normalisation of the student's images.
 
     Raises:
-        InputError: it was made of something else, is not finished, or cannot stand for the teacher
-            under this recipe.
+        InputError: the cache was made from something else, is not complete, or cannot replace the
+            teacher under this recipe.
     """
     if recipe.cache is None:
         return None
-    cache = Cache.whole(Path(recipe.cache))
+    cache = Cache.open_complete(Path(recipe.cache))
     if teacher is None:
         return cache
-    then, now = cache.contents.of, cache_identity(recipe, source, teacher, config.size)
-    for name, value in now.items():
-        if then.get(name) != value:
+    cached = cache.manifest.identity
+    for name, value in cache_identity(recipe, source, teacher, config.size).items():
+        if cached.get(name) != value:
             raise InputError(
-                f"the cache {recipe.cache!r} was made with another {name} ({then.get(name)}; now "
+                f"the cache {recipe.cache!r} was made with another {name} ({cached.get(name)}; now "
                 f"{value}): give what it was made with, or make another with `scalekd cache`"
             )
-    made_for = cache.contents.input
+    made_for = cache.manifest.input
     if recipe.data.erasing and (made_for.mean, made_for.std) != (config.mean, config.std):
         raise InputError(
             f"data.erasing is {recipe.data.erasing}, whose noise is drawn after normalisation: the "
@@ -92,8 +93,13 @@ def open_cache(
     return cache
 
 
-class CachedViews(Dataset[Any]):
-    """The images of a run in the views of a cache: each name is that of a row."""
+class AugmentedViews(Dataset[Any]):
+    """A training set in the augmented views of a cache: a sample key stands for a row of the cache.
+
+    Args:
+        images: the training set.
+        rows: how many rows the cache has; later sample keys start again at its first row.
+    """
 
     def __init__(self, images: Dataset[Any], rows: int) -> None:
         self.images, self.rows = images, rows
@@ -101,53 +107,62 @@ class CachedViews(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
 
-    def __getitem__(self, name: int) -> tuple[Any, ...]:
-        item: tuple[Any, ...] = self.images[name % self.rows]
+    def __getitem__(self, key: int) -> tuple[Any, ...]:
+        item: tuple[Any, ...] = self.images[key % self.rows]
         return item
 
 
-class WithCachedOutputs(CachedViews):
-    """The same with what is kept of the teacher, as a last part of each item.
+class ViewsWithCachedOutputs(AugmentedViews):
+    """Augmented views, each with the teacher's cached outputs as its item's last element.
 
-    Each image is held against the pixel_fingerprint that the teacher's is remembered by.
+    Each image is compared with the pixel fingerprint that the cache has of the teacher's image.
 
     Args:
-        images: normalised as `config` says.
-        cache: of their views.
-        config: of the student's images.
+        images: the training set, normalised as `config` says.
+        cache: the outputs.
+        config: channels, size and normalisation of the student's images.
     """
 
     def __init__(self, images: Dataset[Any], cache: Cache, config: InputConfig) -> None:
-        super().__init__(images, cache.contents.rows)
+        super().__init__(images, cache.manifest.rows)
         self.cache = cache
-        self.scale, self.shift = renormalization(config, cache.contents.input)
+        self.scale, self.shift = renormalization(config, cache.manifest.input)
 
-    def __getitem__(self, name: int) -> tuple[Any, ...]:
-        item = super().__getitem__(name)
-        kept, seen = self.cache[name % self.rows]
-        now = pixel_fingerprint(item[0] * self.scale + self.shift)
-        if not torch.allclose(now, seen[0], rtol=0, atol=SAME):
-            made_with = self.cache.contents.made_with
-            changed = [f"{n} {v}" for n, v in made_with.items() if library_versions()[n] != v]
+    def __getitem__(self, key: int) -> tuple[Any, ...]:
+        item = super().__getitem__(key)
+        outputs, expected = self.cache[key % self.rows]
+        fingerprint = pixel_fingerprint(item[0] * self.scale + self.shift)
+        if not torch.allclose(fingerprint, expected[0], rtol=0, atol=FINGERPRINT_TOLERANCE):
+            installed = library_versions()
+            then = self.cache.manifest.library_versions
+            changed = [f"{name} {v}" for name, v in then.items() if installed[name] != v]
             why = f"it was made with {', '.join(changed)}" if changed else "was a file changed?"
             raise InputError(
-                f"image number {name % len(self)} is not what the teacher saw when the cache "
-                f"{str(self.cache.folder)!r} was made ({why}): bring that back, or make the cache "
-                "anew"
+                f"image number {key % len(self)} is not what the teacher saw when the cache "
+                f"{str(self.cache.folder)!r} was made ({why}): bring that back, or build the cache "
+                "again"
             )
         return (
             *item,
-            CachedOutputs(kept.final[0], kept.logits[0], [part[0] for part in kept.tail_inputs]),
+            CachedOutputs(
+                outputs.final[0], outputs.logits[0], [part[0] for part in outputs.tail_inputs]
+            ),
         )
 
 
 def with_cached_outputs(cache: Cache, source: Source, with_teacher: bool) -> Source:
-    """The source in the cache's views; `with_teacher` also with what is kept of the teacher."""
+    """Replace a source's training set by the augmented views of a cache.
 
-    def train(config: InputConfig, _: int) -> Dataset[Any]:
-        images = source.train(config, cache.contents.seed)
+    Args:
+        cache: the cache.
+        source: the images that the cache was made from.
+        with_teacher: whether the items also have the teacher's cached outputs.
+    """
+
+    def training_set(config: InputConfig, _: int) -> Dataset[Any]:
+        images = source.training_set(config, cache.manifest.seed)
         if with_teacher:
-            return WithCachedOutputs(images, cache, config)
-        return CachedViews(images, cache.contents.rows)
+            return ViewsWithCachedOutputs(images, cache, config)
+        return AugmentedViews(images, cache.manifest.rows)
 
-    return replace(source, train=train)
+    return replace(source, training_set=training_set)

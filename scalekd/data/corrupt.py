@@ -1,4 +1,4 @@
-"""Images that cannot be read: they end a run, or are replaced and counted, as it was asked."""
+"""Images that cannot be decoded: they end a run, or are skipped and counted, as the user asked."""
 
 import io
 import warnings
@@ -9,111 +9,121 @@ from PIL import Image, UnidentifiedImageError
 
 from scalekd.errors import InputError
 
-Item = tuple[Image.Image] | tuple[Image.Image, int]
-"""A picture, and its class where there are labels."""
+Sample = tuple[Image.Image] | tuple[Image.Image, int]
+"""An image, and its class where there are labels."""
 
-OnBroken = Literal["stop", "skip"]
+OnCorrupt = Literal["stop", "skip"]
 
-IN_A_ROW = 1_000
-"""So many broken images, one after another, are no accident."""
+MAX_CORRUPT_IN_A_ROW = 1_000
+"""So many corrupt images, one after another, are no accident."""
 
 
-class Images(Protocol):
-    """Pictures by number. One that is damaged raises `BrokenImageError`."""
+class Samples(Protocol):
+    """Samples by number; a corrupt one raises `CorruptImageError`."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Item: ...
+    def __getitem__(self, index: int) -> Sample: ...
 
 
-class BrokenImageError(InputError):
-    """The bytes of an image make no picture, now or later."""
+class CorruptImageError(InputError):
+    """The bytes of an image cannot be decoded, now or later."""
 
 
 def load_image(path: str) -> Image.Image:
-    """An RGB image out of a file; see `decode`."""
+    """Read an RGB image from a file; see `decode_image` for the errors."""
     try:
         with open(path, "rb") as file:
-            return decode(file, repr(path))
+            return decode_image(file, repr(path))
     except OSError as error:
         raise InputError(f"cannot read the image {path!r} ({error}): bring it back") from error
 
 
-def decode(content: BinaryIO | bytes, name: str) -> Image.Image:
-    """An RGB image.
+def decode_image(content: BinaryIO | bytes, name: str) -> Image.Image:
+    """Decode an RGB image.
+
+    Args:
+        content: the encoded image.
+        name: how an error names it.
 
     Raises:
-        BrokenImageError: that names it.
-        InputError: it could not be read at all, which another time it may be.
+        CorruptImageError: the content is damaged, or no image.
+        InputError: the content could not be read at all, which may succeed another time.
     """
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
             return image.convert("RGB")
     except MemoryError:
         raise
-    except Exception as error:  # what Pillow makes of damaged files is of many kinds
-        said = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            said = "of no known format"  # Pillow says where the bytes are in memory
+            reason = "of no known format"  # Pillow's message is the address of the bytes in memory
         if isinstance(error, OSError) and error.errno:
-            raise InputError(f"cannot read the image {name} ({said}): bring it back") from error
-        raise BrokenImageError(
-            f"cannot read the image {name} ({said}): repair or remove it, or leave such images out "
+            raise InputError(f"cannot read the image {name} ({reason}): bring it back") from error
+        raise CorruptImageError(
+            f"cannot read the image {name} ({reason}): repair or remove it, or skip such images "
             "with --data.corrupt_images skip"
         ) from error
 
 
-class Readable:
-    """Images of which some may be broken, and how many were.
+class CheckedSamples:
+    """Samples of which some may be corrupt; counts the corrupt ones.
 
     Args:
-        images: all of a split.
-        on_broken: stop at a broken one, or skip it: then each is named once, in a warning; twice
-            where two processes meet it at the same moment.
+        samples: all samples of a split.
+        on_corrupt: "stop" raises the error of a corrupt image; "skip" names each in a warning, once
+            (twice where two processes meet it at the same moment).
     """
 
-    def __init__(self, images: Images, on_broken: OnBroken) -> None:
-        self.images, self.on_broken = images, on_broken
-        # Shared with the loading processes: they find them, the main one tells how many there are.
-        self.found = torch.zeros(len(images), dtype=torch.bool)
-        self.found.share_memory_()  # type: ignore[no-untyped-call]
+    def __init__(self, samples: Samples, on_corrupt: OnCorrupt) -> None:
+        self.samples, self.on_corrupt = samples, on_corrupt
+        # Shared memory: worker processes set the flags, and the main process counts them.
+        self.corrupt = torch.zeros(len(samples), dtype=torch.bool)
+        self.corrupt.share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.samples)
 
-    def broken(self) -> int:
-        """How many were found since the start, in all loading processes."""
-        return int(self.found.sum())
+    def corrupt_count(self) -> int:
+        """How many corrupt images all worker processes have found since the start."""
+        return int(self.corrupt.sum())
 
-    def read(self, index: int) -> Item | None:
-        """One of them, or None if it is broken and to be skipped.
+    def read(self, index: int) -> Sample | None:
+        """Read one sample; None for a corrupt image that is skipped.
 
         Raises:
-            InputError: it is broken and not to be skipped, or all are broken.
+            InputError: the image is corrupt and not to be skipped, or all images are corrupt.
         """
-        if self.found[index]:
+        if self.corrupt[index]:
             return None
         try:
-            return self.images[index]
-        except BrokenImageError as error:
-            if self.on_broken == "stop":
+            return self.samples[index]
+        except CorruptImageError as error:
+            if self.on_corrupt == "stop":
                 raise
-            self.found[index] = True
-            said = str(error).partition(": repair")[0]
-            warnings.warn(f"{said}: left out", stacklevel=2)
-            if self.broken() == len(self):
+            self.corrupt[index] = True
+            problem = str(error).partition(": repair")[0]
+            warnings.warn(f"{problem}: skipped", stacklevel=2)
+            if self.corrupt_count() == len(self):
                 raise InputError(
-                    f"not one of the {len(self)} images can be read: {said}"
+                    f"not one of the {len(self)} images can be read: {problem}"
                 ) from error
             return None
 
-    def read_next(self, indices: range | list[int], at: int) -> Item:
-        """That at `indices[at]`, or the next readable one, round and round."""
-        for step in range(min(len(indices), IN_A_ROW)):
-            item = self.read(indices[(at + step) % len(indices)])
-            if item is not None:
-                return item
+    def read_next(self, indices: range | list[int], position: int) -> Sample:
+        """Read the sample at `indices[position]`, or the next readable one, round and round.
+
+        Raises:
+            InputError: the image is corrupt and not to be skipped, or `MAX_CORRUPT_IN_A_ROW` are
+                corrupt.
+        """
+        attempts = min(len(indices), MAX_CORRUPT_IN_A_ROW)
+        for offset in range(attempts):
+            sample = self.read(indices[(position + offset) % len(indices)])
+            if sample is not None:
+                return sample
         raise InputError(
-            f"{min(len(indices), IN_A_ROW)} images in a row cannot be read, from number {at} on: "
-            "are they damaged on the way, or no images?"
+            f"{attempts} images in a row cannot be read, from number {position} on: were they "
+            "damaged in transfer, or are they no images?"
         )

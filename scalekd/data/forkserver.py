@@ -1,12 +1,16 @@
-"""What the server of a rank's loading processes imports, once; nobody else does.
+"""Preload module of the fork server: its imports are what worker processes start with.
 
-What ends a run goes to all its processes. This one must outlive it, since its children end with it,
-and the main one still needs their batches.
+With several ranks, a rank's worker processes are forked from multiprocessing's fork server; see
+`worker.start_method`. The server imports this module once, and nothing else does. Its worker
+processes inherit torch, timm and the data sources, and need not import them again.
+
+A signal that stops a run is sent to all of its processes. The server must ignore it, since its
+worker processes end with it and the main process still needs their batches.
 """
 
 import signal
 
-import scalekd.data.open  # noqa: F401 -- with torch and timm, for the children
+import scalekd.data.open  # noqa: F401 -- preloaded for the worker processes
 from scalekd.signals import STOP_SIGNALS
 
 for received in STOP_SIGNALS:

@@ -1,4 +1,4 @@
-"""Folders of image files, with a folder for each class, or without labels."""
+"""Folders of image files: with a folder for each class, or flat and without labels."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from scalekd.data.corrupt import Item, load_image
+from scalekd.data.corrupt import Sample, load_image
 from scalekd.data.source import Source, build_source
 from scalekd.errors import InputError
 from scalekd.notes import Note
@@ -16,40 +16,53 @@ from scalekd.recipe import Data
 
 
 def open_class_folders(data: Data) -> Source:
-    """ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg."""
+    """Open ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg.
+
+    Raises:
+        InputError: a class folder is empty or has other files, or the splits' classes differ.
+    """
     root = Path(data.root)
-    training, validating = _image_folder(root / "train"), _image_folder(root / "val")
-    if training.classes != validating.classes:
-        odd = sorted(set(training.classes) ^ set(validating.classes))
+    training, validation = _image_folder(root / "train"), _image_folder(root / "val")
+    if training.classes != validation.classes:
+        odd = sorted(set(training.classes) ^ set(validation.classes))
         raise InputError(
             f"{data.root!r}: train/ and val/ have different classes, only one has: "
             f"{', '.join(odd[:5])}"
         )
-    classes = len(training.classes)
-    targets = torch.tensor(training.targets)
-    # relpath takes five seconds for ImageNet
-    names = (file.removeprefix(str(root)) for file, _ in training.samples)
-    return build_source(data, training, validating, targets, names, classes, [])
+    return build_source(
+        data,
+        training=training,
+        validation=validation,
+        targets=torch.tensor(training.targets),
+        # relpath takes five seconds for ImageNet
+        identifiers=(file.removeprefix(str(root)) for file, _ in training.samples),
+        classes=len(training.classes),
+    )
 
 
 def open_flat_folder(data: Data) -> Source:
-    """Images without labels: all below ROOT, whatever its folders are called."""
-    files = sorted(files_below(Path(data.root)))
+    """Open a folder of images without labels: all images below ROOT, in folders of any name."""
+    root = Path(data.root)
+    files = sorted(files_below(root))
     images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
     others = [file for file in files if not file.lower().endswith(IMG_EXTENSIONS)]
     notes = []
     if others:
         text = (
-            f"left out, no images by their names: {len(others)} of the files in {data.root}, "
+            f"skipped, no images by their names: {len(others)} of the files in {data.root}, "
             f"for example {others[0]}"
         )
         notes.append(Note("info", text))
-    names = (image.removeprefix(str(Path(data.root))) for image in images)
-    targets = torch.zeros(len(images))
-    return build_source(data, Unlabelled(images), None, targets, names, None, notes)
+    return build_source(
+        data,
+        training=UnlabelledSamples(images),
+        targets=torch.zeros(len(images)),
+        identifiers=(image.removeprefix(str(root)) for image in images),
+        notes=notes,
+    )
 
 
-class Unlabelled:
+class UnlabelledSamples:
     """The images of `files`, each as (image,)."""
 
     def __init__(self, files: list[str]) -> None:
@@ -58,14 +71,17 @@ class Unlabelled:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> Sample:
         return (load_image(self.files[index]),)
 
 
 def files_below(root: Path, endings: tuple[str, ...] = ("",)) -> Iterator[str]:
-    """Files below `root` whose names end so, but for hidden ones; links to folders are followed."""
-    for folder, below, names in os.walk(root, followlinks=True):
-        below[:] = [name for name in below if name[0] != "."]
+    """Walk the files below `root` that have one of these endings.
+
+    Hidden files and folders are skipped; links to folders are followed.
+    """
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if name[0] != "."]
         for name in names:
             if name[0] != "." and name.lower().endswith(endings):
                 yield os.path.join(folder, name)

@@ -1,73 +1,87 @@
-"""The order of a run's batches, which depends on seed and step alone."""
+"""The batches of a run, in an order that depends on seed and step alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import Sampler
 
-from scalekd.data.source import Order
+EpochSampler = Callable[[Generator], Tensor]
+"""Draws an epoch: indices of all images (images,), in a random order that the generator decides."""
 
 
 class ResumableBatchSampler(Sampler[list[int]]):
-    """The batches of a whole run, epoch after epoch, in an order that seed and epoch alone decide.
+    """The batches of a complete run, epoch after epoch; yields lists of sample keys.
 
-    An image is named by epoch * images + its index, so that whoever loads it knows which pass over
-    the images it is for; see `Seeded`. What is left of an epoch after its last whole batch is left
-    out.
+    A sample key is epoch * images + the image's index, so that the dataset can tell which pass over
+    the images a sample belongs to; see `TrainingSet`. The last images of an epoch that do not fill
+    a batch are skipped.
+
+    All ranks together see the same batches as one rank would, and all micro-batches together make
+    the batch.
+
+    Example:
+        >>> batches = ResumableBatchSampler(
+        ...     images=6, images_per_epoch=6, batch_size=2, seed=1, epochs=2
+        ... )
+        >>> len(batches), batches.steps_per_epoch
+        (6, 3)
 
     Args:
-        images: how many there are.
-        per_epoch: how many of them make an epoch.
-        batch_size: of them.
-        seed: of the run.
-        epochs: of the run.
-        start: steps that were done before.
-        parts: equal ones that a rank is given its share of each batch in, one after another.
-        rank, ranks: whose share, and of how many. Together they learn from the same batches as
-            one rank alone.
-        order: that an epoch's generator gives its images; default any.
+        images: how many training images there are.
+        images_per_epoch: how many of them make an epoch.
+        batch_size: images a step, over all ranks and micro-batches.
+        seed: the run's seed.
+        epochs: how many epochs the run has.
+        start_step: how many steps an earlier process has done.
+        micro_batches: how many equal micro-batches a rank's batch is split into.
+        rank: number of this rank.
+        world_size: number of ranks.
+        epoch_sampler: draws each epoch; default a uniformly random order.
     """
 
     def __init__(
         self,
+        *,
         images: int,
-        per_epoch: int,
+        images_per_epoch: int,
         batch_size: int,
         seed: int,
         epochs: int,
-        start: int = 0,
-        parts: int = 1,
+        start_step: int = 0,
+        micro_batches: int = 1,
         rank: int = 0,
-        ranks: int = 1,
-        order: Order | None = None,
+        world_size: int = 1,
+        epoch_sampler: EpochSampler | None = None,
     ) -> None:
-        self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
-        self.parts, self.rank = parts, rank
-        self.share = batch_size // ranks
-        self.steps_per_epoch = per_epoch // batch_size
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.start_step, self.micro_batches, self.rank = start_step, micro_batches, rank
+        self.rank_batch_size = batch_size // world_size
+        self.steps_per_epoch = images_per_epoch // batch_size
         self.steps = epochs * self.steps_per_epoch
-        self.order = order or self._any_order
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self.epoch_sampler = epoch_sampler or self._shuffle
+        self._drawn: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def __len__(self) -> int:
-        return (self.steps - self.start) * self.parts
+        """Number of micro-batches that a rank still gets."""
+        return (self.steps - self.start_step) * self.micro_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        size = self.share // self.parts
-        first = self.rank * self.share
-        for step in range(self.start, self.steps):
-            names = self.batch(step)[first : first + self.share]
-            yield from (names[i : i + size] for i in range(0, self.share, size))
+        size = self.rank_batch_size // self.micro_batches
+        first = self.rank * self.rank_batch_size
+        for step in range(self.start_step, self.steps):
+            keys = self.sample_keys(step)[first : first + self.rank_batch_size]
+            yield from (keys[i : i + size] for i in range(0, self.rank_batch_size, size))
 
-    def batch(self, step: int) -> list[int]:
-        """The names of the images that step number `step`, from 0 on, learns from."""
-        epoch, nth = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
+    def sample_keys(self, step: int) -> list[int]:
+        """Sample keys (batch_size) of the batch of step number `step`, counted from 0."""
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        if self._drawn[0] != epoch:
             generator = Generator().manual_seed(self.seed * 100_003 + epoch)
-            self._order = epoch, self.order(generator)
-        chosen = self._order[1][nth * self.batch_size : (nth + 1) * self.batch_size]
-        return [epoch * self.images + index for index in chosen.tolist()]
+            self._drawn = epoch, self.epoch_sampler(generator)
+        first = step_of_epoch * self.batch_size
+        indices = self._drawn[1][first : first + self.batch_size]
+        return [epoch * self.images + index for index in indices.tolist()]
 
-    def _any_order(self, generator: Generator) -> Tensor:
+    def _shuffle(self, generator: Generator) -> Tensor:
         return torch.randperm(self.images, generator=generator)

@@ -1,8 +1,9 @@
-"""Random numbers that depend on where a run stands, never on how it came there.
+"""Random numbers that depend on the position in a run, never on the history of a generator.
 
-Whatever draws from a global generator, a student's dropout or an image's augmentation, starts from
-the numbers that name the step or the image. So nothing needs saving: a run that was killed goes on
-with the draws that it would have had, with any number of loading processes.
+Code that draws from the global generators, such as a student's dropout or the augmentation of an
+image, is seeded by the numbers that identify the step or the image. So no generator's state needs
+saving: a run that was killed and resumes draws the same numbers as one that was not, with any
+number of worker processes.
 """
 
 import hashlib
@@ -17,5 +18,5 @@ def seed_all(*numbers: int) -> None:
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest()
     seed = int.from_bytes(digest, "little")
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 -- what timm draws from
+    np.random.seed(seed)  # noqa: NPY002 -- timm draws from it
     torch.manual_seed(seed)

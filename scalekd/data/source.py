@@ -1,4 +1,4 @@
-"""What a source of images is, and how pictures become what a network is trained on."""
+"""A source: where a run's training and validation images come from."""
 
 import hashlib
 import os
@@ -12,24 +12,22 @@ from timm.data import create_transform
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
-from scalekd.data.corrupt import Images, Readable
+from scalekd.data.corrupt import CheckedSamples, Samples
+from scalekd.data.sampler import EpochSampler
 from scalekd.data.seeding import seed_all
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
 from scalekd.notes import Note
 from scalekd.recipe import Data
 
-DECODED_BEFOREHAND = 5_000
-"""Up to so many images are decoded once before training, to name broken ones early."""
+MAX_DECODED_BEFOREHAND = 5_000
+"""Up to so many images are decoded once before training, to name corrupt ones early."""
 
-MOST_WORKERS = 16
-"""Each loading process holds two batches: more of them take more memory than they save time."""
+MAX_WORKERS = 16
+"""Each worker process holds two batches: more of them take more memory than they save time."""
 
 IGNORED = -1
-"""The class of an image that is not measured."""
-
-Order = Callable[[Generator], Tensor]
-"""The order of an epoch's images, (images,), drawn from a generator."""
+"""The class of a validation image that accuracy is not measured on."""
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -38,151 +36,166 @@ Transform = Callable[[Image.Image], Tensor]
 class Source:
     """Where images come from.
 
-    classes: how many; None of images without labels.
-    input: what the images are, where the source alone decides; None where the student does.
-    workers: loading processes that are worth their cost.
-    train, validation: data sets for the student's input; `train` also takes the run's seed, and is
-        indexed by the names that `RunBatches` gives. Items are (image, class). Without labels they
-        are (image,), and there is no validation. The class of an image to validate on that could
-        not be read is `IGNORED`.
-    notes: one line for each thing that was decided here and not by the caller.
-    order: of an epoch; None for any.
-    broken: how many images could not be read since the start.
-    identity: of the images to train on: other images, classes or another order have another one.
-    view: how many images make a view of them for a cache; None for as many as `train` has.
+    Args:
+        classes: number of classes; None where the images have no labels.
+        workers: how many worker processes are worth their cost.
+        input: channels, size and normalisation of the images, where the source fixes them; None
+            where the student decides.
+        training_set: builds the training set for the student's input and a run's seed. It is
+            indexed by the sample keys of `ResumableBatchSampler`; its items are (image, class), or
+            (image,) without labels.
+        validation_set: builds the validation set for the student's input; None without labels. Its
+            items are (image, class), and the class of an image that cannot be read is `IGNORED`.
+        notes: one line for each decision that was taken here and not by the caller.
+        epoch_sampler: draws the order of an epoch; None for a uniformly random one.
+        corrupt_count: counts the images that were found to be corrupt since the source was built.
+        identity: hash of the training images' names, classes and order.
+        images_per_view: how many images one augmented view of a cache has; None for as many as the
+            training set has.
     """
 
     classes: int | None
     workers: int
     input: InputConfig | None
-    train: Callable[[InputConfig, int], Dataset[Any]]
-    validation: Callable[[InputConfig], Dataset[Any]] | None
+    training_set: Callable[[InputConfig, int], Dataset[Any]]
+    validation_set: Callable[[InputConfig], Dataset[Any]] | None
     notes: list[Note] = field(default_factory=list)
-    order: Order | None = None
-    broken: Callable[[], int] = lambda: 0
+    epoch_sampler: EpochSampler | None = None
+    corrupt_count: Callable[[], int] = lambda: 0
     identity: str = ""
-    view: int | None = None
+    images_per_view: int | None = None
 
 
 def build_source(
     data: Data,
-    training: Images,
-    validating: Images | None,
+    *,
+    training: Samples,
+    validation: Samples | None = None,
     targets: Tensor,
-    names: Iterable[str],
-    classes: int | None,
-    notes: list[Note],
-    order: Order | None = None,
+    identifiers: Iterable[str],
+    classes: int | None = None,
+    notes: list[Note] | None = None,
+    epoch_sampler: EpochSampler | None = None,
 ) -> Source:
-    """The source that gives these pictures, transformed.
+    """Build the source of these samples, augmented and normalised.
 
     Args:
-        data: how.
-        training, validating: the pictures, the latter None without labels.
-        targets: the classes of the former (N,), all 0 without labels.
-        names: what tells the former from other images, wherever they lie.
-        classes: how many there are; None without labels.
+        data: which of the samples are used, and how they are augmented.
+        training: samples to train on.
+        validation: samples to validate on; None without labels.
+        targets: classes of the training samples (N,), all 0 without labels.
+        identifiers: strings that differ for other training samples, wherever they are stored.
+        classes: number of classes; None without labels.
         notes: see `Source`.
-        order: of all training images.
+        epoch_sampler: draws the order of all training samples.
 
     Raises:
-        InputError: fewer images than are asked for; one of few that is broken.
+        InputError: there are fewer training samples than `data` asks for; one is corrupt, where
+            there are at most `MAX_DECODED_BEFOREHAND` and `data` does not skip it.
     """
     if data.train_images and data.train_images > len(training):
         raise InputError(
             f"data.train_images is {data.train_images} and there are {len(training)} images to "
             f"train on in {data.root!r}"
         )
-    to_train = Readable(training, data.corrupt_images)
-    splits = [to_train]
-    if validating is not None:
-        splits.append(Readable(validating, data.corrupt_images))
-    if sum(map(len, splits)) <= DECODED_BEFOREHAND:
+    splits = [
+        CheckedSamples(s, data.corrupt_images) for s in (training, validation) if s is not None
+    ]
+    if sum(map(len, splits)) <= MAX_DECODED_BEFOREHAND:
         for split in splits:
             for index in range(len(split)):
                 split.read(index)
 
-    def train(config: InputConfig, seed: int) -> Dataset[Any]:
-        chosen: range | list[int] = range(len(training))
+    def training_set(config: InputConfig, seed: int) -> Dataset[Any]:
+        subset: range | list[int] = range(len(training))
         if data.train_images is not None:
-            chosen = balanced_subset(targets.tolist(), data.train_images, seed)
-        return Seeded(to_train, chosen, training_transform(data, config), seed)
+            subset = balanced_subset(targets.tolist(), data.train_images, seed)
+        return TrainingSet(splits[0], subset, build_training_transform(data, config), seed)
 
-    def validation(config: InputConfig) -> Dataset[Any]:
-        return Measured(splits[1], config)
+    def validation_set(config: InputConfig) -> Dataset[Any]:
+        return ValidationSet(splits[1], config)
 
     return Source(
-        classes,
-        min(MOST_WORKERS, cores()),
-        None,
-        train,
-        validation if validating is not None else None,
-        notes,
-        order if data.train_images is None else None,
-        lambda: sum(split.broken() for split in splits),
-        _identity(targets, names),
+        classes=classes,
+        workers=min(MAX_WORKERS, usable_cores()),
+        input=None,
+        training_set=training_set,
+        validation_set=None if validation is None else validation_set,
+        notes=notes or [],
+        epoch_sampler=epoch_sampler if data.train_images is None else None,
+        corrupt_count=lambda: sum(split.corrupt_count() for split in splits),
+        identity=_identity(targets, identifiers),
     )
 
 
-class Seeded(Dataset[Any]):
-    """Some of `images`, transformed, by the names that `RunBatches` gives them.
+class TrainingSet(Dataset[Any]):
+    """A subset of training samples, augmented; indexed by the keys of `ResumableBatchSampler`.
 
-    A transform's random numbers depend on seed and name alone: all methods of a seed see the same
-    crops, in whichever process they are made.
+    A transform's random numbers depend on seed and sample key alone: all methods of a seed see the
+    same crops, in whichever process they are made.
+
+    Args:
+        samples: all training samples.
+        subset: indices of those that are used.
+        transform: augments and normalises an image.
+        seed: the run's seed.
     """
 
     def __init__(
-        self, images: Readable, chosen: range | list[int], transform: Transform, seed: int
+        self, samples: CheckedSamples, subset: range | list[int], transform: Transform, seed: int
     ) -> None:
-        self.images, self.chosen, self.transform, self.seed = images, chosen, transform, seed
+        self.samples, self.subset, self.transform, self.seed = samples, subset, transform, seed
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.subset)
 
-    def __getitem__(self, name: int) -> tuple[Any, ...]:
-        item = self.images.read_next(self.chosen, name % len(self))
-        seed_all(self.seed, name)
-        return (self.transform(item[0]), *item[1:])
+    def __getitem__(self, key: int) -> tuple[Any, ...]:
+        sample = self.samples.read_next(self.subset, key % len(self))
+        seed_all(self.seed, key)
+        return (self.transform(sample[0]), *sample[1:])
 
 
-class Measured(Dataset[Any]):
-    """All of `images`, as they are measured; a broken one is black and its class `IGNORED`."""
+class ValidationSet(Dataset[Any]):
+    """All validation samples, cropped from the centre and normalised.
 
-    def __init__(self, images: Readable, config: InputConfig) -> None:
-        self.images, self.config = images, config
+    A corrupt image is replaced by zeros and its class by `IGNORED`.
+    """
+
+    def __init__(self, samples: CheckedSamples, config: InputConfig) -> None:
+        self.samples, self.config = samples, config
         self.transform: Transform = create_transform(
             config.size, mean=config.mean, std=config.std, crop_pct=0.875
         )
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        item = self.images.read(index)
-        if item is None:
+        sample = self.samples.read(index)
+        if sample is None:
             return torch.zeros(self.config.channels, *self.config.size), IGNORED
-        return (self.transform(item[0]), *item[1:])
+        return (self.transform(sample[0]), *sample[1:])
 
 
-def _identity(targets: Tensor, names: Iterable[str]) -> str:
+def _identity(targets: Tensor, identifiers: Iterable[str]) -> str:
     digest = hashlib.blake2b(targets.long().numpy().tobytes(), digest_size=8)
-    for name in names:
-        digest.update(name.encode(errors="surrogateescape") + b"\0")
+    for identifier in identifiers:
+        digest.update(identifier.encode(errors="surrogateescape") + b"\0")
     return digest.hexdigest()
 
 
-def cores() -> int:
-    """Those that this process may use."""
+def usable_cores() -> int:
+    """Number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def training_transform(data: Data, config: InputConfig) -> Transform:
-    """What is done to a training picture.
+def build_training_transform(data: Data, config: InputConfig) -> Transform:
+    """timm's training transform: random resized crop, flip, `data`'s augmentation, normalisation.
 
     Raises:
-        InputError: timm cannot read the policy.
+        InputError: timm cannot read the augmentation policy.
     """
     shape = config.size[1] / config.size[0]
     try:
@@ -197,20 +210,29 @@ def training_transform(data: Data, config: InputConfig) -> Transform:
             re_prob=data.erasing,
             color_jitter=data.color_jitter or None,
         )
-    except Exception as error:  # whatever timm makes of a policy that it cannot read
+    except Exception as error:  # timm raises many kinds for a policy that it cannot read
         raise InputError(
-            f"data.auto_augment is {data.auto_augment!r}, no policy that timm knows; two are "
+            f"data.auto_augment is {data.auto_augment!r}, no policy that timm has; two are "
             "rand-m9-n2-mstd0.5 and 3a"
         ) from error
     return transform
 
 
 def balanced_subset(targets: list[int], count: int, seed: int) -> list[int]:
-    """Indices of `count` items, as many of each class (to one), other ones for each seed."""
-    order = torch.randperm(len(targets), generator=Generator().manual_seed(seed)).tolist()
-    turns: dict[int, int] = {}
+    """Draw a class-balanced random subset, another one for each seed.
+
+    Args:
+        targets: class of each sample.
+        count: size of the subset.
+        seed: decides which samples are drawn.
+
+    Returns:
+        Indices of `count` samples, whose numbers per class differ by at most one.
+    """
+    shuffled = torch.randperm(len(targets), generator=Generator().manual_seed(seed)).tolist()
+    drawn_of_class: dict[int, int] = {}
     ranked = []
-    for index in order:
-        turn = turns[targets[index]] = turns.get(targets[index], -1) + 1
-        ranked.append((turn, targets[index], index))
+    for index in shuffled:
+        rank = drawn_of_class[targets[index]] = drawn_of_class.get(targets[index], -1) + 1
+        ranked.append((rank, targets[index], index))
     return [index for _, _, index in sorted(ranked)[:count]]

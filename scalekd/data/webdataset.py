@@ -1,8 +1,9 @@
-"""WebDataset shards: tar files of KEY.jpg and KEY.cls, read where they lie.
+"""WebDataset: tar files of KEY.jpg and KEY.cls, read in place.
 
-The tars' headers are read once and kept as a few numbers for each sample, so that any sample can be
-read by itself: batches, their order and resuming are those of every other source. What is kept
-near to each other on the disk is read at about the same time; see `block_order`.
+The headers of the tar files are read once and stored as an index of four numbers for each sample,
+so that any sample can be read by itself: batches, their order and resuming work as with every other
+source. Samples that are near to each other on the disk are read at about the same time; see
+`shuffle_in_blocks`.
 """
 
 import contextlib
@@ -25,111 +26,131 @@ import torch
 from torch import Generator, Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from scalekd.data.corrupt import Item, decode
+from scalekd.data.corrupt import Sample, decode_image
 from scalekd.data.source import Source, build_source
 from scalekd.errors import InputError
 from scalekd.notes import Note
 from scalekd.recipe import Data
 
-TRAIN, VALIDATION = {"train", "training"}, {"val", "valid", "validation"}
-"""Words in a shard's name, or its folder's, that say what it is for."""
+TRAINING_WORDS, VALIDATION_WORDS = {"train", "training"}, {"val", "valid", "validation"}
+"""Words in the name of a tar file, or of its folder, that tell which split it belongs to."""
 
-OPEN = 64
-"""How many shards each process keeps open."""
+MAX_OPEN_TARS = 64
+"""How many tar files each process keeps open."""
 
-BLOCK_SHARDS, BLOCK_SAMPLES = 8, 8_192
-"""At least so many of both are shuffled among each other."""
+BLOCK_TARS, BLOCK_SAMPLES = 8, 8_192
+"""A block, whose samples are shuffled with each other, has at least so many of both."""
 
-UNKNOWN = -1
-"""The class of a sample without one."""
+NO_LABEL = -1
+"""The class of a sample without a label."""
 
 FORMAT = 1
-"""Of the cached index."""
+"""Version of the stored index."""
 
 
-def has_tars(root: Path) -> list[Path]:
-    """The tar files in `root` and in its folders."""
+def find_tars(root: Path) -> list[Path]:
+    """List the tar files in `root` and in its immediate folders."""
     return sorted(p for depth in ("*.tar", "*/*.tar") for p in root.glob(depth) if p.is_file())
 
 
 def open_webdataset(data: Data) -> Source:
-    """ROOT/train/*.tar and ROOT/val/*.tar, or ROOT/*-train-*.tar and ROOT/*-val-*.tar."""
+    """Open ROOT/train/*.tar and ROOT/val/*.tar, or ROOT/*-train-*.tar and ROOT/*-val-*.tar.
+
+    Raises:
+        InputError: a tar file is damaged, a sample has no image or no label while others have one,
+            or the training and validation classes differ.
+    """
     root = Path(data.root)
-    training, validating, others = _by_split(root)
+    train_tars, validation_tars, other_tars = _tars_by_split(root)
     notes = []
-    if others:
+    if other_tars:
         text = (
-            f"left out, neither train nor val by their names: {len(others)} of the shards in "
-            f"{data.root}, for example {others[0]}"
+            f"skipped, neither train nor val by their names: {len(other_tars)} of the tar files "
+            f"in {data.root}, for example {other_tars[0]}"
         )
         notes.append(Note("info", text))
-    train = Shards(training)
-    targets = torch.from_numpy(train.index.target)
-    order = partial(block_order, torch.from_numpy(train.index.shard).long())
-    names = [os.path.relpath(file, root) for file in train.files]
-    names += map(str, train.index.size.tolist())
-    if train.first_without_label is not None:
-        if validating:
-            text = f"left out, there being no labels to train on: {len(validating)} shards"
+    training = TarSamples(train_tars)
+    identifiers = [os.path.relpath(file, root) for file in training.files]
+    identifiers += map(str, training.index.size.tolist())
+    build = partial(
+        build_source,
+        data,
+        training=training,
+        identifiers=identifiers,
+        notes=notes,
+        epoch_sampler=partial(shuffle_in_blocks, torch.from_numpy(training.index.tar).long()),
+    )
+    if training.first_without_label is not None:
+        if validation_tars:
+            text = f"skipped, there being no labels to train on: {len(validation_tars)} tar files"
             notes.append(Note("info", text))
-        return build_source(data, train, None, torch.zeros_like(targets), names, None, notes, order)
-    if not validating:
+        return build(targets=torch.zeros(len(training)))
+    if not validation_tars:
         raise InputError(
-            f"{data.root!r} has shards to train on and none to validate on: put them into val/, or "
-            "name them *-val-*.tar"
+            f"{data.root!r} has tar files to train on and none to validate on: put them into val/, "
+            "or name them *-val-*.tar"
         )
-    validation = Shards(validating)
+    validation = TarSamples(validation_tars)
     if (missing := validation.first_without_label) is not None:
         raise InputError(
-            f"{validation.name(missing)} has no label, and the shards to train on have: add its "
+            f"{validation.name(missing)} has no label, and the tar files to train on have: add its "
             ".cls, or a .json with a label"
         )
-    ours, theirs = np.unique(train.index.target), np.unique(validation.index.target)
-    if odd := sorted(set(ours.tolist()) ^ set(theirs.tolist())):
+    labels, validation_labels = np.unique(training.index.target), np.unique(validation.index.target)
+    if odd := sorted(set(labels.tolist()) ^ set(validation_labels.tolist())):
         raise InputError(
-            f"{data.root!r}: the shards to train and to validate on have different classes, only "
-            f"one has: {', '.join(map(str, odd[:5]))}"
+            f"{data.root!r}: the tar files to train and to validate on have different classes, "
+            f"only one has: {', '.join(map(str, odd[:5]))}"
         )
-    classes = int(ours[-1]) + 1
+    classes = int(labels[-1]) + 1
     if classes < 2:
         raise InputError(f"{data.root!r}: all labels are 0; at least 2 classes are needed")
-    if len(ours) < classes:
-        gap = min(set(range(classes)) - set(ours.tolist()))
+    if len(labels) < classes:
+        gap = min(set(range(classes)) - set(labels.tolist()))
         text = (
-            f"of {classes} classes, 0 to {classes - 1}, {classes - len(ours)} have no image, for "
+            f"of {classes} classes, 0 to {classes - 1}, {classes - len(labels)} have no image, for "
             f"example {gap}"
         )
         notes.append(Note("info", text))
-    return build_source(data, train, validation, targets, names, classes, notes, order)
+    targets = torch.from_numpy(training.index.target)
+    return build(validation=validation, targets=targets, classes=classes)
 
 
 @dataclass(frozen=True)
-class Index:
-    """Where samples are, four numbers each.
+class TarIndex:
+    """Where the samples of several tar files are, in four numbers each.
 
-    shard: its number (N,).
-    offset, size: of the image in it, in bytes (N,).
-    target: its class (N,), `UNKNOWN` without label.
+    Args:
+        tar: number of the sample's tar file (N,).
+        offset, size: position and length of the image in the tar file, in bytes (N,).
+        target: class of the sample (N,), `NO_LABEL` without a label.
     """
 
-    shard: npt.NDArray[np.int32]
+    tar: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
     size: npt.NDArray[np.int32]
     target: npt.NDArray[np.int32]
 
 
-class Shards:
-    """The samples of tar files, in their order.
+class TarSamples:
+    """The samples of tar files, in the order that they are stored in.
 
     Args:
-        files: of them, or InputError for what is wrong with one.
+        files: the tar files.
+
+    Attributes:
+        index: where each sample is.
+        first_without_label: number of the first sample without a label; None where all have one.
+
+    Raises:
+        InputError: a tar file is damaged, or a sample is not as it must be.
     """
 
     def __init__(self, files: list[Path]) -> None:
         self.files = [str(file) for file in files]
-        self.index = _indexed(self.files)
-        self.open = OrderedDict[int, int]()
-        unlabelled = np.flatnonzero(self.index.target == UNKNOWN)
+        self.index = _load_index(self.files)
+        self._open_tars = OrderedDict[int, int]()
+        unlabelled = np.flatnonzero(self.index.target == NO_LABEL)
         if 0 < len(unlabelled) < len(self):
             raise InputError(
                 f"{self.name(int(unlabelled[0]))} has no label, and others have: add its .cls, or "
@@ -138,106 +159,111 @@ class Shards:
         self.first_without_label = int(unlabelled[0]) if len(unlabelled) else None
 
     def __len__(self) -> int:
-        return len(self.index.shard)
+        return len(self.index.tar)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> Sample:
         offset, size = int(self.index.offset[index]), int(self.index.size[index])
-        content = self._read(int(self.index.shard[index]), offset, size)
-        image = decode(content, self.name(index))
+        content = self._read(int(self.index.tar[index]), offset, size)
+        image = decode_image(content, self.name(index))
         if self.first_without_label is not None:
             return (image,)
         return image, int(self.index.target[index])
 
     def name(self, index: int) -> str:
-        """The image's name, and its shard's; read from the header, so that none need be kept."""
-        shard = int(self.index.shard[index])
-        header = self._read(shard, int(self.index.offset[index]) - tarfile.BLOCKSIZE, 512)
-        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
-        return f"{member!r} in {self.files[shard]!r}"
+        """Name of a sample's image and of its tar file.
 
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        It is read from the header, so that the index need not hold names.
+        """
+        tar = int(self.index.tar[index])
+        header = self._read(tar, int(self.index.offset[index]) - tarfile.BLOCKSIZE, 512)
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
+        return f"{member!r} in {self.files[tar]!r}"
+
+    def _read(self, tar: int, offset: int, size: int) -> bytes:
         try:
-            if shard not in self.open:
-                self.open[shard] = os.open(self.files[shard], os.O_RDONLY)
-            self.open.move_to_end(shard)
-            if len(self.open) > OPEN:
-                os.close(self.open.popitem(last=False)[1])
-            return os.pread(self.open[shard], size, offset)
+            if tar not in self._open_tars:
+                self._open_tars[tar] = os.open(self.files[tar], os.O_RDONLY)
+            self._open_tars.move_to_end(tar)
+            if len(self._open_tars) > MAX_OPEN_TARS:
+                os.close(self._open_tars.popitem(last=False)[1])
+            return os.pread(self._open_tars[tar], size, offset)
         except OSError as error:
             raise InputError(
-                f"cannot read the shard {self.files[shard]!r} ({error}): bring it back"
+                f"cannot read the tar file {self.files[tar]!r} ({error}): bring it back"
             ) from error
 
     def __del__(self) -> None:
-        for descriptor in getattr(self, "open", {}).values():
+        for descriptor in getattr(self, "_open_tars", {}).values():
             os.close(descriptor)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "open": OrderedDict()}  # no file is open in another process
+        return {**self.__dict__, "_open_tars": OrderedDict()}  # another process opens its own
 
 
-def block_order(shard: Tensor, generator: Generator) -> Tensor:
-    """An epoch's order, in which a disk or a network finds samples near to each other.
+def shuffle_in_blocks(tar: Tensor, generator: Generator) -> Tensor:
+    """Draw an epoch in which samples that are stored near to each other are read together.
 
-    Shards come in a random order and are taken in blocks of several, whose samples are shuffled.
+    The tar files are put into a random order and taken in blocks of several, whose samples are
+    shuffled with each other.
 
     Args:
-        shard: each sample's (N,).
-        generator: what decides.
+        tar: number of each sample's tar file (N,).
+        generator: decides the order.
 
     Returns:
-        Each sample's number once, (N,).
+        Each sample's index once, (N,).
     """
-    sizes = torch.bincount(shard)
-    block = max(BLOCK_SAMPLES, BLOCK_SHARDS * len(shard) // len(sizes))
-    turn = torch.randperm(len(sizes), generator=generator)
-    before = torch.empty_like(sizes)
-    before[turn] = sizes[turn].cumsum(0) - sizes[turn]
-    drawn = torch.rand(len(shard), generator=generator, dtype=torch.float64)
-    return torch.argsort((before // block)[shard] + drawn, stable=True)
+    sizes = torch.bincount(tar)
+    block = max(BLOCK_SAMPLES, BLOCK_TARS * len(tar) // len(sizes))
+    shuffled = torch.randperm(len(sizes), generator=generator)
+    samples_before = torch.empty_like(sizes)
+    samples_before[shuffled] = sizes[shuffled].cumsum(0) - sizes[shuffled]
+    within_block = torch.rand(len(tar), generator=generator, dtype=torch.float64)
+    return torch.argsort((samples_before // block)[tar] + within_block, stable=True)
 
 
-def _by_split(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """Shards to train on, to validate on, and others; all are to train on where none is named."""
-    found = has_tars(root)
-    words = {p: set(re.findall("[a-z]+", str(p.relative_to(root)).lower())) for p in found}
-    training = [p for p in found if words[p] & TRAIN]
-    validating = [p for p in found if words[p] & VALIDATION and not words[p] & TRAIN]
-    if not training and not validating:
-        return found, [], []
+def _tars_by_split(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Training, validation and other tar files; all are for training where no name has a split."""
+    tars = find_tars(root)
+    words = {p: set(re.findall("[a-z]+", str(p.relative_to(root)).lower())) for p in tars}
+    training = [p for p in tars if words[p] & TRAINING_WORDS]
+    validation = [p for p in tars if words[p] & VALIDATION_WORDS and not words[p] & TRAINING_WORDS]
+    if not training and not validation:
+        return tars, [], []
     if not training:
         raise InputError(
-            f"{str(root)!r} has shards to validate on and none to train on: put them into train/, "
-            "or name them *-train-*.tar"
+            f"{str(root)!r} has tar files to validate on and none to train on: put them into "
+            "train/, or name them *-train-*.tar"
         )
-    return training, validating, [p for p in found if p not in {*training, *validating}]
+    return training, validation, [p for p in tars if p not in {*training, *validation}]
 
 
-def _indexed(files: list[str]) -> Index:
-    """The index of the shards, which is made once and kept until one of them changes."""
+def _load_index(files: list[str]) -> TarIndex:
+    """Load the index of tar files, which is made once and stored until one of them changes."""
     states = [(os.path.abspath(f), (s := os.stat(f)).st_size, s.st_mtime_ns) for f in files]
     digest = hashlib.blake2b(repr((FORMAT, states)).encode(), digest_size=12).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scalekd"
-    kept = cache / f"shards-{digest}.npz"
-    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile), np.load(kept) as arrays:
-        return Index(**arrays)
-    print(f"scalekd: reading the headers of {len(files)} shards, once", file=sys.stderr)
-    parts = [_headers(number, file) for number, file in enumerate(files)]
-    index = Index(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    if not len(index.shard):
-        raise InputError(f"there is no sample in {len(files)} shards, such as {files[0]!r}")
-    with contextlib.suppress(OSError):  # then it is made anew the next time
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = cache / f"{kept.stem}-{os.getpid()}.part"
-        with partial.open("wb") as content:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scalekd"
+    stored = folder / f"tar-index-{digest}.npz"
+    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile), np.load(stored) as arrays:
+        return TarIndex(**arrays)
+    print(f"scalekd: reading the headers of {len(files)} tar files, once", file=sys.stderr)
+    columns_of_tars = [_read_headers(number, file) for number, file in enumerate(files)]
+    columns = zip(*columns_of_tars, strict=True)
+    index = TarIndex(*(np.concatenate(column) for column in columns))
+    if not len(index.tar):
+        raise InputError(f"there is no sample in {len(files)} tar files, such as {files[0]!r}")
+    with contextlib.suppress(OSError):  # then the next run reads the headers again
+        folder.mkdir(parents=True, exist_ok=True)
+        partial_file = folder / f"{stored.stem}-{os.getpid()}.part"
+        with partial_file.open("wb") as content:
             np.savez(content, **asdict(index))
-        partial.replace(kept)
+        partial_file.replace(stored)
     return index
 
 
-def _headers(number: int, file: str) -> tuple[npt.NDArray[np.integer], ...]:
-    """The columns of `Index` of one shard's samples."""
-    rows = [_sample(file, *sample) for sample in _samples(file)]
+def _read_headers(number: int, file: str) -> tuple[npt.NDArray[np.integer], ...]:
+    """The columns of `TarIndex` for the samples of one tar file."""
+    rows = [_index_sample(file, key, members) for key, members in _read_samples(file)]
     offsets, sizes, targets = zip(*rows, strict=True) if rows else ((), (), ())
     return (
         np.full(len(rows), number, np.int32),
@@ -248,11 +274,11 @@ def _headers(number: int, file: str) -> tuple[npt.NDArray[np.integer], ...]:
 
 
 Members = dict[str, tuple[int, int, bytes]]
-"""Of one sample, by ending: where its content is, how long it is, and, of labels, what it is."""
+"""The files of one sample, by ending: offset, size and, for labels only, content."""
 
 
-def _samples(file: str) -> Iterator[tuple[str, Members]]:
-    """Each sample's key and members, which follow one another."""
+def _read_samples(file: str) -> Iterator[tuple[str, Members]]:
+    """Key and members of each sample of a tar file; the members of a sample are adjacent."""
     key, members = "", Members()
     try:
         with tarfile.open(file, "r:") as tar:
@@ -261,62 +287,65 @@ def _samples(file: str) -> Iterator[tuple[str, Members]]:
                 if not member.isreg() or name.startswith(("__", "._")):
                     continue
                 stem, _, ending = name.partition(".")
-                if (now := f"{folder}/{stem}") != key and members:
+                if (next_key := f"{folder}/{stem}") != key and members:
                     yield key, members
                     members = {}
-                key, ending = now, f".{ending.lower()}"
+                key, ending = next_key, f".{ending.lower()}"
                 label = tar.extractfile(member) if ending in (".cls", ".json") else None
                 content = label.read() if label else b""
                 members[ending] = member.offset_data, member.size, content
-            _at_the_end(tar, file)
+            _check_ends_here(tar)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(
-            f"the shard {file!r} is no tar, or is cut off or damaged ({error}): bring it here again"
+            f"the tar file {file!r} is no tar, or is cut off or damaged ({error}): copy it again"
         ) from error
     if members:
         yield key, members
 
 
-def _at_the_end(tar: tarfile.TarFile, file: str) -> None:
-    """What is no header ends a tar for tarfile, also in its middle."""
+def _check_ends_here(tar: tarfile.TarFile) -> None:
+    """Raise ReadError where a tar file has data after what `tarfile` takes for its end.
+
+    `tarfile` stops at anything that is no header, also in the middle of a damaged file.
+    """
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise tarfile.ReadError(f"no header at byte {tar.offset}")
 
 
-def _sample(file: str, key: str, members: Members) -> tuple[int, int, int]:
-    """Where the image is, how long it is, and its class."""
-    said = f"sample {key.lstrip('/')!r} in {file!r}"
+def _index_sample(file: str, key: str, members: Members) -> tuple[int, int, int]:
+    """Offset and size of a sample's image, and its class."""
+    name = f"sample {key.lstrip('/')!r} in {file!r}"
     images = [ending for ending in members if ending in IMG_EXTENSIONS]
     if len(images) != 1:
         raise InputError(
-            f"{said} has {len(images) or 'no'} images ({', '.join(members)}): it must have one, "
+            f"{name} has {len(images) or 'no'} images ({', '.join(members)}): it must have one, "
             "such as .jpg or .png"
         )
     offset, size, _ = members[images[0]]
-    return offset, size, _label(said, members)
+    return offset, size, _parse_label(name, members)
 
 
-def _label(said: str, members: Members) -> int:
+def _parse_label(name: str, members: Members) -> int:
     label: object = None
     try:
         if ".cls" in members:
             label = members[".cls"][2].decode()
-            number = int(str(label).strip())
+            target = int(str(label).strip())
         elif ".json" in members:
-            described = json.loads(members[".json"][2])
-            label = described.get("label") if isinstance(described, dict) else None
+            metadata = json.loads(members[".json"][2])
+            label = metadata.get("label") if isinstance(metadata, dict) else None
             if label is None:
-                return UNKNOWN
-            number = int(str(label))
+                return NO_LABEL
+            target = int(str(label))
         else:
-            return UNKNOWN
+            return NO_LABEL
     except ValueError as error:
         raise InputError(
-            f"{said} has a label that is no number ({str(label)[:40]!r}): it must be a class from "
-            "0 on"
+            f"{name} has a label that is not a number ({str(label)[:40]!r}): it must be a class "
+            "from 0 on"
         ) from error
-    if not 0 <= number < 2**31:
-        raise InputError(f"{said} has the label {number}: it must be a class from 0 on")
-    return number
+    if not 0 <= target < 2**31:
+        raise InputError(f"{name} has the label {target}: it must be a class from 0 on")
+    return target

@@ -1,4 +1,4 @@
-"""The processes that load images: how they start, and how they end."""
+"""The worker processes of DataLoaders: how they start, and how they end."""
 
 import multiprocessing
 import os
@@ -14,11 +14,12 @@ from scalekd.signals import STOP_SIGNALS
 
 
 def start_method() -> str | None:
-    """Of loading processes.
+    """The multiprocessing start method of worker processes; None for the platform's default.
 
-    What has threads of gloo's or NCCL's must not be forked: now and then the child hangs. Such a
-    process's loaders are forked from a server, which has imported what they need. A run beside
-    others is a spawned process, whose own would be spawned too: seconds for each.
+    A process that has threads of gloo or NCCL must not be forked: now and then the child hangs.
+    With several ranks, worker processes are therefore forked from a server, which has imported what
+    they need. With one rank they are forked outright: by default, a run that was spawned itself
+    (`--parallel`) would spawn them, which takes seconds for each.
     """
     if sys.platform != "linux":
         return None
@@ -29,39 +30,41 @@ def start_method() -> str | None:
     return "forkserver"
 
 
-def serve_one_process(_: int) -> None:
-    """What ends a run goes to all its processes; the main one still needs this one's batches.
+def initialize_worker(_: int) -> None:
+    """Make a worker process end with its parent, and only with its parent.
 
-    But without the main one it ends too, which a server's child would not notice by itself, and
-    without a word of what it could not hand over then.
+    A signal that stops a run is sent to all of its processes, but the main process still needs the
+    batches of this one to finish its step. Without the main process the worker ends, which the
+    child of a fork server would not notice by itself, and prints no traceback about batches that it
+    could not hand over.
     """
     for received in STOP_SIGNALS:
         signal.signal(received, signal.SIG_IGN)
-    sys.excepthook = _unless_parent_is_gone
+    sys.excepthook = _print_unless_parent_ended
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    _parent_is_gone(None)
+    _parent_ends_within(None)
     os._exit(1)
 
 
-def _unless_parent_is_gone(
+def _print_unless_parent_ended(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    if not _parent_is_gone(1.0):
+    if not _parent_ends_within(1.0):
         sys.__excepthook__(kind, error, trace)
 
 
-def _parent_is_gone(within: float | None) -> bool:
-    """Waits for so many seconds, or for ever."""
+def _parent_ends_within(seconds: float | None) -> bool:
+    """Wait for the parent process to end, at most so many seconds, or forever for None."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    return bool(wait([parent.sentinel], within))
+    return bool(wait([parent.sentinel], seconds))
 
 
 def end_workers() -> None:
-    """At the end of a process, which would wait for those that outlive its signal to end."""
+    """Kill this process's workers as it exits: it would wait for them, but they ignore signals."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

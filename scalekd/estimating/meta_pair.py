@@ -57,7 +57,7 @@ def count_training_images(recipe: Recipe, images: int | None = None) -> Training
     if data.root == "digits" or Path(data.root).exists():
         source = open_source(data)
         any_input = InputConfig(3, (224, 224), (0.5,) * 3, (0.5,) * 3)  # none is loaded
-        count = len(source.train(any_input, recipe.seeds[0]))  # type: ignore[arg-type]
+        count = len(source.training_set(any_input, recipe.seeds[0]))  # type: ignore[arg-type]
         count = images or min(count, data.epoch_images or count)
         return TrainingImages(count, source.classes, source.input)
     if images is None and data.root != IMAGENET:

@@ -45,8 +45,8 @@ def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:
         data: the images, as for distill.
         weights: of a timm name: pretrained, or a file.
     """
-    source = None if find_layout(data) == "flat" else open_source(data)
-    if source is None or source.classes is None or source.validation is None:
+    source = None if find_layout(data) == "flat_folder" else open_source(data)
+    if source is None or source.classes is None or source.validation_set is None:
         raise InputError(
             f"there are no labels in {data.root!r} to measure with: give --data.root a folder with "
             "val/CLASS/*.jpg and train/CLASS/*.jpg"
@@ -60,6 +60,6 @@ def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:
         raise InputError(
             f"{model} knows {network.num_classes} classes and {data.root} has {source.classes}"
         )
-    validation = source.validation(input_config(network, data.size))
+    validation = source.validation_set(input_config(network, data.size))
     print(f"scalekd: {loaded}", file=sys.stderr)
     return top1(network, DataLoader(validation, 250), source.classes)

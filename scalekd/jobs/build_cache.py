@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from scalekd.cache.encoding import Precision, Rows, decode, encode, errors
-from scalekd.cache.store import Cache, Contents, described, pixel_fingerprint
-from scalekd.data.cached import CachedViews, cache_identity, library_versions
+from scalekd.cache.encoding import CachePrecision, EncodedRows, decode, encode, encoding_errors
+from scalekd.cache.store import Cache, Manifest, manifest_file, pixel_fingerprint
+from scalekd.data.cached import AugmentedViews, cache_identity, library_versions
 from scalekd.data.loader import worker_settings
 from scalekd.data.open import open_source
 from scalekd.data.source import Source
@@ -33,15 +33,15 @@ from scalekd.signals import Interrupted, stop_on_signal
 from scalekd.training.performance import autocast
 from scalekd.training.run import build_teacher, student_spec
 
-SHARD_BYTES = 2**26
-"""About so many in a shard: what a run that is stopped loses of its work."""
+PART_BYTES = 2**26
+"""About so many in a part: what a run that is stopped loses of its work."""
 
 
 def build_cache(
     recipe: Recipe,
     out: Path,
     views: int = 1,
-    keep: Precision = "float16",
+    keep: CachePrecision = "float16",
     resume: bool = False,
 ) -> Path:
     """Keep what the recipe's teacher says of its training images.
@@ -55,14 +55,14 @@ def build_cache(
         out: the folder of the cache.
         views: of each image; training sees one after another, an epoch each.
         keep: of the features: float32, float16, bfloat16 or int8.
-        resume: go on with a cache that was cut off; damaged shards are made anew.
+        resume: go on with a cache that was cut off; damaged parts are made again.
 
     Returns:
-        The folder: cache.json and shards.
+        The folder: cache.json and parts.
 
     Raises:
         InputError: see its message; nothing was overwritten.
-        Interrupted: by Ctrl-C or a signal; whole shards stay.
+        Interrupted: by Ctrl-C or a signal; complete parts stay.
     """
     if views < 1:
         raise InputError(f"views is {views}: it must be 1 or more")
@@ -79,32 +79,36 @@ def build_cache(
     console.print(str(loaded))
     for note in source.notes:
         print_note(console, note)
-    images = source.train(config, recipe.seeds[0])
+    images = source.training_set(config, recipe.seeds[0])
     passes = TeacherPasses(recipe, teacher, config)
     names = range(min(2, len(images)))  # type: ignore[arg-type]
     sample = passes.keep(default_collate([images[name] for name in names])[0])
     encoded = encode(sample, keep)
     bytes_a_row = sum(rows[0].nbytes for rows in encoded.values())
-    of_a_view = source.view or len(images)  # type: ignore[arg-type]
-    contents = Contents(
-        cache_identity(recipe, source, teacher, config.size),
-        of_a_view,
-        views,
-        recipe.seeds[0],
-        config,
-        keep,
-        max(1, min(of_a_view * views, SHARD_BYTES // bytes_a_row)),
-        library_versions(),
+    of_a_view = source.images_per_view or len(images)  # type: ignore[arg-type]
+    manifest = Manifest(
+        identity=cache_identity(recipe, source, teacher, config.size),
+        images_per_view=of_a_view,
+        augmented_views=views,
+        seed=recipe.seeds[0],
+        input=config,
+        precision=keep,
+        rows_per_part=max(1, min(of_a_view * views, PART_BYTES // bytes_a_row)),
+        library_versions=library_versions(),
     )
-    console.print(_size(contents, bytes_a_row, sample, encoded, out))
-    _refuse_without_room(contents, bytes_a_row, out)
-    cache = _begun(out, contents)
+    console.print(_size(manifest, bytes_a_row, sample, encoded, out))
+    _refuse_without_room(manifest, bytes_a_row, out)
+    cache = _begun(out, manifest)
     with lock.hold_folder(out):
-        write_atomically(described(out), (json.dumps(asdict(contents), indent=1) + "\n").encode())
-        missing = [n for n in range(contents.shards) if not cache.verify(n)]
+        write_atomically(
+            manifest_file(out), (json.dumps(asdict(manifest), indent=1) + "\n").encode()
+        )
+        missing = [n for n in range(manifest.parts) if not cache.is_intact(n)]
         if resume:
-            console.print(f"{contents.shards - len(missing)} of {contents.shards} shards are whole")
-        _make(cache, missing, CachedViews(images, contents.rows), passes, recipe, source, console)
+            console.print(f"{manifest.parts - len(missing)} of {manifest.parts} parts are intact")
+        _make(
+            cache, missing, AugmentedViews(images, manifest.rows), passes, recipe, source, console
+        )
     console.print(f"{out}/: give it as --cache to `scalekd distill` with the same settings")
     return out
 
@@ -140,14 +144,15 @@ def _config(recipe: Recipe, source: Source, teacher: FrozenTeacher) -> InputConf
 
 
 def _size(
-    contents: Contents, bytes_a_row: int, sample: CachedOutputs, encoded: Rows, out: Path
+    manifest: Manifest, bytes_a_row: int, sample: CachedOutputs, encoded: EncodedRows, out: Path
 ) -> str:
     """What is going to be written, in a line."""
-    plain, varying = errors(sample.final, decode(encoded).final)
+    plain, varying = encoding_errors(sample.final, decode(encoded).final)
     return (
-        f"{contents.views} view{'s' * (contents.views > 1)} of each of {contents.images} images, "
-        f"{_bytes(bytes_a_row)} each: {_bytes(contents.rows * bytes_a_row)} in {contents.shards} "
-        f"shard{'s' * (contents.shards > 1)} in {out}/; {contents.precision} is off by "
+        f"{manifest.augmented_views} augmented view{'s' * (manifest.augmented_views > 1)} of each "
+        f"of {manifest.images_per_view} images, {_bytes(bytes_a_row)} each: "
+        f"{_bytes(manifest.rows * bytes_a_row)} in {manifest.parts} "
+        f"part{'s' * (manifest.parts > 1)} in {out}/; {manifest.precision} is off by "
         f"{plain:.2g} of the final features, by {varying:.2g} of what varies over space in them"
     )
 
@@ -160,10 +165,10 @@ def _bytes(number: float) -> str:
     return f"{number:.3g} TB"
 
 
-def _refuse_without_room(contents: Contents, bytes_a_row: int, out: Path) -> None:
+def _refuse_without_room(manifest: Manifest, bytes_a_row: int, out: Path) -> None:
     existing = next(p for p in (out.absolute() / "_").parents if p.exists())
     there = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    needed, free = contents.rows * bytes_a_row - there, shutil.disk_usage(existing).free
+    needed, free = manifest.rows * bytes_a_row - there, shutil.disk_usage(existing).free
     if needed > free:
         raise InputError(
             f"the cache takes {_bytes(needed)} more and {str(existing)!r} has {_bytes(free)} free: "
@@ -171,13 +176,13 @@ def _refuse_without_room(contents: Contents, bytes_a_row: int, out: Path) -> Non
         )
 
 
-def _begun(out: Path, contents: Contents) -> Cache:
+def _begun(out: Path, manifest: Manifest) -> Cache:
     """The cache in `out`, which is made; InputError where another one is there."""
     if out.exists() and any(file.name != lock.NAME for file in out.iterdir()):
-        there = asdict(Contents.read(out))
-        there = {**there.pop("of"), **there}
-        now = asdict(contents)
-        now = {**now.pop("of"), **now}
+        there = asdict(Manifest.read(out))
+        there = {**there.pop("identity"), **there}
+        now = asdict(manifest)
+        now = {**now.pop("identity"), **now}
         if changed := [name for name in now if there.get(name) != now[name]]:
             name = changed[0]
             raise InputError(
@@ -188,24 +193,24 @@ def _begun(out: Path, contents: Contents) -> Cache:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{str(out)!r} cannot be made: {error}") from error
-    return Cache(out, contents)
+    return Cache(out, manifest)
 
 
 def _make(
     cache: Cache,
-    shards: list[int],
-    images: CachedViews,
+    missing: list[int],
+    images: AugmentedViews,
     passes: TeacherPasses,
     recipe: Recipe,
     source: Source,
     console: Console,
 ) -> None:
-    """Write these shards of the cache."""
-    contents = cache.contents
+    """Write the missing parts of the cache."""
+    manifest = cache.manifest
     batches = [
         list(batch)
-        for shard in shards
-        for batch in _split(contents.rows_of(shard), recipe.batch_size)
+        for part in missing
+        for batch in _split(manifest.part_rows(part), recipe.batch_size)
     ]
     loader = DataLoader(
         images, batch_sampler=batches, pin_memory=False, **worker_settings(source, recipe.data)
@@ -222,42 +227,45 @@ def _make(
         total, done, said = sum(map(len, batches)), 0, 0.0
         task = bar.add_task("the teacher's passes", total=total, pace="")
         began, stream = time.monotonic(), iter(loader)
-        for nth, shard in enumerate(shards):
-            parts: list[tuple[Rows, Tensor]] = []
-            for _ in _split(contents.rows_of(shard), recipe.batch_size):
-                seen = next(stream)[0]
-                parts.append((encode(passes.keep(seen), contents.precision), _glimpses(seen)))
-                done += len(seen)
+        for written, part in enumerate(missing):
+            encoded: list[tuple[EncodedRows, Tensor]] = []
+            for _ in _split(manifest.part_rows(part), recipe.batch_size):
+                batch = next(stream)[0]
+                encoded.append(
+                    (encode(passes.keep(batch), manifest.precision), _fingerprints(batch))
+                )
+                done += len(batch)
                 passed = time.monotonic() - began
-                pace = f"{done / passed:.3g} a second, {format_duration((total - done) * passed / done)} left"
+                left = format_duration((total - done) * passed / done)
+                pace = f"{done / passed:.3g} a second, {left} left"
                 bar.update(task, completed=done, pace=pace)
                 if not console.is_terminal and passed - said > QUIET:
                     said = passed
                     console.print(f"{done} of {total} images, {pace}")
                 if asked.is_set():
                     raise Interrupted(
-                        f"stopped; {contents.shards - len(shards) + nth} of {contents.shards} "
-                        f"shards are whole in {cache.folder}/: the same command with --resume goes "
-                        "on"
+                        f"stopped; {manifest.parts - len(missing) + written} of {manifest.parts} "
+                        f"parts are complete in {cache.folder}/: the same command with --resume "
+                        "continues"
                     )
-            _write(cache, shard, parts)
+            _write(cache, part, encoded)
 
 
 def _split(rows: range, size: int) -> Iterator[range]:
     return (rows[i : i + size] for i in range(0, len(rows), size))
 
 
-def _glimpses(images: Tensor) -> Tensor:
+def _fingerprints(images: Tensor) -> Tensor:
     return torch.stack([pixel_fingerprint(image) for image in images])
 
 
-def _write(cache: Cache, shard: int, parts: list[tuple[Rows, Tensor]]) -> None:
-    names = parts[0][0]
-    rows = {name: torch.cat([encoded[name] for encoded, _ in parts]) for name in names}
+def _write(cache: Cache, part: int, batches: list[tuple[EncodedRows, Tensor]]) -> None:
+    names = batches[0][0]
+    rows = {name: torch.cat([encoded[name] for encoded, _ in batches]) for name in names}
     try:
-        cache.write(shard, rows, torch.cat([glimpses for _, glimpses in parts]))
+        cache.write_part(part, rows, torch.cat([fingerprints for _, fingerprints in batches]))
     except OSError as error:
         raise InputError(
-            f"{cache.file(shard)} could not be written ({error}): make room, then the same command "
-            "with --resume goes on"
+            f"{cache.part_file(part)} could not be written ({error}): make room, then the same "
+            "command with --resume continues"
         ) from error

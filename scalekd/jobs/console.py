@@ -106,8 +106,8 @@ class Display:
         state = (
             f"rate {news.learning_rate:.2g}, gradient {gradient:.2g}, "
             f"{news.memory / 2**30:.1f} GiB, data wait {news.waiting:.0%}"
-            + f", {news.broken} broken images"
-            * (news.broken > 0)
+            + f", {news.corrupt_images} corrupt images"
+            * (news.corrupt_images > 0)
         )
         loss = f"loss {news.loss:.2f} = {terms}"
         self.bars.update(self.tasks[run], completed=news.step, state=f"{pace}\n{state}\n{loss}")

@@ -62,7 +62,7 @@ class Turns:
         self.batches, self.config = batches, config
         order = batches.batch_sampler
         assert isinstance(order, ResumableBatchSampler)
-        self.first = order.start * order.parts
+        self.first = order.start_step * order.micro_batches
         return _Handed(self, len(order))
 
     def clock(self) -> float:

@@ -35,7 +35,7 @@ def run_preflight(
         built: its teacher, where that is there already.
         measured: and the teacher's accuracy, where that is known.
     """
-    if find_layout(recipe.data) == "flat":
+    if find_layout(recipe.data) == "flat_folder":
         _refuse_what_needs_labels(recipe)
     source = open_source(recipe.data)
     if source.classes is None:
@@ -51,9 +51,9 @@ def run_preflight(
         source,
         recipe.data,
         config,
-        recipe.batch_size,
-        recipe.seeds[0],
-        parts=recipe.accumulate,
+        batch_size=recipe.batch_size,
+        seed=recipe.seeds[0],
+        micro_batches=recipe.accumulate,
     )
     classes = getattr(method.student, "num_classes", None)
     if source.classes is not None and classes != source.classes:

@@ -75,7 +75,7 @@ class Progress:
         gradients: gradient norms of student and projectors before clipping.
         waiting: share of the training time spent waiting for images, since this process began.
         memory: peak memory of this process in bytes: the GPU's where it trains on one.
-        broken: images that could not be read.
+        corrupt_images: images that could not be read.
     """
 
     step: int
@@ -91,7 +91,7 @@ class Progress:
     gradients: dict[str, float] = field(default_factory=dict)
     waiting: float = 0.0
     memory: int = 0
-    broken: int = 0
+    corrupt_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Result:
         steps: optimizer steps.
         images_per_second: mean over the run.
         terms: weighted terms of the loss by name, means over the last `AVERAGED_STEPS` steps.
-        broken: images that could not be read, since the run was last started or resumed.
+        corrupt_images: images that could not be read, since the run was last started or resumed.
     """
 
     run: Run
@@ -114,7 +114,7 @@ class Result:
     steps: int
     images_per_second: float
     terms: dict[str, float] = field(default_factory=dict)
-    broken: int = 0
+    corrupt_images: int = 0
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "Result":

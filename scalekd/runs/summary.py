@@ -54,7 +54,7 @@ def summarise(
         "seconds": seconds,
         "images_per_second": mean_of_known([r.images_per_second for r in kept]),
         "ranks": ranks.world_size(),
-        "broken_images": sum(r.broken for r in results),
+        "corrupt_images": sum(r.corrupt_images for r in results),
         "gflop_per_image": pair.gflop,
         "parameters": {
             "teacher": pair.teacher_parameters,

@@ -149,7 +149,7 @@ class Watch(L.Callback):
         assert isinstance(module, TrainingModule)
         if outputs["terms"] is not None:  # none of what was left out
             self.parts.append(outputs["terms"])
-        if (batch_idx + 1) % module.order.parts == 0:
+        if (batch_idx + 1) % module.order.micro_batches == 0:
             self._after_step(trainer, module)
         self.idle_since = self.clock()
 

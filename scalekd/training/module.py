@@ -165,13 +165,13 @@ class TrainingModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """The random numbers of a step, and of each of its parts in each rank, are its own."""
-        part = batch_idx % self.order.parts
+        part = batch_idx % self.order.micro_batches
         if part == 0:
             self.left_out = False
             assert isinstance(self.method, nn.Module)
             if isinstance(self.method, FSDPModule):  # else DDP does it
                 ranks.broadcast_buffers(self.method)
-        seed_all(self.order.seed, self.step, self.order.rank * self.order.parts + part)
+        seed_all(self.order.seed, self.step, self.order.rank * self.order.micro_batches + part)
 
     def training_step(self, batch: Sequence[Any], index: int) -> dict[str, Any]:
         """One batch, see `learn`; `terms` are means over all ranks.
@@ -200,7 +200,7 @@ class TrainingModule(L.LightningModule):
         said = f"the loss is {loss.item()} at step {self.step + 1} ({listed})"
         self.skipped += not self.left_out
         self.left_out = True
-        images = [name % self.order.images for name in self.order.batch(self.step)]
+        images = [key % self.order.images for key in self.order.sample_keys(self.step)]
         if self.skipped <= self.max_skipped:
             if ranks.rank() == 0:
                 warnings.warn(

@@ -154,11 +154,11 @@ def train(
         source,
         recipe.data,
         config,
-        recipe.batch_size,
-        run.seed,
-        recipe.epochs,
-        state["step"] if state else 0,
-        recipe.accumulate,
+        batch_size=recipe.batch_size,
+        seed=run.seed,
+        epochs=recipe.epochs,
+        start_step=state["step"] if state else 0,
+        micro_batches=recipe.accumulate,
     )
     order = batches.batch_sampler
     assert isinstance(order, ResumableBatchSampler)
@@ -169,7 +169,7 @@ def train(
         "teacher": hashed,
     }
     if cache is not None:
-        marks["cache"] = cache.contents.identity
+        marks["cache"] = cache.manifest.digest
     ranks.check_same_on_all_ranks(**marks)
     if state:
         _compare(state, marks, checkpoint)
@@ -212,11 +212,11 @@ def train(
             return
         if news.recorded:
             line = {"method": run.method, "seed": run.seed, **asdict(news)}
-            for name in ("recorded", "broken"):  # not a matter of steps
+            for name in ("recorded", "corrupt_images"):  # not a matter of steps
                 line.pop(name)
             folder.append_metrics(line)
             trackers.log(line)
-        report(replace(news, broken=source.broken()))
+        report(replace(news, corrupt_images=source.corrupt_count()))
 
     clock = turns.clock if turns else time.perf_counter
     watch = Watch(tell, stop, checkpoint, spec, measure, every, marks, state, clock)
@@ -236,7 +236,7 @@ def train(
         module.steps,
         watch.last.images_per_second,
         watch.mean_terms(),
-        ranks.sum_over_ranks(source.broken()),
+        ranks.sum_over_ranks(source.corrupt_count()),
     )
 
 

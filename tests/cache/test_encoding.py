@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scalekd.cache.encoding import Precision, decode, encode, errors
+from scalekd.cache.encoding import CachePrecision, decode, encode, encoding_errors
 from scalekd.networks import CachedOutputs
 
-PRECISIONS: list[Precision] = ["float32", "float16", "bfloat16", "int8"]
+PRECISIONS: list[CachePrecision] = ["float32", "float16", "bfloat16", "int8"]
 MOST = {"float32": 0.0, "float16": 2**-11, "bfloat16": 2**-8}
 """Relative error of a value: half a step of the last bit that is kept."""
 
@@ -23,7 +23,9 @@ def kept(images: int = 3, classes: int = 7) -> CachedOutputs:
 
 @pytest.mark.parametrize("precision", MOST)
 @given(seed=st.integers(0, 99), size=st.floats(0.1, 100))
-def test_a_value_is_off_by_half_a_bit_at_most(precision: Precision, seed: int, size: float) -> None:
+def test_a_value_is_off_by_half_a_bit_at_most(
+    precision: CachePrecision, seed: int, size: float
+) -> None:
     exact = CachedOutputs(size * noise(2, 3, 4, 5, seed=seed), noise(2, 7), [size * noise(2, 1, 8)])
     stored = decode(encode(exact, precision))
     assert torch.equal(stored.logits, exact.logits)
@@ -43,7 +45,7 @@ def test_int8_is_off_by_half_a_step_of_the_channels_own_largest_value(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_what_is_encoded_takes_as_many_bytes_as_it_says(precision: Precision) -> None:
+def test_what_is_encoded_takes_as_many_bytes_as_it_says(precision: CachePrecision) -> None:
     rows = encode(kept(), precision)
     assert rows["final"].element_size() == {"float32": 4, "int8": 1}.get(precision, 2)
     assert {len(tensor) for tensor in rows.values()} == {3}
@@ -64,11 +66,11 @@ def test_errors_are_relative_and_the_views_own() -> None:
     exact[0, 0, 0, 0] = 11.0
     wrong = exact.clone()
     wrong[0, 0, 0, 0] = 12.0
-    plain, varying = errors(exact, wrong)
+    plain, varying = encoding_errors(exact, wrong)
     assert plain == pytest.approx(1 / exact.norm().item())
     # Of one that stands out by 1 and one that stands out by 2: twice the view, so 1 of it is lost.
     assert varying == pytest.approx(1.0)
-    assert errors(exact, exact) == (0.0, 0.0)
+    assert encoding_errors(exact, exact) == (0.0, 0.0)
 
 
 def test_what_float16_cannot_hold_is_refused_with_what_can() -> None:
@@ -79,7 +81,7 @@ def test_what_float16_cannot_hold_is_refused_with_what_can() -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_features_that_are_no_numbers_are_refused(precision: Precision) -> None:
+def test_features_that_are_no_numbers_are_refused(precision: CachePrecision) -> None:
     broken = kept()
     broken.final[0, 0, 0, 0] = float("nan")
     with refused("nan or inf on these images"):

@@ -9,139 +9,144 @@ from helpers.refusals import refused
 
 from scalekd.cache import store
 from scalekd.cache.encoding import encode
-from scalekd.cache.store import Cache, Contents, described, pixel_fingerprint
+from scalekd.cache.store import Cache, Manifest, manifest_file, pixel_fingerprint
 from scalekd.networks import CachedOutputs, InputConfig
 
-ROWS, IN_A_SHARD = 10, 4
-CONTENTS = Contents(
-    of={"teacher": "a"},
-    images=5,
-    views=2,
+ROWS, ROWS_PER_PART = 10, 4
+MANIFEST = Manifest(
+    identity={"teacher": "a"},
+    images_per_view=5,
+    augmented_views=2,
     seed=0,
     input=InputConfig(3, (8, 8), (0.5,) * 3, (0.5,) * 3),
     precision="float32",
-    shard_rows=IN_A_SHARD,
-    made_with={"timm": "1"},
+    rows_per_part=ROWS_PER_PART,
+    library_versions={"timm": "1"},
 )
 
 
-def kept(rows: range) -> CachedOutputs:
+def outputs(rows: range) -> CachedOutputs:
     numbers = torch.tensor(rows).float()
     final = numbers.view(-1, 1, 1, 1) + torch.arange(12.0).view(1, 3, 2, 2)
     return CachedOutputs(final, numbers.view(-1, 1) * torch.ones(5), [-numbers.view(-1, 1)])
 
 
-def written(folder: Path, contents: Contents = CONTENTS) -> Cache:
+def write_cache(folder: Path, manifest: Manifest = MANIFEST) -> Cache:
     folder.mkdir(exist_ok=True)
-    described(folder).write_text(json.dumps(contents, default=vars))
-    cache = Cache(folder, contents)
-    for shard in range(contents.shards):
-        rows = contents.rows_of(shard)
-        glimpses = torch.tensor(rows).float().view(-1, 1) * torch.ones(8)
-        cache.write(shard, encode(kept(rows), contents.precision), glimpses)
-    return Cache.whole(folder)
+    manifest_file(folder).write_text(json.dumps(manifest, default=vars))
+    cache = Cache(folder, manifest)
+    for part in range(manifest.parts):
+        rows = manifest.part_rows(part)
+        fingerprints = torch.tensor(rows).float().view(-1, 1) * torch.ones(8)
+        cache.write_part(part, encode(outputs(rows), manifest.precision), fingerprints)
+    return Cache.open_complete(folder)
 
 
-def test_each_row_is_what_was_written(tmp_path: Path) -> None:
-    cache = written(tmp_path)
-    assert [len(CONTENTS.rows_of(n)) for n in range(CONTENTS.shards)] == [4, 4, 2]
+def test_each_row_is_read_as_it_was_written(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path)
+    assert [len(MANIFEST.part_rows(n)) for n in range(MANIFEST.parts)] == [4, 4, 2]
     for row in (0, 3, 4, 9, 1):
-        there, seen = cache[row]
-        expected = kept(range(row, row + 1))
-        assert torch.equal(there.final, expected.final)
-        assert torch.equal(there.logits, expected.logits)
-        assert torch.equal(there.tail_inputs[0], expected.tail_inputs[0])
-        assert seen.tolist() == [[float(row)] * 8]
+        cached, fingerprint = cache[row]
+        expected = outputs(range(row, row + 1))
+        assert torch.equal(cached.final, expected.final)
+        assert torch.equal(cached.logits, expected.logits)
+        assert torch.equal(cached.tail_inputs[0], expected.tail_inputs[0])
+        assert fingerprint.tolist() == [[float(row)] * 8]
 
 
-def test_another_process_opens_its_own_files(tmp_path: Path) -> None:
-    cache = written(tmp_path)
+def test_another_process_opens_the_parts_of_a_cache_itself(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path)
     _ = cache[0]
-    assert cache.open
+    assert cache._open_parts
     twin = pickle.loads(pickle.dumps(cache))
-    assert not twin.open
+    assert not twin._open_parts
     assert torch.equal(twin[9][0].final, cache[9][0].final)
 
 
-def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "OPEN", 2)
-    cache = written(tmp_path, replace(CONTENTS, shard_rows=1))
+def test_few_parts_of_a_cache_are_open_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_OPEN_PARTS", 2)
+    cache = write_cache(tmp_path, replace(MANIFEST, rows_per_part=1))
     for row in range(ROWS):
         _ = cache[row]
-    assert list(cache.open) == [8, 9]
+    assert list(cache._open_parts) == [8, 9]
 
 
 @pytest.mark.parametrize("where", [0.02, 0.3, 0.5, 0.7, 0.9, 0.999])
-def test_a_flipped_bit_anywhere_is_found_and_its_shard_named(tmp_path: Path, where: float) -> None:
-    cache = written(tmp_path)
-    file = cache.file(1)
+def test_a_flipped_bit_anywhere_is_found_and_its_part_named(tmp_path: Path, where: float) -> None:
+    cache = write_cache(tmp_path)
+    file = cache.part_file(1)
     content = bytearray(file.read_bytes())
     content[int(where * len(content))] ^= 1
     file.write_bytes(content)
-    with refused("000001.safetensors", "--resume makes it anew"):
-        for row in CONTENTS.rows_of(1):
-            _ = Cache.whole(tmp_path)[row]
-    assert [Cache.whole(tmp_path).verify(n) for n in range(3)] == [True, False, True]
+    with refused("000001.safetensors", "--resume makes it again"):
+        for row in MANIFEST.part_rows(1):
+            _ = Cache.open_complete(tmp_path)[row]
+    assert [Cache.open_complete(tmp_path).is_intact(n) for n in range(3)] == [True, False, True]
 
 
 @pytest.mark.parametrize("left", [0, 7, 100, -1])
-def test_a_shard_that_was_cut_off_is_found(tmp_path: Path, left: int) -> None:
-    cache = written(tmp_path)
-    cache.file(2).write_bytes(cache.file(2).read_bytes()[:left])
+def test_a_part_that_was_cut_off_is_found(tmp_path: Path, left: int) -> None:
+    cache = write_cache(tmp_path)
+    cache.part_file(2).write_bytes(cache.part_file(2).read_bytes()[:left])
     with refused("000002.safetensors", "is damaged"):
-        _ = Cache.whole(tmp_path)[9]
+        _ = Cache.open_complete(tmp_path)[9]
 
 
-def test_a_shard_of_another_cache_or_place_is_refused(tmp_path: Path) -> None:
-    cache = written(tmp_path / "one")
-    other = written(tmp_path / "other", replace(CONTENTS, seed=1))
-    cache.file(0).write_bytes(other.file(0).read_bytes())
-    cache.file(1).write_bytes(cache.file(2).read_bytes())
+def test_a_part_of_another_cache_or_position_is_refused(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "one")
+    other = write_cache(tmp_path / "other", replace(MANIFEST, seed=1))
+    cache.part_file(0).write_bytes(other.part_file(0).read_bytes())
+    cache.part_file(1).write_bytes(cache.part_file(2).read_bytes())
     for row in (0, 4):
         with refused("belongs to another cache", "remove it"):
-            _ = Cache.whole(tmp_path / "one")[row]
+            _ = Cache.open_complete(tmp_path / "one")[row]
 
 
-def test_a_shard_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
-    written(tmp_path).file(1).unlink()
-    with refused("not finished: 1 of its 3 shards are missing, first 000001.safetensors"):
-        Cache.whole(tmp_path)
+def test_a_missing_part_is_named_when_a_cache_is_opened(tmp_path: Path) -> None:
+    write_cache(tmp_path).part_file(1).unlink()
+    with refused("not complete: 1 of its 3 parts are missing, first 000001.safetensors"):
+        Cache.open_complete(tmp_path)
 
 
 def test_a_folder_that_is_no_cache_is_refused(tmp_path: Path) -> None:
     with refused("is no cache: it has no cache.json", "`scalekd cache` makes one"):
-        Cache.whole(tmp_path)
+        Cache.open_complete(tmp_path)
 
 
 def test_a_cache_of_another_format_is_refused(tmp_path: Path) -> None:
-    written(tmp_path)
-    plain = json.loads(described(tmp_path).read_text())
-    described(tmp_path).write_text(json.dumps({**plain, "format": 99}))
-    with refused("is of format 99, and this scalekd reads format 1"):
-        Cache.whole(tmp_path)
+    write_cache(tmp_path)
+    plain = json.loads(manifest_file(tmp_path).read_text())
+    manifest_file(tmp_path).write_text(json.dumps({**plain, "format": 99}))
+    with refused("is of format 99, and this scalekd reads format 2"):
+        Cache.open_complete(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 1}', '{"format": 1, "input": 3}'])
-def test_a_damaged_description_is_refused(tmp_path: Path, text: str) -> None:
-    described(tmp_path).write_text(text)
-    with refused("cache.json", "is damaged", "make the cache anew"):
-        Cache.whole(tmp_path)
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 2}', '{"format": 2, "input": 3}'])
+def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    manifest_file(tmp_path).write_text(text)
+    with refused("cache.json", "is damaged", "build the cache again"):
+        Cache.open_complete(tmp_path)
 
 
-def test_a_shard_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_is_written_completely_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    cache = Cache(tmp_path, CONTENTS)
+    cache = Cache(tmp_path, MANIFEST)
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        cache.write(0, encode(kept(range(4)), "float32"), torch.zeros(4, 8))
+        cache.write_part(0, encode(outputs(range(4)), "float32"), torch.zeros(4, 8))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_glimpse_tells_other_crops_apart() -> None:
+def test_a_pixel_fingerprint_tells_other_crops_apart() -> None:
     image = torch.randn(3, 20, 20, generator=torch.Generator().manual_seed(0))
     assert pixel_fingerprint(image).shape == (8,)
     assert torch.equal(pixel_fingerprint(image), pixel_fingerprint(image.clone()))
     for other in (image.roll(1, 2), image.flip(2), image * 1.1):
-        assert (pixel_fingerprint(other) - pixel_fingerprint(image)).abs().max() > store.SAME
+        difference = pixel_fingerprint(other) - pixel_fingerprint(image)
+        assert difference.abs().max() > store.FINGERPRINT_TOLERANCE

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.pictures import flat_folder, image_folder, png, shard_folder, tar
+from helpers.pictures import flat_folder, image_folder, png, tar, tar_folder
 from helpers.refusals import refused
 from helpers.tiny import tiny
 from PIL import Image
 
-from scalekd.cli.main import main as cli
-from scalekd.data import corrupt as broken
+from scalekd.cli.main import _one_line
+from scalekd.data import corrupt
 from scalekd.data import source as sources
-from scalekd.data.corrupt import BrokenImageError, Readable, decode, load_image
+from scalekd.data.corrupt import CheckedSamples, CorruptImageError, decode_image, load_image
 from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
 from scalekd.data.source import IGNORED, Source
@@ -32,13 +32,13 @@ PLAIN = InputConfig(3, (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 @pytest.fixture(autouse=True)
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of many images: none is decoded beforehand."""
-    monkeypatch.setattr(sources, "DECODED_BEFOREHAND", 0)
+    monkeypatch.setattr(sources, "MAX_DECODED_BEFOREHAND", 0)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Twelve to train on and twelve to validate on, of which 3 and 4, and 11, are cut off."""
-    root = shard_folder(tmp_path / "shards")
+    root = tar_folder(tmp_path / "shards")
     for split, indices in (("train", (3, 4)), ("val", (11,))):
         for i in indices:
             file = root / split / f"{i // 4:04}.tar"
@@ -57,8 +57,8 @@ def value(image: torch.Tensor) -> int:
 
 def test_the_next_image_takes_a_broken_ones_place_and_each_is_named_once(root: Path) -> None:
     opened = source(root)
-    train = opened.train(PLAIN, 0)
-    with pytest.warns(UserWarning, match="left out") as warned:
+    train = opened.training_set(PLAIN, 0)
+    with pytest.warns(UserWarning, match="skipped") as warned:
         seen = [train[name] for name in (*range(12), *range(12, 24))]
     assert [value(image) for image, _ in seen[:12]] == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9, 10, 11]
     assert [target for _, target in seen[:12]] == [0, 1, 2, 2, 2, 2, 0, 1, 2, 0, 1, 2]
@@ -67,32 +67,32 @@ def test_the_next_image_takes_a_broken_ones_place_and_each_is_named_once(root: P
     assert len(said) == 2
     assert "'000003.png'" in said[0]
     assert str(root / "train" / "0000.tar") in said[0]
-    assert said[0].endswith("left out")
-    assert opened.broken() == 2
+    assert said[0].endswith("skipped")
+    assert opened.corrupt_count() == 2
 
 
 def test_the_last_images_place_is_taken_by_the_first(tmp_path: Path) -> None:
     root = flat_folder(tmp_path / "flat", 4)
     files = sorted(str(file) for file in root.rglob("*.jpg"))
     Path(files[-1]).write_bytes(b"no picture")
-    train = source(root).train(PLAIN, 0)
-    with pytest.warns(UserWarning, match=r"left out"):
+    train = source(root).training_set(PLAIN, 0)
+    with pytest.warns(UserWarning, match=r"skipped"):
         train[3]
-    assert train.images.read_next(range(4), 3) == (load_image(files[0]),)  # type: ignore[attr-defined]
+    assert train.samples.read_next(range(4), 3) == (load_image(files[0]),)  # type: ignore[attr-defined]
 
 
 def test_of_a_part_of_the_images_another_of_it_takes_the_place(root: Path) -> None:
-    train = source(root, train_images=6).train(PLAIN, 0)
-    chosen = train.chosen  # type: ignore[attr-defined]
+    train = source(root, train_images=6).training_set(PLAIN, 0)
+    chosen = train.subset  # type: ignore[attr-defined]
     assert len({3, 4} & set(chosen)) == 1
     at = next(at for at, index in enumerate(chosen) if index in (3, 4))
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         assert value(train[at][0]) == chosen[(at + 1) % 6]
 
 
 def test_an_image_that_cannot_be_read_is_not_measured(root: Path) -> None:
     opened = source(root)
-    _, validation = build_loaders(opened, Data(str(root), workers=0), PLAIN, 4, 0)
+    _, validation = build_loaders(opened, Data(str(root), workers=0), PLAIN, batch_size=4, seed=0)
     assert validation is not None
 
     def classify(images: torch.Tensor) -> torch.Tensor:
@@ -104,7 +104,7 @@ def test_an_image_that_cannot_be_read_is_not_measured(root: Path) -> None:
 
     with pytest.warns(UserWarning, match="'000011.png'"):
         assert top1(classify, validation, 3) == pytest.approx(6 / 11)
-    assert opened.broken() == 1
+    assert opened.corrupt_count() == 1
     assert [int(target) for _, targets in validation for target in targets][11] == IGNORED
 
 
@@ -114,18 +114,21 @@ def test_they_are_counted_over_all_loading_processes(
     opened = source(root)
     data = Data(str(root), workers=2)
     plain = Data(str(root), workers=0)
-    train, _ = build_loaders(opened, data, PLAIN, 4, 0, epochs=3)
+    train, _ = build_loaders(opened, data, PLAIN, batch_size=4, seed=0, epochs=3)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        monkeypatch.setattr(warnings, "showwarning", cli._one_line)
+        monkeypatch.setattr(warnings, "showwarning", _one_line)
         given = [images for images, _ in train]
-    assert opened.broken() == 2
-    said = [line for line in capfd.readouterr().err.splitlines() if line.endswith("left out")]
+    assert opened.corrupt_count() == 2
+    said = [line for line in capfd.readouterr().err.splitlines() if line.endswith("skipped")]
     assert len(set(said)) == 2
     assert len(said) < 5, "three epochs would name them six times"
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         again = [
-            images for images, _ in build_loaders(source(root), plain, PLAIN, 4, 0, epochs=3)[0]
+            images
+            for images, _ in build_loaders(
+                source(root), plain, PLAIN, batch_size=4, seed=0, epochs=3
+            )[0]
         ]
     assert all(torch.equal(a, b) for a, b in zip(given, again, strict=True))
 
@@ -133,19 +136,19 @@ def test_they_are_counted_over_all_loading_processes(
 def test_stopping_is_the_default_also_in_a_loading_process(root: Path) -> None:
     for workers in (0, 1):
         data = Data(str(root), workers=workers)
-        train, _ = build_loaders(open_source(data), data, PLAIN, 4, 0)
+        train, _ = build_loaders(open_source(data), data, PLAIN, batch_size=4, seed=0)
         with refused("cannot read the image '00000", str(root), "--data.corrupt_images skip"):
             list(train)
 
 
 def test_few_images_are_tried_beforehand(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "DECODED_BEFOREHAND", 24)
+    monkeypatch.setattr(sources, "MAX_DECODED_BEFOREHAND", 24)
     with refused("'000003.png'", "repair or remove"):
         source(root, corrupt_images="stop")
-    with pytest.warns(UserWarning, match="left out") as warned:
+    with pytest.warns(UserWarning, match="skipped") as warned:
         opened = source(root)
     assert len(warned) == 3
-    assert opened.broken() == 3
+    assert opened.corrupt_count() == 3
 
 
 def test_nothing_but_broken_images_is_refused(tmp_path: Path) -> None:
@@ -154,24 +157,24 @@ def test_nothing_but_broken_images_is_refused(tmp_path: Path) -> None:
         members |= {f"{i}.cls": b"%d" % (i % 2) for i in range(3)}
         tar(tmp_path / split / "0.tar", dict(sorted(members.items())))
     opened = source(tmp_path)
-    with pytest.warns(UserWarning, match="left out"), refused("not one of the 3 images"):
-        opened.train(PLAIN, 0)[1]
-    validation = opened.validation
+    with pytest.warns(UserWarning, match="skipped"), refused("not one of the 3 images"):
+        opened.training_set(PLAIN, 0)[1]
+    validation = opened.validation_set
     assert validation is not None
-    with pytest.warns(UserWarning, match="left out"), refused("not one of the 3 images"):
+    with pytest.warns(UserWarning, match="skipped"), refused("not one of the 3 images"):
         list(validation(PLAIN))  # type: ignore[call-overload]
 
 
 def test_very_many_in_a_row_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(broken, "IN_A_ROW", 5)
+    monkeypatch.setattr(corrupt, "MAX_CORRUPT_IN_A_ROW", 5)
     root = flat_folder(tmp_path / "flat", 12)
     for file in sorted(root.rglob("*.jpg"))[2:9]:
         file.write_bytes(b"nothing")
-    train = source(root).train(PLAIN, 0)
-    files = train.images.images.files  # type: ignore[attr-defined]
+    train = source(root).training_set(PLAIN, 0)
+    files = train.samples.samples.files  # type: ignore[attr-defined]
     first = next(i for i, file in enumerate(files) if Path(file).read_bytes() == b"nothing")
     with (
-        pytest.warns(UserWarning, match="left out"),
+        pytest.warns(UserWarning, match="skipped"),
         refused("5 images in a row", f"number {first}"),
     ):
         train[first]
@@ -179,8 +182,8 @@ def test_very_many_in_a_row_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_what_cannot_be_read_now_is_not_broken(tmp_path: Path) -> None:
     root = flat_folder(tmp_path / "flat", 4)
-    train = source(root).train(PLAIN, 0)
-    file = Path(train.images.images.files[1])  # type: ignore[attr-defined]
+    train = source(root).training_set(PLAIN, 0)
+    file = Path(train.samples.samples.files[1])  # type: ignore[attr-defined]
     file.rename(tmp_path / "elsewhere.jpg")
     with refused(str(file), "No such file", "bring it back"):
         train[1]
@@ -190,18 +193,18 @@ def test_what_cannot_be_read_now_is_not_broken(tmp_path: Path) -> None:
     "content", [b"", b"text", png(1)[:50], png(1)[:30] + b"\0" * 40, b"GIF89a" + b"\xff" * 20]
 )
 def test_damage_of_any_kind_is_broken(content: bytes) -> None:
-    with pytest.raises(BrokenImageError, match="cannot read the image it"):
-        decode(content, "it")
+    with pytest.raises(CorruptImageError, match="cannot read the image it"):
+        decode_image(content, "it")
 
 
 def test_every_image_of_a_readable_split_is_itself(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "images", each=1)
     files = sorted(str(f) for f in root.glob("train/*/*"))
-    readable = Readable([(Image.open(f),) for f in files], "stop")
+    readable = CheckedSamples([(Image.open(f),) for f in files], "stop")
     assert [readable.read_next(range(3), i) for i in range(3)] == [
-        readable.images[i] for i in range(3)
+        readable.samples[i] for i in range(3)
     ]
-    assert readable.broken() == 0
+    assert readable.corrupt_count() == 0
 
 
 @pytest.fixture
@@ -213,13 +216,13 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def test_a_run_goes_on_past_them(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         out = distill(recipe, tmp_path / "out", parallel=1)
     summary = json.loads((out / "summary.json").read_text())
     found = summary["student_top1"]
-    assert summary["broken_images"] == 2
+    assert summary["corrupt_images"] == 2
     assert 11 * found == pytest.approx(round(11 * found))
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         assert evaluate(str(out), recipe.data) == found
     stopping = replace(recipe, data=replace(recipe.data, corrupt_images="stop"))
     with refused(os.path.join("bee", "1.png"), "--data.corrupt_images skip"):

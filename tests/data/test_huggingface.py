@@ -76,11 +76,11 @@ def test_a_saved_dataset_gives_its_images_and_classes(tmp_path: Path) -> None:
     opened = source(saved(tmp_path / "set", train=rows(9), validation=rows(4)))
     assert (opened.classes, opened.input) == (3, None)
     assert [note.text for note in opened.notes] == [
-        f"measured on the split validation of hf:{tmp_path / 'set'}"
+        f"accuracy is measured on the split validation of hf:{tmp_path / 'set'}"
     ]
-    assert opened.validation is not None
-    assert values(opened.train(PLAIN, 0)) == [(i, i % 3) for i in range(9)]
-    assert values(opened.validation(PLAIN)) == [(i, i % 3) for i in range(4)]
+    assert opened.validation_set is not None
+    assert values(opened.training_set(PLAIN, 0)) == [(i, i % 3) for i in range(9)]
+    assert values(opened.validation_set(PLAIN)) == [(i, i % 3) for i in range(4)]
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "test"])
@@ -88,15 +88,15 @@ def test_the_split_that_is_measured_on_is_said(name: str, tmp_path: Path) -> Non
     more = {"test": rows(5)} if name != "test" else {}
     opened = source(saved(tmp_path / "set", train=rows(9), **{name: rows(4)}, **more))
     assert f"split {name} of" in opened.notes[0].text
-    assert opened.validation is not None
-    assert len(opened.validation(PLAIN)) == 4  # type: ignore[arg-type]
+    assert opened.validation_set is not None
+    assert len(opened.validation_set(PLAIN)) == 4  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("cached")
 def test_a_folder_of_parquet_files_is_one(tmp_path: Path) -> None:
     opened = source(parquet(tmp_path / "set", train=9, test=4))
     assert opened.classes == 3
-    assert values(opened.train(PLAIN, 0)) == [(i, i % 3) for i in range(9)]
+    assert values(opened.training_set(PLAIN, 0)) == [(i, i % 3) for i in range(9)]
 
 
 @pytest.mark.usefixtures("cached")
@@ -105,7 +105,8 @@ def test_a_folder_of_images_is_one(tmp_path: Path) -> None:
     opened = source(root)
     assert opened.classes == 3
     theirs, ours = (
-        open_source(Data(name, workers=0)).train(PLAIN, 3) for name in (f"hf:{root}", str(root))
+        open_source(Data(name, workers=0)).training_set(PLAIN, 3)
+        for name in (f"hf:{root}", str(root))
     )
     assert sorted(values(theirs)) == sorted(values(ours))
 
@@ -113,10 +114,10 @@ def test_a_folder_of_images_is_one(tmp_path: Path) -> None:
 def test_without_class_labels_it_is_learnt_from_without(tmp_path: Path) -> None:
     rows(6).remove_columns("kind").save_to_disk(tmp_path / "set")
     opened = source(tmp_path / "set")
-    assert (opened.classes, opened.validation) == (None, None)
+    assert (opened.classes, opened.validation_set) == (None, None)
     (note,) = opened.notes
     assert "picture: Image" in note.text
-    assert len(opened.train(PLAIN, 0)[0]) == 1
+    assert len(opened.training_set(PLAIN, 0)[0]) == 1
 
 
 def test_batches_are_the_same_with_any_number_of_workers(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_batches_are_the_same_with_any_number_of_workers(tmp_path: Path) -> None
     given = []
     for workers in (0, 2):
         data = Data(f"hf:{root}", workers=workers, auto_augment="rand-m9-n2-mstd0.5")
-        batches, _ = build_loaders(open_source(data), data, PLAIN, 4, 5, epochs=2)
+        batches, _ = build_loaders(open_source(data), data, PLAIN, batch_size=4, seed=5, epochs=2)
         given.append([images for images, _ in batches])
     assert all(torch.equal(a, b) for a, b in zip(*given, strict=True))
 
@@ -138,11 +139,11 @@ def test_a_broken_image_is_named_by_its_number(
     root = saved(tmp_path / "set", train=train, test=rows(3))
     with refused("number 4 of the split train", str(root), "repair or remove"):
         source(root)
-    monkeypatch.setattr(sources, "DECODED_BEFOREHAND", 0)
+    monkeypatch.setattr(sources, "MAX_DECODED_BEFOREHAND", 0)
     opened = source(root, corrupt_images="skip")
     with pytest.warns(UserWarning, match="number [45] of"):
-        assert values(opened.train(PLAIN, 0)) == [(i, i % 3) for i in (0, 1, 2, 3, 0, 0)]
-    assert opened.broken() == 2
+        assert values(opened.training_set(PLAIN, 0)) == [(i, i % 3) for i in (0, 1, 2, 3, 0, 0)]
+    assert opened.corrupt_count() == 2
 
 
 def test_features_that_may_be_meant_are_listed(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
     with refused("data.train_images is 9", "3"):
         source(root, train_images=9)
     with refused("3 images", "batch_size is 4"):
-        build_loaders(source(root), Data(f"hf:{root}", workers=0), PLAIN, 4, 0)
+        build_loaders(source(root), Data(f"hf:{root}", workers=0), PLAIN, batch_size=4, seed=0)
 
 
 def test_no_name_and_no_such_folder_are_refused(tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def test_without_the_hub_a_name_is_one_line() -> None:
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert find_layout(Data("hf:mnist")) == "hub"
+    assert find_layout(Data("hf:mnist")) == "hugging_face"
     with refused("hf:mnist", "scalekd[hub]"):
         source("mnist")
 
@@ -225,6 +226,6 @@ def test_a_student_is_trained_and_measured_on_one(tmp_path: Path) -> None:
     recipe = tiny(f"hf:{root}")
     out = distill(recipe, tmp_path / "out", parallel=1)
     said = json.loads((out / "summary.json").read_text())
-    assert said["notes"][0]["text"] == f"measured on the split test of hf:{root}"
+    assert said["notes"][0]["text"] == f"accuracy is measured on the split test of hf:{root}"
     assert evaluate(str(out), recipe.data) == said["student_top1"]
     assert run_preflight(recipe).labels

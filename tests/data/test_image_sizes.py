@@ -172,7 +172,7 @@ def test_in_validation_the_middle_is_cut_out_undistorted(
     size: tuple[int, int], tmp_path: Path
 ) -> None:
     config = InputConfig(3, WIDE, (0, 0, 0), (1 / 255, 1 / 255, 1 / 255))
-    validation = open_source(Data(str(ramps(tmp_path / "ramps", size)), WIDE)).validation
+    validation = open_source(Data(str(ramps(tmp_path / "ramps", size)), WIDE)).validation_set
     assert validation is not None
     image, _ = validation(config)[0]
     assert image.shape == (3, *WIDE)
@@ -192,7 +192,7 @@ def test_in_training_crops_are_stretched_as_often_as_they_are_squeezed(
 ) -> None:
     config = InputConfig(3, size, (0, 0, 0), (1 / 255, 1 / 255, 1 / 255))
     data = Data(str(ramps(tmp_path / "ramps", (200, 200))), size, workers=0)
-    train, _ = build_loaders(open_source(data), data, config, 3, 0, epochs=20)
+    train, _ = build_loaders(open_source(data), data, config, batch_size=3, seed=0, epochs=20)
     stretches = []
     for batch, _ in train:
         across = (batch[:, 0, :, -8] - batch[:, 0, :, 8]).abs().mean(1) / (size[1] - 16)

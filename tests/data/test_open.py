@@ -33,7 +33,9 @@ def source(root: Path, **options: int) -> Source:
 
 def test_an_epoch_is_ordered_by_seed_and_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        batches = list(ResumableBatchSampler(50, 50, 5, seed, 2))[epoch * 10 : (epoch + 1) * 10]
+        batches = list(
+            ResumableBatchSampler(images=50, images_per_epoch=50, batch_size=5, seed=seed, epochs=2)
+        )[epoch * 10 : (epoch + 1) * 10]
         names = [name for batch in batches for name in batch]
         assert {name // 50 for name in names} == {epoch}
         return [name % 50 for name in names]
@@ -48,30 +50,56 @@ def test_an_epoch_is_ordered_by_seed_and_epoch_alone() -> None:
 def test_a_run_goes_on_with_the_batches_that_are_left(
     images: int, per_epoch: int, batch_size: int
 ) -> None:
-    whole = list(ResumableBatchSampler(images, per_epoch, batch_size, 3, epochs=3))
+    whole = list(
+        ResumableBatchSampler(
+            images=images, images_per_epoch=per_epoch, batch_size=batch_size, seed=3, epochs=3
+        )
+    )
     assert len(whole) == 3 * (per_epoch // batch_size)
     for start in range(len(whole) + 1):
-        left = ResumableBatchSampler(images, per_epoch, batch_size, 3, 3, start)
+        left = ResumableBatchSampler(
+            images=images,
+            images_per_epoch=per_epoch,
+            batch_size=batch_size,
+            seed=3,
+            epochs=3,
+            start_step=start,
+        )
         assert list(left) == whole[start:]
         assert len(left) == len(whole) - start
 
 
 def test_a_batch_may_come_in_equal_parts() -> None:
-    whole, parts = (ResumableBatchSampler(50, 50, 6, 3, 2, start=5, parts=n) for n in (1, 3))
+    whole, parts = (
+        ResumableBatchSampler(
+            images=50,
+            images_per_epoch=50,
+            batch_size=6,
+            seed=3,
+            epochs=2,
+            start_step=5,
+            micro_batches=n,
+        )
+        for n in (1, 3)
+    )
     assert len(parts) == 3 * len(whole)
     given = list(parts)
     assert [sum(given[i : i + 3], []) for i in range(0, len(given), 3)] == list(whole)  # noqa: RUF017
 
 
 def test_a_part_of_an_epoch_is_other_images_each_time() -> None:
-    whole = list(ResumableBatchSampler(1000, 20, 10, 3, epochs=3))
+    whole = list(
+        ResumableBatchSampler(images=1000, images_per_epoch=20, batch_size=10, seed=3, epochs=3)
+    )
     seen = [{name % 1000 for batch in whole[i : i + 2] for name in batch} for i in (0, 2, 4)]
     assert [len(s) for s in seen] == [20, 20, 20]
     assert seen[0] != seen[1] != seen[2]
 
 
 def test_an_epoch_is_never_more_than_all_images(root: Path) -> None:
-    train, _ = build_loaders(source(root), Data(str(root), epoch_images=50, workers=0), SMALL, 4, 0)
+    train, _ = build_loaders(
+        source(root), Data(str(root), epoch_images=50, workers=0), SMALL, batch_size=4, seed=0
+    )
     assert len(train) == 3
 
 
@@ -81,12 +109,14 @@ def test_an_image_is_transformed_alike_wherever_and_whenever_it_is_loaded(root: 
     for workers, start in ((0, 0), (2, 0), (1, 3)):
         data = Data(str(root), workers=workers, **options)
         torch.manual_seed(workers)
-        train, _ = build_loaders(open_source(data), data, SMALL, 4, 5, epochs=2, start=start)
+        train, _ = build_loaders(
+            open_source(data), data, SMALL, batch_size=4, seed=5, epochs=2, start_step=start
+        )
         batches.append([images for images, _ in train])
     assert len(batches[0]) == 6
     assert all(torch.equal(a, b) for a, b in zip(batches[0], batches[1], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(batches[0][3:], batches[2], strict=True))
-    of_image = open_source(Data(str(root), workers=0, **options)).train(SMALL, 5)
+    of_image = open_source(Data(str(root), workers=0, **options)).training_set(SMALL, 5)
     first, again, in_another_epoch = of_image[0][0], of_image[0][0], of_image[12][0]
     assert torch.equal(first, again)
     assert not torch.equal(first, in_another_epoch)
@@ -96,7 +126,7 @@ def test_a_folder_has_its_classes_and_the_students_normalisation(root: Path) -> 
     opened = source(root)
     assert opened.classes == 3
     assert opened.input is None
-    train, validation = opened.train(SMALL, 0), opened.validation(SMALL)
+    train, validation = opened.training_set(SMALL, 0), opened.validation_set(SMALL)
     assert len(train) == len(validation) == 12  # type: ignore[arg-type]
     for image, _ in (train[0], validation[0]):
         assert image.shape == (3, 32, 32)
@@ -108,19 +138,19 @@ def test_images_are_normalised_by_mean_and_deviation(root: Path, value: int) -> 
         Image.new("RGB", (64, 64), (value, value, value)).save(file)
     expected = torch.full((3, 32, 32), (value / 255 - 0.5) / 0.25)
     opened = source(root)
-    for image, _ in (opened.train(SMALL, 0)[0], opened.validation(SMALL)[0]):
+    for image, _ in (opened.training_set(SMALL, 0)[0], opened.validation_set(SMALL)[0]):
         assert torch.allclose(image, expected, atol=0.02)
 
 
 def test_grey_and_transparent_files_become_rgb(root: Path) -> None:
     Image.new("L", (40, 30), 100).save(root / "val/ant/0.jpg")
     Image.new("RGBA", (40, 30), (1, 2, 3, 4)).save(root / "val/ant/1.png")
-    validation = source(root).validation(SMALL)
+    validation = source(root).validation_set(SMALL)
     assert validation[0][0].shape == validation[1][0].shape == (3, 32, 32)
 
 
 def test_a_part_of_the_training_images_has_as_many_of_each_class(root: Path) -> None:
-    train = source(root, train_images=6).train(SMALL, 1)
+    train = source(root, train_images=6).training_set(SMALL, 1)
     assert sorted(train[i][1] for i in range(len(train))) == [0, 0, 1, 1, 2, 2]  # type: ignore[attr-defined]
 
 
@@ -128,7 +158,7 @@ def test_another_seed_takes_other_training_images(tmp_path: Path) -> None:
     opened = source(image_folder(tmp_path / "many", each=20, side=8), train_images=6)
 
     def chosen(seed: int) -> list[int]:
-        return sorted(opened.train(SMALL, seed).chosen)  # type: ignore[attr-defined]
+        return sorted(opened.training_set(SMALL, seed).subset)  # type: ignore[attr-defined]
 
     assert chosen(1) == chosen(1)
     assert chosen(1) != chosen(2)
@@ -136,14 +166,14 @@ def test_another_seed_takes_other_training_images(tmp_path: Path) -> None:
 
 def test_more_training_images_than_there_are_is_refused(root: Path) -> None:
     with refused("data.train_images", "500", "12"):
-        source(root, train_images=500).train(SMALL, 0)
+        source(root, train_images=500).training_set(SMALL, 0)
 
 
 def test_digits_are_balanced_and_others_for_each_seed() -> None:
     data = Data("digits", train_images=30)
 
     def labels_and_first(seed: int) -> tuple[list[int], torch.Tensor]:
-        digits = open_source(data).train(GREY, seed).digits  # type: ignore[attr-defined]
+        digits = open_source(data).training_set(GREY, seed).digits  # type: ignore[attr-defined]
         return sorted(digits.labels.tolist()), digits.images
 
     labels, images = labels_and_first(1)
@@ -170,7 +200,7 @@ def test_two_loaders_of_one_seed_give_the_same_digits_whatever_else_was_drawn() 
         torch.manual_seed(noise)
         opened = open_source(data)
         assert opened.input is not None
-        train, _ = build_loaders(opened, data, opened.input, 32, seed=1)
+        train, _ = build_loaders(opened, data, opened.input, batch_size=32, seed=1)
         batches.append(list(train))
     assert len(batches[0]) == 2
     for (images, labels), (images_again, labels_again) in zip(*batches, strict=True):
@@ -179,14 +209,16 @@ def test_two_loaders_of_one_seed_give_the_same_digits_whatever_else_was_drawn() 
 
 
 def test_the_last_incomplete_batch_is_left_out(root: Path) -> None:
-    train, validation = build_loaders(source(root), Data(str(root), workers=0), SMALL, 5, 0)
+    train, validation = build_loaders(
+        source(root), Data(str(root), workers=0), SMALL, batch_size=5, seed=0
+    )
     assert [len(labels) for _, labels in train] == [5, 5]
     assert sum(len(labels) for _, labels in validation) == 12
 
 
 def test_a_batch_larger_than_an_epoch_is_refused(root: Path) -> None:
     with refused("batch_size is 13", "12 images"):
-        build_loaders(source(root), Data(str(root), workers=0), SMALL, 13, 0)
+        build_loaders(source(root), Data(str(root), workers=0), SMALL, batch_size=13, seed=0)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -249,7 +281,7 @@ def test_a_truncated_image_is_named(root: Path, name: str) -> None:
 
 def test_hidden_files_are_no_images_and_no_harm(root: Path) -> None:
     (root / "train/bee/.DS_Store").write_bytes(b"\0")
-    assert len(source(root).train(SMALL, 0)) == 12  # type: ignore[arg-type]
+    assert len(source(root).training_set(SMALL, 0)) == 12  # type: ignore[arg-type]
 
 
 def test_classes_of_only_one_split_are_named(root: Path) -> None:
@@ -261,7 +293,7 @@ def test_classes_of_only_one_split_are_named(root: Path) -> None:
 @pytest.mark.parametrize("jitter", [0.0, 0.3])
 def test_three_augment_is_one_of_timms_policies(jitter: float, root: Path) -> None:
     plain, augmented = (
-        open_source(Data(str(root), workers=0, **options)).train(SMALL, 0)  # type: ignore[arg-type]
+        open_source(Data(str(root), workers=0, **options)).training_set(SMALL, 0)  # type: ignore[arg-type]
         for options in ({}, {"auto_augment": "3a", "color_jitter": jitter})
     )
     names = [str(step) for step in augmented.transform.transforms]  # type: ignore[attr-defined]
@@ -274,7 +306,7 @@ def test_three_augment_is_one_of_timms_policies(jitter: float, root: Path) -> No
 
 def test_an_unknown_policy_is_refused(root: Path) -> None:
     with refused("data.auto_augment is 'none-of-them'", "3a"):
-        source(root, auto_augment="none-of-them").train(SMALL, 0)  # type: ignore[arg-type]
+        source(root, auto_augment="none-of-them").training_set(SMALL, 0)  # type: ignore[arg-type]
 
 
 def test_colour_jitter_that_would_not_be_used_is_refused() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.pictures import png, shard_folder, tar
+from helpers.pictures import png, tar, tar_folder
 from helpers.refusals import refused
 from helpers.tiny import tiny
 from torch import Generator
@@ -20,7 +20,7 @@ from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
 from scalekd.data.sampler import ResumableBatchSampler
 from scalekd.data.source import Source
-from scalekd.data.webdataset import Shards, block_order, has_tars
+from scalekd.data.webdataset import TarSamples, find_tars, shuffle_in_blocks
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.jobs.preflight import run_preflight
@@ -32,7 +32,7 @@ PLAIN = InputConfig(3, (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    return shard_folder(tmp_path / "shards")
+    return tar_folder(tmp_path / "shards")
 
 
 def source(root: Path, **options: int) -> Source:
@@ -40,13 +40,13 @@ def source(root: Path, **options: int) -> Source:
 
 
 def order(shard: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    return block_order(shard, Generator().manual_seed(seed))
+    return shuffle_in_blocks(shard, Generator().manual_seed(seed))
 
 
 def test_samples_are_the_images_and_the_classes_of_all_shards(root: Path) -> None:
     opened = source(root)
     assert (opened.classes, opened.input, opened.notes) == (3, None, [])
-    train, validation = opened.train(PLAIN, 0), opened.validation(PLAIN)
+    train, validation = opened.training_set(PLAIN, 0), opened.validation_set(PLAIN)
     for split in (train, validation):
         items = [split[i] for i in range(len(split))]  # type: ignore[arg-type]
         assert [target for _, target in items] == [i % 3 for i in range(12)]
@@ -55,7 +55,7 @@ def test_samples_are_the_images_and_the_classes_of_all_shards(root: Path) -> Non
 
 
 def test_names_of_files_may_say_the_split(tmp_path: Path) -> None:
-    root = shard_folder(tmp_path / "shards")
+    root = tar_folder(tmp_path / "shards")
     for folder, name in (("train", "imagenet1k-train"), ("val", "imagenet1k-validation")):
         for file in (root / folder).iterdir():
             file.rename(root / f"{name}-{file.name}")
@@ -63,9 +63,9 @@ def test_names_of_files_may_say_the_split(tmp_path: Path) -> None:
     tar(root / "imagenet1k-test-0000.tar", {"a.png": png(1)})
     opened = source(root)
     assert opened.classes == 3
-    assert len(opened.train(PLAIN, 0)) == len(opened.validation(PLAIN)) == 12  # type: ignore[arg-type]
+    assert len(opened.training_set(PLAIN, 0)) == len(opened.validation_set(PLAIN)) == 12  # type: ignore[arg-type]
     (note,) = opened.notes
-    assert "1 of the shards" in note.text
+    assert "1 of the tar files" in note.text
     assert "imagenet1k-test-0000.tar" in note.text
 
 
@@ -80,7 +80,7 @@ def test_a_label_may_be_in_json_and_other_members_are_not_read(tmp_path: Path) -
             members[f"{i}.JPG"] = png(i)
         members["__meta__.json"] = b"{}"
         tar(tmp_path / split / "0.tar", members)
-    train = source(tmp_path).train(PLAIN, 0)
+    train = source(tmp_path).training_set(PLAIN, 0)
     assert [train[i][1] for i in range(4)] == [0, 1, 0, 1]
 
 
@@ -90,8 +90,10 @@ def test_shards_without_labels_are_learnt_from_without(tmp_path: Path) -> None:
         images = {f"{i}.png": png(i) for i in range(3)}
         tar(tmp_path / f"{shard}.tar", dict(sorted({**captions, **images}.items())))
     opened = source(tmp_path)
-    assert (opened.classes, opened.validation) == (None, None)
-    batches, validation = build_loaders(opened, Data(str(tmp_path), workers=0), PLAIN, 3, 0)
+    assert (opened.classes, opened.validation_set) == (None, None)
+    batches, validation = build_loaders(
+        opened, Data(str(tmp_path), workers=0), PLAIN, batch_size=3, seed=0
+    )
     assert validation is None
     assert [images.shape for (images,) in batches] == [(3, 3, 8, 8)] * 2
 
@@ -122,26 +124,32 @@ def test_shards_of_different_sizes_are_all_read() -> None:
 
 def test_a_run_takes_its_batches_in_that_order(root: Path) -> None:
     opened = source(root)
-    assert opened.order is not None
-    batches, _ = build_loaders(opened, Data(str(root), workers=0), PLAIN, 4, 5, epochs=2)
+    assert opened.epoch_sampler is not None
+    batches, _ = build_loaders(
+        opened, Data(str(root), workers=0), PLAIN, batch_size=4, seed=5, epochs=2
+    )
     sampler = batches.batch_sampler
     assert isinstance(sampler, ResumableBatchSampler)
-    expected = opened.order(Generator().manual_seed(5 * 100_003 + 1))
-    assert [name - 12 for step in (3, 4, 5) for name in sampler.batch(step)] == expected.tolist()
+    expected = opened.epoch_sampler(Generator().manual_seed(5 * 100_003 + 1))
+    assert [
+        name - 12 for step in (3, 4, 5) for name in sampler.sample_keys(step)
+    ] == expected.tolist()
 
 
 def test_batches_are_the_same_with_any_number_of_workers_and_after_a_resume(root: Path) -> None:
     given = []
     for workers, start in ((0, 0), (2, 0), (1, 3)):
         data = Data(str(root), workers=workers, auto_augment="rand-m9-n2-mstd0.5")
-        train, _ = build_loaders(open_source(data), data, PLAIN, 4, 5, epochs=2, start=start)
+        train, _ = build_loaders(
+            open_source(data), data, PLAIN, batch_size=4, seed=5, epochs=2, start_step=start
+        )
         given.append([images for images, _ in train])
     assert all(torch.equal(a, b) for a, b in zip(given[0], given[1], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(given[0][3:], given[2], strict=True))
 
 
 def test_a_part_of_the_images_is_as_many_of_each_class(root: Path) -> None:
-    train = source(root, train_images=6).train(PLAIN, 1)
+    train = source(root, train_images=6).training_set(PLAIN, 1)
     assert sorted(train[i][1] for i in range(6)) == [0, 0, 1, 1, 2, 2]
     with refused("data.train_images is 13", "12", str(root)):
         source(root, train_images=13)
@@ -151,14 +159,14 @@ def test_headers_are_read_once_until_a_shard_changes(
     root: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert source(root).classes == 3
-    assert "3 shards" in capsys.readouterr().err
+    assert "3 tar files" in capsys.readouterr().err
     assert source(root).classes == 3
     assert capsys.readouterr().err == ""
     tar(root / "train" / "0003.tar", {"a.png": png(1), "a.cls": b"1"})
-    assert len(source(root).train(PLAIN, 0)) == 13  # type: ignore[arg-type]
+    assert len(source(root).training_set(PLAIN, 0)) == 13  # type: ignore[arg-type]
     for kept in own_cache.iterdir():
         kept.write_bytes(kept.read_bytes()[:100])
-    assert len(source(root).train(PLAIN, 0)) == 13  # type: ignore[arg-type]
+    assert len(source(root).training_set(PLAIN, 0)) == 13  # type: ignore[arg-type]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
@@ -170,8 +178,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 
 def test_few_shards_are_open_at_a_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "OPEN", 2)
-    shards = Shards(has_tars(root))
+    monkeypatch.setattr(module, "MAX_OPEN_TARS", 2)
+    shards = TarSamples(find_tars(root))
     before = len(os.listdir("/proc/self/fd"))
     values = [image.getpixel((0, 0))[0] for image, _ in (shards[i] for i in range(24))]  # type: ignore[index,misc]
     assert values == [*range(12), *range(12)]
@@ -183,15 +191,15 @@ def test_few_shards_are_open_at_a_time(root: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_sample_costs_twenty_bytes(root: Path) -> None:
-    index = Shards(has_tars(root)).index
-    columns = (index.shard, index.offset, index.size, index.target)
+    index = TarSamples(find_tars(root)).index
+    columns = (index.tar, index.offset, index.size, index.target)
     assert sum(column.nbytes for column in columns) == 20 * 24
 
 
 def test_long_names_are_no_harm(tmp_path: Path) -> None:
     key = "folder/" * 20 + "x" * 120
     file = tar(tmp_path / "0.tar", {f"{key}.png": png(7), f"{key}.cls": b"1"})
-    (sample,) = Shards([file])
+    (sample,) = TarSamples([file])
     assert sample[1] == 1
     assert sample[0].getpixel((0, 0)) == (7, 7, 7)
 
@@ -287,7 +295,7 @@ def test_shards_elsewhere_are_refused(address: str) -> None:
 
 
 def test_a_shard_that_vanishes_during_training_is_named(root: Path) -> None:
-    train = source(root).train(PLAIN, 0)
+    train = source(root).training_set(PLAIN, 0)
     (root / "train" / "0002.tar").unlink()
     fresh = pickle.loads(pickle.dumps(train))  # what a loading process has not opened yet
     with refused(str(root / "train" / "0002.tar"), "No such file"):
@@ -334,7 +342,7 @@ def test_memory_stays_flat_over_a_thousand_shards(tmp_path: Path) -> None:
                 members |= {f"{shard}_{i}.png": image, f"{shard}_{i}.cls": b"%d" % (i % 2)}
             tar(tmp_path / split / f"{shard:04}.tar", members)
     data = Data(str(tmp_path), workers=2)
-    batches, _ = build_loaders(open_source(data), data, PLAIN, 50, 0, epochs=3)
+    batches, _ = build_loaders(open_source(data), data, PLAIN, batch_size=50, seed=0, epochs=3)
     sampler = batches.batch_sampler
     assert isinstance(sampler, ResumableBatchSampler)
     assert sampler.steps == 1_200

@@ -363,5 +363,6 @@ def test_a_batch_that_cannot_be_shared_is_refused(root: Path) -> None:
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert said.count("scalekd: error:") == 1
-    assert "batch_size is 5, for 2 devices in 1 parts each: it must be a multiple of 2" in said
+    assert "batch_size is 5, for 2 devices with 1 micro-batches each" in said
+    assert "it must be a multiple of 2" in said
     assert not (root / "odd").exists()

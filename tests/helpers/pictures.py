@@ -44,20 +44,20 @@ def png(value: int, side: int = 8) -> bytes:
 def tar(file: Path, members: dict[str, bytes]) -> Path:
     """A tar of these members by name."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, "w") as shard:
+    with tarfile.open(file, "w") as archive:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
-            shard.addfile(info, io.BytesIO(content))
+            archive.addfile(info, io.BytesIO(content))
     return file
 
 
-def shard_folder(root: Path, shards: int = 3, each: int = 4, classes: int = 3) -> Path:
+def tar_folder(root: Path, tars: int = 3, each: int = 4, classes: int = 3) -> Path:
     """ROOT/train/*.tar and ROOT/val/*.tar of grey PNG, sample i of value and class i % classes."""
     for split in ("train", "val"):
-        for shard in range(shards):
+        for number in range(tars):
             members = {}
-            for i in range(shard * each, (shard + 1) * each):
+            for i in range(number * each, (number + 1) * each):
                 members |= {f"{i:06}.png": png(i % 256), f"{i:06}.cls": b"%d" % (i % classes)}
-            tar(root / split / f"{shard:04}.tar", members)
+            tar(root / split / f"{number:04}.tar", members)
     return root

@@ -41,7 +41,7 @@ def command(images: Path, out: Path, *words: str) -> list[str]:
     return [*called, *(word for pair in settings.items() for word in pair), *words]
 
 
-def shards(folder: Path) -> dict[str, bytes]:
+def parts(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
 
 
@@ -53,7 +53,7 @@ def test_on_a_cpu_fp16_keeps_what_a_training_in_it_computes(
         build_cache(replace(recipe_of(images), precision=precision), tmp_path / precision)
         for precision in ("16-mixed", "bf16-mixed")
     ]
-    assert shards(kept[0]) == shards(kept[1])
+    assert parts(kept[0]) == parts(kept[1])
 
 
 def test_the_size_is_told_beforehand_and_is_what_is_written(
@@ -65,7 +65,7 @@ def test_the_size_is_told_beforehand_and_is_what_is_written(
     assert "float16 is off by 0.000" in said
     (told,) = (line.split(" each: ")[1] for line in said.splitlines() if " each: " in line)
     number, unit = told.split()[:2]
-    written = sum(map(len, shards(out).values()))
+    written = sum(map(len, parts(out).values()))
     assert written == pytest.approx(float(number) * {"kB": 1e3, "MB": 1e6}[unit], rel=0.1)
     assert "--cache" in said
 
@@ -91,7 +91,7 @@ def test_it_is_a_command_that_needs_no_student(images: Path, tmp_path: Path) -> 
 def test_one_that_is_ended_goes_on_to_the_same_bytes(
     images: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    slow = "from scalekd.training import fill; fill.SHARD_BYTES = 1; import time; "
+    slow = "from scalekd.training import fill; fill.PART_BYTES = 1; import time; "
     slow += "keep = fill.Passes.keep; "
     slow += "fill.Passes.keep = lambda *a: time.sleep(0.1) or keep(*a); "
 
@@ -109,18 +109,18 @@ def test_one_that_is_ended_goes_on_to_the_same_bytes(
         time.sleep(0.02)
     os.killpg(process.pid, number)
     _, said = process.communicate(timeout=60)
-    there = shards(out)
+    there = parts(out)
     assert 3 <= len(there) < 36, said
     if number != signal.SIGKILL:
         assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number], said
-        assert f"stopped; {len(there)} of 36 shards are whole" in said
+        assert f"stopped; {len(there)} of 36 parts are complete" in said
     again = begin(out, "--resume")
     _, said = again.communicate(timeout=300)
     assert again.returncode == 0, said
     begin(undisturbed).communicate(timeout=300)
-    assert shards(out) == shards(undisturbed)
-    assert len(shards(out)) == 36
-    assert there.items() <= shards(out).items()
+    assert parts(out) == parts(undisturbed)
+    assert len(parts(out)) == 36
+    assert there.items() <= parts(out).items()
 
 
 def test_what_is_there_is_not_overwritten(images: Path, tmp_path: Path) -> None:
@@ -148,18 +148,18 @@ def test_another_cache_is_not_gone_on_with(
     images: Path, tmp_path: Path, how: dict[str, Any], said: str
 ) -> None:
     out = build_cache(recipe_of(images), tmp_path / "cache", views=2)
-    before = shards(out)
+    before = parts(out)
     with refused("was begun with", said):
         build_cache(recipe_of(images), out, **{"views": 2, **how}, resume=True)
-    assert shards(out) == before
+    assert parts(out) == before
 
 
-def test_damaged_shards_alone_are_made_anew(
+def test_damaged_parts_alone_are_made_again(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filling, "SHARD_BYTES", 10_000)
+    monkeypatch.setattr(filling, "PART_BYTES", 10_000)
     out = build_cache(recipe_of(images), tmp_path / "cache", views=2)
-    before = shards(out)
+    before = parts(out)
     assert len(before) > 3
     damaged = out / "000001.safetensors"
     damaged.write_bytes(before[damaged.name][:-1] + b"x")
@@ -167,7 +167,7 @@ def test_damaged_shards_alone_are_made_anew(
     untouched = out / "000000.safetensors"
     time_before = untouched.stat().st_mtime_ns
     build_cache(recipe_of(images), out, views=2, resume=True)
-    assert shards(out) == before
+    assert parts(out) == before
     assert untouched.stat().st_mtime_ns == time_before
 
 
@@ -201,4 +201,4 @@ def test_what_it_says_of_itself_is_plain_data(images: Path, tmp_path: Path) -> N
     plain = json.loads((out / "cache.json").read_text())
     assert plain["of"]["teacher"] == "test_vit"
     assert (plain["images"], plain["views"], plain["precision"]) == (18, 2, "int8")
-    assert plain["made_with"].keys() >= {"timm", "torch", "pillow"}
+    assert plain["library_versions"].keys() >= {"timm", "torch", "pillow"}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.pictures import flat_folder, image_folder, shard_folder
+from helpers.pictures import flat_folder, image_folder, tar_folder
 from helpers.real_runs import assert_alike, begin, finish, killed_again_and_again, settings
 from helpers.refusals import refused
 from helpers.tiny import tiny
@@ -139,8 +139,8 @@ def test_images_without_labels_have_one_too(tmp_path: Path) -> None:
     assert_near(live, distill(replace(recipe, cache=str(cache)), tmp_path / "cached"))
 
 
-def test_shards_have_one_too(tmp_path: Path) -> None:
-    recipe = recipe_of(shard_folder(tmp_path / "images", each=6))
+def test_tar_files_have_one_too(tmp_path: Path) -> None:
+    recipe = recipe_of(tar_folder(tmp_path / "images", each=6))
     cache = build_cache(recipe, tmp_path / "cache", views=EPOCHS, keep="float32")
     live = distill(recipe, tmp_path / "live")
     assert_near(live, distill(replace(recipe, cache=str(cache)), tmp_path / "cached"))
@@ -218,7 +218,7 @@ def test_other_libraries_whose_views_differ_are_named(tmp_path: Path) -> None:
         Image.new("RGB", (64, 64)).save(file)
     described = cache / "cache.json"
     plain = json.loads(described.read_text())
-    plain["made_with"]["timm"] = "0.1"
+    plain["library_versions"]["timm"] = "0.1"
     described.write_text(json.dumps(plain))
     with refused("belongs to another cache"):  # nobody edits it unseen
         distill(recipe_of(images, cache=str(cache)), tmp_path / "run")
@@ -227,7 +227,7 @@ def test_other_libraries_whose_views_differ_are_named(tmp_path: Path) -> None:
 def test_a_cache_that_is_not_finished_is_refused(images: Path, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "cache.json").write_bytes((cache / "cache.json").read_bytes())
-    with refused("is not finished: 1 of its 1 shards are missing"):
+    with refused("is not complete: 1 of its 1 parts are missing"):
         distill(recipe_of(images, cache=str(tmp_path / "cache")), tmp_path / "run")
 
 
@@ -238,7 +238,7 @@ def test_a_damaged_row_ends_the_run_and_is_named(images: Path, tmp_path: Path) -
     content = bytearray(shard.read_bytes())
     content[-100] ^= 1
     shard.write_bytes(content)
-    with refused("000000.safetensors", "is damaged (row", "--resume makes it anew"):
+    with refused("000000.safetensors", "is damaged (row", "--resume makes it again"):
         distill(replace(recipe, cache=str(cache)), tmp_path / "run")
     build_cache(recipe, tmp_path / "cache", views=EPOCHS, resume=True)
     distill(replace(recipe, cache=str(cache)), tmp_path / "run", resume=True)

@@ -158,7 +158,9 @@ def test_arms_of_a_seed_start_from_the_same_student_and_see_the_same_images(seed
     for method in ARMS:
         method, _ = build_method(TINY, Run(method, seed), source)
         starts.append(method.student.state_dict())
-        batches, _ = build_loaders(source, TINY.data, source.input, TINY.batch_size, seed)
+        batches, _ = build_loaders(
+            source, TINY.data, source.input, batch_size=TINY.batch_size, seed=seed
+        )
         firsts.append(next(iter(batches)))
     for start, (pictures, labels) in zip(starts[1:], firsts[1:], strict=True):
         assert all(torch.equal(start[n], t) for n, t in starts[0].items())

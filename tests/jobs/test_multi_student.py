@@ -229,7 +229,7 @@ def test_another_student_can_be_added_later(images: Path, tmp_path: Path) -> Non
 def test_an_image_that_cannot_be_read_ends_all_and_is_named(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "images", each=6)
     next((root / "train").rglob("*.jpg")).write_bytes(b"none")
-    with refused(".jpg", "broken"):
+    with refused(".jpg", "corrupt_images"):
         distill(recipe_of(root, epochs=3), tmp_path / "both")
 
 

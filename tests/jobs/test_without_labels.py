@@ -171,12 +171,12 @@ def test_what_needs_labels_is_refused_before_an_image_is_read(
 def test_all_images_below_the_folder_are_read_whatever_its_folders_are_called(root: Path) -> None:
     data = Data(str(root), workers=0)
     source = open_source(data)
-    assert (source.classes, source.input, source.validation) == (None, None, None)
-    train = source.train(SMALL, 0)
+    assert (source.classes, source.input, source.validation_set) == (None, None, None)
+    train = source.training_set(SMALL, 0)
     assert len(train) == 8  # type: ignore[arg-type]
     (image,) = train[0]
     assert image.shape == (3, 32, 48)
-    batches, validation = build_loaders(source, data, SMALL, 3, 0)
+    batches, validation = build_loaders(source, data, SMALL, batch_size=3, seed=0)
     assert validation is None
     assert [images.shape for (images,) in batches] == [(3, 3, 32, 48)] * 2
 
@@ -188,7 +188,7 @@ def test_hidden_files_are_no_images_and_other_files_are_left_out_aloud(root: Pat
     assert open_source(Data(str(root))).notes == []
     (root / "more" / "labels.csv").touch()
     source = open_source(Data(str(root)))
-    assert len(source.train(SMALL, 0)) == 8  # type: ignore[arg-type]
+    assert len(source.training_set(SMALL, 0)) == 8  # type: ignore[arg-type]
     (note,) = source.notes
     assert "1 of the files" in note.text
     assert str(root / "more" / "labels.csv") in note.text
@@ -197,12 +197,12 @@ def test_hidden_files_are_no_images_and_other_files_are_left_out_aloud(root: Pat
 def test_links_to_folders_are_followed(root: Path, tmp_path: Path) -> None:
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "there").symlink_to(root)
-    assert len(open_source(Data(str(tmp_path / "links"))).train(SMALL, 0)) == 8  # type: ignore[arg-type]
+    assert len(open_source(Data(str(tmp_path / "links"))).training_set(SMALL, 0)) == 8  # type: ignore[arg-type]
 
 
 def test_a_part_of_the_images_is_another_one_for_each_seed(root: Path) -> None:
     source = open_source(Data(str(root), train_images=4))
-    one, again, other = (source.train(SMALL, seed).chosen for seed in (1, 1, 2))  # type: ignore[attr-defined]
+    one, again, other = (source.training_set(SMALL, seed).subset for seed in (1, 1, 2))  # type: ignore[attr-defined]
     assert one == again != other
     assert len(set(one)) == len(set(other)) == 4
     with refused("data.train_images is 9", "8", str(root)):
@@ -216,8 +216,8 @@ def test_a_broken_image_is_named_before_training_and_of_very_many_at_its_turn(
     file.write_bytes(file.read_bytes()[:500])
     with refused(str(file), "repair or remove"):
         open_source(Data(str(root)))
-    monkeypatch.setattr(sources, "DECODED_BEFOREHAND", 7)
-    train = open_source(Data(str(root))).train(SMALL, 0)
+    monkeypatch.setattr(sources, "MAX_DECODED_BEFOREHAND", 7)
+    train = open_source(Data(str(root))).training_set(SMALL, 0)
     with refused(str(file)):
         list(train)  # type: ignore[call-overload]
 

@@ -87,7 +87,14 @@ def fit(
     state: State | None = None,
     kind: type[TensorDataset] = TensorDataset,
 ) -> tuple[TrainingModule, Watch]:
-    order = ResumableBatchSampler(4 * per_epoch, 4 * per_epoch, 4, 1, epochs, parts=parts)
+    order = ResumableBatchSampler(
+        images=4 * per_epoch,
+        images_per_epoch=4 * per_epoch,
+        batch_size=4,
+        seed=1,
+        epochs=epochs,
+        micro_batches=parts,
+    )
     optim = optim or Optim(warmup_epochs=0)
     checkpoint = out / "run.ckpt"
     module = TrainingModule(method, optim, optim.lr, ema, order, max_skipped, checkpoint, state)
@@ -153,7 +160,13 @@ def test_biases_and_norms_are_not_decayed(tmp_path: Path) -> None:
     method = Supervised(student())
     optim = Optim(weight_decay=0.3, warmup_epochs=0)
     module = TrainingModule(
-        method, optim, 1e-3, None, ResumableBatchSampler(40, 40, 4, 1, 1), 0, tmp_path
+        method,
+        optim,
+        1e-3,
+        None,
+        ResumableBatchSampler(images=40, images_per_epoch=40, batch_size=4, seed=1, epochs=1),
+        0,
+        tmp_path,
     )
     groups = module.configure_optimizers().param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
@@ -200,7 +213,7 @@ def test_a_step_whose_loss_is_no_number_is_left_out_where_that_is_allowed(tmp_pa
             weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
 
     told: list[Progress] = []
-    order = ResumableBatchSampler(40, 40, 4, 1, 1)
+    order = ResumableBatchSampler(images=40, images_per_epoch=40, batch_size=4, seed=1, epochs=1)
     with pytest.warns(UserWarning, match="left out, 1 of 2") as said:
         module, _ = fit(
             BreakingAt(1, 4),
@@ -214,7 +227,7 @@ def test_a_step_whose_loss_is_no_number_is_left_out_where_that_is_allowed(tmp_pa
     changed = [not torch.equal(a, b) for a, b in pairwise(weights)]
     assert changed == [True, True, False] + [True] * 6
     (fourth,) = [str(w.message) for w in said if "2 of 2" in str(w.message)]
-    assert f"images were numbers {order.batch(3)}" in fourth
+    assert f"images were numbers {order.sample_keys(3)}" in fourth
     assert torch.load(tmp_path / "run.ckpt", weights_only=True)["skipped"] == 2
     with refused("step 6", "max_skipped be more than 2"), pytest.warns(UserWarning, match="left"):
         fit(BreakingAt(1, 4, 6), tmp_path / "other", max_skipped=2)
@@ -319,7 +332,7 @@ def test_drops_may_follow_a_warm_up(tmp_path: Path) -> None:
 def test_decay_of_all_reaches_biases_and_norms(tmp_path: Path) -> None:
     method = Supervised(student())
     optim = Optim(weight_decay=0.3, warmup_epochs=0, decay_all=True)
-    order = ResumableBatchSampler(40, 40, 4, 1, 1)
+    order = ResumableBatchSampler(images=40, images_per_epoch=40, batch_size=4, seed=1, epochs=1)
     module = TrainingModule(method, optim, 1e-3, None, order, 0, tmp_path)
     groups = module.configure_optimizers().param_groups
     assert {group["weight_decay"] for group in groups} == {0.3}

@@ -1,0 +1,50 @@
+"""The packaged digits as a source: cluttered handwriting, rendered at every step."""
+
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from scalekd.data.source import Source, balanced_subset
+from scalekd.digits import images as digits
+from scalekd.errors import InputError
+from scalekd.networks import InputConfig
+from scalekd.recipe import Data
+
+RENDERINGS = 1_000_000
+"""How many renderings of the digits there are to draw an epoch from: virtually endless."""
+
+
+def open_digits(data: Data) -> Source:
+    """Open the digits: renderings of `data.train_images` originals, others for each seed.
+
+    Raises:
+        InputError: `data.train_images` or `data.image_size` cannot be had.
+    """
+    available = len(digits.originals("train"))
+    originals = data.train_images or available
+    if originals < digits.CLASSES or originals > available:
+        raise InputError(
+            f"data.train_images is {data.train_images}: of the digits there are 10 to "
+            f"{available} to train on"
+        )
+    size = (digits.SIZE, digits.SIZE)
+    if data.size not in (None, size):
+        raise InputError(f"data.image_size is {data.image_size}: the digits are 32x32")
+
+    def training_set(_: InputConfig, seed: int) -> Dataset[Any]:
+        pool = digits.originals("train")
+        subset = torch.tensor(balanced_subset(pool.labels.tolist(), originals, seed))
+        return digits.Renderings(pool.subset(subset), RENDERINGS, seed)
+
+    def validation_set(_: InputConfig) -> Dataset[Any]:
+        return digits.test_set()
+
+    return Source(
+        classes=digits.CLASSES,
+        workers=0,
+        input=InputConfig(1, size, (digits.MEAN,), (digits.STD,)),
+        training_set=training_set,
+        validation_set=validation_set,
+        images_per_view=originals,
+    )
