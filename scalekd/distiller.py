@@ -1,6 +1,6 @@
 """Teacher, student and method in one module, for any training loop."""
 
-import warnings
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -22,6 +22,8 @@ from scalekd.networks.paper import PAIR_HEADS, TEACHER_HEADS
 from scalekd.networks.pretrained import looks_untrained
 from scalekd.networks.teacher.frozen import PrefixTokens
 from scalekd.notes import Note
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class ScaleKD(nn.Module):
                 f"the teacher {type(teacher).__name__} looks UNTRAINED: all its norms are as at "
                 "initialisation; load its weights before you distil from it"
             )
-            warnings.warn(warning, stacklevel=2)
+            logger.warning(warning)
             self.notes.append(Note("warning", warning))
         if isinstance(teacher, nn.Module):
             teacher = FrozenTeacher(teacher, teacher_size, teacher_features, teacher_prefix)

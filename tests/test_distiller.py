@@ -17,6 +17,7 @@ from helpers.small_models import (
     swin,
     vit,
 )
+from helpers.warned import warned
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -377,7 +378,7 @@ def test_one_image_under_batch_norm_is_refused_in_training_alone() -> None:
 def test_a_one_token_grid_is_refused_or_dropped_out_loud() -> None:
     with refused("1x1", "final_alternative"):
         distilling(size=(32, 32))
-    with pytest.warns(UserWarning, match="final_alternative"):
+    with warned("final_alternative"):
         distiller = distilling(size=(32, 32), one_token="drop")
     step = distiller(images(4, (32, 32)), TARGETS)
     assert "final_alternative" not in step.terms

@@ -7,7 +7,6 @@ import json
 import re
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 import jsonargparse
 import yaml
 
+from scalekd.cli.logs import shown_logs
 from scalekd.errors import InputError
 from scalekd.signals import remember_ctrl_c
 
@@ -82,9 +82,8 @@ class Parser(jsonargparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exits with 2 after bad input (one line) and with 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    warnings.showwarning = _one_line  # type: ignore[assignment]
     try:
-        with remember_ctrl_c():
+        with shown_logs(), remember_ctrl_c():
             _run(_readable(_with_recipe(arguments)))
     except InputError as error:
         _refuse(arguments, str(error))
@@ -366,10 +365,6 @@ def _plainly(message: str) -> str:
     wanted = [re.sub(r"<class '(\w+)'>", r"\1", w) for w in wanted if "NoneType" not in w]
     wanted = [re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", w) for w in wanted]
     return f"--{key[1]} is {value[1]!r}: expected {' or '.join(wanted) or 'another type'}"
-
-
-def _one_line(message: Warning | str, category: type[Warning], *_: Any) -> None:
-    print(f"scalekd: warning: {message}", file=sys.stderr)
 
 
 def _refuse(arguments: Sequence[str], reason: str) -> NoReturn:

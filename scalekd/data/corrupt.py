@@ -1,13 +1,15 @@
 """Images that cannot be decoded: they end a run, or are skipped and counted, as the user asked."""
 
 import io
-import warnings
+import logging
 from typing import BinaryIO, Literal, Protocol
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from scalekd.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 Sample = tuple[Image.Image] | tuple[Image.Image, int]
 """An image, and its class where there are labels."""
@@ -104,7 +106,7 @@ class CheckedSamples:
                 raise
             self.corrupt[index] = True
             problem = str(error).partition(": repair")[0]
-            warnings.warn(f"{problem}: skipped", stacklevel=2)
+            logger.warning("%s: skipped", problem)
             if self.corrupt_count() == len(self):
                 raise InputError(
                     f"not one of the {len(self)} images can be read: {problem}"

@@ -9,9 +9,9 @@ source. Samples that are near to each other on the disk are read at about the sa
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
-import sys
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -31,6 +31,8 @@ from scalekd.data.source import Source, build_source
 from scalekd.errors import InputError
 from scalekd.notes import Note
 from scalekd.recipe import Data
+
+logger = logging.getLogger(__name__)
 
 TRAINING_WORDS, VALIDATION_WORDS = {"train", "training"}, {"val", "valid", "validation"}
 """Words in the name of a tar file, or of its folder, that tell which split it belongs to."""
@@ -246,7 +248,7 @@ def _load_index(files: list[str]) -> TarIndex:
     stored = folder / f"tar-index-{digest}.npz"
     with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile), np.load(stored) as arrays:
         return TarIndex(**arrays)
-    print(f"scalekd: reading the headers of {len(files)} tar files, once", file=sys.stderr)
+    logger.info("reading the headers of %d tar files, once", len(files))
     columns_of_tars = [_read_headers(number, file) for number, file in enumerate(files)]
     columns = zip(*columns_of_tars, strict=True)
     index = TarIndex(*(np.concatenate(column) for column in columns))

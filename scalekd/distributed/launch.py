@@ -1,5 +1,6 @@
 """One command, as several processes on this machine: a rank for each device."""
 
+import logging
 import math
 import os
 import signal
@@ -14,6 +15,8 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 
 from scalekd.errors import InputError
 from scalekd.signals import STOP_SIGNALS
+
+logger = logging.getLogger(__name__)
 
 PARENT = "SCALEKD_LAUNCHED_BY"
 GRACE = 20.0
@@ -75,10 +78,11 @@ def launch(devices: int, arguments: list[str]) -> int:
     code = ranks[failed].returncode
     if code < 0:
         name = signal.Signals(-code).name
-        print(
-            f"scalekd: error: rank {failed} was killed by {name}: out of memory, perhaps? The same "
-            "command with --resume goes on from its newest checkpoint",
-            file=sys.stderr,
+        logger.error(
+            "rank %d was killed by %s: out of memory, perhaps? The same command with --resume goes "
+            "on from its newest checkpoint",
+            failed,
+            name,
         )
         return 128 - code
     return int(code)

@@ -1,6 +1,6 @@
 """How often a network is right."""
 
-import sys
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from scalekd.errors import InputError
 from scalekd.networks import build_model, input_config
 from scalekd.recipe import Data
 from scalekd.runs.folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -61,5 +63,5 @@ def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:
             f"{model} knows {network.num_classes} classes and {data.root} has {source.classes}"
         )
     validation = source.validation_set(input_config(network, data.size))
-    print(f"scalekd: {loaded}", file=sys.stderr)
+    logger.info(str(loaded))
     return top1(network, DataLoader(validation, 250), source.classes)

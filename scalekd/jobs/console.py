@@ -7,7 +7,6 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
@@ -29,6 +28,7 @@ from scalekd.runs.result import (
     seconds_per_step,
 )
 from scalekd.runs.result import Progress as News
+from scalekd.text import printable
 
 SHORT = {
     "tpp_original": "tpp",
@@ -71,7 +71,7 @@ class Display:
         self.labels = pair.labels
         self.console.print(_who(recipe, pair))
         if pair.fit:
-            self.console.print("projected:", escape(pair.fit))
+            self.console.print("projected:", printable(pair.fit))
         devices = ranks.world_size()
         self.console.print(
             f"a step takes {pair.gflop:.4g} GFLOP an image; {recipe.batch_size} images a step, "
@@ -158,7 +158,7 @@ class Display:
 def print_note(console: Console, note: Note) -> None:
     """Print a note after its level: "note:", or "WARNING:" in red."""
     label = "[bold red]WARNING:[/]" if note.level == "warning" else "[yellow]note:[/]"
-    console.print(label, escape(note.text))
+    console.print(label, printable(note.text))
 
 
 def _who(recipe: Recipe, pair: PairSummary) -> str:

@@ -1,12 +1,14 @@
 """How much each term of the loss weighs, and which terms a grid leaves meaning to."""
 
+import logging
 import math
-import warnings
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from scalekd.errors import InputError
 from scalekd.features import FeatureShapes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,6 @@ def seen_in_space(
         problem = f"{what} is 1x1, where the alternative view is zero and its gradient explodes"
         if one_token != "drop":
             raise InputError(f"{problem}: use a larger image, or set the weight {term} to 0")
-        warnings.warn(f"{problem}: {term} is left out", stacklevel=3)
+        logger.warning("%s: %s is left out", problem, term)
         kept[term] = 0.0
     return LossWeights(**kept)

@@ -1,7 +1,7 @@
 """The state of a run in a file: student, projectors, optimizer. Never the teacher."""
 
+import logging
 import os
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from scalekd.errors import InputError
 from scalekd.networks import InputConfig
 from scalekd.networks.pretrained import load_weights, read_checkpoint
 from scalekd.networks.student import StudentSpec
+
+logger = logging.getLogger(__name__)
 
 STUDENT = "method.student."
 AVERAGE = "average.module."
@@ -65,7 +67,7 @@ def load_newest(file: Path) -> dict[str, Any] | None:
         if _whole(candidate):
             state: dict[str, Any] = read_checkpoint(candidate)
             return state
-        warnings.warn(f"{candidate} is damaged; looking for the state before it", stacklevel=2)
+        logger.warning("%s is damaged; looking for the state before it", candidate)
     if there:
         raise InputError(f"{file} and the state before it are damaged: remove them to begin anew")
     return None

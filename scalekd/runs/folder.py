@@ -2,8 +2,8 @@
 
 import itertools
 import json
+import logging
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +19,8 @@ from scalekd.runs.atomic_io import read_mapping, write_atomically
 from scalekd.runs.checkpoint import load_newest
 from scalekd.runs.curves import draw_curves
 from scalekd.runs.result import Result, Run, read_metrics, read_results
+
+logger = logging.getLogger(__name__)
 
 CHANGEABLE_SETTINGS = {
     "log_every",
@@ -180,10 +182,11 @@ class RunFolder:
         try:
             write_atomically(self.results, lines.encode())
         except OSError as error:
-            warnings.warn(
-                f"{self.results} could not be written ({error}): a resumed job takes that result "
-                "from the run's checkpoint",
-                stacklevel=2,
+            logger.warning(
+                "%s could not be written (%s): a resumed job takes that result from the run's "
+                "checkpoint",
+                self.results,
+                error,
             )
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
@@ -196,9 +199,7 @@ class RunFolder:
             with self.metrics.open("a") as lines:
                 lines.write(json.dumps(entry) + "\n")
         except OSError as error:
-            warnings.warn(
-                f"{self.metrics} could not be written ({error}): a line is lost", stacklevel=2
-            )
+            logger.warning("%s could not be written (%s): a line is lost", self.metrics, error)
 
     def trim_metrics(self, unfinished: list[Run]) -> None:
         """Drop the metrics that `unfinished` runs recorded after their newest checkpoints.
@@ -278,4 +279,4 @@ def choose_folder(recipe: Recipe, newest: bool = False) -> Path:
 
 def _warn_of_broken_lines(file: Path, broken: int) -> None:
     if broken:
-        warnings.warn(f"{file}: broken lines that are skipped: {broken}", stacklevel=3)
+        logger.warning("%s: broken lines that are skipped: %d", file, broken)

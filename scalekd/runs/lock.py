@@ -7,10 +7,10 @@ ends. The file by itself means nothing: a process that was killed cannot remove 
 
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import IO, Literal
 
 from scalekd.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 NAME = ".lock"
 TRIES = 20
@@ -140,10 +142,11 @@ def _lock(file: IO[str], kind: int) -> None:
     try:
         fcntl.flock(file, kind)
     except OSError as error:
-        warnings.warn(
-            f"{file.name} cannot be locked on this file system ({error}): make sure that nothing "
-            "else trains in this folder",
-            stacklevel=2,
+        logger.warning(
+            "%s cannot be locked on this file system (%s): make sure that nothing else trains in "
+            "this folder",
+            file.name,
+            error,
         )
 
 

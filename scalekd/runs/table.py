@@ -6,11 +6,11 @@ from datetime import datetime
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Column, Table
 
 from scalekd.runs.result import METHOD_NAMES, format_duration
 from scalekd.runs.status import RunFolderStatus
+from scalekd.text import printable
 
 
 def status_table(statuses: Sequence[RunFolderStatus]) -> Table:
@@ -36,21 +36,21 @@ def settings_table(statuses: Sequence[RunFolderStatus], differences: dict[str, l
         statuses: of the run folders.
         differences: as `differing_settings` gives them for the same run folders.
     """
-    columns = [Column(escape(status.folder), overflow="fold") for status in statuses]
+    columns = [Column(printable(status.folder), overflow="fold") for status in statuses]
     table = Table(Column("setting", no_wrap=True), *columns, box=box.SIMPLE, pad_edge=False)
     for name, values in differences.items():
-        table.add_row(name, *(escape(str(value)) for value in values))
+        table.add_row(name, *(printable(value) for value in values))
     return table
 
 
 def _models(status: RunFolderStatus) -> str:
-    lines = [f"[bold]{escape(status.folder)}[/]"]
+    lines = [f"[bold]{printable(status.folder)}[/]"]
     if status.student:
         student = status.student
         models = f"{status.teacher} -> {student}" if status.teacher else f"{student}, supervised"
         methods, seeds = len(status.methods), len(status.seeds)
-        lines += [escape(models), f"{_count(methods, 'method')} x {_count(seeds, 'seed')}"]
-    lines += [f"[red]{escape(problem)}[/]" for problem in status.problems]
+        lines += [printable(models), f"{_count(methods, 'method')} x {_count(seeds, 'seed')}"]
+    lines += [f"[red]{printable(problem)}[/]" for problem in status.problems]
     return "\n".join(lines)
 
 
@@ -63,7 +63,7 @@ def _state(status: RunFolderStatus) -> str:
     else:
         lines = [f"[bold yellow]{status.state}[/]", f"at {status.step} of {steps}"]
         if status.process is not None:
-            lines.append(escape(f"{status.process.host}, {status.process.pid}"))
+            lines.append(printable(f"{status.process.host}, {status.process.pid}"))
     if status.seconds:
         lines.append(f"{format_duration(status.seconds)} of training")
     if status.date:

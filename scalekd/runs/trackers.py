@@ -7,9 +7,9 @@ once. The loggers are Lightning's.
 
 import fcntl
 import json
+import logging
 import os
 import uuid
-import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,8 @@ from scalekd.runs.result import Run, read_metrics
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
+
+logger = logging.getLogger(__name__)
 
 PACKAGES: dict[Tracker, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 """The module that each tracker needs. scalekd's extra of the tracker's name installs it."""
@@ -138,10 +140,12 @@ class Trackers:
 
     def _warn(self, name: Tracker, error: Exception) -> None:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        warnings.warn(
-            f"{name} receives no more metrics of {self.name} ({reason}); training continues, "
-            "metrics.jsonl has everything, and a resumed run logs the rest",
-            stacklevel=2,
+        logger.warning(
+            "%s receives no more metrics of %s (%s); training continues, metrics.jsonl has "
+            "everything, and a resumed run logs the rest",
+            name,
+            self.name,
+            reason,
         )
 
 

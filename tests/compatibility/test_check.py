@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from helpers.refusals import refused
+from helpers.warned import warned
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -248,7 +249,7 @@ def test_the_prefix_tokens_can_be_left_out() -> None:
 
 
 def test_one_token_grids_are_dropped_where_that_is_asked_for() -> None:
-    with pytest.warns(UserWarning, match="final_alternative is left out"):
+    with warned("final_alternative is left out"):
         said = small(image_size=32, one_token="drop")
     assert said.student.shapes.final[1:] == (1, 1)
     assert said.weights == LossWeights(final_alternative=0.0)

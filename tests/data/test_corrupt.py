@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import torch
 from helpers.pictures import flat_folder, image_folder, png, tar, tar_folder
 from helpers.refusals import refused
 from helpers.tiny import tiny
+from helpers.warned import warned
 from PIL import Image
 
-from scalekd.cli.main import _one_line
+from scalekd.cli.logs import shown_logs
 from scalekd.data import corrupt
 from scalekd.data import source as sources
 from scalekd.data.corrupt import CheckedSamples, CorruptImageError, decode_image, load_image
@@ -58,16 +58,15 @@ def value(image: torch.Tensor) -> int:
 def test_the_next_image_takes_a_broken_ones_place_and_each_is_named_once(root: Path) -> None:
     opened = source(root)
     train = opened.training_set(PLAIN, 0)
-    with pytest.warns(UserWarning, match="skipped") as warned:
+    with warned("skipped") as messages:
         seen = [train[name] for name in (*range(12), *range(12, 24))]
     assert [value(image) for image, _ in seen[:12]] == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9, 10, 11]
     assert [target for _, target in seen[:12]] == [0, 1, 2, 2, 2, 2, 0, 1, 2, 0, 1, 2]
     assert torch.equal(seen[3][0], train[3][0])
-    said = [str(warning.message) for warning in warned]
-    assert len(said) == 2
-    assert "'000003.png'" in said[0]
-    assert str(root / "train" / "0000.tar") in said[0]
-    assert said[0].endswith("skipped")
+    assert len(messages) == 2
+    assert "'000003.png'" in messages[0]
+    assert str(root / "train" / "0000.tar") in messages[0]
+    assert messages[0].endswith("skipped")
     assert opened.corrupt_count() == 2
 
 
@@ -76,7 +75,7 @@ def test_the_last_images_place_is_taken_by_the_first(tmp_path: Path) -> None:
     files = sorted(str(file) for file in root.rglob("*.jpg"))
     Path(files[-1]).write_bytes(b"no picture")
     train = source(root).training_set(PLAIN, 0)
-    with pytest.warns(UserWarning, match=r"skipped"):
+    with warned(r"skipped"):
         train[3]
     assert train.samples.read_next(range(4), 3) == (load_image(files[0]),)  # type: ignore[attr-defined]
 
@@ -86,7 +85,7 @@ def test_of_a_part_of_the_images_another_of_it_takes_the_place(root: Path) -> No
     chosen = train.subset  # type: ignore[attr-defined]
     assert len({3, 4} & set(chosen)) == 1
     at = next(at for at, index in enumerate(chosen) if index in (3, 4))
-    with pytest.warns(UserWarning, match="skipped"):
+    with warned("skipped"):
         assert value(train[at][0]) == chosen[(at + 1) % 6]
 
 
@@ -102,7 +101,7 @@ def test_an_image_that_cannot_be_read_is_not_measured(root: Path) -> None:
             torch.where(values < 6, right, (right + 1) % 3), 3
         ).float()
 
-    with pytest.warns(UserWarning, match="'000011.png'"):
+    with warned("'000011.png'"):
         assert top1(classify, validation, 3) == pytest.approx(6 / 11)
     assert opened.corrupt_count() == 1
     assert [int(target) for _, targets in validation for target in targets][11] == IGNORED
@@ -115,15 +114,13 @@ def test_they_are_counted_over_all_loading_processes(
     data = Data(str(root), workers=2)
     plain = Data(str(root), workers=0)
     train, _ = build_loaders(opened, data, PLAIN, batch_size=4, seed=0, epochs=3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        monkeypatch.setattr(warnings, "showwarning", _one_line)
+    with shown_logs():
         given = [images for images, _ in train]
     assert opened.corrupt_count() == 2
     said = [line for line in capfd.readouterr().err.splitlines() if line.endswith("skipped")]
     assert len(set(said)) == 2
     assert len(said) < 5, "three epochs would name them six times"
-    with pytest.warns(UserWarning, match="skipped"):
+    with warned("skipped"):
         again = [
             images
             for images, _ in build_loaders(
@@ -145,9 +142,9 @@ def test_few_images_are_tried_beforehand(root: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sources, "MAX_DECODED_BEFOREHAND", 24)
     with refused("'000003.png'", "repair or remove"):
         source(root, corrupt_images="stop")
-    with pytest.warns(UserWarning, match="skipped") as warned:
+    with warned("skipped") as messages:
         opened = source(root)
-    assert len(warned) == 3
+    assert len(messages) == 3
     assert opened.corrupt_count() == 3
 
 
@@ -157,11 +154,11 @@ def test_nothing_but_broken_images_is_refused(tmp_path: Path) -> None:
         members |= {f"{i}.cls": b"%d" % (i % 2) for i in range(3)}
         tar(tmp_path / split / "0.tar", dict(sorted(members.items())))
     opened = source(tmp_path)
-    with pytest.warns(UserWarning, match="skipped"), refused("not one of the 3 images"):
+    with warned("skipped"), refused("not one of the 3 images"):
         opened.training_set(PLAIN, 0)[1]
     validation = opened.validation_set
     assert validation is not None
-    with pytest.warns(UserWarning, match="skipped"), refused("not one of the 3 images"):
+    with warned("skipped"), refused("not one of the 3 images"):
         list(validation(PLAIN))  # type: ignore[call-overload]
 
 
@@ -174,7 +171,7 @@ def test_very_many_in_a_row_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_pat
     files = train.samples.samples.files  # type: ignore[attr-defined]
     first = next(i for i, file in enumerate(files) if Path(file).read_bytes() == b"nothing")
     with (
-        pytest.warns(UserWarning, match="skipped"),
+        warned("skipped"),
         refused("5 images in a row", f"number {first}"),
     ):
         train[first]
@@ -216,13 +213,13 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def test_a_run_goes_on_past_them(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="skipped"):
+    with warned("skipped"):
         out = distill(recipe, tmp_path / "out", parallel=1)
     summary = json.loads((out / "summary.json").read_text())
     found = summary["student_top1"]
     assert summary["corrupt_images"] == 2
     assert 11 * found == pytest.approx(round(11 * found))
-    with pytest.warns(UserWarning, match="skipped"):
+    with warned("skipped"):
         assert evaluate(str(out), recipe.data) == found
     stopping = replace(recipe, data=replace(recipe.data, corrupt_images="stop"))
     with refused(os.path.join("bee", "1.png"), "--data.corrupt_images skip"):

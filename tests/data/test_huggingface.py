@@ -13,6 +13,7 @@ import torch
 from helpers.pictures import image_folder, png
 from helpers.refusals import refused
 from helpers.tiny import tiny
+from helpers.warned import warned
 
 from scalekd.data import source as sources
 from scalekd.data.loader import build_loaders
@@ -141,7 +142,7 @@ def test_a_broken_image_is_named_by_its_number(
         source(root)
     monkeypatch.setattr(sources, "MAX_DECODED_BEFOREHAND", 0)
     opened = source(root, corrupt_images="skip")
-    with pytest.warns(UserWarning, match="number [45] of"):
+    with warned("number [45] of"):
         assert values(opened.training_set(PLAIN, 0)) == [(i, i % 3) for i in (0, 1, 2, 3, 0, 0)]
     assert opened.corrupt_count() == 2
 

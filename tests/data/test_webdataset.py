@@ -15,6 +15,7 @@ from helpers.refusals import refused
 from helpers.tiny import tiny
 from torch import Generator
 
+from scalekd.cli.logs import shown_logs
 from scalekd.data import webdataset as module
 from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
@@ -158,10 +159,11 @@ def test_a_part_of_the_images_is_as_many_of_each_class(root: Path) -> None:
 def test_headers_are_read_once_until_a_shard_changes(
     root: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert source(root).classes == 3
-    assert "3 tar files" in capsys.readouterr().err
-    assert source(root).classes == 3
-    assert capsys.readouterr().err == ""
+    with shown_logs():
+        assert source(root).classes == 3
+        assert "3 tar files" in capsys.readouterr().err
+        assert source(root).classes == 3
+        assert capsys.readouterr().err == ""
     tar(root / "train" / "0003.tar", {"a.png": png(1), "a.cls": b"1"})
     assert len(source(root).training_set(PLAIN, 0)) == 13  # type: ignore[arg-type]
     for kept in own_cache.iterdir():

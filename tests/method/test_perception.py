@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.refusals import refused
+from helpers.warned import warned
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -325,9 +326,9 @@ def test_one_token_grids_are_no_matter_without_the_view(what: str) -> None:
 @pytest.mark.parametrize("what", ONE_TOKEN)
 def test_one_token_views_are_dropped_out_loud_where_asked(what: str) -> None:
     shapes, dropped = ONE_TOKEN[what]
-    with pytest.warns(UserWarning, match="1x1") as warned:
+    with warned("1x1") as messages:
         loss = build(one_token="drop", **shapes)
-    assert len(warned) == len(dropped)
+    assert len(messages) == len(dropped)
     student = features(shapes.get("student", STUDENT))
     teacher = features(shapes.get("teacher", TEACHER))
     tail = Tail()

@@ -24,6 +24,7 @@ from helpers.small_models import (
     tokens,
     vit,
 )
+from helpers.warned import warned
 from torch import nn
 
 from scalekd import FrozenTeacher, ScaleKD
@@ -210,7 +211,7 @@ def one_cell(size: int, **arguments: Any) -> nn.Module:
 def test_a_students_final_grid_of_one_token_is_refused_or_dropped() -> None:
     with refused("the student's final grid is 1x1", "final_alternative"):
         ScaleKD(swin(), one_cell(64), size=(64, 64))
-    with pytest.warns(UserWarning, match="final_alternative is left out"):
+    with warned("final_alternative is left out"):
         distiller = ScaleKD(swin(), one_cell(64), size=(64, 64), one_token="drop")
     check_step(distiller, {"final_alternative"})
 
@@ -218,7 +219,7 @@ def test_a_students_final_grid_of_one_token_is_refused_or_dropped() -> None:
 def test_a_teachers_final_grid_of_one_token_is_refused_or_dropped() -> None:
     with refused("the teacher's final grid is 1x1", "_alternative"):
         ScaleKD(one_cell(64), resnet(), size=(64, 64), teacher_size=(64, 64))
-    with pytest.warns(UserWarning, match="the teacher's final grid is 1x1"):
+    with warned("the teacher's final grid is 1x1"):
         distiller = ScaleKD(
             one_cell(64), resnet(), size=(64, 64), teacher_size=(64, 64), one_token="drop"
         )
@@ -229,7 +230,7 @@ def test_grids_of_one_token_everywhere_leave_the_original_views() -> None:
     student = lively(timm.create_model("test_resnet", num_classes=CLASSES))
     with refused("1x1"):
         ScaleKD(one_cell(64), student, size=(16, 16), teacher_size=(64, 64))
-    with pytest.warns(UserWarning, match="1x1"):
+    with warned("1x1"):
         distiller = ScaleKD(
             one_cell(64), student, size=(16, 16), teacher_size=(64, 64), one_token="drop"
         )

@@ -10,6 +10,7 @@ import torch
 from helpers.full_disk import a_disk_that_takes_no_file_larger_than
 from helpers.pictures import image_folder
 from helpers.refusals import refused
+from helpers.warned import warned
 
 from scalekd.export.checkpoint import export_checkpoint
 from scalekd.recipe import Data, Optim, Recipe
@@ -135,7 +136,7 @@ def test_where_the_newest_state_is_damaged_the_one_before_is_taken(
     else:
         content[len(content) // 2] ^= 1
         file.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
-        with pytest.warns(UserWarning, match=r"run.ckpt is damaged"):
+        with warned(r"run.ckpt is damaged"):
             state = load_newest(file)
     assert state is not None
     assert state["step"] == 1
@@ -148,7 +149,7 @@ def test_where_all_states_are_damaged_it_is_refused_and_where_there_is_none_it_i
     assert load_newest(file) is None
     for path in (file, previous_checkpoint(file)):
         path.write_bytes(b"PK and then nothing")
-    with pytest.warns(UserWarning, match="damaged"), refused(str(file), "begin anew"):
+    with warned("damaged"), refused(str(file), "begin anew"):
         load_newest(file)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from helpers.full_disk import a_disk_that_takes_no_file_larger_than
 from helpers.refusals import refused
+from helpers.warned import warned
 
 from scalekd.recipe import Data, Optim, Recipe
 from scalekd.runs.checkpoint import write_checkpoint
@@ -101,7 +102,7 @@ def test_metrics_recorded_after_the_newest_checkpoint_are_dropped(folder: RunFol
 def test_broken_lines_of_metrics_are_skipped_with_a_warning(folder: RunFolder) -> None:
     folder.metrics.write_text('{"method": "sc{"method": "supervised"}\n')
     folder.append_metrics(entry(Run("supervised", 1), 2))
-    with pytest.warns(UserWarning, match=r"metrics.jsonl: broken lines that are skipped: 1"):
+    with warned(r"metrics.jsonl: broken lines that are skipped: 1"):
         folder.trim_metrics([])
     assert len(folder.metrics.read_text().splitlines()) == 1
 
@@ -111,7 +112,7 @@ def test_a_full_disk_loses_no_student_and_the_lost_file_is_named(
 ) -> None:
     folder.results.write_text("previous\n")
     with a_disk_that_takes_no_file_larger_than(20):
-        with pytest.warns(UserWarning, match=r"results.jsonl could not be written .* checkpoint"):
+        with warned(r"results.jsonl could not be written .* checkpoint"):
             folder.record_results([DONE])
         with refused("students are trained", "summary.json", "make room", "--resume"):
             folder.write_summary({"teacher_top1": None, "seeds": [1, 2]})

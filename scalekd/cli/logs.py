@@ -1,0 +1,38 @@
+"""What the package logs, and Python's warnings, as lines on stderr."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def shown_logs() -> Iterator[None]:
+    """Print what "scalekd" loggers say, from INFO on, and all warnings, within this block."""
+    logger = logging.getLogger("scalekd")
+    level, handler, show_warning = logger.level, _Lines(), warnings.showwarning
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    warnings.showwarning = lambda message, *_, **__: logger.warning("%s", message)
+    try:
+        yield
+    finally:
+        warnings.showwarning = show_warning
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+class _Lines(logging.Handler):
+    """`scalekd: warning: MESSAGE`, each once; above the progress bars, while rich shows some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        line = f"scalekd: {kind}{record.getMessage()}"
+        if line not in self.shown:
+            self.shown.add(line)
+            print(line, file=sys.stderr)
