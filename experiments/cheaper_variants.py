@@ -30,7 +30,7 @@ from scalekd import ScaleKD
 from scalekd.features import Features
 from scalekd.method import CrossAttentionProjector, LossWeights, ScaleKDLoss
 from scalekd.method.perception import Tail
-from scalekd.method.projector import separable
+from scalekd.method.projector import separable_convolution
 from scalekd.recipe import Data, Optim, Recipe, find_recipe
 from scalekd.training import run as training
 
@@ -61,7 +61,7 @@ def separable_stem(method: ScaleKD) -> None:
     """What the package offers as separable_stem."""
     for stage in projectors(method):
         for projector in stage.values():
-            projector.stem[0] = separable(projector.position.shape[1])
+            projector.stem[0] = separable_convolution(projector.position.shape[1])
 
 
 class Remembered(nn.Module):

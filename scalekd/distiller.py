@@ -137,12 +137,12 @@ class ScaleKD(nn.Module):
         weights = self._fitting_logits(weights)
         self.heads = heads or _heads(teacher, student)
         self.criterion = ScaleKDLoss(
-            self.student_extractor.shapes,
-            teacher.shapes,
-            self.heads,
-            weights,
-            temperature,
-            _stem_norm(student),
+            student=self.student_extractor.shapes,
+            teacher=teacher.shapes,
+            heads=self.heads,
+            weights=weights,
+            temperature=temperature,
+            norm=_stem_norm(student),
             separable_stem=separable_stem,
             one_token=one_token,
         )

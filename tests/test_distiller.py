@@ -1,11 +1,11 @@
 import copy
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 import timm
 import torch
+from helpers.distilling import ONE_VIEW, TARGETS, TERMS, digits_student, distilling, step_of
 from helpers.refusals import refused
 from helpers.small_models import (
     CLASSES,
@@ -22,39 +22,10 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalekd import FrozenTeacher, LossWeights, ScaleKD, StepOutput
+from scalekd import FrozenTeacher, LossWeights, ScaleKD
 from scalekd.digits.images import MEAN, STD
 from scalekd.method import ChannelNorm
 from scalekd.networks import FeatureSelection
-
-TARGETS = torch.tensor([0, 3, 4, 1])
-TERMS = set(asdict(LossWeights()))
-ONE_VIEW = LossWeights(tpp_alternative=0.0, final_alternative=0.0)
-
-
-def distilling(student: nn.Module | None = None, **arguments: Any) -> ScaleKD:
-    """A distiller of 64x64 images in 5 classes, in training mode."""
-    torch.manual_seed(0)
-    given = {"teacher": swin(), "size": SIZE, **arguments}
-    return ScaleKD(student=resnet() if student is None else student, **given).train()
-
-
-def step_of(distiller: ScaleKD) -> StepOutput:
-    step: StepOutput = distiller(images(4), TARGETS)
-    return step
-
-
-def digits_student() -> nn.Module:
-    """1x32x32 -> 32x4x4 -> 10 logits."""
-    return make(
-        "resnetv2_18",
-        in_chans=1,
-        num_classes=10,
-        layers=(1, 1),
-        channels=(16, 32),
-        stem_chs=8,
-        stem_type="deep",
-    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers.distilling import ONE_VIEW, TARGETS, TERMS, digits_student, distilling
 from helpers.refusals import refused
 from helpers.small_models import CLASSES, FAMILIES, images, resnet, swin, vit
-from test_distiller import ONE_VIEW, TARGETS, TERMS, digits_student, distilling
 
 from scalekd import LossWeights, ScaleKD
 from scalekd.baselines import Supervised

@@ -1,4 +1,4 @@
-"""Logit distillation (Hinton et al., 2015), in the scaling of the ScaleKD configurations."""
+"""Logit distillation (Hinton et al., 2015) with the scaling of the ScaleKD configurations."""
 
 import math
 
@@ -10,28 +10,30 @@ from scalekd.errors import InputError
 
 
 def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """kd = -T^2 mean_n sum_c softmax(t / T) log_softmax(s / T).
+    """Cross-entropy of the student's softened distribution under the teacher's.
 
-    The cross-entropy of the softened distributions: their KL divergence plus the teacher's entropy,
-    so its gradient is the KL's and its smallest value is not zero.
+        kd = -T^2 mean_n sum_c softmax(t / T) log_softmax(s / T)
+
+    This is the KL divergence of the two softened distributions plus the teacher's entropy, so its
+    gradient is the KL divergence's, and its smallest value is the entropy and not zero.
 
     Args:
-        student: logits s, (N, classes).
-        teacher: logits t, (N, classes).
-        temperature: T > 0.
+        student: The student's logits s, (N, classes).
+        teacher: The teacher's logits t, (N, classes).
+        temperature: T, greater than 0.
 
     Returns:
-        A scalar, in nats times T^2; at least float32, whatever the precision around it.
+        A scalar in nats times T^2, computed in float32 or float64 whatever the input's precision.
 
     Raises:
-        InputError: the two shapes differ, or T is not positive.
+        InputError: The two shapes differ, or the temperature is not positive.
     """
     check_temperature(temperature)
     if student.shape != teacher.shape:
         raise InputError(
-            f"logits of the student are {tuple(student.shape)} and of the teacher "
+            f"the student's logits are {tuple(student.shape)} and the teacher's "
             f"{tuple(teacher.shape)}: logit distillation needs the same classes on both sides; "
-            "set the weight `logits` to 0 to leave it out"
+            "set the weight `logits` to 0 to skip it"
         )
     dtype = torch.promote_types(student.dtype, torch.float32)
     soft_targets = F.softmax(teacher.to(dtype) / temperature, dim=1)
@@ -40,7 +42,7 @@ def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 1.
 
 
 def check_temperature(temperature: float) -> float:
-    """`temperature`, or an InputError where it is not a positive number."""
+    """Return `temperature`, or raise an InputError unless it is finite and greater than 0."""
     if not (math.isfinite(temperature) and temperature > 0):
         raise InputError(f"the temperature is {temperature}: it must be more than 0")
     return temperature

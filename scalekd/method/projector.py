@@ -1,4 +1,4 @@
-"""CAP, the cross-attention projector: student features that look like teacher tokens."""
+"""CAP, the cross-attention projector: from a student feature map to tokens like the teacher's."""
 
 from collections.abc import Callable
 
@@ -9,47 +9,47 @@ from torch.nn import functional as F
 from scalekd.errors import InputError
 
 SOFTMAX_SCALE = 5.0
-"""s in the attention's softmax(q k^T s / sqrt(d)): sharper than the usual 1."""
+"""s in the attention softmax(q k^T s / sqrt(d)); the usual attention has s = 1."""
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of a map: the stem's norm for ConvNeXt students."""
+    """LayerNorm over the channels of a feature map, for the stems of ConvNeXt students."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Normalise each position's channels; (N, C, H, W) to (N, C, H, W)."""
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
-def separable(channels: int) -> nn.Module:
-    """In place of the stem's 3x3 convolution, one in each channel and then a 1x1 over channels.
+def separable_convolution(channels: int) -> nn.Module:
+    """Depthwise 3x3 and then 1x1 convolution: a ninth of the work of the stem's dense 3x3.
 
-    A ninth of the work, and not the method that the paper measured.
+    This is not the method that the paper measured.
     """
-    each = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-    return nn.Sequential(each, nn.Conv2d(channels, channels, 1))
+    depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+    return nn.Sequential(depthwise, nn.Conv2d(channels, channels, 1))
 
 
 class CrossAttentionProjector(nn.Module):
-    """Student map X (N, Cs, Hk, Wk) to tokens (N, Hq*Wq, Ct) of the teacher's kind.
+    """Project a student map X (N, Cs, Hk, Wk) to tokens (N, Lq, Ct) with the teacher's channels.
 
-        P   = ReLU(Norm(Conv3x3(X))) + position      patchify stem; keys and values see the position
-        q   = Wq ReLU(Wp query + bp) + bq
-        k,v = Wk t + bk, Wv t + bv                   t = tokens of P
-        Y   = LayerNorm(Wo softmax(q k^T s / sqrt(d)) v + bo)
-        out = Y + W2 ReLU(W1 Y + b1) + b2            hidden 4 Ct
+        P     = ReLU(Norm(Conv3x3(X))) + position       (N, Cs, Hk, Wk)
+        q     = Wq ReLU(Wp query + bp) + bq             (N, Lq, Ct), split into heads of d channels
+        k, v  = Wk t + bk, Wv t + bv                    t = tokens of P, (N, Hk Wk, Cs)
+        Y     = LayerNorm(Wo softmax(q k^T s / sqrt(d)) v + bo)
+        out   = Y + W2 ReLU(W1 Y + b1) + b2             hidden channels: 4 Ct
 
-    The grid changes only in that there are other queries than keys.
+    The queries decide the output grid. They are trained parameters of the projector (Lq = Hq Wq),
+    or the caller's: at the final stage TPP's tokens are the query.
 
     Args:
-        in_channels: Cs.
-        out_channels: Ct.
+        in_channels: Cs, the student's channels.
+        out_channels: Ct, the teacher's channels.
         key_grid: (Hk, Wk), the student's grid.
-        query_grid: (Hq, Wq) of the projector's own trained queries; None where `forward` is given
-            them (the final stage, under teacher parameter perception).
-        heads: attention heads; d = Ct / heads.
-        norm: the stem's norm, from a number of channels.
-        scale: s.
-        separable_stem: see `separable`; not the paper's, and cheaper.
+        query_grid: (Hq, Wq) of the projector's trained queries, or None if `forward` gets queries.
+        heads: Number of attention heads; d = Ct / heads.
+        norm: The stem's norm, a function of the number of channels.
+        scale: s, the sharpness of the attention.
+        separable_stem: Use `separable_convolution` in the stem: cheaper, but not the paper's.
 
     Raises:
         InputError: `heads` does not divide `out_channels`.
@@ -57,6 +57,7 @@ class CrossAttentionProjector(nn.Module):
 
     def __init__(
         self,
+        *,
         in_channels: int,
         out_channels: int,
         key_grid: tuple[int, int],
@@ -68,18 +69,17 @@ class CrossAttentionProjector(nn.Module):
     ) -> None:
         super().__init__()
         if heads < 1 or out_channels % heads:
-            fitting = [h for h in range(1, 65) if out_channels % h == 0]
+            divisors = [h for h in range(1, 65) if out_channels % h == 0]
             raise InputError(
                 f"{heads} heads do not divide the teacher's {out_channels} channels; "
-                f"take one of {', '.join(map(str, fitting))}"
+                f"take one of {', '.join(map(str, divisors))}"
             )
         self.heads = heads
         self.scale = scale / (out_channels / heads) ** 0.5
-        convolution = (
-            separable(in_channels)
-            if separable_stem
-            else nn.Conv2d(in_channels, in_channels, 3, padding=1)
-        )
+        if separable_stem:
+            convolution = separable_convolution(in_channels)
+        else:
+            convolution = nn.Conv2d(in_channels, in_channels, 3, padding=1)
         self.stem = nn.Sequential(convolution, norm(in_channels), nn.ReLU())
         self.position = nn.Parameter(torch.empty(1, in_channels, *key_grid))
         nn.init.trunc_normal_(self.position, std=0.02)
@@ -99,18 +99,17 @@ class CrossAttentionProjector(nn.Module):
         )
 
     def forward(self, features: Tensor, query: Tensor | None = None) -> Tensor:
-        """Project one map.
+        """Project one feature map.
 
         Args:
             features: X, (N, Cs, Hk, Wk).
-            query: tokens (N, L, Ct) to ask with; only for a projector without its own.
+            query: Tokens (N, Lq, Ct), for a projector without trained queries.
 
         Returns:
-            Tokens (N, L, Ct), L = Hq*Wq for own queries.
+            Tokens (N, Lq, Ct).
 
         Raises:
-            InputError: X has other channels or another grid than the projector was made for, or
-                nobody gave queries.
+            InputError: X has a shape that the projector was not made for, or there is no query.
         """
         if features.shape[1:] != self.position.shape[1:]:
             raise InputError(
@@ -120,28 +119,27 @@ class CrossAttentionProjector(nn.Module):
             )
         keys = (self.stem(features) + self.position).flatten(2).transpose(1, 2)
         if self.own_query is not None:
-            # The same for every image: projected once, spread over the batch inside attention.
-            query = self.own_query[None].expand(1, -1, -1)
+            # All images share these queries: projected once, expanded to the batch below.
+            query = self.own_query[None]
         if query is None:
-            raise InputError(
-                "query is None: a projector without its own queries needs to be given some"
-            )
-        q = self._split(self.to_query(self.query_stem(query))).expand(len(features), -1, -1, -1)
-        k, v = self._split(self.to_key(keys)), self._split(self.to_value(keys))
+            raise InputError("query is None: a projector without trained queries must be given one")
+        q = self._split_heads(self.to_query(self.query_stem(query)))
+        k, v = self._split_heads(self.to_key(keys)), self._split_heads(self.to_value(keys))
+        q = q.expand(len(features), -1, -1, -1)
         attended = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         y = self.norm(self.to_output(attended.transpose(1, 2).flatten(2)))
         out: Tensor = y + self.feed_forward(y)
         return out
 
     def in_full_precision(self, features: Tensor, query: Tensor | None = None) -> Tensor:
-        """The same outside of autocast, in the precision of the projector's own weights."""
+        """`forward` outside of autocast, in the precision of the projector's own weights."""
         dtype, device = self.position.dtype, features.device.type
-        if not torch.amp.is_autocast_available(device):  # the meta device, where costs are counted
+        if not torch.amp.is_autocast_available(device):  # the meta device, where FLOPs are counted
             device = "cpu"
         with torch.autocast(device, enabled=False):
             projected: Tensor = self(features.to(dtype), None if query is None else query.to(dtype))
         return projected
 
-    def _split(self, tokens: Tensor) -> Tensor:
-        """(N, L, C) -> (N, heads, L, C / heads)."""
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        """(N, L, C) to (N, heads, L, C / heads)."""
         return tokens.reshape(*tokens.shape[:2], self.heads, -1).transpose(1, 2)

@@ -1,7 +1,7 @@
-"""Names and arguments of the authors' released code, translated to ours.
+"""`ScaleKDLoss` from the arguments and weights of the authors' released code.
 
-Their `loss_fmd_s3` and `loss_fmd_s4` are the penultimate and the final stage, their `projector_0`
-and `projector_1` the original and the alternative view.
+Their `loss_fmd_s3` and `loss_fmd_s4` are the penultimate and the final stage, and their
+`projector_0` and `projector_1` the original and the alternative view.
 """
 
 from typing import Any
@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from scalekd.errors import InputError
 from scalekd.features import FeatureShapes
+from scalekd.method.perception import VIEWS, ScaleKDLoss
 from scalekd.method.projector import ChannelNorm
+from scalekd.method.weights import LossWeights
 
 STAGES = {"loss_fmd_s3": "penultimate", "loss_fmd_s4": "final"}
 PROJECTORS = {"projector_0": "original", "projector_1": "alternative"}
-PARTS = {
+PARAMETERS = {
     "pos_embed": "position",
     "query.weight": "own_query",
     "proj_pos.0": "query_stem.0",
@@ -30,74 +32,93 @@ PARTS = {
 }
 
 
-def arguments(
-    penultimate: dict[str, Any] | None,
-    final: dict[str, Any],
-    kd: dict[str, Any] | None,
+def loss_from_released(
+    *,
+    s3_cfg: dict[str, Any] | None,
+    s4_cfg: dict[str, Any],
+    kd_cfg: dict[str, Any] | None,
     state_dict: dict[str, Tensor],
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """Arguments of `ScaleKDLoss`, and of its `LossWeights`, for the released ones."""
-    if penultimate and final["self_query"]:
+) -> ScaleKDLoss:
+    """Build the loss that the released code trained, with its weights, to continue or to compare.
+
+    Args:
+        s3_cfg: The released arguments of the penultimate stage, or None without TPP.
+        s4_cfg: The released arguments of the final stage.
+        kd_cfg: The released arguments of logit distillation, or None without it.
+        state_dict: Weights under their released names, `loss_fmd_s3.projector_0.pos_embed`, ...
+
+    Raises:
+        InputError: Names that are missing or left over, shapes that do not fit, or arguments that
+            no released configuration combines.
+    """
+    if s3_cfg and s4_cfg["self_query"]:
         raise InputError(
             "self_query of the final stage is True beside a penultimate stage: the "
             "released pairs have one or the other; set it to False"
         )
-    s3, t3 = _shapes(penultimate) if penultimate else (None, None)
-    s4, t4 = _shapes(final)
-    scales = {s for cfg in (penultimate, final) if cfg for s in cfg["softmax_scale"]}
+    s3, t3 = _shapes(s3_cfg) if s3_cfg else (None, None)
+    s4, t4 = _shapes(s4_cfg)
+    scales = {s for cfg in (s3_cfg, s4_cfg) if cfg for s in cfg["softmax_scale"]}
     if len(scales) != 1:
         raise InputError(f"softmax_scale differs between projectors, {sorted(scales)}: one is used")
+    weights = {"logits": kd_cfg["alpha"] if kd_cfg else 0.0}
+    weights["final_original"], weights["final_alternative"] = s4_cfg["alpha"]
+    weights["tpp_original"], weights["tpp_alternative"] = s3_cfg["alpha"] if s3_cfg else (0.0, 0.0)
+    # The released tail gives queries also to a view of which only the final term has a weight.
+    with_tail = {f"tpp_{v}": 1.0 for v in VIEWS if s3_cfg and weights[f"final_{v}"]}
     batch_norm = any(name.endswith("running_mean") for name in state_dict)
-    weights = {"tpp_original": 0.0, "tpp_alternative": 0.0, "logits": kd["alpha"] if kd else 0.0}
-    weights["final_original"], weights["final_alternative"] = final["alpha"]
-    if penultimate:
-        weights["tpp_original"], weights["tpp_alternative"] = penultimate["alpha"]
-    return {
-        "student": FeatureShapes(s3, s4),
-        "teacher": FeatureShapes(t3, t4),
-        "heads": (penultimate.get("num_heads", 8) if penultimate else 8, final.get("num_heads", 8)),
-        "temperature": kd["temp"] if kd else 1.0,
-        "norm": nn.BatchNorm2d if batch_norm else ChannelNorm,
-        "scale": scales.pop(),
-    }, weights
+    loss = ScaleKDLoss(
+        student=FeatureShapes(s3, s4),
+        teacher=FeatureShapes(t3, t4),
+        heads=(s3_cfg.get("num_heads", 8) if s3_cfg else 8, s4_cfg.get("num_heads", 8)),
+        weights=LossWeights(**{**weights, **with_tail}),
+        temperature=kd_cfg["temp"] if kd_cfg else 1.0,
+        norm=nn.BatchNorm2d if batch_norm else ChannelNorm,
+        scale=scales.pop(),
+    )
+    loss.weights = LossWeights(**weights)
+    _load(loss, state_dict)
+    return loss
 
 
-def load(loss: nn.Module, state_dict: dict[str, Tensor]) -> None:
+def _load(loss: ScaleKDLoss, state_dict: dict[str, Tensor]) -> None:
     """Load released weights into `loss`; InputError for names or shapes that do not fit."""
-    own = loss.state_dict()
+    expected = loss.state_dict()
     renamed: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
-        stage, view, part = _rename(name)
-        built = getattr(loss, stage)
-        if built and view not in built:
-            continue  # of a view that weighs nothing: they compute it all the same, we do not
-        # Their 1x1 convolution over the queries is a Linear over tokens.
-        pointwise = part == "query_stem.0.weight"
-        renamed[f"{stage}.{view}.{part}"] = tensor.flatten(1) if pointwise else tensor
-    counters = {name for name in own if name.endswith("num_batches_tracked")}
+        stage, view, parameter = _rename(name)
+        projectors = getattr(loss, stage)
+        if projectors and view not in projectors:
+            continue  # The released code also computes a view of weight 0; this package does not.
+        # The released 1x1 convolution over the queries is a Linear over tokens here.
+        pointwise = parameter == "query_stem.0.weight"
+        renamed[f"{stage}.{view}.{parameter}"] = tensor.flatten(1) if pointwise else tensor
+    counters = {name for name in expected if name.endswith("num_batches_tracked")}
+    both = expected.keys() & renamed.keys()
     problems = {
-        "missing": sorted(set(own) - set(renamed) - counters),
-        "left over": sorted(set(renamed) - set(own)),
-        "of another shape": [n for n in own if n in renamed and own[n].shape != renamed[n].shape],
+        "missing": sorted(expected.keys() - renamed.keys() - counters),
+        "left over": sorted(renamed.keys() - expected.keys()),
+        "of another shape": sorted(n for n in both if expected[n].shape != renamed[n].shape),
     }
     if any(problems.values()):
-        said = ", ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
-        raise InputError(f"the released weights do not fit (by this package's names): {said}")
+        listed = ", ".join(f"{what}: {', '.join(n)}" for what, n in problems.items() if n)
+        raise InputError(f"the released weights do not fit (by this package's names): {listed}")
     loss.load_state_dict(renamed, strict=False)
 
 
 def _shapes(cfg: dict[str, Any]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Student's and teacher's map of one released loss."""
+    """The student's and the teacher's (channels, height, width) of one released stage."""
     return (cfg["student_dims"], *cfg["pos_hw"]), (cfg["teacher_dims"], *cfg["query_hw"])
 
 
 def _rename(name: str) -> tuple[str, str, str]:
-    """Our stage, view and name within the projector."""
-    stage, projector, part = [*name.split(".", 2), "", ""][:3]
+    """This package's stage, view and parameter name for a released name."""
+    stage, projector, parameter = [*name.split(".", 2), "", ""][:3]
     if stage in STAGES and projector in PROJECTORS:
-        for theirs, ours in PARTS.items():
-            if part == theirs or part.startswith(theirs + "."):
-                return STAGES[stage], PROJECTORS[projector], ours + part[len(theirs) :]
+        for released, ours in PARAMETERS.items():
+            if parameter == released or parameter.startswith(released + "."):
+                suffix = parameter[len(released) :]
+                return STAGES[stage], PROJECTORS[projector], ours + suffix
     raise InputError(
         f"{name!r} is no name of the released projectors: give loss_fmd_s3 and loss_fmd_s4"
     )

@@ -1,4 +1,4 @@
-"""How much each term of the loss weighs, and which terms a grid leaves meaning to."""
+"""The weight of each term of the loss, and the terms that a grid of one token leaves undefined."""
 
 import logging
 import math
@@ -13,10 +13,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LossWeights:
-    """The weight of each term; zero switches it off, and whatever only it needs.
+    """The weight of each term of `ScaleKDLoss`; the defaults are the released configurations'.
 
-    Without `tpp_original` (`tpp_alternative`) that view's final projector has queries of its own.
-    The defaults are the released configurations'. `logits` is a of (1 - a) task + a kd.
+    A weight of 0 switches a term off, together with the projector that only this term needs.
+
+    Args:
+        tpp_original: Weight of the distance after the teacher's tail in the original view, 0 or
+            more. At 0 the final projector of this view trains queries of its own.
+        tpp_alternative: Weight of the distance after the teacher's tail in the alternative view
+            (without the spatial mean), 0 or more. At 0 the final projector of this view trains
+            queries of its own.
+        final_original: Weight of the final features' distance in the original view, 0 or more.
+        final_alternative: Weight of the final features' distance in the alternative view, 0 or
+            more.
+        logits: Weight a of logit distillation, from 0 to 1; the task's loss has weight 1 - a.
+
+    Raises:
+        InputError: A weight is negative or non-finite, or `logits` is greater than 1.
     """
 
     tpp_original: float = 0.08
@@ -30,31 +43,42 @@ class LossWeights:
             if not (math.isfinite(weight) and weight >= 0):
                 raise InputError(f"the weight {term} is {weight}: it must be 0 or more")
         if self.logits > 1:
-            raise InputError(f"the weight logits is {self.logits}: it is a share, from 0 to 1")
+            raise InputError(f"the weight logits is {self.logits}: it must be from 0 to 1")
 
 
-def seen_in_space(
+def without_one_token_views(
     weights: LossWeights,
+    *,
     student: FeatureShapes,
     teacher: FeatureShapes,
     one_token: Literal["refuse", "drop"],
 ) -> LossWeights:
-    """`weights`, less the alternative views of one-token grids; InputError where that is refused.
+    """Return `weights` with 0 for every alternative view of a grid of one token.
 
-    One key token makes all output tokens equal, and one target token is its own mean.
+    One key token makes all output tokens equal, and one target token is its own mean: in both cases
+    the alternative view is zero everywhere and the gradient of its unit length explodes.
+
+    Args:
+        weights: The requested weights.
+        student: Shapes of the student's features.
+        teacher: Shapes of the teacher's features.
+        one_token: "refuse" such a term, or "drop" it with a warning.
+
+    Raises:
+        InputError: There is such a term and `one_token` is "refuse".
     """
-    kept = asdict(weights)
-    for term, shape, what in (
+    usable = asdict(weights)
+    for term, shape, grid in (
         ("tpp_alternative", student.penultimate, "the student's penultimate grid"),
         ("final_alternative", student.final, "the student's final grid"),
         ("tpp_alternative", teacher.final, "the teacher's final grid"),
         ("final_alternative", teacher.final, "the teacher's final grid"),
     ):
-        if not kept[term] or shape is None or shape[1:] != (1, 1):
+        if not usable[term] or shape is None or shape[1:] != (1, 1):
             continue
-        problem = f"{what} is 1x1, where the alternative view is zero and its gradient explodes"
+        problem = f"{grid} is 1x1, where the alternative view is zero and its gradient explodes"
         if one_token != "drop":
             raise InputError(f"{problem}: use a larger image, or set the weight {term} to 0")
-        logger.warning("%s: %s is left out", problem, term)
-        kept[term] = 0.0
-    return LossWeights(**kept)
+        logger.warning("%s: the term %s is dropped", problem, term)
+        usable[term] = 0.0
+    return LossWeights(**usable)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from method.test_goldens import FILES, GOLDENS, TERMS, Tail
+from helpers.goldens import FILES, TERMS, Tail, golden
 from released_structure import ReleasedStructure
 from scaling import compare, compare_students
 from timm import create_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd.features import Features
-from scalekd.method import ScaleKDLoss
+from scalekd.method import loss_from_released
 from scalekd.recipe import Data, Recipe
 
 STEP = Path(__file__).parents[2] / "benchmarks" / "step.py"
@@ -32,10 +32,13 @@ RECIPE = Recipe(
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_reference_gives_the_numbers_of_the_released_code(name: str) -> None:
-    file = torch.load(GOLDENS / f"{name}.pt", weights_only=True)
+    file = golden(name)
     inputs = {key: x.double() for key, x in file["inputs"].items() if key != "labels"}
-    loss = ScaleKDLoss.from_released(
-        file["s3_cfg"], file["s4_cfg"], file["kd_cfg"], file["state_dict"]
+    loss = loss_from_released(
+        s3_cfg=file["s3_cfg"],
+        s4_cfg=file["s4_cfg"],
+        kd_cfg=file["kd_cfg"],
+        state_dict=file["state_dict"],
     )
     loss.double().train(file["module_mode"] == "train")
     grid = (inputs["t4"].shape[2], inputs["t4"].shape[3])

@@ -2,89 +2,23 @@
 
 import functools
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from timm.models.swin_transformer import SwinTransformer
+from helpers.goldens import FILES, TERMS, Tail, golden
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalekd.features import Features
-from scalekd.method import ScaleKDLoss, alternative_view, logit_distillation
+from scalekd.method import ScaleKDLoss, alternative_view, logit_distillation, loss_from_released
 
-GOLDENS = Path(__file__).parent / "goldens"
-FILES = ["A_res50like", "C_s4_only_selfquery"]
 DTYPES = {"f64": torch.float64, "f32": torch.float32}
-TERMS = {
-    "loss_s3": "tpp_original",
-    "loss_s3_alt": "tpp_alternative",
-    "loss_s4": "final_original",
-    "loss_s4_alt": "final_alternative",
-    "loss_kd": "logits",
-}
 STAGES = {"loss_fmd_s3": "penultimate", "loss_fmd_s4": "final"}
 VIEWS = {"projector_0": "original", "projector_1": "alternative"}
 TPP_VIEWS = {"spat": "original", "freq": "alternative"}
 ZERO = 1e-12
 """Gradients below this in float64 are zero by analysis and hold rounding noise."""
-
-
-@functools.cache
-def golden(name: str) -> dict[Any, Any]:
-    loaded: dict[Any, Any] = torch.load(GOLDENS / f"{name}.pt", weights_only=True)
-    return loaded
-
-
-def timm_name(name: str) -> str:
-    for theirs, timms in {
-        "stages.2.downsample": "layers.1.downsample",
-        "stages.3": "layers.1",
-        "attn.w_msa": "attn",
-        "ffn.layers.0.0": "mlp.fc1",
-        "ffn.layers.1": "mlp.fc2",
-        "norm3": "norm",
-    }.items():
-        name = name.replace(theirs, timms)
-    return name
-
-
-def timm_merging_order(columns: Tensor) -> Tensor:
-    """Last dimension from c*4 + kh*2 + kw to (kw*2 + kh)*C + c."""
-    return columns.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
-
-
-class Tail(nn.Module):
-    """timm's last Swin stage and norm, with the stored weights; keeps what it gave."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        stored = golden("teacher_stage4")
-        # Two stages are enough: the first stands for all before the penultimate feature.
-        self.swin = SwinTransformer(
-            img_size=56,
-            embed_dim=24,
-            depths=(1, 2),
-            num_heads=(3, stored["num_heads"]),
-            window_size=stored["window_size"],
-            num_classes=0,
-        )
-        weights = {timm_name(name): w for name, w in stored["state_dict_mm"].items()}
-        for name in ("norm.weight", "norm.bias", "reduction.weight"):
-            full = f"layers.1.downsample.{name}"
-            weights[full] = timm_merging_order(weights[full])
-        unused = self.swin.load_state_dict(weights, strict=False)
-        assert all(".relative_position_index" in name for name in unused.unexpected_keys)
-        assert not [name for name in unused.missing_keys if name.startswith(("layers.1.", "norm."))]
-        self.eval().requires_grad_(False)
-        self.given: list[Tensor] = []
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        grid = tokens.unflatten(1, (14, 14))
-        out: Tensor = self.swin.norm(self.swin.layers[-1](grid)).flatten(1, 2)
-        self.given.append(out)
-        return out
 
 
 @dataclass
@@ -131,8 +65,11 @@ def replay(name: str, dtype: torch.dtype) -> Replay:
     inputs = file["inputs"]
     s3, s4 = (inputs[key].to(dtype).requires_grad_() for key in ("s3", "s4"))
     t3, t4 = inputs["t3"].to(dtype), inputs["t4"].to(dtype)
-    loss = ScaleKDLoss.from_released(
-        file["s3_cfg"], file["s4_cfg"], file["kd_cfg"], file["state_dict"]
+    loss = loss_from_released(
+        s3_cfg=file["s3_cfg"],
+        s4_cfg=file["s4_cfg"],
+        kd_cfg=file["kd_cfg"],
+        state_dict=file["state_dict"],
     )
     names = same_values(loss, file["state_dict"])
     loss.to(dtype).train(file["module_mode"] == "train")
@@ -170,11 +107,11 @@ def terms_with_alphas(penultimate: list[float], final: list[float]) -> dict[str,
     """
     file = golden("A_res50like")
     s3, s4, t3, t4 = (file["inputs"][key].double() for key in ("s3", "s4", "t3", "t4"))
-    loss = ScaleKDLoss.from_released(
-        {**file["s3_cfg"], "alpha": penultimate},
-        {**file["s4_cfg"], "alpha": final},
-        None,
-        file["state_dict"],
+    loss = loss_from_released(
+        s3_cfg={**file["s3_cfg"], "alpha": penultimate},
+        s4_cfg={**file["s4_cfg"], "alpha": final},
+        kd_cfg=None,
+        state_dict=file["state_dict"],
     ).double()
     terms = loss(Features(s3, s4), Features(t3, t4), Tail().double())
     return {name: (term / getattr(loss.weights, name)).item() for name, term in terms.items()}

@@ -120,13 +120,13 @@ def test_projector_is_the_formula(case: ProjectorCase) -> None:
     # One channel normalised over itself is zero whatever the input.
     assume(width > 1)
     module = CrossAttentionProjector(
-        case.student[0],
-        width,
-        case.student[1:],
-        case.queries if case.own_query else None,
-        case.heads,
-        NORMS[case.norm],
-        case.sharpness,
+        in_channels=case.student[0],
+        out_channels=width,
+        key_grid=case.student[1:],
+        query_grid=case.queries if case.own_query else None,
+        heads=case.heads,
+        norm=NORMS[case.norm],
+        scale=case.sharpness,
     ).double()
     random.fill(module)
     module.train(case.norm != "running")
@@ -193,12 +193,12 @@ def test_one_step_is_the_formula(case: StepCase) -> None:
     random = Random(case.seed)
     c3, c4 = (h * d for h, d in zip(case.heads, case.per_head, strict=True))
     loss = ScaleKDLoss(
-        FeatureShapes(case.s3, case.s4, case.classes),
-        FeatureShapes((c3, *case.t3_grid), (c4, *case.t4_grid), case.classes),
-        case.heads,
-        case.term_weights,
-        case.temperature,
-        NORMS[case.norm],
+        student=FeatureShapes(case.s3, case.s4, case.classes),
+        teacher=FeatureShapes((c3, *case.t3_grid), (c4, *case.t4_grid), case.classes),
+        heads=case.heads,
+        weights=case.term_weights,
+        temperature=case.temperature,
+        norm=NORMS[case.norm],
     ).double()
     random.fill(loss)
     loss.train(case.norm != "running")

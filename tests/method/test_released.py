@@ -6,7 +6,7 @@ import torch
 from helpers.refusals import refused
 from torch import Tensor, nn
 
-from scalekd.method import ChannelNorm, CrossAttentionProjector, ScaleKDLoss
+from scalekd.method import ChannelNorm, CrossAttentionProjector, loss_from_released
 
 S3 = {
     "alpha": [0.08, 0.06],
@@ -63,12 +63,12 @@ def released_weights(norm: type[nn.Module] = nn.BatchNorm2d) -> dict[str, Tensor
     for stage, cfg in (("loss_fmd_s3", S3), ("loss_fmd_s4", S4)):
         for number in range(2):
             ours = CrossAttentionProjector(
-                cfg["student_dims"],
-                cfg["teacher_dims"],
-                tuple(cfg["pos_hw"]),
-                tuple(cfg["query_hw"]) if cfg["self_query"] else None,
-                cfg["num_heads"],
-                norm,
+                in_channels=cfg["student_dims"],
+                out_channels=cfg["teacher_dims"],
+                key_grid=tuple(cfg["pos_hw"]),
+                query_grid=tuple(cfg["query_hw"]) if cfg["self_query"] else None,
+                heads=cfg["num_heads"],
+                norm=norm,
             ).state_dict()
             for theirs, name in PARTS.items():
                 if name not in ours:
@@ -85,20 +85,21 @@ def changed(cfg: dict[str, Any], **values: object) -> dict[str, Any]:
 
 def test_every_weight_arrives_under_its_own_name() -> None:
     weights = released_weights()
-    own = ScaleKDLoss.from_released(S3, S4, KD, weights).state_dict()
+    loss = loss_from_released(s3_cfg=S3, s4_cfg=S4, kd_cfg=KD, state_dict=weights)
+    ours = loss.state_dict()
     stages = {"loss_fmd_s3": "penultimate", "loss_fmd_s4": "final"}
     views = {"projector_0": "original", "projector_1": "alternative"}
     for name, tensor in weights.items():
         stage, projector, part = name.split(".", 2)
-        ours = own[f"{stages[stage]}.{views[projector]}.{PARTS[part]}"]
-        assert torch.equal(ours, tensor.view_as(ours)), name
+        loaded = ours[f"{stages[stage]}.{views[projector]}.{PARTS[part]}"]
+        assert torch.equal(loaded, tensor.view_as(loaded)), name
 
 
 def test_weights_temperature_and_scale_come_from_the_arguments() -> None:
     scale = [3.0, 3.0]
     s3 = changed(S3, softmax_scale=scale, alpha=[0.1, 0.2])
     s4 = changed(S4, softmax_scale=scale, alpha=[0.3, 0.4])
-    loss = ScaleKDLoss.from_released(s3, s4, KD, released_weights())
+    loss = loss_from_released(s3_cfg=s3, s4_cfg=s4, kd_cfg=KD, state_dict=released_weights())
     weights = loss.weights
     assert (weights.tpp_original, weights.tpp_alternative) == (0.1, 0.2)
     assert (weights.final_original, weights.final_alternative) == (0.3, 0.4)
@@ -107,20 +108,21 @@ def test_weights_temperature_and_scale_come_from_the_arguments() -> None:
 
 
 def test_weights_without_running_statistics_are_of_a_channel_norm_stem() -> None:
-    loss = ScaleKDLoss.from_released(S3, S4, KD, released_weights(ChannelNorm))
+    weights = released_weights(ChannelNorm)
+    loss = loss_from_released(s3_cfg=S3, s4_cfg=S4, kd_cfg=KD, state_dict=weights)
     assert all(type(p.stem[1]) is ChannelNorm for p in loss.final.values())
 
 
 def test_view_that_weighs_nothing_at_the_final_stage_is_not_built() -> None:
     s4 = changed(S4, alpha=[0.08, 0.0])
-    loss = ScaleKDLoss.from_released(S3, s4, None, released_weights())
+    loss = loss_from_released(s3_cfg=S3, s4_cfg=s4, kd_cfg=None, state_dict=released_weights())
     assert list(loss.final) == ["original"]
     assert list(loss.penultimate) == ["original", "alternative"]
 
 
 def test_view_that_weighs_nothing_at_the_penultimate_stage_still_gives_queries() -> None:
     s3 = changed(S3, alpha=[0.0, 0.06])
-    loss = ScaleKDLoss.from_released(s3, S4, None, released_weights())
+    loss = loss_from_released(s3_cfg=s3, s4_cfg=S4, kd_cfg=None, state_dict=released_weights())
     assert list(loss.penultimate) == ["original", "alternative"]
     assert loss.final["original"].own_query is None
     assert loss.weights.tpp_original == 0
@@ -128,7 +130,7 @@ def test_view_that_weighs_nothing_at_the_penultimate_stage_still_gives_queries()
 
 def test_view_that_weighs_nothing_at_either_stage_is_not_built() -> None:
     s3, s4 = (changed(cfg, alpha=[0.08, 0.0]) for cfg in (S3, S4))
-    loss = ScaleKDLoss.from_released(s3, s4, None, released_weights())
+    loss = loss_from_released(s3_cfg=s3, s4_cfg=s4, kd_cfg=None, state_dict=released_weights())
     assert list(loss.penultimate) == list(loss.final) == ["original"]
 
 
@@ -137,14 +139,14 @@ def test_missing_names_are_listed() -> None:
     del weights["loss_fmd_s4.projector_0.norm.bias"]
     del weights["loss_fmd_s3.projector_1.query.weight"]
     with refused("final.original.norm.bias", "penultimate.alternative.own_query"):
-        ScaleKDLoss.from_released(S3, S4, KD, weights)
+        loss_from_released(s3_cfg=S3, s4_cfg=S4, kd_cfg=KD, state_dict=weights)
 
 
 def test_left_over_names_are_listed() -> None:
     weights = released_weights()
     weights["loss_fmd_s4.projector_1.query.weight"] = torch.zeros(2, 8)
     with refused("left over", "final.alternative.own_query"):
-        ScaleKDLoss.from_released(S3, S4, KD, weights)
+        loss_from_released(s3_cfg=S3, s4_cfg=S4, kd_cfg=KD, state_dict=weights)
 
 
 @pytest.mark.parametrize(
@@ -158,16 +160,18 @@ def test_left_over_names_are_listed() -> None:
     ],
 )
 def test_names_that_are_none_of_the_projectors_are_refused(name: str) -> None:
+    weights = {**released_weights(), name: torch.zeros(1)}
     with refused(name):
-        ScaleKDLoss.from_released(S3, S4, KD, {**released_weights(), name: torch.zeros(1)})
+        loss_from_released(s3_cfg=S3, s4_cfg=S4, kd_cfg=KD, state_dict=weights)
 
 
 def test_own_queries_beside_a_tail_are_refused() -> None:
+    s4 = changed(S4, self_query=True)
     with refused("self_query", "True"):
-        ScaleKDLoss.from_released(S3, changed(S4, self_query=True), KD, released_weights())
+        loss_from_released(s3_cfg=S3, s4_cfg=s4, kd_cfg=KD, state_dict=released_weights())
 
 
 def test_differing_softmax_scales_are_refused() -> None:
     s4 = changed(S4, softmax_scale=[5.0, 2.5])
     with refused("softmax_scale", "2.5", "5.0"):
-        ScaleKDLoss.from_released(S3, s4, KD, released_weights())
+        loss_from_released(s3_cfg=S3, s4_cfg=s4, kd_cfg=KD, state_dict=released_weights())
