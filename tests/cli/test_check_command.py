@@ -68,7 +68,7 @@ def test_a_warning_stays_out_of_the_data(capsys: pytest.CaptureFixture[str]) -> 
     assert json.loads(said.out)["weights"]["final_alternative"] == 0
     assert said.err.startswith("scalekd: warning: ")
     assert said.err.count("\n") == 1
-    assert "final_alternative is left out" in said.err
+    assert "the term final_alternative is dropped" in said.err
 
 
 REFUSALS: dict[str, tuple[list[str], list[str]]] = {

@@ -249,7 +249,7 @@ def test_the_prefix_tokens_can_be_left_out() -> None:
 
 
 def test_one_token_grids_are_dropped_where_that_is_asked_for() -> None:
-    with warned("final_alternative is left out"):
+    with warned("the term final_alternative is dropped"):
         said = small(image_size=32, one_token="drop")
     assert said.student.shapes.final[1:] == (1, 1)
     assert said.weights == LossWeights(final_alternative=0.0)
