@@ -32,10 +32,10 @@ bench: $(STAMP)  ## time a step of two pairs beside the released structure, batc
 	$(BIN)/python benchmarks/step.py --pair swin_small-resnet50 --batch_size 8 --threads 2
 	$(BIN)/python benchmarks/step.py --pair swin_large-resnet50 --batch_size 8 --threads 2 --accumulate 1
 
-teacher: $(STAMP)  ## train the digits teacher anew (half an hour; goes on where it was stopped)
+teacher: $(STAMP)  ## train the digits teacher again (half an hour; resumes where it was stopped)
 	$(BIN)/python experiments/digits_teacher.py
 
-tables: $(STAMP)  ## try the pairs and timm's families anew; writes docs/pairs.md, docs/families.md
+tables: $(STAMP)  ## try the pairs and timm's families again; writes docs/pairs.md, docs/families.md
 	$(BIN)/python experiments/pairs.py
 	$(BIN)/python experiments/families.py
 
