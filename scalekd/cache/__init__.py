@@ -1,1 +1,1 @@
-"""A teacher's features on disk, read in place of its passes."""
+"""A teacher's cached outputs on disk, which training reads in place of the teacher's passes."""

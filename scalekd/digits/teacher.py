@@ -1,8 +1,8 @@
-"""The teacher that the package carries: a Swin of half a million parameters for 32x32 digits.
+"""The packaged teacher: a Swin of half a million parameters for the 32x32 digits.
 
-It is timm's SwinTransformer with one part exchanged: a Swin this narrow learns the clutter far
-better through three overlapping convolutions than through timm's single patch convolution. So it
-is also the example of a teacher that no name in timm builds: any module will do that has timm's
+It is timm's SwinTransformer with another stem: a Swin this narrow learns the clutter far better
+through three overlapping convolutions than through timm's single patch convolution. So it is also
+an example of a teacher that no timm name builds: any module will do that has timm's
 `forward_intermediates` and `forward_head`.
 """
 
@@ -22,7 +22,7 @@ WEIGHTS = Path(__file__).with_name("teacher.safetensors")
 
 
 def digits_teacher(**arguments: Any) -> SwinTransformer:
-    """The untrained teacher: (N, 1, 32, 32) -> stages of 64x8x8 and 128x4x4 -> 10 logits."""
+    """Build the untrained teacher: (N, 1, 32, 32) -> stages of 64x8x8 and 128x4x4 -> 10 logits."""
     model: SwinTransformer = timm.create_model(
         "swin_tiny_patch4_window7_224",
         img_size=SIZE,
@@ -50,8 +50,8 @@ def digits_teacher(**arguments: Any) -> SwinTransformer:
 
 @register_model  # type: ignore[untyped-decorator]
 def scalekd_digits_swin(pretrained: bool = False, **arguments: Any) -> SwinTransformer:
-    """The teacher by a name that timm knows once this module is imported."""
-    # timm hands every entry point its own options, None where nobody set them.
+    """Build the teacher by name: importing this module registers the name with timm."""
+    # timm passes its own options to every entry point, as None where they are not set.
     model = digits_teacher(**{k: v for k, v in arguments.items() if v is not None})
     if pretrained:
         model.load_state_dict(load_file(WEIGHTS))
