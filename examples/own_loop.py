@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from scalekd import ScaleKD
-from scalekd.digits.images import MEAN, STD, Renderings, originals, test_set
+from scalekd.digits.images import MEAN, STD, Renderings, build_test_set, load_originals
 
 overlay = {"mean": (MEAN,), "std": (STD,), "input_size": (1, 32, 32)}
 small = {"layers": (1, 1), "channels": (48, 96), "stem_chs": 64, "stem_type": "deep"}
@@ -19,7 +19,7 @@ student = timm.create_model(
 distiller = ScaleKD(teacher="scalekd_digits_swin", student=student, temperature=4.0)
 optimizer = torch.optim.AdamW(distiller.parameters(), lr=2e-3)
 distiller.train()
-digits = Renderings(originals("train"), 32 * 300, seed=0)
+digits = Renderings(load_originals("train"), 32 * 300, seed=0)
 for images, targets in DataLoader(digits, 32, shuffle=True):
     step = distiller(images, targets)
     optimizer.zero_grad()
@@ -27,7 +27,7 @@ for images, targets in DataLoader(digits, 32, shuffle=True):
     optimizer.step()
 
 student.eval()
-images, targets = test_set().tensors
+images, targets = build_test_set().tensors
 with torch.no_grad():
     right = (student(images).argmax(1) == targets).float().mean()
 print(f"after 300 steps: {right:.1%} of the test images right; last step's terms:")

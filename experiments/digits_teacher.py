@@ -21,8 +21,8 @@ from timm.layers import set_fused_attn
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from scalekd.digits.images import CLUTTER, originals, render, test_set
-from scalekd.digits.teacher import digits_teacher
+from scalekd.digits.images import CLUTTER, build_test_set, load_originals, render
+from scalekd.digits.teacher import build_digits_teacher
 
 PACKAGE = Path(__file__).parents[1] / "scalekd" / "digits"
 
@@ -55,7 +55,7 @@ def xavier(model: nn.Module) -> None:
 @torch.no_grad()
 def accuracy(model: nn.Module) -> float:
     model.eval()
-    images, labels = test_set().tensors
+    images, labels = build_test_set().tensors
     hits = sum(
         int((model(x).argmax(1) == y).sum())
         for x, y in zip(images.split(250), labels.split(250), strict=True)
@@ -68,12 +68,12 @@ def train(recipe: Recipe, checkpoint: Path) -> tuple[nn.Module, float]:
     """The trained teacher and the seconds that its training took, over all its sittings."""
     torch.manual_seed(recipe.seed)
     set_fused_attn(True, experimental=True)
-    model = digits_teacher().train()
+    model = build_digits_teacher().train()
     xavier(model)
     optimizer = torch.optim.AdamW(
         model.parameters(), weight_decay=recipe.weight_decay, betas=recipe.betas
     )
-    digits = originals("train")
+    digits = load_originals("train")
     # Clutter rises piece by piece, and only while the model copes: with all of it from the first
     # step the loss stays at that of guessing for thousands of steps.
     step, pieces, running, seconds = 0, 0, math.log(10), 0.0

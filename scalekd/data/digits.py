@@ -21,7 +21,7 @@ def open_digits(data: Data) -> Source:
     Raises:
         InputError: `data.train_images` or `data.image_size` cannot be had.
     """
-    available = len(digits.originals("train"))
+    available = len(digits.load_originals("train"))
     originals = data.train_images or available
     if originals < digits.CLASSES or originals > available:
         raise InputError(
@@ -33,12 +33,12 @@ def open_digits(data: Data) -> Source:
         raise InputError(f"data.image_size is {data.image_size}: the digits are 32x32")
 
     def training_set(_: InputConfig, seed: int) -> Dataset[Any]:
-        pool = digits.originals("train")
+        pool = digits.load_originals("train")
         subset = torch.tensor(balanced_subset(pool.labels.tolist(), originals, seed))
         return digits.Renderings(pool.subset(subset), RENDERINGS, seed)
 
     def validation_set(_: InputConfig) -> Dataset[Any]:
-        return digits.test_set()
+        return digits.build_test_set()
 
     return Source(
         classes=digits.CLASSES,

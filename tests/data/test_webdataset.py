@@ -1,4 +1,4 @@
-"""WebDataset shards: what they give, in which order, and what they refuse."""
+"""WebDataset's tar files: what they give, in which order, and what is refused."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.pictures import png, tar, tar_folder
+from helpers.pictures import PLAIN, open_folder, png, tar, tar_folder
 from helpers.refusals import refused
 from helpers.tiny import tiny
 from torch import Generator
@@ -20,32 +20,24 @@ from scalekd.data import webdataset as module
 from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
 from scalekd.data.sampler import ResumableBatchSampler
-from scalekd.data.source import Source
 from scalekd.data.webdataset import TarSamples, find_tars, shuffle_in_blocks
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.jobs.preflight import run_preflight
-from scalekd.networks import InputConfig
 from scalekd.recipe import Data, Recipe
-
-PLAIN = InputConfig(3, (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    return tar_folder(tmp_path / "shards")
+    return tar_folder(tmp_path / "tars")
 
 
-def source(root: Path, **options: int) -> Source:
-    return open_source(Data(str(root), workers=0, **options))  # type: ignore[arg-type]
+def draw_epoch(tar_numbers: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    return shuffle_in_blocks(tar_numbers, Generator().manual_seed(seed))
 
 
-def order(shard: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    return shuffle_in_blocks(shard, Generator().manual_seed(seed))
-
-
-def test_samples_are_the_images_and_the_classes_of_all_shards(root: Path) -> None:
-    opened = source(root)
+def test_samples_are_the_images_and_classes_of_all_tar_files(root: Path) -> None:
+    opened = open_folder(root)
     assert (opened.classes, opened.input, opened.notes) == (3, None, [])
     train, validation = opened.training_set(PLAIN, 0), opened.validation_set(PLAIN)
     for split in (train, validation):
@@ -55,14 +47,14 @@ def test_samples_are_the_images_and_the_classes_of_all_shards(root: Path) -> Non
         assert values == list(range(12))
 
 
-def test_names_of_files_may_say_the_split(tmp_path: Path) -> None:
-    root = tar_folder(tmp_path / "shards")
+def test_the_split_of_a_tar_file_may_be_part_of_its_name(tmp_path: Path) -> None:
+    root = tar_folder(tmp_path / "tars")
     for folder, name in (("train", "imagenet1k-train"), ("val", "imagenet1k-validation")):
         for file in (root / folder).iterdir():
             file.rename(root / f"{name}-{file.name}")
         (root / folder).rmdir()
     tar(root / "imagenet1k-test-0000.tar", {"a.png": png(1)})
-    opened = source(root)
+    opened = open_folder(root)
     assert opened.classes == 3
     assert len(opened.training_set(PLAIN, 0)) == len(opened.validation_set(PLAIN)) == 12  # type: ignore[arg-type]
     (note,) = opened.notes
@@ -81,16 +73,16 @@ def test_a_label_may_be_in_json_and_other_members_are_not_read(tmp_path: Path) -
             members[f"{i}.JPG"] = png(i)
         members["__meta__.json"] = b"{}"
         tar(tmp_path / split / "0.tar", members)
-    train = source(tmp_path).training_set(PLAIN, 0)
+    train = open_folder(tmp_path).training_set(PLAIN, 0)
     assert [train[i][1] for i in range(4)] == [0, 1, 0, 1]
 
 
-def test_shards_without_labels_are_learnt_from_without(tmp_path: Path) -> None:
-    for shard in range(2):
+def test_tar_files_without_labels_give_images_without_labels(tmp_path: Path) -> None:
+    for number in range(2):
         captions = {f"{i}.json": b'{"caption": "grey"}' for i in range(3)}
         images = {f"{i}.png": png(i) for i in range(3)}
-        tar(tmp_path / f"{shard}.tar", dict(sorted({**captions, **images}.items())))
-    opened = source(tmp_path)
+        tar(tmp_path / f"{number}.tar", dict(sorted({**captions, **images}.items())))
+    opened = open_folder(tmp_path)
     assert (opened.classes, opened.validation_set) == (None, None)
     batches, validation = build_loaders(
         opened, Data(str(tmp_path), workers=0), PLAIN, batch_size=3, seed=0
@@ -99,32 +91,36 @@ def test_shards_without_labels_are_learnt_from_without(tmp_path: Path) -> None:
     assert [images.shape for (images,) in batches] == [(3, 3, 8, 8)] * 2
 
 
-def test_an_epochs_order_has_every_sample_once_and_is_another_for_each_seed() -> None:
-    shard = torch.arange(40_000) // 100
-    assert order(shard).sort().values.equal(torch.arange(40_000))
-    assert order(shard).equal(order(shard))
-    assert not order(shard).equal(order(shard, 1))
+def test_an_epoch_has_every_sample_once_in_another_order_for_each_seed() -> None:
+    tar_numbers = torch.arange(40_000) // 100
+    assert draw_epoch(tar_numbers).sort().values.equal(torch.arange(40_000))
+    assert draw_epoch(tar_numbers).equal(draw_epoch(tar_numbers))
+    assert not draw_epoch(tar_numbers).equal(draw_epoch(tar_numbers, 1))
 
 
 @pytest.mark.parametrize(("each", "near"), [(100, 82), (5000, 8)])
-def test_what_is_read_together_is_of_few_shards_and_well_mixed(each: int, near: int) -> None:
-    shard = torch.arange(400 * each) // each
-    read = shard[order(shard)]
+def test_a_block_of_samples_comes_from_few_tar_files_and_is_well_mixed(
+    each: int, near: int
+) -> None:
+    tar_numbers = torch.arange(400 * each) // each
+    read = tar_numbers[draw_epoch(tar_numbers)]
     block = max(8_192, 8 * each)
     of_block = read[:block].unique()
     assert near <= len(of_block) <= near + 1
     assert of_block.diff().float().mean() > 2, "neighbours are not taken together"
-    assert len(read[:64].unique()) >= min(near, 30) * 0.9, "a batch is of all shards of a block"
+    assert len(read[:64].unique()) >= min(near, 30) * 0.9, (
+        "a batch has samples of all tar files of a block"
+    )
 
 
-def test_shards_of_different_sizes_are_all_read() -> None:
+def test_tar_files_of_different_sizes_are_read_completely() -> None:
     sizes = torch.tensor([1, 30_000, 5, 0, 700, 20_000])
-    shard = torch.repeat_interleave(torch.arange(6), sizes)
-    assert order(shard).sort().values.equal(torch.arange(int(sizes.sum())))
+    tar_numbers = torch.repeat_interleave(torch.arange(6), sizes)
+    assert draw_epoch(tar_numbers).sort().values.equal(torch.arange(int(sizes.sum())))
 
 
-def test_a_run_takes_its_batches_in_that_order(root: Path) -> None:
-    opened = source(root)
+def test_a_runs_batches_have_the_order_of_the_sources_epoch_sampler(root: Path) -> None:
+    opened = open_folder(root)
     assert opened.epoch_sampler is not None
     batches, _ = build_loaders(
         opened, Data(str(root), workers=0), PLAIN, batch_size=4, seed=5, epochs=2
@@ -137,68 +133,70 @@ def test_a_run_takes_its_batches_in_that_order(root: Path) -> None:
     ] == expected.tolist()
 
 
-def test_batches_are_the_same_with_any_number_of_workers_and_after_a_resume(root: Path) -> None:
-    given = []
+def test_batches_from_tar_files_are_the_same_with_any_number_of_workers_and_after_a_resume(
+    root: Path,
+) -> None:
+    batches = []
     for workers, start in ((0, 0), (2, 0), (1, 3)):
         data = Data(str(root), workers=workers, auto_augment="rand-m9-n2-mstd0.5")
         train, _ = build_loaders(
             open_source(data), data, PLAIN, batch_size=4, seed=5, epochs=2, start_step=start
         )
-        given.append([images for images, _ in train])
-    assert all(torch.equal(a, b) for a, b in zip(given[0], given[1], strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(given[0][3:], given[2], strict=True))
+        batches.append([images for images, _ in train])
+    assert all(torch.equal(a, b) for a, b in zip(batches[0], batches[1], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(batches[0][3:], batches[2], strict=True))
 
 
-def test_a_part_of_the_images_is_as_many_of_each_class(root: Path) -> None:
-    train = source(root, train_images=6).training_set(PLAIN, 1)
+def test_a_subset_of_the_samples_has_as_many_of_each_class(root: Path) -> None:
+    train = open_folder(root, train_images=6).training_set(PLAIN, 1)
     assert sorted(train[i][1] for i in range(6)) == [0, 0, 1, 1, 2, 2]
     with refused("data.train_images is 13", "12", str(root)):
-        source(root, train_images=13)
+        open_folder(root, train_images=13)
 
 
-def test_headers_are_read_once_until_a_shard_changes(
-    root: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+def test_headers_are_read_once_until_a_tar_file_changes(
+    root: Path, index_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with shown_logs():
-        assert source(root).classes == 3
+        assert open_folder(root).classes == 3
         assert "3 tar files" in capsys.readouterr().err
-        assert source(root).classes == 3
+        assert open_folder(root).classes == 3
         assert capsys.readouterr().err == ""
     tar(root / "train" / "0003.tar", {"a.png": png(1), "a.cls": b"1"})
-    assert len(source(root).training_set(PLAIN, 0)) == 13  # type: ignore[arg-type]
-    for kept in own_cache.iterdir():
-        kept.write_bytes(kept.read_bytes()[:100])
-    assert len(source(root).training_set(PLAIN, 0)) == 13  # type: ignore[arg-type]
+    assert len(open_folder(root).training_set(PLAIN, 0)) == 13  # type: ignore[arg-type]
+    for index in index_cache.iterdir():
+        index.write_bytes(index.read_bytes()[:100])
+    assert len(open_folder(root).training_set(PLAIN, 0)) == 13  # type: ignore[arg-type]
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(
+def test_tar_files_are_read_where_their_index_cannot_be_stored(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert source(root).classes == 3
+    assert open_folder(root).classes == 3
 
 
-def test_few_shards_are_open_at_a_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_tar_files_are_open_at_a_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_OPEN_TARS", 2)
-    shards = TarSamples(find_tars(root))
+    samples = TarSamples(find_tars(root))
     before = len(os.listdir("/proc/self/fd"))
-    values = [image.getpixel((0, 0))[0] for image, _ in (shards[i] for i in range(24))]  # type: ignore[index,misc]
+    values = [image.getpixel((0, 0))[0] for image, _ in (samples[i] for i in range(24))]  # type: ignore[index,misc]
     assert values == [*range(12), *range(12)]
     assert len(os.listdir("/proc/self/fd")) == before + 2
-    again = pickle.loads(pickle.dumps(shards))
+    again = pickle.loads(pickle.dumps(samples))
     assert again[3][1] == 0
-    del shards, again
+    del samples, again
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_sample_costs_twenty_bytes(root: Path) -> None:
+def test_the_index_takes_twenty_bytes_for_each_sample(root: Path) -> None:
     index = TarSamples(find_tars(root)).index
     columns = (index.tar, index.offset, index.size, index.target)
     assert sum(column.nbytes for column in columns) == 20 * 24
 
 
-def test_long_names_are_no_harm(tmp_path: Path) -> None:
+def test_members_with_long_names_are_read(tmp_path: Path) -> None:
     key = "folder/" * 20 + "x" * 120
     file = tar(tmp_path / "0.tar", {f"{key}.png": png(7), f"{key}.cls": b"1"})
     (sample,) = TarSamples([file])
@@ -219,15 +217,16 @@ def overwrite(file: Path) -> None:
 @pytest.mark.parametrize(
     "harm",
     [cut, overwrite, lambda f: f.write_bytes(b""), lambda f: f.write_bytes(b"\x1f\x8b12345")],
+    ids=["cut off", "overwritten", "empty", "compressed"],
 )
-def test_a_shard_that_is_damaged_is_named(harm: Callable[[Path], None], root: Path) -> None:
+def test_a_damaged_tar_file_is_named(harm: Callable[[Path], None], root: Path) -> None:
     harm(root / "train" / "0001.tar")
     with refused(str(root / "train" / "0001.tar"), "cut off or damaged"):
-        source(root)
+        open_folder(root)
 
 
 @pytest.mark.parametrize(
-    ("members", "said"),
+    ("members", "facts"),
     [
         ({"a.cls": b"1"}, ["sample 'a'", "no images", ".cls"]),
         ({"a.png": png(1), "a.jpg": png(2), "a.cls": b"1"}, ["sample 'a'", "2 images"]),
@@ -241,47 +240,47 @@ def test_a_shard_that_is_damaged_is_named(harm: Callable[[Path], None], root: Pa
     ],
 )
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_sample_that_is_not_as_the_others_is_named(
-    split: str, members: dict[str, bytes], said: list[str], root: Path
+def test_a_sample_without_one_image_and_a_valid_label_is_named(
+    split: str, members: dict[str, bytes], facts: list[str], root: Path
 ) -> None:
     tar(root / split / "0003.tar", members)
-    with refused(*said, str(root)):
-        source(root)
+    with refused(*facts, str(root)):
+        open_folder(root)
 
 
-def test_labels_to_train_with_and_none_to_validate_with_are_refused(tmp_path: Path) -> None:
+def test_training_labels_without_validation_labels_are_refused(tmp_path: Path) -> None:
     tar(tmp_path / "train" / "0.tar", {"a.png": png(1), "a.cls": b"1"})
     with refused(str(tmp_path), "none to validate on", "val/"):
-        source(tmp_path)
+        open_folder(tmp_path)
     tar(tmp_path / "val" / "0.tar", {"a.png": png(1)})
     with refused("'a.png'", str(tmp_path / "val" / "0.tar"), "no label"):
-        source(tmp_path)
+        open_folder(tmp_path)
 
 
-def test_shards_to_validate_on_alone_are_refused(root: Path) -> None:
+def test_tar_files_for_validation_only_are_refused(root: Path) -> None:
     for file in (root / "train").iterdir():
         file.unlink()
     with refused(str(root), "none to train on", "train/"):
-        source(root)
+        open_folder(root)
 
 
-def test_shards_without_samples_and_of_one_class_are_refused(tmp_path: Path) -> None:
+def test_tar_files_without_samples_or_of_one_class_are_refused(tmp_path: Path) -> None:
     tar(tmp_path / "train" / "0.tar", {})
     with refused("no sample", str(tmp_path / "train" / "0.tar")):
-        source(tmp_path)
+        open_folder(tmp_path)
     for split in ("train", "val"):
         tar(tmp_path / split / "0.tar", {"a.png": png(1), "a.cls": b"0"})
     with refused("at least 2 classes", str(tmp_path)):
-        source(tmp_path)
+        open_folder(tmp_path)
 
 
-def test_classes_without_an_image_are_remarked_on(tmp_path: Path) -> None:
+def test_a_note_counts_the_classes_without_an_image(tmp_path: Path) -> None:
     for split in ("train", "val"):
         tar(
             tmp_path / split / "0.tar",
             {"a.png": png(1), "a.cls": b"1\n", "b.png": png(1), "b.cls": b"4"},
         )
-    opened = source(tmp_path)
+    opened = open_folder(tmp_path)
     assert opened.classes == 5
     assert [note.text for note in opened.notes] == [
         "of 5 classes, 0 to 4, 3 have no image, for example 0"
@@ -289,15 +288,15 @@ def test_classes_without_an_image_are_remarked_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["https://here/{0..9}.tar", "s3://bucket/shards", "pipe:curl https://here/0.tar"]
+    "address", ["https://here/{0..9}.tar", "s3://bucket/tars", "pipe:curl https://here/0.tar"]
 )
-def test_shards_elsewhere_are_refused(address: str) -> None:
+def test_tar_files_on_another_machine_are_refused(address: str) -> None:
     with refused(address, "not on this machine", "--data.root"):
         open_source(Data(address))
 
 
-def test_a_shard_that_vanishes_during_training_is_named(root: Path) -> None:
-    train = source(root).training_set(PLAIN, 0)
+def test_a_tar_file_that_vanishes_during_training_is_named(root: Path) -> None:
+    train = open_folder(root).training_set(PLAIN, 0)
     (root / "train" / "0002.tar").unlink()
     fresh = pickle.loads(pickle.dumps(train))  # what a loading process has not opened yet
     with refused(str(root / "train" / "0002.tar"), "No such file"):
@@ -309,14 +308,14 @@ def recipe(root: Path) -> Recipe:
     return tiny(root)
 
 
-def test_a_student_is_trained_and_measured_on_shards(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_student_is_trained_and_evaluated_on_tar_files(recipe: Recipe, tmp_path: Path) -> None:
     out = distill(recipe, tmp_path / "out", parallel=1)
-    said = json.loads((out / "summary.json").read_text())
-    assert said["steps"] == 3
-    assert evaluate(str(out), recipe.data) == said["student_top1"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["steps"] == 3
+    assert evaluate(str(out), recipe.data) == summary["student_top1"]
 
 
-def test_what_needs_labels_is_refused_where_shards_have_none(
+def test_what_needs_labels_is_refused_where_tar_files_have_none(
     recipe: Recipe, tmp_path: Path
 ) -> None:
     tar(tmp_path / "more" / "0.tar", {f"{i}.png": png(i) for i in range(4)})
@@ -330,19 +329,19 @@ def test_what_needs_labels_is_refused_where_shards_have_none(
 def resident(pid: int) -> int:
     """Bytes of a process, without libraries; what several share is split among them."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    found = {line.partition(":")[0]: int(line.split()[1]) for line in lines[1:]}
-    return 1024 * (found["Pss_Anon"] + found["Pss_Shmem"])
+    memory = {line.partition(":")[0]: int(line.split()[1]) for line in lines[1:]}
+    return 1024 * (memory["Pss_Anon"] + memory["Pss_Shmem"])
 
 
 @pytest.mark.slow
-def test_memory_stays_flat_over_a_thousand_shards(tmp_path: Path) -> None:
+def test_memory_stays_flat_over_a_thousand_tar_files(tmp_path: Path) -> None:
     image = png(3)
-    for split, shards in (("train", 1_000), ("val", 1)):
-        for shard in range(shards):
+    for split, count in (("train", 1_000), ("val", 1)):
+        for number in range(count):
             members = {}
             for i in range(20):
-                members |= {f"{shard}_{i}.png": image, f"{shard}_{i}.cls": b"%d" % (i % 2)}
-            tar(tmp_path / split / f"{shard:04}.tar", members)
+                members |= {f"{number}_{i}.png": image, f"{number}_{i}.cls": b"%d" % (i % 2)}
+            tar(tmp_path / split / f"{number:04}.tar", members)
     data = Data(str(tmp_path), workers=2)
     batches, _ = build_loaders(open_source(data), data, PLAIN, batch_size=50, seed=0, epochs=3)
     sampler = batches.batch_sampler
@@ -355,7 +354,7 @@ def test_memory_stays_flat_over_a_thousand_shards(tmp_path: Path) -> None:
         assert images.shape == (50, 3, 8, 8)
         if step % 60 == 59:
             resident_at.append(sum(map(resident, pids)) / 2**20)
-    said = ", ".join(f"{mib:.1f}" for mib in resident_at)
-    print(f"MiB of one main and two loading processes, every 60 steps: {said}")
+    series = ", ".join(f"{mib:.1f}" for mib in resident_at)
+    print(f"MiB of one main and two worker processes, every 60 steps: {series}")
     half = len(resident_at) // 2
-    assert np.mean(resident_at[-3:]) - np.mean(resident_at[half - 3 : half]) < 3, said
+    assert np.mean(resident_at[-3:]) - np.mean(resident_at[half - 3 : half]) < 3, series

@@ -13,12 +13,12 @@ from scalekd.digits.images import (
     STD,
     Originals,
     Renderings,
-    originals,
+    build_test_set,
+    load_originals,
     render,
-    test_set,
 )
 
-test_set.__test__ = False  # type: ignore[attr-defined]  # its name only looks like a test's
+build_test_set.__test__ = False  # type: ignore[attr-defined]  # its name only looks like a test's
 
 
 def generator(seed: int) -> Generator:
@@ -26,13 +26,13 @@ def generator(seed: int) -> Generator:
 
 
 def some(count: int) -> Originals:
-    train = originals("train")
+    train = load_originals("train")
     return train.subset(torch.arange(0, len(train), len(train) // count)[:count])
 
 
 @pytest.mark.parametrize(("split", "each"), [("train", 400), ("test", 100)])
-def test_each_split_has_equally_many_of_each_digit(split: str, each: int) -> None:
-    digits = originals(split)
+def test_each_split_has_equally_many_originals_of_each_digit(split: str, each: int) -> None:
+    digits = load_originals(split)
     assert len(digits) == each * CLASSES
     assert torch.bincount(digits.labels, minlength=CLASSES).tolist() == [each] * CLASSES
     assert digits.images.shape == (each * CLASSES, 28, 28)
@@ -44,7 +44,7 @@ def test_no_original_is_in_both_splits() -> None:
     def prints(digits: Originals) -> set[bytes]:
         return {image.numpy().tobytes() for image in digits.images}
 
-    train, test = prints(originals("train")), prints(originals("test"))
+    train, test = prints(load_originals("train")), prints(load_originals("test"))
     assert len(train) == 4000
     assert len(test) == 1000
     assert not train & test
@@ -59,7 +59,7 @@ def test_the_same_seed_renders_the_same_images_and_another_seed_others() -> None
 
 
 def test_images_are_32_pixels_square_and_about_normalised() -> None:
-    images = render(some(500), originals("train"), generator(1))
+    images = render(some(500), load_originals("train"), generator(1))
     assert images.shape == (500, 1, SIZE, SIZE)
     assert images.dtype == torch.float32
     assert bool(images.isfinite().all())
@@ -74,21 +74,23 @@ def ink(images: Tensor) -> float:
 def test_clutter_adds_ink() -> None:
     digits = some(200)
     bare, some_clutter, full = (
-        ink(render(digits, originals("train"), generator(2), pieces)) for pieces in (0, 1, 4)
+        ink(render(digits, load_originals("train"), generator(2), pieces)) for pieces in (0, 1, 4)
     )
     assert bare < some_clutter < full
 
 
-def test_a_digit_without_clutter_stays_whole_on_its_canvas() -> None:
+def test_a_digit_without_clutter_lies_completely_on_its_canvas() -> None:
     digits = some(300)
     images = render(digits, digits, generator(3), pieces=0)[:, 0] * STD + MEAN
-    # Scaled by 0.65 at least and rotated, a digit keeps about scale^2 of its ink wherever it lies.
-    kept = images.sum((1, 2)) / digits.images.sum((1, 2))
-    assert kept.mean().item() > 0.65**2
-    assert math.isclose(kept.mean().item(), (0.65**2 + 0.65 + 1) / 3 * (32 / 32) ** 2, rel_tol=0.15)
+    # Scaled by 0.65 or more and rotated, a digit retains about scale^2 of its ink wherever it lies.
+    ink_share = images.sum((1, 2)) / digits.images.sum((1, 2))
+    assert ink_share.mean().item() > 0.65**2
+    assert math.isclose(
+        ink_share.mean().item(), (0.65**2 + 0.65 + 1) / 3 * (32 / 32) ** 2, rel_tol=0.15
+    )
 
 
-def test_one_batch_of_renderings_is_the_same_whoever_asks() -> None:
+def test_a_batch_of_renderings_is_the_same_in_every_dataset_of_a_seed() -> None:
     indices = [7, 3, 900, 11]
     first, again = (Renderings(some(10), 1000, seed=4).__getitems__(indices) for _ in range(2))
     for (image, label), (image_again, label_again) in zip(first, again, strict=True):
@@ -116,7 +118,7 @@ def test_renderings_of_one_original_and_of_another_seed_differ() -> None:
 
 
 def test_the_test_set_is_four_renderings_of_each_test_original() -> None:
-    images, labels = test_set().tensors
+    images, labels = build_test_set().tensors
     assert images.shape == (4000, 1, SIZE, SIZE)
-    assert labels.tolist() == originals("test").labels.tolist() * 4
+    assert labels.tolist() == load_originals("test").labels.tolist() * 4
     assert not torch.equal(images[0], images[1000])

@@ -1,11 +1,28 @@
-"""Image folders made of real files, and what every refusal must look like."""
+"""Sources of images made of real files: class folders, flat folders and tar files."""
 
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from scalekd.data.open import open_source
+from scalekd.data.source import Source
+from scalekd.networks import InputConfig
+from scalekd.recipe import Data
+
+SMALL = InputConfig(3, (32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+"""The input of a small student."""
+
+PLAIN = InputConfig(3, (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""The input of a student that is shown grey values as they are."""
+
+
+def open_folder(root: Path | str, **options: Any) -> Source:
+    """The images in `root`, loaded by this process; options are those of `Data`."""
+    return open_source(Data(str(root), **{"workers": 0, **options}))
 
 
 def image_folder(

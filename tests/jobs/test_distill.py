@@ -183,7 +183,7 @@ def test_the_logits_arm_has_no_projectors_and_keeps_the_weight() -> None:
 def test_plain_timm_loads_the_trained_student_to_the_bit(in_turn: Path) -> None:
     loaded = timm.create_model(f"local-dir:{in_turn / 'student'}", pretrained=True).eval()
     trained, _ = load_student(RunFolder(in_turn).checkpoint(Run("scalekd", 1)))
-    pictures = images.test_set().tensors[0][:64]
+    pictures = images.build_test_set().tensors[0][:64]
     with torch.no_grad():
         assert torch.equal(loaded(pictures), trained(pictures))
     config = loaded.pretrained_cfg
@@ -197,7 +197,7 @@ def test_evaluating_the_student_folder_gives_the_summarys_accuracy(in_turn: Path
     measured = evaluate(str(in_turn / "student"), Data("digits"))
     assert measured == summary(in_turn)["student_top1_by_seed"]["1"]
     loaded = timm.create_model(f"local-dir:{in_turn / 'student'}", pretrained=True).eval()
-    assert measured == top1(loaded.to(best_device()), DataLoader(images.test_set(), 250), 10)
+    assert measured == top1(loaded.to(best_device()), DataLoader(images.build_test_set(), 250), 10)
 
 
 def test_an_existing_folder_is_refused_and_untouched(tmp_path: Path) -> None:

@@ -11,16 +11,13 @@ import torch
 import yaml
 from helpers.pictures import flat_folder, image_folder
 from helpers.refusals import refused
-from PIL import Image
 from torch import Tensor, nn
 
 from scalekd.cli.main import main
-from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.export.checkpoint import export_checkpoint
 from scalekd.jobs.distill import distill
-from scalekd.networks import InputConfig
 from scalekd.networks.student import StudentSpec
 from scalekd.recipe import Data, Optim, Recipe
 from scalekd.runs.checkpoint import load_student
@@ -154,50 +151,3 @@ def test_a_size_of_another_kind_is_refused_in_one_line(
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert "data.image_size" in line
-
-
-def ramps(folder: Path, size: tuple[int, int]) -> Path:
-    """Pictures whose red is the column of a pixel and whose green is its row."""
-    image_folder(folder, each=1)
-    rows, columns = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
-    pixels = torch.stack([columns, rows, torch.zeros_like(rows)], 2).to(torch.uint8).numpy()
-    for file in folder.rglob("*.jpg"):
-        file.unlink()
-        Image.fromarray(pixels).save(file.with_suffix(".png"))
-    return folder
-
-
-@pytest.mark.parametrize("size", [(100, 150), (150, 100), (100, 240), (240, 100)])
-def test_in_validation_the_middle_is_cut_out_undistorted(
-    size: tuple[int, int], tmp_path: Path
-) -> None:
-    config = InputConfig(3, WIDE, (0, 0, 0), (1 / 255, 1 / 255, 1 / 255))
-    validation = open_source(Data(str(ramps(tmp_path / "ramps", size)), WIDE)).validation_set
-    assert validation is not None
-    image, _ = validation(config)[0]
-    assert image.shape == (3, *WIDE)
-    across = (image[0, :, -8] - image[0, :, 8]).mean().item() / (WIDE[1] - 16)
-    down = (image[1, -8, :] - image[1, 8, :]).mean().item() / (WIDE[0] - 16)
-    assert across == pytest.approx(down, rel=0.05)
-    # An edge of seven eighths of the picture is seen whole, the other is cut further.
-    assert across == pytest.approx(min(size[0] / 73, size[1] / 109), rel=0.05)
-    middle = image[:, WIDE[0] // 2 - 1 : WIDE[0] // 2 + 1, WIDE[1] // 2 - 1 : WIDE[1] // 2 + 1]
-    assert middle[0].mean().item() == pytest.approx(size[1] / 2, abs=2)
-    assert middle[1].mean().item() == pytest.approx(size[0] / 2, abs=2)
-
-
-@pytest.mark.parametrize("size", [WIDE, (96, 64), (64, 64)])
-def test_in_training_crops_are_stretched_as_often_as_they_are_squeezed(
-    size: tuple[int, int], tmp_path: Path
-) -> None:
-    config = InputConfig(3, size, (0, 0, 0), (1 / 255, 1 / 255, 1 / 255))
-    data = Data(str(ramps(tmp_path / "ramps", (200, 200))), size, workers=0)
-    train, _ = build_loaders(open_source(data), data, config, batch_size=3, seed=0, epochs=20)
-    stretches = []
-    for batch, _ in train:
-        across = (batch[:, 0, :, -8] - batch[:, 0, :, 8]).abs().mean(1) / (size[1] - 16)
-        down = (batch[:, 1, -8, :] - batch[:, 1, 8, :]).abs().mean(1) / (size[0] - 16)
-        stretches += (across / down).tolist()
-    assert max(stretches) < 4 / 3 * 1.1
-    assert min(stretches) > 3 / 4 / 1.1
-    assert torch.tensor(stretches).log().mean().abs() < 0.1
