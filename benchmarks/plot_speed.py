@@ -1,9 +1,9 @@
-"""docs/speed.png out of benchmarks/results/: a step by part, and what a matrix product would take.
+"""Draw docs/speed.png from benchmarks/results/: the parts of a step beside a matrix product's time.
 
     python benchmarks/plot_speed.py
 
-The black line is a step's work at the rate of the machine's own matrix product: the least time that
-exact arithmetic could take.
+The black line is the time of the step's FLOP at the rate of the machine's own matrix product: the
+least time that exact arithmetic could take.
 """
 
 import json
@@ -20,29 +20,34 @@ HERE = Path(__file__).parent
 PARTS = {"teacher": "#7f7f7f", "student": "#dd8a1e", "projectors, tails, losses": "#2b6cb0"}
 
 
-def label(result: dict[str, Any]) -> str:
-    """The pair and how it was run."""
+def format_label(result: dict[str, Any]) -> str:
+    """The pair, and the precision and settings that it ran with."""
     name = f"{result['teacher'].split('_patch')[0]} → {result['student']}"
-    extra = [n for n in ("compile", "channels_last") if result[n]]
-    return "\n".join([name, ", ".join([result["precision"], *extra])])
+    settings = [setting for setting in ("compile", "channels_last") if result[setting]]
+    return "\n".join([name, ", ".join([result["precision"], *settings])])
 
 
-def milliseconds(result: dict[str, Any]) -> tuple[dict[str, float], float, float | None]:
-    """An image's: by part, of the reference, and at a matrix product's rate."""
-    each = {
+def milliseconds_per_image(result: dict[str, Any]) -> tuple[dict[str, float], float, float | None]:
+    """Milliseconds an image of a result of step.py.
+
+    Returns:
+        Our step by part, the released structure's step, and the step's FLOP at the matrix product's
+        rate; None where the step was faster than that.
+    """
+    times = {
         name: 1e3 * result[f"{name}_seconds"]["median"] / result["batch"]
         for name in ("step", "reference", "teacher", "student")
     }
-    rest = each["step"] - each["teacher"] - each["student"]
-    parts = dict(zip(PARTS, (each["teacher"], each["student"], rest), strict=True))
-    # Above 1: convolutions run in another precision (TF32) than the product.
-    possible = result["matmul_share"]["median"] <= 1
+    rest = times["step"] - times["teacher"] - times["student"]
+    parts = dict(zip(PARTS, (times["teacher"], times["student"], rest), strict=True))
+    # A share above 1: convolutions ran in another precision (TF32) than the matrix product.
+    comparable = result["matmul_share"]["median"] <= 1
     floor = 1e3 * result["gflop_per_image"] / result["matmul_gflops"]["median"]
-    return parts, each["reference"], floor if possible else None
+    return parts, times["reference"], floor if comparable else None
 
 
 def main() -> None:
-    """The command."""
+    """Draw a panel for each machine, and a bar for each result."""
     machines = defaultdict(list)
     for file in sorted((HERE / "results").glob("*.json")):
         for result in json.loads(file.read_text()):
@@ -60,7 +65,7 @@ def main() -> None:
     )
     for axis, (machine, results) in zip(axes[:, 0], machines.items(), strict=True):
         for row, result in enumerate(results):
-            parts, reference, floor = milliseconds(result)
+            parts, reference, floor = milliseconds_per_image(result)
             left = 0.0
             for name, width in parts.items():
                 axis.barh(row, width, 0.5, left, color=PARTS[name])
@@ -68,7 +73,7 @@ def main() -> None:
             axis.plot([reference], [row], "D", color="white", markeredgecolor="black")
             if floor is not None:
                 axis.plot([floor, floor], [row - 0.35, row + 0.35], color="black", linewidth=2)
-        axis.set_yticks(range(len(results)), map(label, results))
+        axis.set_yticks(range(len(results)), map(format_label, results))
         axis.invert_yaxis()
         axis.set_xlim(left=0)
         axis.set_title(machine, fontsize=10)

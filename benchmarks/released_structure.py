@@ -1,8 +1,9 @@
-"""The released code's structure, for comparison: the same numbers, each computed the long way.
+"""The structure of the released code, for comparison: the same losses with more work.
 
-Every view has passes of its own, also one whose term weighs nothing; the alternative view goes
-through the matrices of a cosine transform; own queries are repeated over the batch before they are
-projected; attention keeps its matrix; the softmax of the logits comes before their logarithm.
+Each view has its own passes, even where the weight of its term is 0; the alternative view
+multiplies by the matrices of a discrete cosine transform; the projector's own queries are repeated
+over the batch before they are projected; attention stores its matrix; logits go through a softmax
+and then a logarithm.
 """
 
 import math
@@ -17,11 +18,11 @@ from scalekd.method.perception import Tail
 
 
 class ReleasedStructure(nn.Module):
-    """The terms of `loss`, whose projectors it uses, by name.
+    """Computes the terms of a `ScaleKDLoss`, with its projectors, as the released code does.
 
     Args:
-        loss: with projectors for every view of the stages that it has.
-        weights: of the terms, zeros included.
+        loss: The loss, with projectors for every view of the stages that it has.
+        weights: Weights of the terms; terms of weight 0 are computed, too.
         grid: (H, W) of the teacher's final feature.
     """
 
@@ -34,7 +35,7 @@ class ReleasedStructure(nn.Module):
         self.register_buffer("columns", _cosines(grid[1]), persistent=False)
 
     def forward(self, student: Features, teacher: Features, tail: Tail) -> dict[str, Tensor]:
-        """As `ScaleKDLoss`."""
+        """The weighted terms by name; the arguments are those of `ScaleKDLoss.forward`."""
         terms: dict[str, Tensor] = {}
         for view in ("original", "alternative"):
             z: Tensor | None = None
@@ -51,20 +52,21 @@ class ReleasedStructure(nn.Module):
         return {name: getattr(self.weights, name) * term for name, term in terms.items()}
 
     def _compare(self, view: str, tokens: Tensor, target: Tensor) -> Tensor:
-        ours = tokens.transpose(1, 2).unflatten(2, target.shape[2:])
+        projected = tokens.transpose(1, 2).unflatten(2, target.shape[2:])
         if view == "alternative":
-            ours, target = map(self._without_direct_component, (ours, target))
+            projected, target = map(self._without_direct_component, (projected, target))
         s, t = (
-            F.normalize(x.flatten(2).transpose(1, 2), dim=-1, eps=1e-12) for x in (ours, target)
+            F.normalize(x.flatten(2).transpose(1, 2), dim=-1, eps=1e-12)
+            for x in (projected, target)
         )
         return F.mse_loss(s, t, reduction="sum") / len(tokens)
 
     def _without_direct_component(self, maps: Tensor) -> Tensor:
         rows, columns = self.rows.to(maps), self.columns.to(maps)
         spectrum = rows @ maps @ columns.T
-        kept = torch.ones_like(spectrum)
-        kept[:, :, 0, 0] = 0
-        return rows.T @ (spectrum * kept) @ columns
+        mask = torch.ones_like(spectrum)
+        mask[:, :, 0, 0] = 0
+        return rows.T @ (spectrum * mask) @ columns
 
     def _distil(self, student: Tensor, teacher: Tensor) -> Tensor:
         t = self.loss.temperature
@@ -72,8 +74,8 @@ class ReleasedStructure(nn.Module):
         return -(t**2) * (F.softmax(teacher / t, dim=1) * logarithm).sum(1).mean()
 
 
-def unfused(model: nn.Module) -> None:
-    """Let a timm model's attention keep its matrix, as the released teacher's does."""
+def disable_fused_attention(model: nn.Module) -> None:
+    """Let a timm model's attention store its matrix, as the released code's teacher does."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
@@ -96,7 +98,7 @@ def _project(cap: nn.Module, features: Tensor, query: Tensor | None) -> Tensor:
 
 
 def _cosines(length: int) -> Tensor:
-    """The orthonormal DCT-II: row u is the cosine of frequency u."""
+    """The matrix of the orthonormal DCT-II: row u is the cosine of frequency u."""
     u, x = torch.meshgrid(torch.arange(length), torch.arange(length), indexing="ij")
     matrix = torch.cos(math.pi * (x.double() + 0.5) * u / length) * math.sqrt(2 / length)
     matrix[0] /= math.sqrt(2)

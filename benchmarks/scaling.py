@@ -1,10 +1,11 @@
-"""How a step grows with the batch, the image, the teacher, and the number of students.
+"""Time a step for several batch sizes, image sizes and teachers, and for several students at once.
 
     python benchmarks/scaling.py --pair swin_small-resnet50 --batch_size 8 --threads 2
 
-Takes what step.py takes. One thing is changed at a time; a step is as there. All that is compared
-is measured by turns, in an order drawn anew each time. Students together learn from one pass of
-their teacher, one after another; beside them is each alone, and the ratio is of one turn's.
+Takes the options of step.py; a step is what it is there. One setting is changed at a time. All
+values of a setting are timed interleaved, in an order that is drawn again for each repetition.
+Several students learn from one forward pass of their teacher, one after another; beside them each
+student is timed by itself, and the ratio compares times of the same repetition.
 """
 
 import json
@@ -14,7 +15,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from step import Measured, Pair, by_turns, circumstances, gflop, options, peak
+from step import (
+    Quartiles,
+    RecipeStep,
+    count_gflop_per_image,
+    describe_setup,
+    measure_peak_bytes,
+    parse_options,
+    time_interleaved,
+)
 from torch import Tensor
 
 from scalekd import InputError
@@ -23,11 +32,11 @@ from scalekd.training.module import Lesson, learn
 from scalekd.training.performance import compile_repeated_blocks
 from scalekd.training.run import build_teacher
 
-BATCHES = 0.25, 0.5, 1, 2
-"""Of the recipe's."""
+BATCH_FACTORS = 0.25, 0.5, 1, 2
+"""Batch sizes, as multiples of the recipe's."""
 
-SIDES = 160, 192, 224, 288
-"""Of the student's image; the teacher sees it at its own size."""
+IMAGE_SIDES = 160, 192, 224, 288
+"""Sides of the student's images in pixels; the teacher sees them at its own size."""
 
 TEACHERS = tuple(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large"))
 
@@ -36,122 +45,138 @@ STUDENTS = "resnet18", "mobilenetv1_100", "mixer_s16_224"
 
 @dataclass(frozen=True)
 class Point:
-    """A step of one setting.
+    """The measurements of one value of one setting.
 
-    ratio: of its seconds to the sum of the separate students', where it is of several.
+    Attributes:
+        setting, value: What was changed, and to what.
+        step_seconds: Seconds a step.
+        images_per_second: At the median of `step_seconds`.
+        gflop_per_image: GFLOP of a step for each image.
+        peak_bytes: Bytes of live tensors at the peak of a step.
+        ratio: Of several students at once, their step's seconds over the sum of the seconds of
+            the same students by themselves; None for a single student.
     """
 
     setting: str
     value: str
-    step_seconds: Measured
+    step_seconds: Quartiles
     images_per_second: float
     gflop_per_image: float
     peak_bytes: int
-    ratio: Measured | None = None
+    ratio: Quartiles | None = None
 
 
-class Together(Pair):
-    """The first of several pairs, with the others under its teacher."""
+class MultiStudentStep(RecipeStep):
+    """The steps of several recipes, whose students learn from one forward pass of a teacher."""
 
     def __init__(self, recipes: list[Recipe], device: torch.device) -> None:
         first, *others = recipes
-        built = build_teacher(replace(first, teacher_weights="random"))
-        super().__init__(first, first.batch_size, device, built)
-        self.others = [Pair(other, other.batch_size, device, built) for other in others]
+        teacher = build_teacher(replace(first, teacher_weights="random"))
+        super().__init__(first, first.batch_size, device, teacher)
+        self.others = [RecipeStep(other, other.batch_size, device, teacher) for other in others]
 
-    def learn(self) -> Tensor:
-        """A step of each."""
-        lesson, losses = Lesson(), []
-        for pair in (self, *self.others):
-            with pair.precision():
-                batch = pair.images, pair.targets, lesson
-                loss = learn(pair.method, batch).loss
-            pair.method.zero_grad()
+    def forward_backward(self) -> Tensor:
+        """Run a step of each student, and return their losses."""
+        shared_outputs, losses = Lesson(), []
+        for step in (self, *self.others):
+            with step.autocast():
+                batch = step.images, step.targets, shared_outputs
+                loss = learn(step.distiller, batch).loss
+            step.distiller.zero_grad()
             torch.autograd.backward(loss)
             losses.append(loss.detach())
         return torch.stack(losses)
 
     def tensors(self) -> list[Tensor]:
-        """Of all; the others' gradients are there while one works."""
-        weights = [p for pair in self.others for p in pair.method.parameters()]
-        buffers = [b for pair in self.others for b in pair.method.buffers()]
+        """Tensors of all students, and gradients that are live while another student learns."""
+        weights = [p for step in self.others for p in step.distiller.parameters()]
+        buffers = [b for step in self.others for b in step.distiller.buffers()]
         gradients = [p.grad for p in weights if p.grad is not None]
         return [*super().tensors(), *weights, *buffers, *gradients]
 
 
-def compare_students(
+def benchmark_students(
     recipe: Recipe, students: Sequence[str], repetitions: int, device: torch.device
 ) -> list[Point]:
-    """A point for each student alone, and for all together."""
+    """A point for each student by itself, and one for all of them at once."""
     recipe = replace(recipe, accumulate=1, student_args={}, student_features=None)
     recipes = [replace(recipe, student=name) for name in students]
-    pairs = {r.student: Pair(r, r.batch_size, device) for r in recipes}
-    pairs["all of them"] = together = Together(recipes, device)
+    steps = {r.student: RecipeStep(r, r.batch_size, device) for r in recipes}
+    steps["all of them"] = multi_student = MultiStudentStep(recipes, device)
     if recipe.compile:
-        for pair in (*pairs.values(), *together.others):
-            compile_repeated_blocks(pair.method)
-    taken = by_turns({name: pair.learn for name, pair in pairs.items()}, repetitions, device)
-    apart = [sum(turn) for turn in zip(*(taken[name] for name in students), strict=True)]
-    ratio = [t / a for t, a in zip(taken["all of them"], apart, strict=True)]
-    points = [point("students", name, pair, taken[name]) for name, pair in pairs.items()]
-    return [*points[:-1], replace(points[-1], ratio=Measured.of(ratio))]
+        for step in (*steps.values(), *multi_student.others):
+            compile_repeated_blocks(step.distiller)
+    functions = {name: step.forward_backward for name, step in steps.items()}
+    seconds = time_interleaved(functions, repetitions, device)
+    separate = [sum(times) for times in zip(*(seconds[name] for name in students), strict=True)]
+    ratio = [s / sum_ for s, sum_ in zip(seconds["all of them"], separate, strict=True)]
+    points = [build_point("students", name, steps[name], seconds[name]) for name in steps]
+    return [*points[:-1], replace(points[-1], ratio=Quartiles.from_values(ratio))]
 
 
-def point(setting: str, value: str, pair: Pair, taken: list[float]) -> Point:
-    """Of a pair whose step took so many seconds."""
-    measured = Measured.of(taken)
-    rate = len(pair.images) / measured.median
-    return Point(setting, value, measured, rate, gflop(pair), peak(pair))
+def build_point(setting: str, value: str, step: RecipeStep, seconds: list[float]) -> Point:
+    """The point of a step that took `seconds` in each repetition."""
+    quartiles = Quartiles.from_values(seconds)
+    return Point(
+        setting=setting,
+        value=value,
+        step_seconds=quartiles,
+        images_per_second=len(step.images) / quartiles.median,
+        gflop_per_image=count_gflop_per_image(step),
+        peak_bytes=measure_peak_bytes(step),
+    )
 
 
-def variants(recipe: Recipe) -> dict[str, list[tuple[str, Recipe]]]:
-    """The recipe with one thing changed, by what that is."""
-    batches = [max(2, int(share * recipe.batch_size)) for share in BATCHES]
+def recipes_by_setting(recipe: Recipe) -> dict[str, list[tuple[str, Recipe]]]:
+    """By setting, its values and the recipe with each of them."""
+    batches = [max(2, int(factor * recipe.batch_size)) for factor in BATCH_FACTORS]
     return {
         "batch": [(str(n), replace(recipe, batch_size=n)) for n in dict.fromkeys(batches)],
         "image side": [
-            (str(n), replace(recipe, data=replace(recipe.data, image_size=n))) for n in SIDES
+            (str(side), replace(recipe, data=replace(recipe.data, image_size=side)))
+            for side in IMAGE_SIDES
         ],
         "teacher": [(name, replace(recipe, teacher=name)) for name in TEACHERS],
     }
 
 
-def compare(
+def benchmark_setting(
     setting: str, recipes: list[tuple[str, Recipe]], repetitions: int, device: torch.device
 ) -> list[Point]:
-    """A point for each; one that does not fit is left out, out loud."""
-    pairs: dict[str, Pair] = {}
+    """A point for each value; a pair that cannot work is skipped with a line on stderr."""
+    steps: dict[str, RecipeStep] = {}
     for value, recipe in recipes:
         try:
-            pairs[value] = Pair(replace(recipe, accumulate=1), recipe.batch_size, device)
+            steps[value] = RecipeStep(replace(recipe, accumulate=1), recipe.batch_size, device)
         except InputError as error:
-            print(f"{setting} {value} is left out: {error}", file=sys.stderr)
-    taken = by_turns({value: pair.learn for value, pair in pairs.items()}, repetitions, device)
-    return [point(setting, value, pair, taken[value]) for value, pair in pairs.items()]
+            print(f"{setting} {value} is skipped: {error}", file=sys.stderr)
+    functions = {value: step.forward_backward for value, step in steps.items()}
+    seconds = time_interleaved(functions, repetitions, device)
+    return [build_point(setting, value, step, seconds[value]) for value, step in steps.items()]
 
 
 def main() -> None:
-    """The command."""
-    recipe, chosen = options(__doc__.partition("\n")[0], repetitions=5)
-    device = torch.device(chosen.device)
+    """Run the benchmark and print a line for each point."""
+    recipe, options = parse_options(__doc__.partition("\n")[0], repetitions=5)
+    device = torch.device(options.device)
     points = [
-        p
-        for setting, recipes in variants(recipe).items()
-        for p in compare(setting, recipes, chosen.repetitions, device)
+        point
+        for setting, recipes in recipes_by_setting(recipe).items()
+        for point in benchmark_setting(setting, recipes, options.repetitions, device)
     ]
-    points += compare_students(recipe, STUDENTS, chosen.repetitions, device)
-    if chosen.json:
-        report: dict[str, Any] = {"points": points, **circumstances(recipe, chosen)}
+    points += benchmark_students(recipe, STUDENTS, options.repetitions, device)
+    if options.json:
+        report: dict[str, Any] = {"points": points, **describe_setup(recipe, options)}
         print(json.dumps(report, default=vars, indent=1))
         return
-    heads = f"{'images/s':>10}{'GFLOP':>8}{'peak GB':>9}  of each alone"
-    print(f"{'':12}{'':32}{'seconds a step':28}{heads}")
+    columns = f"{'images/s':>10}{'GFLOP':>8}{'peak GB':>9}  of separate students"
+    print(f"{'':12}{'':32}{'seconds a step':28}{columns}")
     for p in points:
         print(
             f"{p.setting:12}{p.value:32}{p.step_seconds!s:28}{p.images_per_second:10.4g}"
             f"{p.gflop_per_image:8.4g}{p.peak_bytes / 1e9:9.3g}  {p.ratio or ''}"
         )
-    for name, value in circumstances(recipe, chosen).items():
+    for name, value in describe_setup(recipe, options).items():
         print(f"{name:14} {value}")
 
 

@@ -1,13 +1,14 @@
-"""How long a step takes, beside the released structure, its parts, and what the machine could do.
+"""Time a training step beside the released structure, its parts, and a large matrix product.
 
     python benchmarks/step.py --pair swin_small-resnet50 --batch_size 8 --threads 2
     python benchmarks/step.py --teacher NAME --student NAME --precision bf16-mixed --json
 
 Takes every option of a recipe. A step is forward and backward, without the optimizer, on noise and
-with random weights. By turns, in an order drawn anew each time, in one process: our step; one
-of the released structure; our step with what a cache keeps in place of the teacher's pass; that
-pass; the student's two; a large matrix product. Ratios are of the two steps of one turn. Before
-that, all structures must give the same loss.
+with random weights. Six things are timed in one process, interleaved, in an order that is drawn
+again for each repetition: our step; a step of the released structure; our step with the teacher's
+outputs read from cached outputs in place of its forward pass; the teacher's forward pass; the
+student's forward and backward passes; a large matrix product. Ratios compare two times of the same
+repetition. Before that, all structures must give the same loss.
 """
 
 import json
@@ -22,16 +23,16 @@ from typing import Any
 
 import jsonargparse
 import torch
-from released_structure import ReleasedStructure, unfused
+from released_structure import ReleasedStructure, disable_fused_attention
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd import ScaleKD, StepOutput
 from scalekd.cache.encoding import decode, encode
 from scalekd.device import best_device
-from scalekd.estimating.memory_simulation import Alive
+from scalekd.estimating.memory_simulation import LiveMemory
 from scalekd.estimating.meta_pair import TrainingImages
-from scalekd.estimating.synthetic_step import Passes, seconds
+from scalekd.estimating.synthetic_step import SyntheticStep, time_call
 from scalekd.flops import GROUPED
 from scalekd.method import LossWeights
 from scalekd.networks import FrozenTeacher
@@ -46,20 +47,22 @@ from scalekd.training.performance import (
 )
 from scalekd.training.run import build_method
 
-WARM_UP = 2
-"""Turns that are not counted."""
+WARM_UP_REPETITIONS = 2
+"""Repetitions that run before the first one that is counted."""
 
 CLASSES = 1000
 
 
-class Pair(Passes):
-    """A recipe's pair and a batch of noise.
+class RecipeStep(SyntheticStep):
+    """A synthetic step of a recipe's pair, which is built here with random teacher weights.
+
+    The random weights are the same each time that the same recipe is built.
 
     Args:
-        recipe: whose teacher has random weights here, the same each time.
-        batch: images.
-        device: to compute on.
-        built: the teacher, where another pair has it already.
+        recipe: The recipe of the pair.
+        batch: Images in the batch of noise.
+        device: Where the step is computed.
+        built_teacher: A teacher that another step has built already, to share it.
     """
 
     def __init__(
@@ -67,18 +70,18 @@ class Pair(Passes):
         recipe: Recipe,
         batch: int,
         device: torch.device,
-        built: tuple[FrozenTeacher, LoadedWeights] | None = None,
+        built_teacher: tuple[FrozenTeacher, LoadedWeights] | None = None,
     ) -> None:
         recipe = replace(recipe, teacher_weights="random")
         source = TrainingImages(1, CLASSES).source()
-        method, _ = build_method(recipe, Run("scalekd", recipe.seeds[0]), source, built)
-        assert isinstance(method, ScaleKD)
-        apply_performance_settings(method, recipe)
-        super().__init__(method.to(device).train(), recipe, device, batch)
+        distiller, _ = build_method(recipe, Run("scalekd", recipe.seeds[0]), source, built_teacher)
+        assert isinstance(distiller, ScaleKD)
+        apply_performance_settings(distiller, recipe)
+        super().__init__(distiller.to(device).train(), recipe, device, batch)
 
     def tensors(self) -> list[Tensor]:
-        """Weights, buffers and the batch."""
-        models = self.method, self.method.teacher.model
+        """The batch, and the weights and buffers of teacher, student and projectors."""
+        models = self.distiller, self.distiller.teacher.model
         return [
             self.images,
             self.targets,
@@ -86,66 +89,71 @@ class Pair(Passes):
         ]
 
 
-class Cached(Pair):
-    """The same pair, whose teacher's pass was kept as a cache keeps it."""
+class CachedStep(RecipeStep):
+    """The step of `ours` with the teacher's outputs decoded from a cache's float16 encoding."""
 
-    def __init__(self, ours: Pair) -> None:
+    def __init__(self, ours: RecipeStep) -> None:
         super().__init__(ours.recipe, len(ours.images), ours.images.device)
-        method = self.method
-        method.load_state_dict(ours.method.state_dict())
-        seen = self.images * method.teacher_scale + method.teacher_shift
-        with self.precision():
-            self.kept = decode(encode(method.teacher.to_cache(seen), "float16"))
-        method.teacher.drop_trunk()
+        distiller = self.distiller
+        distiller.load_state_dict(ours.distiller.state_dict())
+        teacher_images = self.images * distiller.teacher_scale + distiller.teacher_shift
+        with self.autocast():
+            outputs = distiller.teacher.to_cache(teacher_images)
+            self.cached_outputs = decode(encode(outputs, "float16"))
+        distiller.teacher.drop_trunk()
 
-    def loss(self) -> Tensor:
-        """With the teacher's features as they were kept."""
-        known = self.method.teacher.from_cache(self.kept)
-        step: StepOutput = self.method(self.images, self.targets, teacher_outputs=known)
-        return step.loss
+    def compute_loss(self) -> Tensor:
+        """Run the student and the losses on the cached teacher outputs."""
+        teacher = self.distiller.teacher.from_cache(self.cached_outputs)
+        output: StepOutput = self.distiller(self.images, self.targets, teacher_outputs=teacher)
+        return output.loss
 
 
-class Reference(Pair):
-    """The same pair with the same weights in the released structure."""
+class ReleasedStep(RecipeStep):
+    """The step of `ours`, with the same weights, in the structure of the released code."""
 
-    def __init__(self, ours: Pair) -> None:
-        weights = ours.method.criterion.weights
-        tpp = 1.0 if ours.method.criterion.penultimate else 0.0
-        everything = LossWeights(tpp, tpp, 1.0, 1.0, weights.logits)
-        recipe = replace(ours.recipe, weights=everything, compile=False, channels_last=False)
-        # Its teacher's weights are cast by autocast at each use.
-        whole = replace(recipe, precision="32-true")
-        super().__init__(whole, len(ours.images), ours.images.device)
+    def __init__(self, ours: RecipeStep) -> None:
+        weights = ours.distiller.criterion.weights
+        tpp = 1.0 if ours.distiller.criterion.penultimate else 0.0
+        all_terms = LossWeights(tpp, tpp, 1.0, 1.0, weights.logits)
+        recipe = replace(ours.recipe, weights=all_terms, compile=False, channels_last=False)
+        # Built in float32: in the released code autocast casts the teacher's weights at each use.
+        float32_recipe = replace(recipe, precision="32-true")
+        super().__init__(float32_recipe, len(ours.images), ours.images.device)
         self.recipe = recipe
-        self.method.load_state_dict(ours.method.state_dict(), strict=False)
-        unfused(self.method.teacher.model)
-        unfused(self.method.student)
-        grid = self.method.teacher.shapes.final[1:]
-        self.released = ReleasedStructure(self.method.criterion, weights, grid).to(
-            ours.images.device
-        )
+        distiller = self.distiller
+        distiller.load_state_dict(ours.distiller.state_dict(), strict=False)
+        disable_fused_attention(distiller.teacher.model)
+        disable_fused_attention(distiller.student)
+        grid = distiller.teacher.shapes.final[1:]
+        self.released = ReleasedStructure(distiller.criterion, weights, grid).to(self.device)
 
-    def loss(self) -> Tensor:
-        """Of the released structure."""
-        method = self.method
-        seen = method.student_extractor(self.images)
-        known = method.run_teacher(self.images)
-        terms = self.released(seen, known, method.teacher.tail)
-        task = (1 - self.released.weights.logits) * method.task(seen.logits, self.targets)
+    def compute_loss(self) -> Tensor:
+        """Run the forward pass in the released structure."""
+        distiller = self.distiller
+        student = distiller.student_extractor(self.images)
+        teacher = distiller.run_teacher(self.images)
+        terms = self.released(student, teacher, distiller.teacher.tail)
+        task = (1 - self.released.weights.logits) * distiller.task(student.logits, self.targets)
         return task + torch.stack(list(terms.values())).sum()
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The middle of several, and the quarters beside it."""
+class Quartiles:
+    """The quartiles of repeated measurements.
+
+    Attributes:
+        median: The second quartile.
+        low, high: The first and the third quartile.
+    """
 
     median: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: list[float]) -> "Measured":
-        """These."""
+    def from_values(cls, values: list[float]) -> "Quartiles":
+        """The quartiles of `values`."""
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high)
 
@@ -153,95 +161,100 @@ class Measured:
         return f"{self.median:.4g} ({self.low:.4g} to {self.high:.4g})"
 
 
-def peak(pair: Pair) -> int:
-    """Bytes of the pair's tensors at the peak of a step."""
-    pair.method.zero_grad()
-    if pair.images.is_cuda:
+def measure_peak_bytes(step: RecipeStep) -> int:
+    """Bytes of live tensors at the peak of a step."""
+    step.distiller.zero_grad()
+    if step.images.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        pair.learn()
-        return torch.cuda.max_memory_allocated() - before + sum(t.nbytes for t in pair.tensors())
-    with Alive() as alive:
-        alive.hold(pair.tensors())
-        pair.learn()
-    return alive.peak
+        step.forward_backward()
+        return torch.cuda.max_memory_allocated() - before + sum(t.nbytes for t in step.tensors())
+    with LiveMemory() as live:
+        live.track(step.tensors())
+        step.forward_backward()
+    return live.peak
 
 
-def gflop(pair: Pair) -> float:
-    """An image's, 2 for each multiply-add."""
+def count_gflop_per_image(step: RecipeStep) -> float:
+    """GFLOP of a step for each image, 2 FLOP for each multiply-add."""
     with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
-        pair.learn()
-    return float(counter.get_total_flops()) / len(pair.images) / 1e9
+        step.forward_backward()
+    return float(counter.get_total_flops()) / len(step.images) / 1e9
 
 
-def multiply(pair: Pair) -> tuple[Callable[[], Tensor], float]:
-    """A matrix product in the pair's precision, and its GFLOP."""
-    device = pair.images.device
-    side = 8192 if device.type == "cuda" else 2048
-    dtype = autocast_dtype(pair.recipe.precision, device) or torch.float32
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+def build_matrix_product(step: RecipeStep) -> tuple[Callable[[], Tensor], float]:
+    """A large matrix product in the step's precision and on its device, and its GFLOP."""
+    side = 8192 if step.device.type == "cuda" else 2048
+    dtype = autocast_dtype(step.recipe.precision, step.device) or torch.float32
+    a, b = (torch.randn(side, side, device=step.device).to(dtype) for _ in range(2))
     return lambda: a @ b, 2 * side**3 / 1e9
 
 
-def same(ours: Tensor, reference: Tensor, precision: str) -> float:
-    """How far apart they are, relatively; an error where that is more than rounding."""
+def relative_difference(ours: Tensor, reference: Tensor, precision: str) -> float:
+    """The relative difference of two losses; exits where it is more than rounding explains."""
     difference = abs(ours.item() - reference.item()) / abs(reference.item())
     allowed = 1e-4 if precision == "32-true" else 2e-2
     if not difference <= allowed:
-        raise SystemExit(f"our loss is {ours.item()}, the released structure's {reference.item()}")
+        raise SystemExit(
+            f"the losses are {ours.item()} and, in the reference, {reference.item()}: they differ "
+            f"by {difference:.2g}, more than {allowed:g}"
+        )
     return difference
 
 
-def by_turns(
-    parts: dict[str, Callable[[], object]], repetitions: int, device: torch.device
+def time_interleaved(
+    functions: dict[str, Callable[[], object]], repetitions: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each, `repetitions` times, in an order drawn anew each time."""
-    taken: dict[str, list[float]] = {name: [] for name in parts}
-    for turn in range(WARM_UP + repetitions):
-        for name in random.sample(list(parts), len(parts)):
-            passed = seconds(parts[name], device)
-            if turn >= WARM_UP:
-                taken[name].append(passed)
-    return taken
+    """Seconds of each function in each repetition; each repetition draws another order."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for repetition in range(WARM_UP_REPETITIONS + repetitions):
+        for name in random.sample(list(functions), len(functions)):
+            duration = time_call(functions[name], device)
+            if repetition >= WARM_UP_REPETITIONS:
+                seconds[name].append(duration)
+    return seconds
 
 
-def measure(recipe: Recipe, batch: int, repetitions: int, device: torch.device) -> dict[str, Any]:
-    """The report as data."""
-    ours = Pair(recipe, batch, device)
-    reference, cached = Reference(ours), Cached(ours)
-    work = gflop(ours)
-    peaks = peak(ours), peak(reference), peak(cached)
-    difference = same(ours.learn(), reference.learn(), recipe.precision)
-    difference_of_cached = same(cached.learn(), ours.learn(), "16-mixed")
+def benchmark(recipe: Recipe, batch: int, repetitions: int, device: torch.device) -> dict[str, Any]:
+    """The results by name; those of benchmarks/results/ have the same names."""
+    ours = RecipeStep(recipe, batch, device)
+    released, cached = ReleasedStep(ours), CachedStep(ours)
+    gflop = count_gflop_per_image(ours)
+    peaks = [measure_peak_bytes(step) for step in (ours, released, cached)]
+    our_loss, released_loss = ours.forward_backward(), released.forward_backward()
+    difference = relative_difference(our_loss, released_loss, recipe.precision)
+    cached_loss, our_loss = cached.forward_backward(), ours.forward_backward()
+    difference_of_cached = relative_difference(cached_loss, our_loss, "16-mixed")
     if recipe.compile:
-        compile_repeated_blocks(ours.method)
-        compile_repeated_blocks(cached.method)
-    product, product_gflop = multiply(ours)
-    parts: dict[str, Callable[[], object]] = {
-        "step": ours.learn,
-        "reference": reference.learn,
-        "cached": cached.learn,
-        "teacher": ours.teach,
-        "student": ours.study,
-        "matmul": product,
+        compile_repeated_blocks(ours.distiller)
+        compile_repeated_blocks(cached.distiller)
+    matrix_product, matrix_product_gflop = build_matrix_product(ours)
+    functions: dict[str, Callable[[], object]] = {
+        "step": ours.forward_backward,
+        "reference": released.forward_backward,
+        "cached": cached.forward_backward,
+        "teacher": ours.run_teacher,
+        "student": ours.run_student,
+        "matmul": matrix_product,
     }
-    taken = by_turns(parts, repetitions, device)
-    ratios = [s / r for s, r in zip(taken["step"], taken["reference"], strict=True)]
-    savings = [c / s for c, s in zip(taken["cached"], taken["step"], strict=True)]
-    rates = [product_gflop / passed for passed in taken["matmul"]]
-    shares = [work * batch / s / r for s, r in zip(taken["step"], rates, strict=True)]
+    seconds = time_interleaved(functions, repetitions, device)
+    steps = seconds["step"]
+    to_reference = [s / r for s, r in zip(steps, seconds["reference"], strict=True)]
+    of_cached = [c / s for c, s in zip(seconds["cached"], steps, strict=True)]
+    rates = [matrix_product_gflop / duration for duration in seconds["matmul"]]
+    shares = [gflop * batch / s / r for s, r in zip(steps, rates, strict=True)]
     return {
-        "step_seconds": Measured.of(taken["step"]),
-        "reference_seconds": Measured.of(taken["reference"]),
-        "ratio_to_reference": Measured.of(ratios),
-        "cached_seconds": Measured.of(taken["cached"]),
-        "ratio_of_cached": Measured.of(savings),
-        "teacher_seconds": Measured.of(taken["teacher"]),
-        "student_seconds": Measured.of(taken["student"]),
-        "images_per_second": Measured.of([batch / s for s in taken["step"]]),
-        "gflop_per_image": work,
-        "matmul_gflops": Measured.of(rates),
-        "matmul_share": Measured.of(shares),
+        "step_seconds": Quartiles.from_values(steps),
+        "reference_seconds": Quartiles.from_values(seconds["reference"]),
+        "ratio_to_reference": Quartiles.from_values(to_reference),
+        "cached_seconds": Quartiles.from_values(seconds["cached"]),
+        "ratio_of_cached": Quartiles.from_values(of_cached),
+        "teacher_seconds": Quartiles.from_values(seconds["teacher"]),
+        "student_seconds": Quartiles.from_values(seconds["student"]),
+        "images_per_second": Quartiles.from_values([batch / s for s in steps]),
+        "gflop_per_image": gflop,
+        "matmul_gflops": Quartiles.from_values(rates),
+        "matmul_share": Quartiles.from_values(shares),
         "peak_bytes": peaks[0],
         "reference_peak_bytes": peaks[1],
         "cached_peak_bytes": peaks[2],
@@ -251,29 +264,40 @@ def measure(recipe: Recipe, batch: int, repetitions: int, device: torch.device) 
     }
 
 
-def options(description: str, repetitions: int) -> tuple[Recipe, Any]:
-    """What the command line says: a recipe, and how to measure it."""
+def parse_options(description: str, repetitions: int) -> tuple[Recipe, Any]:
+    """Read the command line.
+
+    Args:
+        description: What `--help` prints.
+        repetitions: Default of `--repetitions`.
+
+    Returns:
+        The recipe, and all options.
+    """
     parser = jsonargparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_class_arguments(Recipe)
-    parser.add_argument("--pair", type=str | None, help="a packaged recipe, by its name")
-    parser.add_argument("--config", action="config")
+    parser.add_argument("--pair", type=str | None, help="Name of a packaged recipe.")
+    parser.add_argument("--config", action="config", help="YAML file of a recipe.")
     parser.set_defaults({"data.root": "imagenet"})  # no image is read
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", type=str, default=str(best_device()))
-    parser.add_argument("--repetitions", type=int, default=repetitions)
-    parser.add_argument("--json", action="store_true", help="the same as data")
+    threads = torch.get_num_threads()
+    parser.add_argument("--threads", type=int, default=threads, help="Number of CPU threads.")
+    device = str(best_device())
+    parser.add_argument("--device", type=str, default=device, help="Device to compute on.")
+    repetitions_help = f"Timed repetitions, after {WARM_UP_REPETITIONS} that are not counted."
+    parser.add_argument("--repetitions", type=int, default=repetitions, help=repetitions_help)
+    parser.add_argument("--json", action="store_true", help="Print the results as JSON.")
     words = sys.argv[1:]
     if "--pair" in words[:-1]:
         at = words.index("--pair")
         words[at : at + 2] = ["--config", str(find_recipe(words[at + 1]))]
-    chosen = parser.instantiate(parser.parse_args(words))
-    torch.set_num_threads(chosen.threads)
-    return Recipe(**{field.name: chosen[field.name] for field in fields(Recipe)}), chosen
+    options = parser.instantiate(parser.parse_args(words))
+    torch.set_num_threads(options.threads)
+    return Recipe(**{field.name: options[field.name] for field in fields(Recipe)}), options
 
 
-def circumstances(recipe: Recipe, chosen: Any) -> dict[str, Any]:
-    """What was measured, and with what."""
-    on_gpu = chosen.device.startswith("cuda")
+def describe_setup(recipe: Recipe, options: Any) -> dict[str, Any]:
+    """What was measured, on which machine, and with which versions."""
+    on_gpu = options.device.startswith("cuda")
     return {
         "teacher": recipe.teacher,
         "student": recipe.student,
@@ -281,9 +305,9 @@ def circumstances(recipe: Recipe, chosen: Any) -> dict[str, Any]:
         "precision": recipe.precision,
         "compile": recipe.compile,
         "channels_last": recipe.channels_last,
-        "repetitions": chosen.repetitions,
+        "repetitions": options.repetitions,
         "machine": torch.cuda.get_device_name() if on_gpu else processor_name(),
-        "threads": None if on_gpu else chosen.threads,
+        "threads": None if on_gpu else options.threads,
         "torch": version("torch"),
         "timm": version("timm"),
         "date": datetime.now(UTC).date().isoformat(),
@@ -291,15 +315,15 @@ def circumstances(recipe: Recipe, chosen: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command."""
-    recipe, chosen = options(__doc__.partition("\n")[0], repetitions=7)
-    device = torch.device(chosen.device)
-    result = measure(recipe, recipe.batch_size, chosen.repetitions, device)
-    result |= circumstances(recipe, chosen)
-    if chosen.json:
-        print(json.dumps(result, default=vars, indent=1))
+    """Run the benchmark and print its results."""
+    recipe, options = parse_options(__doc__.partition("\n")[0], repetitions=7)
+    device = torch.device(options.device)
+    results = benchmark(recipe, recipe.batch_size, options.repetitions, device)
+    results |= describe_setup(recipe, options)
+    if options.json:
+        print(json.dumps(results, default=vars, indent=1))
         return
-    for name, value in result.items():
+    for name, value in results.items():
         print(f"{name:22} {value if not isinstance(value, float) else f'{value:.4g}'}")
 
 

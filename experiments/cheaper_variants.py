@@ -1,10 +1,10 @@
-"""What cheaper forms of the method cost and give, beside the exact one; see docs/speed.md.
+"""Cost and accuracy of cheaper variants of the method, beside the exact one; see docs/speed.md.
 
-    python experiments/cheaper_variants.py accuracy          # digits default, ScaleKD, its three seeds
-    python experiments/cheaper_variants.py cost --pair swin_small-resnet50 --batch_size 8 --threads 2
+    python experiments/cheaper_variants.py accuracy   # digits default, ScaleKD, its three seeds
+    python experiments/cheaper_variants.py cost --pair swin_small-resnet50 --batch_size 8
 
-A form is put into a method that was built as always. The first, separable stems, is also an
-option of the package (separable_stem), which draws its first weights otherwise.
+A variant changes a pair that was built as always. The first variant, separable stems, is also an
+option of the package (separable_stem), which initialises the weights of the stems differently.
 """
 
 import argparse
@@ -35,105 +35,113 @@ from scalekd.recipe import Data, Optim, Recipe, find_recipe
 from scalekd.training import run as training
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from step import Measured, Pair, by_turns, gflop, options
+from step import Quartiles, RecipeStep, count_gflop_per_image, parse_options, time_interleaved
 
-EVERY = 2
-"""One step in so many has TPP."""
+TPP_INTERVAL = 2
+"""One step in this many computes TPP."""
 
 MOMENTUM = 0.9
-"""Of the mean of what the tail gave, which asks in its place in the other steps."""
+"""Momentum of the running mean of the tail's outputs, the query in the steps without TPP."""
 
-Form = Callable[[ScaleKD], None]
-
-
-def exact(method: ScaleKD) -> None:
-    """As it is."""
+Variant = Callable[[ScaleKD], None]
 
 
-def projectors(method: ScaleKD) -> Iterator[dict[str, CrossAttentionProjector]]:
-    """Of each stage, by view."""
-    for stage in (method.criterion.penultimate, method.criterion.final):
-        found: Any = dict(stage.items())
-        yield found
+def exact(distiller: ScaleKD) -> None:
+    """Change nothing."""
 
 
-def separable_stem(method: ScaleKD) -> None:
-    """What the package offers as separable_stem."""
-    for stage in projectors(method):
-        for projector in stage.values():
+def projectors_by_view(distiller: ScaleKD) -> Iterator[dict[str, CrossAttentionProjector]]:
+    """The projectors of each stage, by view."""
+    for stage in (distiller.criterion.penultimate, distiller.criterion.final):
+        projectors: Any = dict(stage.items())
+        yield projectors
+
+
+def separable_stem(distiller: ScaleKD) -> None:
+    """Give the projectors the stems that the package offers as separable_stem."""
+    for projectors in projectors_by_view(distiller):
+        for projector in projectors.values():
             projector.stem[0] = separable_convolution(projector.position.shape[1])
 
 
-class Remembered(nn.Module):
-    """What another module last returned."""
+class LastOutput(nn.Module):
+    """Returns what another module returned last."""
 
     def __init__(self, other: nn.Module) -> None:
         super().__init__()
         self.last: Tensor
-        other.register_forward_hook(self._keep)
+        other.register_forward_hook(self._store)
 
-    def _keep(self, _: nn.Module, __: Any, output: Tensor) -> None:
+    def _store(self, _: nn.Module, __: Any, output: Tensor) -> None:
         self.last = output
 
     def forward(self, features: Tensor) -> Tensor:
         return self.last.to(features.dtype)
 
 
-def shared_stem(method: ScaleKD) -> None:
-    """The alternative view's projectors see through the original's stems."""
-    for stage in projectors(method):
-        if len(stage) == 2:
-            stage["alternative"].stem = Remembered(stage["original"].stem)  # type: ignore[assignment]
+def shared_stem(distiller: ScaleKD) -> None:
+    """Let the projectors of the alternative view use the stem outputs of the original view."""
+    for projectors in projectors_by_view(distiller):
+        if len(projectors) == 2:
+            stem = LastOutput(projectors["original"].stem)
+            projectors["alternative"].stem = stem  # type: ignore[assignment]
 
 
-class NowAndThen(ScaleKDLoss):
-    """TPP in one of `EVERY` steps; in the others the mean of earlier tokens asks."""
+class IntermittentTPPLoss(ScaleKDLoss):
+    """Computes TPP in one of `TPP_INTERVAL` steps.
+
+    In the other steps the query is a running mean of the tail's earlier outputs.
+    """
 
     steps: int
     means: dict[str, Tensor]
 
     def forward(self, student: Features, teacher: Features, tail: Tail) -> dict[str, Tensor]:
         self.steps += 1
-        if self.steps % EVERY == 1:
+        if self.steps % TPP_INTERVAL == 1:
             views = iter(self.penultimate)
 
-            def remembering(tokens: Tensor) -> Tensor:
+            def averaging_tail(tokens: Tensor) -> Tensor:
                 z = tail(tokens)
                 view, mean = next(views), z.detach().mean(0)
-                before = self.means.get(view, mean)
-                self.means[view] = MOMENTUM * before + (1 - MOMENTUM) * mean
+                previous = self.means.get(view, mean)
+                self.means[view] = MOMENTUM * previous + (1 - MOMENTUM) * mean
                 return z
 
-            return super().forward(student, teacher, remembering)
+            return super().forward(student, teacher, averaging_tail)
         penultimate, self.penultimate = self.penultimate, nn.ModuleDict()
         hooks = [
-            module.register_forward_pre_hook(self._ask(view)) for view, module in self.final.items()
+            projector.register_forward_pre_hook(self._query_with_mean(view))
+            for view, projector in self.final.items()
         ]
         try:
-            without = {f"tpp_{view}": teacher.final.new_zeros(()) for view in penultimate}
-            return without | super().forward(student, teacher, tail)
+            zeros = {f"tpp_{view}": teacher.final.new_zeros(()) for view in penultimate}
+            return zeros | super().forward(student, teacher, tail)
         finally:
             self.penultimate = penultimate
             for hook in hooks:
                 hook.remove()
 
-    def _ask(self, view: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-        def ask(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-            mean = self.means[view].to(given[0].dtype)
-            return given[0], mean.expand(len(given[0]), -1, -1)
+    def _query_with_mean(
+        self, view: str
+    ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            features = inputs[0]
+            mean = self.means[view].to(features.dtype)
+            return features, mean.expand(len(features), -1, -1)
 
-        return ask
+        return hook
 
 
-def tpp_now_and_then(method: ScaleKD) -> None:
-    """See `NowAndThen`."""
-    loss: Any = method.criterion
-    loss.__class__ = NowAndThen
+def intermittent_tpp(distiller: ScaleKD) -> None:
+    """Replace the loss by `IntermittentTPPLoss`."""
+    loss: Any = distiller.criterion
+    loss.__class__ = IntermittentTPPLoss
     loss.steps, loss.means = 0, {}
 
 
-class Skipped(nn.Module):
-    """A block that can be left out."""
+class SkippableBlock(nn.Module):
+    """A block that returns its input while `skip` is true."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -144,134 +152,136 @@ class Skipped(nn.Module):
         return out
 
 
-def smaller_tail(method: ScaleKD) -> None:
-    """Of a Swin's last stage the tail keeps the merging of patches and the last block."""
-    teacher: Any = method.teacher
+def smaller_tail(distiller: ScaleKD) -> None:
+    """Shorten the tail of a Swin to the patch merging and the last block of its last stage."""
+    teacher: Any = distiller.teacher
     blocks = teacher.model.layers[-1].blocks
-    skipped = [Skipped(block) for block in blocks[:-1]]
-    teacher.model.layers[-1].blocks = nn.Sequential(*skipped, blocks[-1])
-    whole = teacher.tail
+    skippable = [SkippableBlock(block) for block in blocks[:-1]]
+    teacher.model.layers[-1].blocks = nn.Sequential(*skippable, blocks[-1])
+    complete_tail = teacher.tail
 
-    def shorter(tokens: Tensor) -> Tensor:
-        for block in skipped:
+    def shortened_tail(tokens: Tensor) -> Tensor:
+        for block in skippable:
             block.skip = True
         try:
-            out: Tensor = whole(tokens)
+            out: Tensor = complete_tail(tokens)
         finally:
-            for block in skipped:
+            for block in skippable:
                 block.skip = False
         return out
 
-    teacher.tail = shorter
+    teacher.tail = shortened_tail
 
 
-FORMS: dict[str, Form] = {
+VARIANTS: dict[str, Variant] = {
     "exact": exact,
     "separable stem": separable_stem,
     "shared stem": shared_stem,
-    "TPP in half of the steps": tpp_now_and_then,
+    "TPP in half of the steps": intermittent_tpp,
     "smaller tail": smaller_tail,
 }
 
 
 @contextmanager
-def built_as(form: Form) -> Iterator[None]:
-    """What a run trains is of this form."""
+def pairs_built_as(variant: Variant) -> Iterator[None]:
+    """Let training runs inside of this context train `variant`."""
     pair_of = training.pair_of
 
-    def formed(*given: Any) -> ScaleKD:
-        method = pair_of(*given)
-        form(method)
-        return method
+    def build_variant(*arguments: Any) -> ScaleKD:
+        distiller = pair_of(*arguments)
+        variant(distiller)
+        return distiller
 
-    training.pair_of = formed
+    training.pair_of = build_variant
     try:
         yield
     finally:
         training.pair_of = pair_of
 
 
-def digits() -> Recipe:
-    """The packaged default."""
-    plain = yaml.safe_load(find_recipe("digits").read_text())
-    plain["data"] = Data(**plain["data"])
-    plain["optim"] = Optim(**plain["optim"])
-    plain["weights"] = LossWeights(**plain["weights"])
-    return replace(Recipe(**plain), compare=[])
+def digits_recipe() -> Recipe:
+    """The packaged default recipe, without its baselines."""
+    settings = yaml.safe_load(find_recipe("digits").read_text())
+    settings["data"] = Data(**settings["data"])
+    settings["optim"] = Optim(**settings["optim"])
+    settings["weights"] = LossWeights(**settings["weights"])
+    return replace(Recipe(**settings), compare=[])
 
 
-def trained(name: str, seed: int, epochs: int) -> tuple[str, int, float]:
-    """The accuracy of the digits default in one form."""
+def train_variant(name: str, seed: int, epochs: int) -> tuple[str, int, float]:
+    """Train the digits default as one variant.
+
+    Returns:
+        The variant's name, the seed, and top-1 in percent.
+    """
     torch.set_num_threads(1)
-    recipe = replace(digits(), epochs=epochs)
-    run = training.Run("scalekd", seed)
-    with tempfile.TemporaryDirectory() as folder, built_as(FORMS[name]):
-        result = training.train(
-            recipe,
-            run,
-            Path(folder) / "out",
-            lambda _: None,
-            threading.Event(),
-        )
+    recipe, run = replace(digits_recipe(), epochs=epochs), training.Run("scalekd", seed)
+    with tempfile.TemporaryDirectory() as folder, pairs_built_as(VARIANTS[name]):
+        out = Path(folder) / "out"
+        result = training.train(recipe, run, out, lambda _: None, threading.Event())
     assert result.top1 is not None
     return name, seed, 100 * result.top1
 
 
 def accuracy(arguments: list[str]) -> None:
-    """A line for each form, and its differences to the exact one by seed."""
+    """Print a line for each variant: top-1 of each seed, and the difference to the exact method."""
     parser = argparse.ArgumentParser(prog="cheaper_variants.py accuracy")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=digits().seeds)
-    parser.add_argument("--epochs", type=int, default=digits().epochs)
-    chosen = parser.parse_args(arguments)
-    seeds = chosen.seeds
-    found: dict[str, dict[int, float]] = {name: {} for name in chosen.forms}
-    with ProcessPoolExecutor(chosen.jobs, get_context("spawn")) as pool:
-        pending = [
-            pool.submit(trained, name, seed, chosen.epochs)
+    parser.add_argument("--jobs", type=int, default=2, help="Trainings that run in parallel.")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=digits_recipe().seeds)
+    parser.add_argument("--epochs", type=int, default=digits_recipe().epochs)
+    options = parser.parse_args(arguments)
+    seeds = options.seeds
+    results: dict[str, dict[int, float]] = {name: {} for name in options.variants}
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        futures = [
+            pool.submit(train_variant, name, seed, options.epochs)
             for seed in seeds
-            for name in chosen.forms
+            for name in options.variants
         ]
-        for future in pending:
+        for future in futures:
             name, seed, top1 = future.result()
-            found[name][seed] = top1
+            results[name][seed] = top1
             print(f"{name:26} seed {seed} {top1:.2f}", file=sys.stderr, flush=True)
-    for name, by_seed in found.items():
+    for name, by_seed in results.items():
         values = [by_seed[seed] for seed in seeds]
         listed = " ".join(f"{v:.2f}" for v in values)
-        mean, spread = statistics.mean(values), statistics.stdev(values)
-        line = f"{name:26} {listed}  mean {mean:.2f} ({spread:.2f})"
-        if "exact" in found and name != "exact":
-            apart = [by_seed[seed] - found["exact"][seed] for seed in seeds]
-            line += f"  to exact {statistics.mean(apart):+.2f} ({statistics.stdev(apart):.2f})"
+        mean, deviation = statistics.mean(values), statistics.stdev(values)
+        line = f"{name:26} {listed}  mean {mean:.2f} ({deviation:.2f})"
+        if "exact" in results and name != "exact":
+            gaps = [by_seed[seed] - results["exact"][seed] for seed in seeds]
+            line += f"  to exact {statistics.mean(gaps):+.2f} ({statistics.stdev(gaps):.2f})"
         print(line)
 
 
-class Formed(Pair):
-    """A pair in one form."""
+class VariantStep(RecipeStep):
+    """A synthetic step of a recipe's pair as one variant."""
 
-    def __init__(self, recipe: Recipe, form: Form, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, variant: Variant, device: torch.device) -> None:
         super().__init__(recipe, recipe.batch_size, device)
-        form(self.method)
-        self.method.to(device)
+        variant(self.distiller)
+        self.distiller.to(device)
 
 
 def cost(arguments: list[str]) -> None:
-    """Each form's step beside the exact one's, in the turns of one run."""
+    """Print the seconds and GFLOP of each variant's step, timed interleaved with the exact one."""
     sys.argv[1:] = arguments
-    recipe, chosen = options("What cheaper forms cost", repetitions=5)
-    device = torch.device(chosen.device)
-    pairs = {n: Formed(replace(recipe, accumulate=1), f, device) for n, f in FORMS.items()}
+    recipe, options = parse_options("Cost of cheaper variants", repetitions=5)
+    recipe, device = replace(recipe, accumulate=1), torch.device(options.device)
+    steps = {name: VariantStep(recipe, variant, device) for name, variant in VARIANTS.items()}
     random.seed(0)
-    # Two steps at a time: of TPP in half of the steps, one with it and one without.
-    parts = {n: lambda p=p: (p.learn(), p.learn()) for n, p in pairs.items()}
-    taken = by_turns(parts, chosen.repetitions, device)  # type: ignore[arg-type]
-    for name, pair in pairs.items():
-        work = statistics.mean(gflop(pair) for _ in range(EVERY))
-        ratios = [t / e for t, e in zip(taken[name], taken["exact"], strict=True)]
-        seconds = Measured.of([t / 2 for t in taken[name]])
-        line = {"seconds": str(seconds), "ratio": str(Measured.of(ratios)), "gflop": round(work, 1)}
+    # Two steps at a time: where half of the steps have TPP, one with it and one without.
+    functions = {
+        name: lambda step=step: (step.forward_backward(), step.forward_backward())
+        for name, step in steps.items()
+    }
+    times = time_interleaved(functions, options.repetitions, device)  # type: ignore[arg-type]
+    for name, step in steps.items():
+        gflop = statistics.mean(count_gflop_per_image(step) for _ in range(TPP_INTERVAL))
+        seconds = Quartiles.from_values([t / 2 for t in times[name]])
+        ratios = [t / exact for t, exact in zip(times[name], times["exact"], strict=True)]
+        ratio = Quartiles.from_values(ratios)
+        line = {"seconds": str(seconds), "ratio": str(ratio), "gflop": round(gflop, 1)}
         print(f"{name:26} {json.dumps(line)}", flush=True)
 
 

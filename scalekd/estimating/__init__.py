@@ -1,1 +1,1 @@
-"""What a recipe will cost, before anyone pays for it."""
+"""What a recipe will cost, before it is run: time, memory, days."""

@@ -4,126 +4,135 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from scalekd.distiller import ScaleKD
-from scalekd.estimating.memory_simulation import Rehearsal, optimizer_share
+from scalekd.estimating.memory_simulation import MemorySimulation, optimizer_state_ratio
 from scalekd.recipe import Precision, Recipe
 
-GPU_OVERHEAD, GPU_RUNTIME = 0.1, 1.0e9
-"""Assumed: what torch's allocator holds beside what is alive, and bytes of CUDA and its libraries.
-"""
+GPU_OVERHEAD_RATIO = 0.1
+"""Assumed: what torch's allocator reserves on a GPU, as a share of the live tensors."""
+
+GPU_RUNTIME_BYTES = 1.0e9
+"""Assumed: what CUDA and its libraries take of a GPU's memory."""
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of one device at the peak of a step.
+class DeviceMemory:
+    """Bytes of one device's memory at the peak of a step.
 
-    teacher, student, projectors: weights and buffers.
-    gradients: of all that trains.
-    optimizer: its state.
-    average: of the student's weights.
-    student_activations: what the student keeps for its backward pass, with the images and what the
-        teacher leaves.
-    projector_activations: what projectors, tail and losses keep for theirs.
-    transient: what is alive for a moment beside all that.
-    overhead: what allocator and libraries hold beside what is alive.
-    runtime: what the process takes without the pair.
+    Attributes:
+        teacher_weights, student_weights, projector_weights: Parameters and buffers of each.
+        gradients: Gradients of all trained parameters.
+        optimizer_state: What the optimizer stores for each trained parameter.
+        average_weights: The moving average (EMA) of the student's weights; 0 without one.
+        student_activations: What the student stores for its backward pass, with the images and
+            the teacher's outputs.
+        projector_activations: What projectors, tail and losses store for their backward pass.
+        temporary_tensors: Short-lived tensors that are live at the peak beside all of the above.
+        allocator_overhead: What allocator and libraries reserve beside the live tensors.
+        runtime_libraries: What the process takes without the pair: Python, torch, CUDA.
     """
 
-    teacher: float
-    student: float
-    projectors: float
+    teacher_weights: float
+    student_weights: float
+    projector_weights: float
     gradients: float
-    optimizer: float
-    average: float
+    optimizer_state: float
+    average_weights: float
     student_activations: float
     projector_activations: float
-    transient: float
-    overhead: float
-    runtime: float
+    temporary_tensors: float
+    allocator_overhead: float
+    runtime_libraries: float
 
     @property
     def total(self) -> float:
-        """The sum."""
+        """The sum of all parts."""
         return float(sum(vars(self).values()))
 
 
-class Needs:
-    """What a device needs, for any number of images at once.
+class MemoryModel:
+    """Predicts the memory of one device for any micro-batch.
 
     Args:
-        pair: on the meta device, which its tensors leave.
-        recipe: of the pair.
-        devices: that share each batch.
+        pair: The recipe's pair on the meta device. Its tensors become fake tensors.
+        recipe: The recipe that would be trained.
+        devices: How many devices share each batch.
 
     Attributes:
-        overhead: as a share of what is alive.
-        runtime: bytes.
+        overhead_ratio: What allocator and libraries reserve, as a share of the live tensors.
+        runtime: Bytes that the process takes without the pair.
     """
 
     def __init__(self, pair: ScaleKD, recipe: Recipe, devices: int) -> None:
-        self.rehearsal, self.recipe, self.devices = Rehearsal(pair), recipe, devices
-        self.optimizer_share = optimizer_share(recipe.optim.name)
-        self.overhead, self.runtime = GPU_OVERHEAD, GPU_RUNTIME
+        self.simulation, self.recipe, self.devices = MemorySimulation(pair), recipe, devices
+        self.optimizer_state_ratio = optimizer_state_ratio(recipe.optim.name)
+        self.overhead_ratio, self.runtime = GPU_OVERHEAD_RATIO, GPU_RUNTIME_BYTES
 
-    def learn_from(self, images: int, peak: int, runtime: int) -> None:
-        """Take overhead and runtime from a real step, in place of those assumed of GPUs.
+    def calibrate(self, micro_batch: int, peak: int, runtime: int) -> None:
+        """Take overhead and runtime from a real step, in place of those assumed for GPUs.
 
         Args:
-            images: at once in it.
-            peak: bytes that it took, runtime included.
-            runtime: bytes without it.
+            micro_batch: Images in the real step.
+            peak: Bytes that the process took at most, runtime included.
+            runtime: Bytes that the process took without the pair.
         """
-        self.overhead, self.runtime = 0.0, 0.0
-        alive = replace(self.of(images), overhead=0.0).total
-        self.overhead, self.runtime = max(0.0, (peak - runtime) / alive - 1), float(runtime)
+        self.overhead_ratio, self.runtime = 0.0, 0.0
+        live = self.device_memory(micro_batch).total
+        self.overhead_ratio, self.runtime = max(0.0, (peak - runtime) / live - 1), float(runtime)
 
-    def of(
+    def device_memory(
         self,
-        images: int,
+        micro_batch: int,
         precision: Precision | None = None,
         checkpoint_tail: bool | None = None,
-    ) -> Memory:
-        """The memory for so many images at once; precision and checkpointing as in the recipe,
-        where they are None."""
+    ) -> DeviceMemory:
+        """Predict the memory of one device.
+
+        Args:
+            micro_batch: Images that the device computes at once.
+            precision: Default: the recipe's.
+            checkpoint_tail: Default: the recipe's.
+        """
         recipe = self.recipe
-        seen = self.rehearsal.footprint(
-            images,
+        teacher_shards = self.devices if "teacher" in recipe.fsdp else 1
+        student_shards = self.devices if "student" in recipe.fsdp else 1
+        step = self.simulation.simulate_step(
+            micro_batch,
             precision or recipe.precision,
-            recipe.accumulate > 1,
-            recipe.checkpoint_tail if checkpoint_tail is None else checkpoint_tail,
-            halved=self.devices == 1 or "teacher" not in recipe.fsdp,
+            accumulate=recipe.accumulate > 1,
+            checkpoint_tail=(
+                recipe.checkpoint_tail if checkpoint_tail is None else checkpoint_tail
+            ),
+            half_precision_teacher=teacher_shards == 1,
         )
-        pieces = {
-            part: self.devices if part in recipe.fsdp else 1 for part in ("teacher", "student")
-        }
-        teacher, learning = pieces["teacher"], pieces["student"]
-        memory = Memory(
-            teacher=seen.teacher / teacher,
-            student=seen.student / learning,
-            projectors=seen.projectors / learning,
-            gradients=seen.gradients / learning,
-            optimizer=self.optimizer_share * seen.gradients / learning,
-            average=0.0 if recipe.ema is None else seen.student / learning,
-            student_activations=seen.student_activations,
-            projector_activations=seen.projector_activations,
-            transient=seen.transient,
-            overhead=0.0,
-            runtime=0.0,
+        memory = DeviceMemory(
+            teacher_weights=step.teacher_weights / teacher_shards,
+            student_weights=step.student_weights / student_shards,
+            projector_weights=step.projector_weights / student_shards,
+            gradients=step.gradients / student_shards,
+            optimizer_state=self.optimizer_state_ratio * step.gradients / student_shards,
+            average_weights=0.0 if recipe.ema is None else step.student_weights / student_shards,
+            student_activations=step.student_activations,
+            projector_activations=step.projector_activations,
+            temporary_tensors=step.temporary_tensors,
+            allocator_overhead=0.0,
+            runtime_libraries=0.0,
         )
-        return replace(memory, overhead=self.overhead * memory.total, runtime=self.runtime)
+        overhead = self.overhead_ratio * memory.total
+        return replace(memory, allocator_overhead=overhead, runtime_libraries=self.runtime)
 
 
-def largest(needed: Callable[[int], float], limit: float) -> int:
-    """How many images at once fit: a multiple of 8, or 4, 2, or 0 where not even two do.
+def largest_micro_batch(bytes_needed: Callable[[int], float], limit: float) -> int:
+    """The largest micro-batch that fits: a multiple of 8, or 4, 2, or 0 where not even 2 fit.
 
     Args:
-        needed: bytes for a number of images; grows at least in proportion to it.
-        limit: bytes that there are.
+        bytes_needed: Maps a number of images to bytes; grows at least linearly with it.
+        limit: Bytes that the device has.
     """
-    few = needed(8)
-    if few > limit:
-        return next((images for images in (4, 2) if needed(images) <= limit), 0)
-    each = (needed(16) - few) / 8
-    images = 8 + int((limit - few) / each) // 8 * 8
-    while images > 8 and (over := needed(images) - limit) > 0:
-        images -= max(8, -(-int(over / each) // 8) * 8)
+    bytes_for_8 = bytes_needed(8)
+    if bytes_for_8 > limit:
+        return next((images for images in (4, 2) if bytes_needed(images) <= limit), 0)
+    bytes_per_image = (bytes_needed(16) - bytes_for_8) / 8
+    images = 8 + int((limit - bytes_for_8) / bytes_per_image) // 8 * 8
+    while images > 8 and (excess := bytes_needed(images) - limit) > 0:
+        images -= max(8, -(-int(excess / bytes_per_image) // 8) * 8)
     return max(images, 8)

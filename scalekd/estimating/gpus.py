@@ -1,6 +1,6 @@
-"""GPUs by name: what a device's step is modelled from.
+"""GPUs by name: the published figures that a step on them is modelled from.
 
-Figures that the vendor publishes; those of B200, T4 and RTX 4090 were not looked up again.
+The vendor publishes these figures; those of B200, T4 and RTX 4090 were not looked up again.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,16 @@ from scalekd.recipe import Precision
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU.
+    """The published figures of one GPU.
 
-    label: as the vendor writes it.
-    memory: GB.
-    fp32: TFLOP/s outside of the tensor cores; torch uses TF32 for matmul only where it is told to.
-    half: TFLOP/s of the tensor cores in fp16 or bf16, accumulated in float32, dense.
-    bandwidth: of its memory, GB/s.
-    bf16: whether it has bf16.
+    Attributes:
+        label: The vendor's name.
+        memory: GB of memory.
+        fp32: Peak TFLOP/s in float32 without tensor cores; torch uses TF32 for matrix products
+            only where that is switched on.
+        half: Peak TFLOP/s of the tensor cores in fp16 or bf16, accumulated in float32, dense.
+        bandwidth: GB/s of the memory.
+        bf16: Whether the GPU supports bf16.
     """
 
     label: str
@@ -28,8 +30,8 @@ class Gpu:
     bandwidth: float
     bf16: bool = True
 
-    def peak(self, precision: Precision) -> float:
-        """TFLOP/s in a recipe's precision."""
+    def peak_tflops(self, precision: Precision) -> float:
+        """The peak TFLOP/s in a recipe's precision."""
         return self.fp32 if precision == "32-true" else self.half
 
 
@@ -47,15 +49,18 @@ GPUS = {
 }
 
 
-def find(name: str, precision: Precision) -> Gpu:
-    """The GPU of that name.
+def find_gpu(name: str, precision: Precision) -> Gpu:
+    """The GPU called `name`.
 
     Raises:
-        InputError: it is not known, or has no bf16 where `precision` is that.
+        InputError: `name` is not in `GPUS`, or the GPU has no bf16 and `precision` needs it.
     """
     if name not in GPUS:
-        raise InputError(f"no GPU is known as {name!r}; known are {', '.join(GPUS)}")
+        raise InputError(f"gpu is {name!r}, which is not known: choose one of {', '.join(GPUS)}")
     gpu = GPUS[name]
     if precision == "bf16-mixed" and not gpu.bf16:
-        raise InputError(f"{gpu.label} has no bf16: --precision 16-mixed or 32-true")
+        raise InputError(
+            f"precision is bf16-mixed, but the {gpu.label} has no bf16: set precision to 16-mixed "
+            "or 32-true"
+        )
     return gpu

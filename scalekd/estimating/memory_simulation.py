@@ -1,7 +1,7 @@
-"""The memory of a step by part, found without running it.
+"""The peak memory of a training step by part, found without computing anything.
 
-A step is gone through with tensors that have shapes and no values (torch's fake tensors), and what
-it allocates and frees is counted: the largest sum of all that is alive is its peak.
+The step runs on torch's fake tensors, which have shapes and dtypes but no values. Every allocation
+and every release is counted; the largest sum of the live tensors is the peak.
 """
 
 import weakref
@@ -24,154 +24,175 @@ from scalekd.training.performance import autocast
 
 
 @dataclass(frozen=True)
-class Footprint:
-    """Bytes that are alive in the passes of a step, forward and backward, at their peak.
+class StepMemory:
+    """Bytes that are live at the peak of one forward and backward pass.
 
-    batch: images that are computed at once.
-    teacher, student, projectors: weights and buffers.
-    gradients: of all that trains.
-    student_activations: what the student keeps for its backward pass, with the images and what the
-        teacher leaves.
-    projector_activations: what projectors, tail and losses keep for theirs.
-    transient: what is alive for a moment beside all that.
+    Attributes:
+        micro_batch: Images in the pass.
+        teacher_weights, student_weights, projector_weights: Parameters and buffers of each.
+        gradients: Gradients of all trained parameters.
+        student_activations: What the student stores for its backward pass, with the images and
+            the teacher's outputs.
+        projector_activations: What projectors, tail and losses store for their backward pass.
+        temporary_tensors: Short-lived tensors that are live at the peak beside all of the above.
     """
 
-    batch: int
-    teacher: int
-    student: int
-    projectors: int
+    micro_batch: int
+    teacher_weights: int
+    student_weights: int
+    projector_weights: int
     gradients: int
     student_activations: int
     projector_activations: int
-    transient: int
+    temporary_tensors: int
 
     @property
     def peak(self) -> int:
-        """The sum."""
-        of_batch = self.student_activations + self.projector_activations + self.transient
-        return self.teacher + self.student + self.projectors + self.gradients + of_batch
+        """The sum of all parts."""
+        return sum(vars(self).values()) - self.micro_batch
 
 
-class Rehearsal:
-    """A pair with shapes and no values, to count steps with.
+class MemorySimulation:
+    """Simulates training steps of a pair on fake tensors and counts their memory.
 
     Args:
-        pair: on the meta device, which its tensors leave.
+        pair: A pair on the meta device. Its tensors become fake tensors.
     """
 
     def __init__(self, pair: ScaleKD) -> None:
         self.pair = pair.train()
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with self.mode:
+        self.fake_tensors = FakeTensorMode(allow_non_fake_inputs=True)
+        with self.fake_tensors:
             pair.to_empty(device="cpu")
             pair.teacher.model.to_empty(device="cpu")
 
-    def footprint(
+    def simulate_step(
         self,
-        batch: int,
+        micro_batch: int,
         precision: Precision,
         accumulate: bool,
         checkpoint_tail: bool,
-        halved: bool = True,
-    ) -> Footprint:
-        """What a step has in memory.
+        half_precision_teacher: bool = True,
+    ) -> StepMemory:
+        """Count the memory of one forward and backward pass.
 
         Args:
-            batch: images that are computed at once.
-            precision: of the arithmetic.
-            accumulate: whether gradients of one part of a batch stay for the next. If not, those of
-                the step before are there until the backward pass begins.
-            checkpoint_tail: whether the tail is computed anew in the backward pass.
-            halved: whether the teacher's weights are kept as autocast casts them, where it does.
+            micro_batch: Images in the pass.
+            precision: What autocast computes in.
+            accumulate: Whether the gradients of one micro-batch stay for the next one. If not, the
+                gradients of the step before are live until the backward pass begins.
+            checkpoint_tail: Whether the tail is computed again in the backward pass.
+            half_precision_teacher: Whether the teacher stores those of its weights in half
+                precision that autocast would cast. Without effect in 32-true.
         """
-        halved &= precision != "32-true"
+        half_precision_teacher &= precision != "32-true"
         pair, config = self.pair, self.pair.student_extractor.input
         pair.checkpoint_tail = checkpoint_tail
-        with self.mode, _halved(pair.teacher, halved), Alive() as alive:
-            teacher = alive.hold(_tensors(pair.teacher.model))
-            student = alive.hold(_tensors(pair.student))
-            projectors = alive.hold(_tensors(pair))
-            before = alive.now
-            learning = [p for p in pair.parameters() if p.requires_grad]
-            for parameter in learning:
-                parameter.grad = torch.empty_like(parameter)
-            gradients = alive.now - before
-            compared: list[int] = []
-            mark = pair.criterion.register_forward_pre_hook(lambda *_: compared.append(alive.now))
-            images = torch.empty(batch, config.channels, *config.size)
+        cast_teacher = _teacher_in_half_precision(pair.teacher, half_precision_teacher)
+        with self.fake_tensors, cast_teacher, LiveMemory() as live:
+            teacher = live.track(_parameters_and_buffers(pair.teacher.model))
+            student = live.track(_parameters_and_buffers(pair.student))
+            projectors = live.track(_parameters_and_buffers(pair))
+            weights = live.current
+            for parameter in pair.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.empty_like(parameter)
+            gradients = live.current - weights
+            before_losses: list[int] = []
+            hook = pair.criterion.register_forward_pre_hook(
+                lambda *_: before_losses.append(live.current)
+            )
+            images = torch.empty(micro_batch, config.channels, *config.size)
             with autocast(precision, torch.device("cpu")):
-                loss = pair(images).loss  # labels have values, and their loss next to no memory
-            kept = alive.now
+                # Without labels: fake ones have no values, and their loss takes next to no memory.
+                loss = pair(images).loss
+            after_forward = live.current
             if not accumulate:
                 pair.zero_grad()
             loss.backward()
-            mark.remove()
+            hook.remove()
             pair.zero_grad()
-        by_student = compared[0] - before - gradients
-        return Footprint(
-            batch,
-            teacher,
-            student,
-            projectors,
-            gradients,
-            by_student,
-            kept - compared[0],
-            alive.peak - kept,
+        return StepMemory(
+            micro_batch=micro_batch,
+            teacher_weights=teacher,
+            student_weights=student,
+            projector_weights=projectors,
+            gradients=gradients,
+            student_activations=before_losses[0] - weights - gradients,
+            projector_activations=after_forward - before_losses[0],
+            temporary_tensors=live.peak - after_forward,
         )
 
 
-class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages from their making to their end."""
+class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all live tensor storages that are allocated inside of this context.
+
+    Tensors that share a storage count once.
+
+    Example:
+        >>> with LiveMemory() as live:
+        ...     x = torch.empty(256)
+        >>> live.current, live.peak
+        (1024, 1024)
+
+    Attributes:
+        current: Bytes that are live now.
+        peak: The largest `current` so far.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self.known: set[int] = set()
+        self.current = self.peak = 0
+        self._storages: set[int] = set()
 
-    def hold(self, tensors: Iterable[Tensor]) -> int:
-        """Count these too where they are not yet; returns how many bytes that were."""
-        before = self.now
+    def track(self, tensors: Iterable[Tensor]) -> int:
+        """Count `tensors` that exist already.
+
+        Returns:
+            Bytes that this added; a storage that is counted already adds none.
+        """
+        before = self.current
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            name, size = storage._cdata, storage.nbytes()
-            if name not in self.known:
-                self.known.add(name)
-                self.now += size
-                weakref.finalize(storage, self._free, name, size)
-        self.peak = max(self.peak, self.now)
-        return self.now - before
+            address, size = storage._cdata, storage.nbytes()
+            if address not in self._storages:
+                self._storages.add(address)
+                self.current += size
+                weakref.finalize(storage, self._release, address, size)
+        self.peak = max(self.peak, self.current)
+        return self.current - before
 
-    def _free(self, name: int, size: int) -> None:
-        self.known.discard(name)
-        self.now -= size
+    def _release(self, address: int, size: int) -> None:
+        self._storages.discard(address)
+        self.current -= size
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        self.hold(leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor))
-        return made
+        result = func(*args, **(kwargs or {}))
+        self.track(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        return result
 
 
-def optimizer_share(name: str) -> float:
-    """How many bytes the optimizer of this name, timm's, keeps for each of a matrix it trains."""
+def optimizer_state_ratio(name: str) -> float:
+    """Bytes of optimizer state for each byte of a weight matrix, of timm's optimizer `name`."""
     matrix = nn.Linear(64, 64, bias=False)
     optimizer = create_optimizer_v2(matrix, opt=name, lr=1e-3)
     matrix.weight.grad = torch.ones_like(matrix.weight)
     optimizer.step()
-    kept = [t for t in tree_leaves(optimizer.state_dict()["state"]) if isinstance(t, Tensor)]
-    return sum(t.nbytes for t in kept if t.dim()) / matrix.weight.nbytes
+    state = [t for t in tree_leaves(optimizer.state_dict()["state"]) if isinstance(t, Tensor)]
+    return sum(t.nbytes for t in state if t.dim()) / matrix.weight.nbytes
 
 
 @contextmanager
-def _halved(teacher: FrozenTeacher, really: bool) -> Iterator[None]:
-    undo = teacher.cast_layers_to_half(torch.bfloat16) if really else lambda: None
+def _teacher_in_half_precision(teacher: FrozenTeacher, enabled: bool) -> Iterator[None]:
+    undo = teacher.cast_layers_to_half(torch.bfloat16) if enabled else lambda: None
     try:
         yield
     finally:
         undo()
 
 
-def _tensors(model: nn.Module) -> Iterable[Tensor]:
+def _parameters_and_buffers(model: nn.Module) -> Iterable[Tensor]:
     yield from model.parameters()
     yield from model.buffers()

@@ -1,4 +1,4 @@
-"""A recipe's pair without weights: all that its shapes tell, before any is loaded."""
+"""A recipe's teacher and student on the meta device (no weights), and its images, counted."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +18,19 @@ from scalekd.recipe import Recipe
 from scalekd.training.run import pair_of, student_spec
 
 IMAGENET = "imagenet"
-"""The data.root of the paper's recipes: where no such folder is, ImageNet-1K is meant."""
+"""The data.root of the paper's recipes: where no such folder exists, ImageNet-1K is meant."""
 
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """What an estimate needs to know of the training images.
+    """What an estimate needs of the training images.
 
-    count: how many make an epoch.
-    classes: None without labels.
-    input: what they are, where their source decides; None where the student does.
+    Attributes:
+        count: Images in an epoch.
+        classes: Number of classes; None without labels.
+        input: Size and normalisation, where the source decides them; None where the student does.
     """
 
     count: int
@@ -37,63 +38,67 @@ class TrainingImages:
     input: InputConfig | None = None
 
     def source(self) -> Source:
-        """As a source that no image can be had from."""
-        return Source(self.classes, 0, self.input, _none, None)
+        """A source of these classes and this input that raises when an image is read."""
+        return Source(self.classes, 0, self.input, _read_no_image, None)
 
 
 def count_training_images(recipe: Recipe, images: int | None = None) -> TrainingImages:
-    """The recipe's training images, counted where they are there.
+    """Count the recipe's training images where data.root exists.
 
     Args:
-        recipe: whose `data` are meant.
-        images: how many there are, if they are not there.
+        recipe: The recipe whose `data` are counted.
+        images: Images in an epoch, in place of the count. Default: those of data.root, or
+            ImageNet-1K where that is `imagenet` and there is no such folder.
 
     Raises:
-        InputError: nothing says how many there are.
+        InputError: `images` is less than 1, or is not given and data.root does not exist.
     """
     data = recipe.data
     if images is not None and images < 1:
         raise InputError(f"images is {images}: it must be 1 or more")
     if data.root == "digits" or Path(data.root).exists():
         source = open_source(data)
-        any_input = InputConfig(3, (224, 224), (0.5,) * 3, (0.5,) * 3)  # none is loaded
+        any_input = InputConfig(3, (224, 224), (0.5,) * 3, (0.5,) * 3)  # no image is loaded
         count = len(source.training_set(any_input, recipe.seeds[0]))  # type: ignore[arg-type]
         count = images or min(count, data.epoch_images or count)
         return TrainingImages(count, source.classes, source.input)
     if images is None and data.root != IMAGENET:
         raise InputError(
-            f"there is no folder {data.root!r} to count images in: say how many with --images, or "
-            f"leave --data.root {IMAGENET} for ImageNet-1K"
+            f"data.root is {data.root!r}, and there is no such folder to count images in: give "
+            f"their number with --images, or leave --data.root {IMAGENET} for ImageNet-1K"
         )
     return TrainingImages(images or data.epoch_images or IMAGENET_IMAGES, IMAGENET_CLASSES)
 
 
-def _none(*_: Any) -> NoReturn:
+def _read_no_image(*_: Any) -> NoReturn:
     raise AssertionError("an estimate reads no image")
 
 
-def build_on_meta(recipe: Recipe, images: TrainingImages) -> ScaleKD:
-    """The pair on the meta device; its teacher's tail is verified on a small copy.
+def build_pair_on_meta(recipe: Recipe, images: TrainingImages) -> ScaleKD:
+    """Build the recipe's pair on the meta device, and verify the teacher's tail on a reduced copy.
 
     Raises:
-        InputError: there is no teacher, or the pair cannot work.
+        InputError: The recipe has no teacher, or the pair cannot work.
     """
     if recipe.teacher is None:
-        raise InputError("there is no teacher to estimate a distillation with: name one")
+        raise InputError(
+            "the recipe has no teacher, but the estimate is of a distillation: name one with "
+            "--teacher"
+        )
     arguments, size = recipe.teacher_args, recipe.teacher_size
     with torch.device("meta"):
-        whole, _ = build_model(recipe.teacher, "random", size, **arguments)
+        model, _ = build_model(recipe.teacher, "random", size, **arguments)
     verified = verify_on_reduced_copy(
-        recipe.teacher, whole, arguments, size, recipe.teacher_features, recipe.teacher_prefix
+        recipe.teacher, model, arguments, size, recipe.teacher_features, recipe.teacher_prefix
     )
-    teacher = verified.teacher.with_model(whole, size)
+    teacher = verified.teacher.with_model(model, size)
     with torch.device("meta"):
         student = student_spec(recipe, images.source(), teacher).build()
         return pair_of(recipe, teacher, student, recipe.weights)
 
 
-def tail_gflop(pair: ScaleKD) -> float:
-    """An image: what the teacher's tail takes forward, for all views; on the meta device."""
+def count_tail_gflop(pair: ScaleKD) -> float:
+    """GFLOP an image of the teacher's tail, forward, for all views of a pair on the meta device."""
     teacher, shape = pair.teacher, pair.teacher.shapes.penultimate
     assert shape is not None
     teacher(torch.empty(BATCH, teacher.input.channels, *teacher.input.size))

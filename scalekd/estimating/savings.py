@@ -1,80 +1,86 @@
-"""What settings that a recipe has not on would save: measured, modelled, or not known here."""
+"""What settings that the recipe does not use would save of a step's time and memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from scalekd.compatibility.check import StepFlops
-from scalekd.estimating.device_memory import Memory, Needs
+from scalekd.estimating.device_memory import DeviceMemory, MemoryModel
 from scalekd.estimating.gpus import Gpu
-from scalekd.estimating.step_time import Pace, modelled
+from scalekd.estimating.step_time import StepTime, step_time_from_flops
 from scalekd.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Saving:
-    """What a setting would save.
+    """What one setting would save.
 
-    seconds: of a device's step; None where that is not known here, less than 0 where it costs.
-    memory: bytes of a device; None likewise.
-    said: how that is known.
+    Attributes:
+        setting: The setting.
+        seconds: Seconds that it saves of a device's step; less than 0 where it costs time, None
+            where that is not known without a run.
+        memory: Bytes that it saves of a device's memory; less than 0 and None likewise.
+        basis: In words, what the figures are based on.
     """
 
     setting: str
     seconds: float | None
     memory: float | None
-    said: str
+    basis: str
 
 
 def estimate_savings(
     recipe: Recipe,
-    needs: Needs,
-    memory: Memory,
-    pace: Pace,
+    *,
+    memory_model: MemoryModel,
+    memory: DeviceMemory,
+    step_time: StepTime,
     gflop: StepFlops,
-    tail: float,
-    at_once: int,
+    tail_gflop: float,
+    micro_batch: int,
     gpu: Gpu | None,
 ) -> Iterator[Saving]:
-    """Of bf16, compilation, a checkpointed tail and a cache of the teacher.
+    """Estimate what bf16, compilation, a checkpointed tail and a cache would save.
 
     Args:
-        recipe: what they would be added to.
-        needs: of the pair.
-        memory: that it needs without them.
-        pace: without them.
-        gflop: an image.
-        tail: GFLOP an image of the teacher's tail, forward, all views.
-        at_once: images that a device computes at once.
-        gpu: what the pace was modelled for; None where it was measured.
+        recipe: The recipe that the settings would be added to.
+        memory_model: Predicts the memory with a setting.
+        memory: The memory without any of the settings.
+        step_time: The step's time without any of the settings.
+        gflop: GFLOP an image.
+        tail_gflop: GFLOP an image of the teacher's tail, forward, for all views.
+        micro_batch: Images that a device computes at once.
+        gpu: The GPU that `step_time` is modelled for; None where it was measured.
     """
     if recipe.precision == "32-true" and (gpu is None or gpu.bf16):
-        half = replace(recipe, precision="bf16-mixed")
-        needed = needs.of(at_once, precision="bf16-mixed")
-        saved, said = None, "time not known here: --precision bf16-mixed measures it"
+        bf16 = replace(recipe, precision="bf16-mixed")
+        bf16_memory = memory_model.device_memory(micro_batch, precision="bf16-mixed")
+        seconds, basis = None, "its time is not known here: --precision bf16-mixed measures it"
         if gpu is not None:
-            saved = pace.middle - modelled(gpu, half, gflop, at_once, needed).middle
-            said = "modelled from the two peaks and assumed shares"
-        yield Saving("precision bf16-mixed", saved, memory.total - needed.total, said)
+            modelled = step_time_from_flops(gpu, bf16, gflop, micro_batch, bf16_memory)
+            seconds = step_time.seconds.middle - modelled.middle
+            basis = "modelled from the GPU's two peaks and the shares assumed of them"
+        yield Saving("precision bf16-mixed", seconds, memory.total - bf16_memory.total, basis)
     if not recipe.compile:
-        saved, said = None, "not known before it is tried: --compile true measures it"
+        seconds, basis = None, "its time is not known before it is run: --compile true measures it"
         if gpu is not None and recipe.precision != "32-true":
-            compiled = modelled(gpu, replace(recipe, compile=True), gflop, at_once, memory)
-            saved = pace.middle - compiled.middle
-            said = "modelled from assumed shares, for channels_last where the student is a CNN"
-        yield Saving("compile", saved, None, said)
-    computed = pace.middle - pace.parts["optimizer"]
-    if not recipe.checkpoint_tail and tail:
-        again = computed * tail / (gflop.teacher + gflop.student + gflop.rest)
-        needed = needs.of(at_once, checkpoint_tail=True)
+            compiled = replace(recipe, compile=True)
+            modelled = step_time_from_flops(gpu, compiled, gflop, micro_batch, memory)
+            seconds = step_time.seconds.middle - modelled.middle
+            basis = "modelled from assumed shares of the peak, with channels_last for CNN students"
+        yield Saving("compile", seconds, None, basis)
+    if not recipe.checkpoint_tail and tail_gflop:
+        forward_backward = step_time.seconds.middle - step_time.parts["optimizer"]
+        step_gflop = gflop.teacher + gflop.student + gflop.rest
+        checkpointed = memory_model.device_memory(micro_batch, checkpoint_tail=True)
         yield Saving(
             "checkpoint_tail",
-            -again,
-            memory.total - needed.total,
-            f"{tail:.1f} GFLOP an image more, at the same speed",
+            -forward_backward * tail_gflop / step_gflop,
+            memory.total - checkpointed.total,
+            f"it computes {tail_gflop:.1f} GFLOP an image more, at the speed of the rest",
         )
     yield Saving(
-        "a cache of the teacher",
-        pace.parts["teacher"],
+        "cache",
+        step_time.parts["teacher"],
         None,
-        "at most, were its features read in no time: `scalekd cache` makes one",
+        "at most, if reading the teacher's cached outputs took no time; `scalekd cache` builds one",
     )

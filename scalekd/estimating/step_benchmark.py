@@ -1,6 +1,6 @@
-"""A few real steps of a recipe, on noise and with random weights: how long, and in how much memory.
+"""A few real training steps of a recipe, on noise and with random weights: their time and memory.
 
-They run in a process of their own, which ends with all that they took.
+The steps run in a process of their own, whose end releases all the memory that they took.
 """
 
 import multiprocessing
@@ -19,118 +19,127 @@ from scalekd.device import best_device
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.estimating.meta_pair import TrainingImages
-from scalekd.estimating.synthetic_step import Passes, seconds
+from scalekd.estimating.synthetic_step import SyntheticStep, time_call
 from scalekd.recipe import Recipe
 from scalekd.runs.result import Run
 from scalekd.training.optim import build_average, build_optimizer
 from scalekd.training.performance import apply_performance_settings, compile_repeated_blocks
 from scalekd.training.run import build_method
 
-WARM_UP, FEWEST, MOST, SECONDS = 2, 3, 7, 30.0
-"""Steps that are not counted; then so many at least and at most, as these seconds hold."""
+WARM_UP_STEPS = 2
+"""Steps that run before the first one that is timed."""
+
+MIN_STEPS, MAX_STEPS, MAX_SECONDS = 3, 7, 30.0
+"""How many steps are timed: at least `MIN_STEPS`, then more until `MAX_STEPS` or `MAX_SECONDS`."""
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What was measured.
+class StepBenchmark:
+    """What a few real steps on one device took.
 
-    device: in words.
-    batch: images that were computed at once.
-    seconds: of each step.
-    teacher, student, optimizer: seconds, medians: of the teacher's pass; of the student's two; of
-        clipping, the weights' change and their average.
-    runtime: bytes that the process takes without the pair: Python, torch, Lightning; 0 on a GPU.
-    peak: bytes of the whole process, or on a GPU of its memory.
-    memory: bytes that there are.
+    Attributes:
+        device: The device's name.
+        micro_batch: Images that were computed at once.
+        step_seconds: Seconds of each step, its optimizer included.
+        teacher_seconds: Median seconds of the teacher's forward pass.
+        student_seconds: Median seconds of the student's forward and backward passes.
+        optimizer_seconds: Median seconds of clipping, the optimizer's step and the average (EMA).
+        runtime: Bytes that the process takes without the pair: Python, torch, Lightning; 0 on a
+            GPU.
+        peak: Bytes that the process took at most; on a GPU, of the GPU's memory.
+        device_memory: Bytes of memory that the machine, or the GPU, has.
     """
 
     device: str
-    batch: int
-    seconds: list[float]
-    teacher: float
-    student: float
-    optimizer: float
+    micro_batch: int
+    step_seconds: list[float]
+    teacher_seconds: float
+    student_seconds: float
+    optimizer_seconds: float
     runtime: int
     peak: int
-    memory: int
+    device_memory: int
 
 
-def probe(recipe: Recipe, images: TrainingImages, batch: int) -> Probe:
-    """Measure steps of `batch` images.
+def benchmark_step(recipe: Recipe, images: TrainingImages, micro_batch: int) -> StepBenchmark:
+    """Time a few steps of `micro_batch` images on this machine, in a process of their own.
 
     Raises:
-        InputError: the pair cannot work, or a step is more than this machine can bear.
+        InputError: The pair cannot work, or a step does not fit into this machine's memory.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(_probe, recipe, images, batch).result()
+            return pool.submit(_benchmark_step, recipe, images, micro_batch).result()
         except (BrokenProcessPool, torch.OutOfMemoryError) as error:
             raise InputError(
-                f"a step of {batch} images does not fit into this machine's memory: --gpu NAME "
-                "models it for another, or make batch_size smaller"
+                f"a step of {micro_batch} images does not fit into this machine's memory: make "
+                "batch_size smaller, or model another device with --gpu NAME"
             ) from error
 
 
-def _probe(recipe: Recipe, images: TrainingImages, batch: int) -> Probe:
-    import scalekd.jobs.distill  # noqa: F401  what a run has loaded beside the pair
+def _benchmark_step(recipe: Recipe, images: TrainingImages, micro_batch: int) -> StepBenchmark:
+    import scalekd.jobs.distill  # noqa: F401  a run loads it, too: its memory is part of runtime
 
     device = best_device()
     on_gpu = device.type == "cuda"
-    runtime = 0 if on_gpu else _resident("VmRSS")
-    random = replace(recipe, teacher_weights="random")
-    method, _ = build_method(random, Run("scalekd", recipe.seeds[0]), images.source())
-    assert isinstance(method, ScaleKD)
-    apply_performance_settings(method, recipe)
-    method.to(device).train()
+    runtime = 0 if on_gpu else _process_memory("VmRSS")
+    random_teacher = replace(recipe, teacher_weights="random")
+    distiller, _ = build_method(random_teacher, Run("scalekd", recipe.seeds[0]), images.source())
+    assert isinstance(distiller, ScaleKD)
+    apply_performance_settings(distiller, recipe)
+    distiller.to(device).train()
     if recipe.compile:
-        compile_repeated_blocks(method)
-    step = _Step(method, recipe, device, batch)
-    parts = step.learn, step.change, step.teach, step.study
-    for _ in range(WARM_UP):
-        step.learn()
-        step.change()
-    counted: list[list[float]] = []
-    began = time.perf_counter()
-    while len(counted) < FEWEST or (len(counted) < MOST and time.perf_counter() - began < SECONDS):
-        counted.append([seconds(part, device) for part in parts])
-    learn, change, teach, study = zip(*counted, strict=True)
-    return Probe(
-        device=torch.cuda.get_device_name()
-        if on_gpu
-        else f"CPU, {torch.get_num_threads()} threads",
-        batch=batch,
-        seconds=[sum(both) for both in zip(learn, change, strict=True)],
-        teacher=statistics.median(teach),
-        student=statistics.median(study),
-        optimizer=statistics.median(change),
+        compile_repeated_blocks(distiller)
+    step = _OptimizedStep(distiller, recipe, device, micro_batch)
+    parts = step.forward_backward, step.update_weights, step.run_teacher, step.run_student
+    for _ in range(WARM_UP_STEPS):
+        step.forward_backward()
+        step.update_weights()
+    timings: list[list[float]] = []
+    start = time.perf_counter()
+    while len(timings) < MIN_STEPS or (
+        len(timings) < MAX_STEPS and time.perf_counter() - start < MAX_SECONDS
+    ):
+        timings.append([time_call(part, device) for part in parts])
+    forward_backward, update, teacher, student = zip(*timings, strict=True)
+    cpu = f"CPU, {torch.get_num_threads()} threads"
+    return StepBenchmark(
+        device=torch.cuda.get_device_name() if on_gpu else cpu,
+        micro_batch=micro_batch,
+        step_seconds=[sum(pair) for pair in zip(forward_backward, update, strict=True)],
+        teacher_seconds=statistics.median(teacher),
+        student_seconds=statistics.median(student),
+        optimizer_seconds=statistics.median(update),
         runtime=runtime,
-        peak=torch.cuda.max_memory_reserved() if on_gpu else _resident("VmHWM"),
-        memory=torch.cuda.mem_get_info()[1] if on_gpu else _machine_memory(),
+        peak=torch.cuda.max_memory_reserved() if on_gpu else _process_memory("VmHWM"),
+        device_memory=torch.cuda.mem_get_info()[1] if on_gpu else _machine_memory(),
     )
 
 
-class _Step(Passes):
-    """A step as a run takes it, in two parts, and two of its parts once more by themselves."""
+class _OptimizedStep(SyntheticStep):
+    """A synthetic step with the recipe's optimizer and average."""
 
-    def __init__(self, method: ScaleKD, recipe: Recipe, device: torch.device, batch: int) -> None:
-        super().__init__(method, recipe, device, batch)
-        self.optimizer = build_optimizer(method, recipe.optim, recipe.learning_rate)
-        self.average = None if recipe.ema is None else build_average(method.student, recipe.ema)
+    def __init__(
+        self, distiller: ScaleKD, recipe: Recipe, device: torch.device, micro_batch: int
+    ) -> None:
+        super().__init__(distiller, recipe, device, micro_batch)
+        self.optimizer = build_optimizer(distiller, recipe.optim, recipe.learning_rate)
+        self.average = None if recipe.ema is None else build_average(distiller.student, recipe.ema)
 
-    def change(self) -> None:
-        """What the gradients are for."""
+    def update_weights(self) -> None:
+        """Clip the gradients, step the optimizer, and update the average."""
         if self.recipe.optim.clip:
-            nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.optim.clip)
+            nn.utils.clip_grad_norm_(self.distiller.parameters(), self.recipe.optim.clip)
         self.optimizer.step()
         if self.average is not None:
-            self.average.update_parameters(self.method.student)
+            self.average.update_parameters(self.distiller.student)
 
 
 def _machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _resident(which: str) -> int:
+def _process_memory(field: str) -> int:
     """Bytes of this process in memory: now (VmRSS), or at most so far (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(which))
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))

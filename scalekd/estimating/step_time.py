@@ -1,77 +1,116 @@
-"""How long one device takes for its share of a step: measured here, or modelled for a GPU."""
+"""Seconds that one device takes for its part of a step: measured here, or modelled for a GPU."""
 
 import statistics
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scalekd.compatibility.check import StepFlops
-from scalekd.estimating.device_memory import Memory
+from scalekd.estimating.device_memory import DeviceMemory
 from scalekd.estimating.gpus import Gpu
-from scalekd.estimating.step_benchmark import Probe
+from scalekd.estimating.step_benchmark import StepBenchmark
 from scalekd.recipe import Recipe
 
-Shares = tuple[float, float, float]
-"""Of a GPU's peak, that a step's matrix products and convolutions come to, the time of all else
-included: much, some, little."""
+PeakShares = tuple[float, float, float]
+"""Shares of a GPU's peak FLOP/s that a step reaches: high, middle, low.
 
-FLOAT, HALF, HALF_COMPILED = (0.9, 0.75, 0.5), (0.13, 0.09, 0.05), (0.25, 0.17, 0.1)
-"""Around what one H200 reached at 128 images (benchmarks/results/2026-11-26-h200.json): 0.80 in
-float32 for Swin-S -> ResNet-50, whose convolutions torch computes in TF32; 0.10 in bf16, and 0.09
-with the optimizer; compiled, with channels last, 0.17, and 0.19 for Swin-L -> ResNet-50."""
+The FLOP are those of matrix products and convolutions; the time is that of the complete step."""
+
+FLOAT32_SHARES: PeakShares = (0.9, 0.75, 0.5)
+HALF_SHARES: PeakShares = (0.13, 0.09, 0.05)
+COMPILED_HALF_SHARES: PeakShares = (0.25, 0.17, 0.1)
+"""Assumed: around what one H200 reached at 128 images (benchmarks/results/2026-11-26-h200.json).
+
+That was 0.80 in float32 for Swin-S -> ResNet-50, whose convolutions torch computes in TF32; 0.10 in
+bf16, and 0.09 with the optimizer; compiled, with channels_last, 0.17, and 0.19 for
+Swin-L -> ResNet-50."""
 
 
-@dataclass(frozen=True)
-class Pace:
-    """Seconds of one device for its share of a step.
+class Range(NamedTuple):
+    """An estimate and its bounds."""
 
-    measured: or modelled.
-    low, middle, high: measured the fastest step, the median and the slowest; modelled by `Shares`.
-    parts: the middle by part: teacher, student, projectors (with tail and losses), optimizer.
-    said: how this is known.
-    """
-
-    measured: bool
     low: float
     middle: float
     high: float
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What one device takes for its part of a step.
+
+    Attributes:
+        measured: Whether steps were run; otherwise the time is modelled.
+        seconds: Of measured steps the fastest, the median and the slowest; of a modelled step the
+            times at the three `PeakShares`.
+        parts: The middle of `seconds` by part: teacher, student, projectors (with tail and
+            losses), optimizer.
+        basis: In words, what the time is based on.
+    """
+
+    measured: bool
+    seconds: Range
     parts: dict[str, float]
-    said: str
+    basis: str
 
 
-def measured(probe: Probe, recipe: Recipe, at_once: int) -> Pace:
-    """From steps of `probe.batch` images. Forward and backward take as many times as long as there
-    are images; the optimizer's part is once a step."""
-    times = at_once * recipe.accumulate / probe.batch
-    low, middle, high = (
-        times * (seconds - probe.optimizer) + probe.optimizer
-        for seconds in (min(probe.seconds), statistics.median(probe.seconds), max(probe.seconds))
+def step_time_from_benchmark(
+    benchmark: StepBenchmark, recipe: Recipe, micro_batch: int
+) -> StepTime:
+    """Scale measured steps to the recipe's batch.
+
+    Forward and backward are taken to grow linearly with the images; the optimizer runs once a step.
+
+    Args:
+        benchmark: The measured steps, of `benchmark.micro_batch` images.
+        recipe: The recipe that would be trained.
+        micro_batch: Images that the device computes at once in it.
+    """
+    scale = micro_batch * recipe.accumulate / benchmark.micro_batch
+    steps, optimizer = benchmark.step_seconds, benchmark.optimizer_seconds
+    fastest_median_slowest = min(steps), statistics.median(steps), max(steps)
+    seconds = Range(*(scale * (step - optimizer) + optimizer for step in fastest_median_slowest))
+    teacher, student = scale * benchmark.teacher_seconds, scale * benchmark.student_seconds
+    projectors = max(0.0, seconds.middle - teacher - student - optimizer)
+    return StepTime(
+        True,
+        seconds,
+        {"teacher": teacher, "student": student, "projectors": projectors, "optimizer": optimizer},
+        f"measured: {len(steps)} steps of {benchmark.micro_batch} images on this machine "
+        f"({benchmark.device})",
     )
-    parts = {"teacher": times * probe.teacher, "student": times * probe.student}
-    rest = max(0.0, middle - sum(parts.values()) - probe.optimizer)
-    said = f"{len(probe.seconds)} steps of {probe.batch} images on this machine ({probe.device})"
-    return Pace(
-        True, low, middle, high, {**parts, "projectors": rest, "optimizer": probe.optimizer}, said
+
+
+def step_time_from_flops(
+    gpu: Gpu, recipe: Recipe, gflop: StepFlops, micro_batch: int, memory: DeviceMemory
+) -> StepTime:
+    """Model a step: FLOP / (share of the GPU's peak) + bytes of the update / memory bandwidth.
+
+    Args:
+        gpu: The GPU that is modelled.
+        recipe: The recipe that would be trained.
+        gflop: GFLOP an image.
+        micro_batch: Images that the device computes at once.
+        memory: What the device's memory holds.
+    """
+    peak, images = 1e3 * gpu.peak_tflops(recipe.precision), micro_batch * recipe.accumulate
+    shares = _assumed_shares(recipe)
+    # The optimizer reads and writes weights, its state and the average, and reads the gradients.
+    weights = memory.student_weights + memory.projector_weights + memory.average_weights
+    traffic = 2 * (weights + memory.optimizer_state) + memory.gradients
+    optimizer = traffic / (1e9 * gpu.bandwidth)
+    work = {"teacher": gflop.teacher, "student": gflop.student, "projectors": gflop.rest}
+    total = images * sum(work.values())
+    parts = {name: images * part / (peak * shares[1]) for name, part in work.items()}
+    return StepTime(
+        False,
+        Range(*(total / (peak * share) + optimizer for share in shares)),
+        {**parts, "optimizer": optimizer},
+        f"modelled for {gpu.label}, nothing was run: a step is assumed to reach "
+        f"{', '.join(f'{share:.0%}' for share in shares)} of the GPU's peak of {peak / 1e3:g} "
+        f"TFLOP/s in {recipe.precision}",
     )
 
 
-def modelled(gpu: Gpu, recipe: Recipe, gflop: StepFlops, at_once: int, memory: Memory) -> Pace:
-    """From the GPU's peak, of which a share is assumed; the optimizer's part from its bandwidth."""
-    peak, images = 1e3 * gpu.peak(recipe.precision), at_once * recipe.accumulate
-    shares = _shares(recipe)
-    # Read and written: weights, state and average; read: gradients.
-    kept = memory.student + memory.projectors + memory.optimizer + memory.average
-    change = (2 * kept + memory.gradients) / (1e9 * gpu.bandwidth)
-    each = {"teacher": gflop.teacher, "student": gflop.student, "projectors": gflop.rest}
-    low, middle, high = (images * sum(each.values()) / (peak * share) + change for share in shares)
-    parts = {name: images * one / (peak * shares[1]) for name, one in each.items()}
-    said = (
-        f"modelled for {gpu.label}: its peak of {peak / 1e3:g} TFLOP/s in {recipe.precision}, of "
-        f"which {', '.join(f'{share:.0%}' for share in shares)} are assumed to be reached; nothing "
-        "was run"
-    )
-    return Pace(False, low, middle, high, {**parts, "optimizer": change}, said)
-
-
-def _shares(recipe: Recipe) -> Shares:
+def _assumed_shares(recipe: Recipe) -> PeakShares:
     if recipe.precision == "32-true":
-        return FLOAT
-    return HALF_COMPILED if recipe.compile else HALF
+        return FLOAT32_SHARES
+    return COMPILED_HALF_SHARES if recipe.compile else HALF_SHARES

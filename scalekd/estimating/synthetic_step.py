@@ -1,4 +1,4 @@
-"""The passes of a step, on noise, each by itself, and how long one takes."""
+"""One training step on a fixed batch of noise, and its parts, to be timed or counted."""
 
 import time
 from collections.abc import Callable
@@ -13,60 +13,75 @@ from scalekd.recipe import Recipe
 from scalekd.training.performance import autocast
 
 
-class Passes:
-    """Of a pair as a recipe runs it.
+class SyntheticStep:
+    """A training step of a pair, as its recipe runs it, on the same noise each time.
 
     Args:
-        method: the pair, on the device, in training mode.
-        recipe: of the pair.
-        device: to compute on.
-        batch: images, the same noise each time.
+        distiller: The pair, on `device` and in training mode.
+        recipe: The recipe that the pair was built from.
+        device: Where the step is computed.
+        micro_batch: Images in the batch of noise.
+
+    Attributes:
+        images: Noise (micro_batch, channels, H, W), in the size that the student takes.
+        targets: Random classes (micro_batch,); None where the student has no classifier.
     """
 
-    def __init__(self, method: ScaleKD, recipe: Recipe, device: torch.device, batch: int) -> None:
-        self.method, self.recipe, self.device = method, recipe, device
-        config, classes = method.student_extractor.input, method.student_extractor.shapes.classes
-        noise = torch.Generator(device).manual_seed(0)
-        shape = (batch, config.channels, *config.size)
-        self.images = torch.randn(shape, device=device, generator=noise)
+    def __init__(
+        self, distiller: ScaleKD, recipe: Recipe, device: torch.device, micro_batch: int
+    ) -> None:
+        self.distiller, self.recipe, self.device = distiller, recipe, device
+        student = distiller.student_extractor
+        generator = torch.Generator(device).manual_seed(0)
+        shape = (micro_batch, student.input.channels, *student.input.size)
+        self.images = torch.randn(shape, device=device, generator=generator)
         self.targets: Tensor | None = None
-        if classes:
-            self.targets = torch.randint(classes, (batch,), device=device, generator=noise)
+        if classes := student.shapes.classes:
+            self.targets = torch.randint(
+                classes, (micro_batch,), device=device, generator=generator
+            )
 
-    def learn(self) -> Tensor:
-        """Forward and backward. Old gradients go between the two, as Lightning does it."""
-        with self.precision():
-            loss = self.loss()
-        self.method.zero_grad()
+    def forward_backward(self) -> Tensor:
+        """Run forward and backward; the optimizer is not part of it.
+
+        The gradients of the step before are released between the two, as in a training run.
+
+        Returns:
+            The loss, detached.
+        """
+        with self.autocast():
+            loss = self.compute_loss()
+        self.distiller.zero_grad()
         torch.autograd.backward(loss)
         return loss.detach()
 
-    def loss(self) -> Tensor:
-        """Of the method on the batch."""
-        step: StepOutput = self.method(self.images, self.targets)
-        return step.loss
+    def compute_loss(self) -> Tensor:
+        """Run the forward pass and return its loss."""
+        output: StepOutput = self.distiller(self.images, self.targets)
+        return output.loss
 
-    def teach(self) -> None:
-        """The teacher's pass."""
-        with self.precision():
-            self.method.run_teacher(self.images)
+    def run_teacher(self) -> None:
+        """Run the teacher's forward pass alone."""
+        with self.autocast():
+            self.distiller.run_teacher(self.images)
 
-    def study(self) -> None:
-        """The student's two."""
-        with self.precision():
-            seen = self.method.student_extractor(self.images)
-            given = [t.sum() for t in (seen.penultimate, seen.final, seen.logits) if t is not None]
-        torch.autograd.backward(given)
+    def run_student(self) -> None:
+        """Run the student's forward and backward passes alone."""
+        with self.autocast():
+            features = self.distiller.student_extractor(self.images)
+            outputs = (features.penultimate, features.final, features.logits)
+            sums = [output.sum() for output in outputs if output is not None]
+        torch.autograd.backward(sums)
 
-    def precision(self) -> AbstractContextManager[Any]:
-        """As the recipe has it."""
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context that computes in the recipe's precision."""
         return autocast(self.recipe.precision, self.device)
 
 
-def seconds(part: Callable[[], object], device: torch.device) -> float:
-    """That it takes, all of its kernels included."""
-    began = time.perf_counter()
-    part()
+def time_call(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `function` takes, until its last kernel on `device` has ended."""
+    start = time.perf_counter()
+    function()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - start

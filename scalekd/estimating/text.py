@@ -1,84 +1,93 @@
-"""An estimate as text for a person."""
+"""An estimate as text for the terminal."""
 
 from scalekd.estimating.estimate import Estimate
 from scalekd.estimating.savings import Saving
+from scalekd.estimating.step_time import Range
 
 
-def format_estimate(found: Estimate) -> str:
-    """What `scalekd estimate` prints."""
-    pace, memory = found.pace, found.memory
-    low, middle, high = found.step
+def format_estimate(estimate: Estimate) -> str:
+    """Format what `scalekd estimate` prints."""
+    step_time, memory, gflop = estimate.step_time, estimate.memory, estimate.gflop
     rows = [
-        ("pair", f"{found.teacher} -> {found.student}, {found.precision}"),
+        ("pair", f"{estimate.teacher} -> {estimate.student}, precision {estimate.precision}"),
         (
             "batch",
-            f"{found.batch_size} images a step: {found.devices} x {found.accumulate} x "
-            f"{found.at_once} (devices, accumulate, images at once)",
+            f"{estimate.batch_size} images a step: devices {estimate.devices} x accumulate "
+            f"{estimate.accumulate} x micro-batch of {estimate.micro_batch} images",
         ),
         (
-            "GFLOP",
-            f"an image {_total(found):.1f}: teacher {found.gflop.teacher:.1f}, student "
-            f"{found.gflop.student:.1f}, projectors, tail and losses {found.gflop.rest:.1f}",
+            "work",
+            f"{gflop.teacher + gflop.student + gflop.rest:.1f} GFLOP an image: teacher "
+            f"{gflop.teacher:.1f}, student {gflop.student:.1f}, projectors, tail and losses "
+            f"{gflop.rest:.1f}",
         ),
-        ("time", pace.said),
+        ("time", step_time.basis),
         (
             "",
-            f"a step {_seconds(middle)} ({_seconds(low)} to {_seconds(high)}), "
-            f"{_number(found.images_per_second)} images/s",
+            f"a step takes {_range(estimate.step_seconds, 's')}, "
+            f"{_number(estimate.images_per_second)} images/s",
         ),
-        ("", ", ".join(f"{name} {_share(found, name)}" for name in pace.parts)),
+        ("", f"shares of a step's time: {_shares(step_time.parts)}"),
         (
             "days",
-            f"{_number(found.days[1])} ({_number(found.days[0])} to {_number(found.days[2])}) for "
-            f"{found.epochs} epochs of {found.steps} steps, {found.images} images",
+            f"one run takes {_range(estimate.days, 'days')}: {estimate.epochs} epochs of "
+            f"{estimate.steps_per_epoch} steps, {estimate.images_per_epoch} images an epoch",
         ),
-        *([("", f"of one run; the recipe makes {found.runs}")] if found.runs > 1 else []),
-        ("memory", f"{_gb(memory.total)} of a device's {_gb(found.limit)}"),
+        *([("", f"the recipe makes {estimate.runs} runs")] if estimate.runs > 1 else []),
+        (
+            "memory",
+            f"one device needs {_gb(memory.total)} of its {_gb(estimate.memory_limit)}; by part:",
+        ),
         *(("", f"{name.replace('_', ' ')} {_gb(size)}") for name, size in vars(memory).items()),
-        ("fits", _fits(found)),
-        *(("gain", _gain(gain, pace.middle)) for gain in found.gains),
-        *(("assumed", line) for line in _assumed(found)),
+        ("fits", _fits(estimate)),
+        *(("saving", _saving(saving, step_time.seconds.middle)) for saving in estimate.savings),
+        *(("assumed", line) for line in _assumptions(estimate)),
     ]
     return "\n".join(f"{label:<9}{text}".rstrip() for label, text in rows)
 
 
-def _total(found: Estimate) -> float:
-    return found.gflop.teacher + found.gflop.student + found.gflop.rest
+def _shares(parts: dict[str, float]) -> str:
+    total = sum(parts.values())
+    return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts.items())
 
 
-def _share(found: Estimate, part: str) -> str:
-    return f"{found.pace.parts[part] / sum(found.pace.parts.values()):.0%}"
+def _fits(estimate: Estimate) -> str:
+    if not estimate.largest_micro_batch:
+        return "not even two images at once fit into a device's memory"
+    text = f"a micro-batch of at most {estimate.largest_micro_batch} images fits into a device"
+    if estimate.smallest_accumulate in (None, estimate.accumulate):
+        return text
+    return f"{text}: the smallest --accumulate for this batch is {estimate.smallest_accumulate}"
 
 
-def _fits(found: Estimate) -> str:
-    if not found.largest:
-        return "not even two images at once"
-    most = f"at most {found.largest} images at once"
-    if found.needed_accumulate in (None, found.accumulate):
-        return most
-    return f"{most}: --accumulate {found.needed_accumulate} is the least for this batch"
+def _saving(saving: Saving, step_seconds: float) -> str:
+    effects = []
+    if saving.seconds is not None:
+        share = f"{abs(saving.seconds) / step_seconds:.0%} of a step's time"
+        effects.append(f"{_verb(saving.seconds)} {share}")
+    if saving.memory is not None:
+        effects.append(f"{_verb(saving.memory)} {_gb(abs(saving.memory))} of a device's memory")
+    return f"{saving.setting}: {', '.join([*effects, saving.basis])}"
 
 
-def _gain(gain: Saving, step: float) -> str:
-    said = []
-    if gain.seconds is not None:
-        saved = f"{abs(gain.seconds) / step:.0%} of a step"
-        said.append(f"saves {saved}" if gain.seconds >= 0 else f"costs {saved}")
-    if gain.memory is not None:
-        saves = "saves" if gain.memory >= 0 else "costs"
-        said.append(f"{saves} {_gb(abs(gain.memory))}")
-    return f"{gain.setting}: {', '.join([*said, gain.said])}"
+def _verb(saved: float) -> str:
+    return "saves" if saved >= 0 else "costs"
 
 
-def _assumed(found: Estimate) -> list[str]:
-    lines = ["loading images, measuring on validation images and start-up are left out"]
-    if not found.pace.measured:
+def _assumptions(estimate: Estimate) -> list[str]:
+    memory = estimate.memory
+    lines = ["the time of loading images, of validation and of start-up is not counted"]
+    if not estimate.step_time.measured:
+        overhead = memory.allocator_overhead / (memory.total - memory.runtime_libraries)
         lines.append(
-            "a GPU's fused attention keeps what a CPU's does; allocator "
-            f"{found.memory.overhead / (found.memory.total - found.memory.runtime):.0%} of it all"
+            "fused attention on a GPU stores what it stores on a CPU; the allocator's overhead is "
+            f"{overhead:.0%} of all that is allocated"
         )
-    if found.devices > 1:
-        lines.append(f"{found.devices} devices keep {found.together:.0%} of their speed together")
+    if estimate.devices > 1:
+        lines.append(
+            f"each of {estimate.devices} devices keeps {estimate.scaling_efficiency:.0%} of its "
+            "speed while they exchange gradients"
+        )
     return lines
 
 
@@ -90,5 +99,6 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def _seconds(value: float) -> str:
-    return f"{_number(value)} s"
+def _range(values: Range, unit: str) -> str:
+    low, middle, high = map(_number, values)
+    return f"{middle} {unit} ({low} to {high} {unit})"

@@ -1,4 +1,4 @@
-"""The benchmark has a reference of the released code's arithmetic, and measures real steps."""
+"""The benchmarks: their reference has the released code's losses, and real steps are timed."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.goldens import FILES, TERMS, Tail, golden
 from released_structure import ReleasedStructure
-from scaling import compare, compare_students
+from scaling import benchmark_setting, benchmark_students
 from timm import create_model
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,7 +31,7 @@ RECIPE = Recipe(
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_reference_gives_the_numbers_of_the_released_code(name: str) -> None:
+def test_the_benchmark_reference_gives_the_losses_of_the_released_code(name: str) -> None:
     file = golden(name)
     inputs = {key: x.double() for key, x in file["inputs"].items() if key != "labels"}
     loss = loss_from_released(
@@ -56,7 +56,7 @@ def test_the_reference_gives_the_numbers_of_the_released_code(name: str) -> None
             assert ours == pytest.approx(expected.item(), rel=1e-9), theirs
 
 
-def test_a_step_is_measured_beside_the_released_structure() -> None:
+def test_a_step_is_timed_beside_the_released_structure() -> None:
     words = ["--teacher", "test_vit", "--teacher_args", "{img_size: 48}", "--student", "test_vit"]
     words += ["--student_args", "{img_size: 48}", "--data.image_size", "48", "--batch_size", "2"]
     command = [sys.executable, str(STEP), *words, "--threads", "1", "--device", "cpu", "--json"]
@@ -70,18 +70,18 @@ def test_a_step_is_measured_beside_the_released_structure() -> None:
     assert report["batch"] == 2
 
 
-def test_a_step_is_measured_as_its_batch_grows() -> None:
+def test_a_step_is_timed_for_several_batch_sizes() -> None:
     batches = [(str(n), replace(RECIPE, batch_size=n)) for n in (2, 4)]
-    few, more = compare("batch", batches, 2, torch.device("cpu"))
+    few, more = benchmark_setting("batch", batches, 2, torch.device("cpu"))
     assert few.gflop_per_image == pytest.approx(more.gflop_per_image, rel=0.01)
     assert few.peak_bytes < more.peak_bytes
     assert few.images_per_second == pytest.approx(2 / few.step_seconds.median)
 
 
-def test_students_together_are_measured_beside_each_alone() -> None:
+def test_several_students_under_one_teacher_are_timed_beside_each_student_by_itself() -> None:
     recipe = replace(RECIPE, student="test_resnet")
     names = ("test_resnet", "test_efficientnet")
-    one, other, both = compare_students(recipe, names, 2, torch.device("cpu"))
+    one, other, both = benchmark_students(recipe, names, 2, torch.device("cpu"))
     assert (one.value, other.value) == names
     saved = one.gflop_per_image + other.gflop_per_image - both.gflop_per_image
     teacher = create_model("test_vit", img_size=48).eval()

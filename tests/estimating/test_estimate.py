@@ -1,15 +1,15 @@
-"""`estimate`: of a named GPU and of this machine, by small pairs."""
+"""`estimate`: of a modelled GPU and of this machine, with small pairs."""
 
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
-from estimating.test_memory_simulation import RECIPE
 from helpers.pictures import image_folder
 from helpers.refusals import refused
+from helpers.small_pair import SMALL_PAIR
 
-from scalekd.estimating.estimate import TOGETHER, Estimate, estimate
+from scalekd.estimating.estimate import SCALING_EFFICIENCY, Estimate, estimate
 from scalekd.estimating.gpus import GPUS
 from scalekd.estimating.meta_pair import IMAGENET_IMAGES, count_training_images
 from scalekd.estimating.text import format_estimate
@@ -17,111 +17,124 @@ from scalekd.recipe import Data
 
 
 @cache
-def modelled() -> Estimate:
-    return estimate(replace(RECIPE, batch_size=256, accumulate=2), devices=4, gpu="a100")
+def estimate_of_four_a100() -> Estimate:
+    return estimate(replace(SMALL_PAIR, batch_size=256, accumulate=2), devices=4, gpu="a100")
 
 
-def test_a_batch_is_shared_by_devices_and_parts() -> None:
-    found = modelled()
-    assert found.at_once == 32
-    assert found.images == IMAGENET_IMAGES
-    assert found.steps == IMAGENET_IMAGES // 256
-    assert found.images_per_second == pytest.approx(256 / found.step[1])
-    assert found.days[1] == pytest.approx(100 * found.steps * found.step[1] / 86_400)
+def test_a_batch_is_split_over_devices_and_micro_batches() -> None:
+    result = estimate_of_four_a100()
+    assert result.micro_batch == 32
+    assert result.images_per_epoch == IMAGENET_IMAGES
+    assert result.steps_per_epoch == IMAGENET_IMAGES // 256
+    step_seconds = result.step_seconds.middle
+    assert result.images_per_second == pytest.approx(256 / step_seconds)
+    days = 100 * result.steps_per_epoch * step_seconds / 86_400
+    assert result.days.middle == pytest.approx(days)
 
 
-def test_a_gpu_is_modelled_from_its_peak_and_assumed_shares() -> None:
-    found = modelled()
-    assert not found.pace.measured
-    flop = 1e9 * 64 * (found.gflop.teacher + found.gflop.student + found.gflop.rest)
-    change = found.pace.parts["optimizer"]
-    assert found.pace.middle - change == pytest.approx(flop / (0.75 * 1e12 * GPUS["a100"].fp32))
-    assert found.step[1] == pytest.approx(found.pace.middle / TOGETHER)
-    assert sum(found.pace.parts.values()) == pytest.approx(found.pace.middle)
-    assert "assumed" in found.pace.said
+def test_a_gpu_step_is_modelled_from_the_peak_and_the_assumed_shares() -> None:
+    result = estimate_of_four_a100()
+    step_time = result.step_time
+    assert not step_time.measured
+    flop = 1e9 * 64 * (result.gflop.teacher + result.gflop.student + result.gflop.rest)
+    forward_backward = step_time.seconds.middle - step_time.parts["optimizer"]
+    assert forward_backward == pytest.approx(flop / (0.75 * 1e12 * GPUS["a100"].fp32))
+    all_devices = step_time.seconds.middle / SCALING_EFFICIENCY
+    assert result.step_seconds.middle == pytest.approx(all_devices)
+    assert sum(step_time.parts.values()) == pytest.approx(step_time.seconds.middle)
+    assert "assumed" in step_time.basis
 
 
-def test_what_is_not_known_is_said_and_no_number_is_made_up() -> None:
-    by_name = {gain.setting: gain for gain in modelled().gains}
-    compiled = by_name["compile"]
+def test_every_known_gpu_is_named_in_the_help() -> None:
+    assert estimate.__doc__ is not None
+    assert all(name in estimate.__doc__ for name in GPUS)
+
+
+def test_a_saving_that_is_not_known_has_no_figure() -> None:
+    result = estimate_of_four_a100()
+    savings = {saving.setting: saving for saving in result.savings}
+    compiled = savings["compile"]
     assert (compiled.seconds, compiled.memory) == (None, None)
-    tail = by_name["checkpoint_tail"]
+    tail = savings["checkpoint_tail"]
     assert tail.seconds is not None
     assert tail.seconds < 0
     assert tail.memory is not None
     assert tail.memory > 0
-    assert by_name["a cache of the teacher"].seconds == modelled().pace.parts["teacher"]
+    assert savings["cache"].seconds == result.step_time.parts["teacher"]
 
 
-def test_compilation_is_modelled_in_half_precision_alone() -> None:
-    found = estimate(replace(RECIPE, precision="bf16-mixed"), gpu="a100")
-    (compiled,) = (gain for gain in found.gains if gain.setting == "compile")
-    faster = estimate(replace(RECIPE, precision="bf16-mixed", compile=True), gpu="a100")
-    assert compiled.seconds == pytest.approx(found.pace.middle - faster.pace.middle)
+def test_compilation_is_modelled_in_half_precision_only() -> None:
+    bf16 = replace(SMALL_PAIR, precision="bf16-mixed")
+    result = estimate(bf16, gpu="a100")
+    (compiled,) = (saving for saving in result.savings if saving.setting == "compile")
+    faster = estimate(replace(bf16, compile=True), gpu="a100")
+    saved = result.step_time.seconds.middle - faster.step_time.seconds.middle
+    assert compiled.seconds == pytest.approx(saved)
     assert compiled.seconds > 0
-    assert "compile" not in [gain.setting for gain in faster.gains]
+    assert "compile" not in [saving.setting for saving in faster.savings]
 
 
-def test_a_small_memory_takes_more_parts() -> None:
-    recipe = replace(RECIPE, batch_size=256)
+def test_a_small_memory_needs_more_micro_batches() -> None:
+    recipe = replace(SMALL_PAIR, batch_size=256)
     runtime = 1.0  # GB, assumed of a GPU
-    found = estimate(recipe, gpu="a100", memory=runtime + 0.2)
-    assert found.memory.total > found.limit
-    assert 0 < found.largest < 256
-    assert found.needed_accumulate is not None
-    assert 256 // found.needed_accumulate <= found.largest
-    assert f"--accumulate {found.needed_accumulate}" in format_estimate(found)
-    nothing = estimate(recipe, gpu="a100", memory=0.5)
-    assert (nothing.largest, nothing.needed_accumulate) == (0, None)
-    assert "not even two" in format_estimate(nothing)
+    result = estimate(recipe, gpu="a100", memory=runtime + 0.2)
+    assert result.memory.total > result.memory_limit
+    assert 0 < result.largest_micro_batch < 256
+    assert result.smallest_accumulate is not None
+    assert 256 // result.smallest_accumulate <= result.largest_micro_batch
+    assert f"--accumulate for this batch is {result.smallest_accumulate}" in format_estimate(result)
+    too_small = estimate(recipe, gpu="a100", memory=0.5)
+    assert (too_small.largest_micro_batch, too_small.smallest_accumulate) == (0, None)
+    assert "not even two" in format_estimate(too_small)
 
 
-def test_this_machine_is_measured() -> None:
-    found = estimate(
-        replace(RECIPE, batch_size=16, seeds=[1, 2], compare=["supervised"]), images=160
-    )
-    assert found.pace.measured
-    assert 0 < found.pace.low <= found.pace.middle <= found.pace.high
-    assert all(seconds >= 0 for seconds in found.pace.parts.values())
-    assert found.pace.parts["teacher"] > 0
-    assert found.runs == 4
-    assert found.steps == 10
-    assert found.memory.runtime > 1e8
-    assert found.memory.total < found.limit
-    assert "8 images on this machine" in format_estimate(found)
-    bf16 = next(gain for gain in found.gains if gain.setting.startswith("precision"))
+def test_a_step_is_measured_on_this_machine_without_a_gpu_name() -> None:
+    recipe = replace(SMALL_PAIR, batch_size=16, seeds=[1, 2], compare=["supervised"])
+    result = estimate(recipe, images=160)
+    step_time = result.step_time
+    assert step_time.measured
+    assert 0 < step_time.seconds.low <= step_time.seconds.middle <= step_time.seconds.high
+    assert all(seconds >= 0 for seconds in step_time.parts.values())
+    assert step_time.parts["teacher"] > 0
+    assert result.runs == 4
+    assert result.steps_per_epoch == 10
+    assert result.memory.runtime_libraries > 1e8
+    assert result.memory.total < result.memory_limit
+    assert "8 images on this machine" in format_estimate(result)
+    bf16 = next(saving for saving in result.savings if saving.setting.startswith("precision"))
     assert bf16.seconds is None
 
 
-def test_images_are_counted_where_they_are(tmp_path: Path) -> None:
+def test_images_are_counted_in_the_data_folder(tmp_path: Path) -> None:
     root = str(image_folder(tmp_path / "images", each=5))
-    seen = count_training_images(replace(RECIPE, data=Data(root)))
-    assert (seen.count, seen.classes) == (15, 3)
-    assert count_training_images(replace(RECIPE, data=Data(root)), images=99).count == 99
-    digits = count_training_images(replace(RECIPE, data=Data("digits", epoch_images=500)))
+    recipe = replace(SMALL_PAIR, data=Data(root))
+    images = count_training_images(recipe)
+    assert (images.count, images.classes) == (15, 3)
+    assert count_training_images(recipe, images=99).count == 99
+    digits = count_training_images(replace(SMALL_PAIR, data=Data("digits", epoch_images=500)))
     assert (digits.count, digits.classes) == (500, 10)
 
 
-def test_what_cannot_be_estimated_is_refused() -> None:
-    with refused("h1000", "h100", "a100"):
-        estimate(RECIPE, gpu="h1000")
-    with refused("cache is 'x', and what is estimated is the live teacher"):
-        estimate(replace(RECIPE, cache="x"), gpu="h100")
+def test_a_recipe_that_cannot_be_estimated_is_refused() -> None:
+    with refused("gpu is 'h1000'", "h100", "a100"):
+        estimate(SMALL_PAIR, gpu="h1000")
+    with refused("cache is 'x'", "estimated with the teacher's forward pass", "--cache"):
+        estimate(replace(SMALL_PAIR, cache="x"), gpu="h100")
     with refused("devices is 0"):
-        estimate(RECIPE, devices=0)
+        estimate(SMALL_PAIR, devices=0)
     with refused("128", "3 devices", "multiple of 3", "126"):
-        estimate(RECIPE, devices=3)
+        estimate(SMALL_PAIR, devices=3)
     with refused("memory is -1"):
-        estimate(RECIPE, memory=-1.0)
+        estimate(SMALL_PAIR, memory=-1.0)
     with refused("T4", "no bf16", "16-mixed"):
-        estimate(replace(RECIPE, precision="bf16-mixed"), gpu="t4")
+        estimate(replace(SMALL_PAIR, precision="bf16-mixed"), gpu="t4")
     with refused("/nowhere", "--images"):
-        estimate(replace(RECIPE, data=Data("/nowhere")))
+        estimate(replace(SMALL_PAIR, data=Data("/nowhere")))
     with refused("images is 0"):
-        estimate(RECIPE, images=0)
+        estimate(SMALL_PAIR, images=0)
     with refused("100 images", "batch_size is 128"):
-        estimate(RECIPE, images=100)
+        estimate(SMALL_PAIR, images=100)
     with refused("no teacher"):
-        estimate(replace(RECIPE, teacher=None))
+        estimate(replace(SMALL_PAIR, teacher=None))
     with refused("crossvit_tiny_240", "several final features"):
-        estimate(replace(RECIPE, student="crossvit_tiny_240", data=Data("imagenet")))
+        estimate(replace(SMALL_PAIR, student="crossvit_tiny_240", data=Data("imagenet")))

@@ -1,4 +1,4 @@
-"""`scalekd estimate` by the command line."""
+"""`scalekd estimate` on the command line."""
 
 import json
 from dataclasses import asdict
@@ -14,15 +14,15 @@ from scalekd.recipe import Data, Recipe
 PAIR = ["estimate", "--teacher", "test_vit", "--student", "test_resnet", "--gpu", "a100"]
 
 
-def test_it_prints_what_the_function_gives(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_what_the_function_returns(capsys: pytest.CaptureFixture[str]) -> None:
     small = Data("imagenet", image_size=64)
     recipe = Recipe("test_vit", "test_resnet", small, teacher_size=(64, 64))
-    found = estimate(recipe, devices=2, gpu="a100")
+    result = estimate(recipe, devices=2, gpu="a100")
     words = [*PAIR, "--devices", "2", "--data.image_size", "64", "--teacher_size", "[64,64]"]
     main(words)
-    assert capsys.readouterr().out == format_estimate(found) + "\n"
+    assert capsys.readouterr().out == format_estimate(result) + "\n"
     main([*words, "--json"])
-    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(asdict(found)))
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(asdict(result)))
 
 
 @pytest.mark.slow
@@ -33,17 +33,17 @@ def test_a_packaged_recipe_needs_neither_images_nor_weights(
     recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["estimate", "--recipe", recipe, "--gpu", "h100", "--precision", "bf16-mixed", "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert found["memory"]["student_activations"] > 0
-    assert 0 < found["days"][0] < found["days"][2]
-    assert found["largest"] > 0
-    assert found["images"] == (2720 if recipe == "digits" else IMAGENET_IMAGES)
+    result = json.loads(capsys.readouterr().out)
+    assert result["memory"]["student_activations"] > 0
+    assert 0 < result["days"][0] < result["days"][2]
+    assert result["largest_micro_batch"] > 0
+    assert result["images_per_epoch"] == (2720 if recipe == "digits" else IMAGENET_IMAGES)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["--gpu", "h1000"], "no GPU is known as 'h1000'"),
+        (["--gpu", "h1000"], "gpu is 'h1000'"),
         (["--devices", "0"], "devices is 0"),
         (["--batch_size", "6", "--devices", "4"], "batch_size is 6"),
         (["--data.root", "/nowhere"], "--images"),
@@ -51,8 +51,8 @@ def test_a_packaged_recipe_needs_neither_images_nor_weights(
         (["--gpus", "h100"], "did you mean --gpu"),
     ],
 )
-def test_bad_input_is_one_line(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_bad_input_to_the_estimate_is_refused_in_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*PAIR, *words])
@@ -60,4 +60,4 @@ def test_bad_input_is_one_line(
     line = capsys.readouterr().err
     assert line.startswith("scalekd: error: ")
     assert line.count("\n") == 1
-    assert said in line
+    assert message in line
