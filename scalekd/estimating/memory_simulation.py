@@ -49,7 +49,9 @@ class StepMemory:
     @property
     def peak(self) -> int:
         """The sum of all parts."""
-        return sum(vars(self).values()) - self.micro_batch
+        activations = self.student_activations + self.projector_activations + self.temporary_tensors
+        weights = self.teacher_weights + self.student_weights + self.projector_weights
+        return weights + self.gradients + activations
 
 
 class MemorySimulation:

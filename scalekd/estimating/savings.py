@@ -57,7 +57,7 @@ def estimate_savings(
         seconds, basis = None, "its time is not known here: --precision bf16-mixed measures it"
         if gpu is not None:
             modelled = step_time_from_flops(gpu, bf16, gflop, micro_batch, bf16_memory)
-            seconds = step_time.seconds.middle - modelled.middle
+            seconds = step_time.seconds.middle - modelled.seconds.middle
             basis = "modelled from the GPU's two peaks and the shares assumed of them"
         yield Saving("precision bf16-mixed", seconds, memory.total - bf16_memory.total, basis)
     if not recipe.compile:
@@ -65,7 +65,7 @@ def estimate_savings(
         if gpu is not None and recipe.precision != "32-true":
             compiled = replace(recipe, compile=True)
             modelled = step_time_from_flops(gpu, compiled, gflop, micro_batch, memory)
-            seconds = step_time.seconds.middle - modelled.middle
+            seconds = step_time.seconds.middle - modelled.seconds.middle
             basis = "modelled from assumed shares of the peak, with channels_last for CNN students"
         yield Saving("compile", seconds, None, basis)
     if not recipe.checkpoint_tail and tail_gflop:
