@@ -136,7 +136,7 @@ def _fit(command: str, chosen: Any, arguments: list[str]) -> None:
         raise InputError("no --teacher is named: name one, or `scalekd train` the student alone")
     recipe = Recipe(**vars(chosen))
     check_devices(devices)
-    if devices > 1 and ranks.launch_environment().world_size() == 1:
+    if devices > 1 and ranks.launch_environment().world_size == 1:
         sys.exit(launch(devices, arguments))
     try:
         with tempfile.TemporaryDirectory() as images:

@@ -1,20 +1,17 @@
-"""Several processes that train one student together, each a rank with a device of its own.
+"""Several processes that train one student together: each is a rank with a device of its own.
 
-Outside of `process_group` there is one rank, number 0 of 1, and nothing here talks to anybody.
+Outside of `process_group` there is one rank, number 0 of 1, and nothing here communicates.
 """
 
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor, distributed, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
@@ -24,165 +21,228 @@ from scalekd.signals import Interrupted
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=1)
+TIMEOUT = timedelta(hours=1)
 """How long a rank waits for the others: one of them may load a teacher from a slow disk."""
 
-FAILED = "scalekd/failed"
+DEFAULT_PORT = 12910
+
+FIRST_FAILED = "scalekd/failed"
+"""Key in the ranks' common store of the number of the rank that failed first."""
 
 
 class AnotherRankFailed(Exception):  # noqa: N818 -- no error of this rank's
-    """This rank ends because another did, which has said why."""
+    """This rank ends because another rank failed, which has printed the reason."""
 
 
-def launch_environment() -> ClusterEnvironment:
-    """Who started this process: torchrun or `--devices` (they set the same variables), Slurm's
-    srun, or a person."""
-    if "RANK" in os.environ:
-        return TorchElasticEnvironment()
-    if "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect():
-        return SLURMEnvironment(auto_requeue=False)  # signals are ours to handle
-    return LightningEnvironment()
+@dataclass(frozen=True)
+class LaunchEnvironment:
+    """The place of this process among those that were started together; by default it is alone.
+
+    Attributes:
+        rank: number of this process, from 0 on.
+        world_size: number of processes.
+        local_rank: number of this process on its machine, and of its GPU.
+        local_world_size: number of processes on this machine.
+        main_address: host of rank 0.
+        main_port: port at which rank 0 is reached.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    main_address: str = "127.0.0.1"
+    main_port: int = DEFAULT_PORT
+
+
+def launch_environment() -> LaunchEnvironment:
+    """Read how this process was started from the environment variables.
+
+    `torchrun` and `scalekd --devices` set RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
+    Slurm's `srun` sets SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID, SLURM_NODEID and
+    SLURM_TASKS_PER_NODE, with or without --ntasks-per-node. In a Slurm job that is named "bash" or
+    "interactive" this process is alone. MASTER_ADDR and MASTER_PORT are used where they are set.
+    """
+    variables = os.environ
+    if "RANK" in variables:
+        world_size = int(variables["WORLD_SIZE"])
+        return LaunchEnvironment(
+            rank=int(variables["RANK"]),
+            world_size=world_size,
+            local_rank=int(variables["LOCAL_RANK"]),
+            local_world_size=int(variables.get("LOCAL_WORLD_SIZE", world_size)),
+            main_address=variables.get("MASTER_ADDR", "127.0.0.1"),
+            main_port=int(variables.get("MASTER_PORT", DEFAULT_PORT)),
+        )
+    is_interactive = variables.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if "SLURM_NTASKS" in variables and not is_interactive:
+        tasks = variables.get("SLURM_TASKS_PER_NODE", variables["SLURM_NTASKS"])
+        job = variables.get("SLURM_JOB_ID")  # gives a port that all tasks of the job agree on
+        port = DEFAULT_PORT if job is None else 15_000 + int(job[-4:])
+        nodes = variables.get("SLURM_NODELIST", "127.0.0.1")
+        return LaunchEnvironment(
+            rank=int(variables["SLURM_PROCID"]),
+            world_size=int(variables["SLURM_NTASKS"]),
+            local_rank=int(variables["SLURM_LOCALID"]),
+            local_world_size=tasks_per_node(tasks)[int(variables.get("SLURM_NODEID", 0))],
+            main_address=variables.get("MASTER_ADDR") or first_host(nodes),
+            main_port=int(variables.get("MASTER_PORT", port)),
+        )
+    return LaunchEnvironment()
+
+
+def tasks_per_node(listed: str) -> list[int]:
+    """The number of tasks on each node from Slurm's short form: "4(x2),3" is [4, 4, 3]."""
+    counts: list[int] = []
+    for entry in listed.split(","):
+        tasks, _, repeated = entry.partition("(x")
+        counts += [int(tasks)] * int(repeated.rstrip(")") or 1)
+    return counts
+
+
+def first_host(nodes: str) -> str:
+    """The first host of Slurm's short form: "gpu[07-09,12],cpu1" starts with "gpu07"."""
+    return re.split("[, ]", re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes))[0]
 
 
 def rank() -> int:
-    """This process's number, from 0 on."""
+    """The number of this process, from 0 on."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def local_world_size() -> int:
-    """How many of them are on this machine."""
-    if world_size() == 1:
-        return 1
-    said = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
-    return int(said or world_size())
+    """The number of processes on this machine."""
+    return launch_environment().local_world_size if world_size() > 1 else 1
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Around all that several ranks do together: the same calls in the same order in each.
+    """Connect the ranks; inside, each of them makes the same calls in the same order.
 
-    Where one fails, it alone says why.
+    When a rank fails, only that one raises its error.
 
     Raises:
-        AnotherFailed: in place of what happens to the ranks that are left then.
+        AnotherRankFailed: in the other ranks, in place of the errors that follow there.
     """
-    started_by = launch_environment()
-    if started_by.world_size() == 1:
+    environment = launch_environment()
+    if environment.world_size == 1:
         yield
         return
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(started_by.local_rank())
+        torch.cuda.set_device(environment.local_rank)
         backend = "cpu:gloo,cuda:nccl"
-    os.environ["MASTER_ADDR"] = started_by.main_address
-    os.environ["MASTER_PORT"] = str(started_by.main_port)
-    store, number, count = next(
-        rendezvous("env://", started_by.global_rank(), started_by.world_size())
-    )
+    os.environ["MASTER_ADDR"] = environment.main_address
+    os.environ["MASTER_PORT"] = str(environment.main_port)
+    store, _, _ = next(rendezvous("env://", environment.rank, environment.world_size))
     distributed.init_process_group(
         backend,
         store=PrefixStore("scalekd", store),
-        rank=number,
-        world_size=count,
-        timeout=PATIENCE,
+        rank=environment.rank,
+        world_size=environment.world_size,
+        timeout=TIMEOUT,
     )
     try:
         yield
-    except (Interrupted, KeyboardInterrupt):  # all of them at once
+    except (Interrupted, KeyboardInterrupt):  # which all ranks raise at once
         raise
     except BaseException as error:
-        if _of_connection(error) or _first_to_fail(store) != number:
+        if _is_connection_error(error) or _first_failed_rank(store) != environment.rank:
             raise AnotherRankFailed from error
         raise
     distributed.destroy_process_group()
 
 
 def decide_on_rank_0(decide: Callable[[], T]) -> T:
-    """What `decide` gives in rank 0, where alone it is called; what it refuses, all refuse."""
-    told: list[Any] = [None, None]
+    """Call `decide` on rank 0 only, and give its return value to all ranks.
+
+    Raises:
+        InputError: in all ranks, where `decide` raised it.
+    """
+    value_or_error: list[Any] = [None, None]
     if rank() == 0:
         try:
-            told = [decide(), None]
+            value_or_error = [decide(), None]
         except InputError as error:
-            told = [None, error]
+            value_or_error = [None, error]
     if world_size() > 1:
-        distributed.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
-    value: T = told[0]
-    return value
+        distributed.broadcast_object_list(value_or_error, src=0)
+    value, refusal = value_or_error
+    if refusal is not None:
+        raise refusal
+    return value  # type: ignore[no-any-return]
 
 
 def check_same_on_all_ranks(**values: Any) -> None:
-    """InputError where a rank has another value of one of these than rank 0."""
+    """Raise InputError where one of these values differs between a rank and rank 0."""
     if world_size() == 1:
         return
-    theirs: list[dict[str, Any]] = [{}] * world_size()
-    distributed.all_gather_object(theirs, values)
-    for number, other in enumerate(theirs):
-        for name, value in other.items():
-            if value != theirs[0][name]:
+    values_of_ranks: list[dict[str, Any]] = [{}] * world_size()
+    distributed.all_gather_object(values_of_ranks, values)
+    for number, others in enumerate(values_of_ranks):
+        for name, value in others.items():
+            if value != values_of_ranks[0][name]:
                 raise InputError(
-                    f"rank {number} has another {name} than rank 0 ({value}; {theirs[0][name]}): "
-                    "all ranks must be given the same files"
+                    f"rank {number} has another {name} than rank 0 ({value}; "
+                    f"{values_of_ranks[0][name]}): give all ranks the same files"
                 )
 
 
 def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Means over the ranks of scalars, by name."""
+    """The mean over the ranks of each of these scalars, by name."""
     if world_size() == 1:
         return values
-    together = torch.stack([value.float() for value in values.values()])
-    distributed.all_reduce(together)
-    return dict(zip(values, together / world_size(), strict=True))
+    stacked = torch.stack([value.float() for value in values.values()])
+    distributed.all_reduce(stacked)
+    return dict(zip(values, stacked / world_size(), strict=True))
 
 
 def sum_over_ranks(count: int) -> int:
-    """The sum over the ranks."""
+    """The sum of `count` over the ranks."""
     if world_size() == 1:
         return count
-    together = torch.tensor(count)
-    distributed.all_reduce(together)
-    return int(together)
+    total = torch.tensor(count)
+    distributed.all_reduce(total)
+    return int(total)
 
 
-def any_rank(*wishes: bool) -> list[bool]:
-    """For each wish whether some rank has it."""
+def any_rank(*flags: bool) -> list[bool]:
+    """For each of the flags, whether it is true on some rank."""
     if world_size() == 1:
-        return list(wishes)
-    counts = torch.tensor(wishes, dtype=torch.int32)
+        return list(flags)
+    counts = torch.tensor(flags, dtype=torch.int32)
     distributed.all_reduce(counts)
     return [bool(count) for count in counts.tolist()]
 
 
 def barrier() -> None:
-    """Until all ranks are here."""
+    """Wait until all ranks call it."""
     any_rank(False)
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Statistics that each rank keeps of its own images become those of rank 0."""
+    """Copy the buffers of rank 0 to all ranks: BatchNorm's statistics are of each rank's images."""
     if world_size() > 1:
         for buffer in module.buffers():
             distributed.broadcast(buffer, src=0)
 
 
-def _of_connection(error: BaseException) -> bool:
-    """Whether it says that another rank is gone, which gloo does in no type of its own."""
-    of_gloo = isinstance(error, RuntimeError) and re.search(
+def _is_connection_error(error: BaseException) -> bool:
+    """Whether the error means that another rank is gone. gloo has no error type for that."""
+    is_of_gloo = isinstance(error, RuntimeError) and re.search(
         r"gloo|Connection (closed|reset)", str(error)
     )
-    return isinstance(error, distributed.DistError) or bool(of_gloo)
+    return isinstance(error, distributed.DistError) or bool(is_of_gloo)
 
 
-def _first_to_fail(store: Store) -> int:
-    """The rank that failed first, as far as this one can know."""
+def _first_failed_rank(store: Store) -> int:
+    """The rank that failed first, as far as this rank can find out."""
     try:
-        return int(store.compare_set(FAILED, "", str(rank())))
-    except (RuntimeError, ValueError):  # the store went with rank 0
+        return int(store.compare_set(FIRST_FAILED, "", str(rank())))
+    except (RuntimeError, ValueError):  # rank 0 is gone, and the store with it
         return 0

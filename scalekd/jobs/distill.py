@@ -42,7 +42,7 @@ def distill(
     Raises:
         InputError: see its message; nothing was overwritten.
         Interrupted: by Ctrl-C or a signal; checkpoints/ holds the state.
-        AnotherFailed: this is one of several ranks, and another failed.
+        AnotherRankFailed: this is one of several ranks, and another failed.
     """
     with ranks.process_group():
         if recipe.more_students:

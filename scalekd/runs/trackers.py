@@ -45,8 +45,8 @@ def check_trackers(trackers: list[Tracker]) -> None:
             )
     if "mlflow" in trackers and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise InputError(
-            "trackers has mlflow, and MLFLOW_TRACKING_URI is not set: set it to the address of your "
-            "server, or remove mlflow from trackers"
+            "trackers has mlflow, and MLFLOW_TRACKING_URI is not set: set it to the address of "
+            "your server, or remove mlflow from trackers"
         )
 
 

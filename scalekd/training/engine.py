@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from scalekd.distributed import ranks
@@ -28,7 +29,7 @@ def trainer(recipe: Recipe, watch: L.Callback, every_parameter: bool) -> L.Train
     started_by: ClusterEnvironment = LightningEnvironment()
     if ranks.world_size() > 1 and "student" not in recipe.fsdp:  # shards exchange by themselves
         devices, nodes = ranks.local_world_size(), ranks.world_size() // ranks.local_world_size()
-        started_by = ranks.launch_environment()
+        started_by = TorchElasticEnvironment()
         strategy = DDPStrategy(
             find_unused_parameters=not every_parameter, gradient_as_bucket_view=True
         )

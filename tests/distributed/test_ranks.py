@@ -15,6 +15,7 @@ import torch
 import yaml
 from helpers.pictures import image_folder
 from helpers.real_runs import (
+    SECONDS_TO_START,
     assert_alike,
     begin,
     begun,
@@ -23,8 +24,8 @@ from helpers.real_runs import (
     lines,
     settings,
 )
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
+from scalekd.distributed.launch import find_free_port
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.recipe import Data
 from scalekd.runs.checkpoint import load_newest
@@ -165,7 +166,7 @@ def test_no_teacher_is_kept(one_step_of_two: Path) -> None:
     state = load_newest(one_step_of_two / "checkpoints" / "scalekd-seed7.ckpt")
     assert state is not None
     parts = {".".join(name.split(".")[:2]) for name in state["state_dict"]}
-    assert parts == {"method.student", "method.method"}
+    assert parts == {"method.student", "method.criterion"}
 
 
 @pytest.mark.slow
@@ -227,7 +228,7 @@ def children(process: int) -> list[str]:
 def in_two_ranks(script: str) -> list[subprocess.CompletedProcess[str]]:
     """What a script does in each of them, started as torchrun does."""
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    shared["MASTER_PORT"] = str(find_free_network_port())
+    shared["MASTER_PORT"] = str(find_free_port())
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", script],
@@ -238,7 +239,7 @@ def in_two_ranks(script: str) -> list[subprocess.CompletedProcess[str]]:
         )
         for number in range(2)
     ]
-    ended = [(rank, *rank.communicate(timeout=60)) for rank in ranks]
+    ended = [(rank, *rank.communicate(timeout=SECONDS_TO_START)) for rank in ranks]
     return [subprocess.CompletedProcess([], r.returncode, o, e) for r, o, e in ended]
 
 
@@ -249,27 +250,27 @@ from scalekd.errors import InputError
 from scalekd.distributed import ranks
 def refuse():
     raise InputError("no")
-with ranks.joined():
+with ranks.process_group():
     me = ranks.rank()
-    assert ranks.agreed(lambda: f"of {ranks.rank()}") == "of 0"
+    assert ranks.decide_on_rank_0(lambda: f"of {ranks.rank()}") == "of 0"
     try:
-        ranks.agreed(refuse)
+        ranks.decide_on_rank_0(refuse)
     except InputError as error:
         assert str(error) == "no"
     else:
         raise SystemExit(1)
-    assert ranks.any_of(me == 1, False) == [True, False]
-    means = ranks.mean({"a": torch.tensor(float(me)), "b": torch.tensor(3.0)})
+    assert ranks.any_rank(me == 1, False) == [True, False]
+    means = ranks.mean_over_ranks({"a": torch.tensor(float(me)), "b": torch.tensor(3.0)})
     assert {n: float(v) for n, v in means.items()} == {"a": 0.5, "b": 3.0}
     norm = torch.nn.BatchNorm1d(2)
     norm.running_mean += me
-    ranks.take_buffers_of_first(norm)
+    ranks.broadcast_buffers(norm)
     assert norm.running_mean.tolist() == [0.0, 0.0]
-    assert ranks.total(me + 1) == 3
-    assert (ranks.world(), ranks.here()) == (2, 2)
-    ranks.same(teacher="a")
+    assert ranks.sum_over_ranks(me + 1) == 3
+    assert (ranks.world_size(), ranks.local_world_size()) == (2, 2)
+    ranks.check_same_on_all_ranks(teacher="a")
     try:
-        ranks.same(teacher="ab"[me])
+        ranks.check_same_on_all_ranks(teacher="ab"[me])
     except InputError as error:
         print(error)
 """)
@@ -282,24 +283,24 @@ def test_each_rank_keeps_its_own_pieces_of_student_projectors_and_teacher() -> N
 import torch
 from timm import create_model
 from scalekd import ScaleKD
-from scalekd.networks.blocks import blocks
+from scalekd.networks.blocks import repeated_blocks
 from scalekd.distributed import ranks
-from scalekd.distributed.fsdp import shard, shard_frozen, whole
-with ranks.joined():
+from scalekd.distributed.fsdp import gather_full, shard_frozen, shard_trained
+with ranks.process_group():
     torch.manual_seed(0)
     teacher = create_model("test_vit", img_size=48)
     method = ScaleKD(teacher, create_model("test_convnext2"), size=(64, 64))
-    of_both = [method, method.teacher.model]
-    before = [sum(p.numel() for p in m.parameters()) for m in of_both]
+    models = [method, method.teacher.model]
+    before = [sum(p.numel() for p in m.parameters()) for m in models]
     values = {n: t.clone() for n, t in method.state_dict().items()}
     projectors = [*method.criterion.penultimate.values(), *method.criterion.final.values()]
-    shard(method, [*blocks(method.student), *projectors])
+    shard_trained(method, [*repeated_blocks(method.student), *projectors])
     shard_frozen(method.teacher.model)
-    mine = [sum(getattr(p, "_local_tensor", p).numel() for p in m.parameters()) for m in of_both]
+    mine = [sum(getattr(p, "_local_tensor", p).numel() for p in m.parameters()) for m in models]
     assert abs(mine[0] / before[0] - 0.5) < 0.01, (mine, before)
     assert mine[1] < 0.7 * before[1], (mine, before)
-    again = whole(method.state_dict())
-    assert all(torch.equal(values[n], again[n]) for n in values)
+    gathered = gather_full(method.state_dict())
+    assert all(torch.equal(values[n], gathered[n]) for n in values)
     method(torch.randn(2, 3, 64, 64), torch.tensor([0, 1])).loss.backward()
     assert all(p.grad is not None for p in method.parameters())
     assert all(p.grad is None for p in method.teacher.model.parameters())
@@ -312,11 +313,11 @@ def test_a_rank_that_fails_says_why_and_the_other_ends_without_a_word(broken: in
     ended = in_two_ranks(f"""
 from scalekd.distributed import ranks
 try:
-    with ranks.joined():
+    with ranks.process_group():
         if ranks.rank() == {broken}:
             raise RuntimeError("my disk is gone")
-        ranks.wait()
-except ranks.AnotherFailed:
+        ranks.barrier()
+except ranks.AnotherRankFailed:
     raise SystemExit(2)
 """)
     assert ended[broken].returncode == 1
@@ -327,8 +328,7 @@ except ranks.AnotherFailed:
 
 SLURM = {
     "SLURM_NTASKS": "2",
-    "SLURM_NTASKS_PER_NODE": "2",
-    "SLURM_NNODES": "1",
+    "SLURM_TASKS_PER_NODE": "2",
     "SLURM_NODEID": "0",
     "SLURM_NODELIST": "127.0.0.1",
     "SLURM_JOB_NAME": "train",

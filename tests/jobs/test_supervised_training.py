@@ -88,9 +88,3 @@ def test_without_labels_there_is_nothing_to_learn(tmp_path: Path) -> None:
     with refused("a student alone learns from labels", "scalekd distill"):
         distill(flat, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_the_first_arm_is_the_one_whose_student_is_kept(recipe: Recipe) -> None:
-    assert methods_to_train(recipe.teacher, recipe.compare) == ["scalekd", "supervised"]
-    assert methods_to_train(None, recipe.compare) == ["supervised"]
-    assert str(Run("supervised", 3)) == "alone seed 3"
