@@ -16,7 +16,7 @@ from scalekd.runs.folder import RunFolder
 PACKAGE = Path(scalekd.__file__).parent
 
 FLOORS = [
-    {"errors", "features", "device", "flops", "signals", "notes"},
+    {"errors", "features", "device", "flops", "signals", "notes", "text"},
     {"method", "networks"},
     {"recipe", "digits"},
     {"cache", "distiller", "baselines"},

@@ -80,6 +80,11 @@ class RunFolder:
         return self.path / "curves.png"
 
     @property
+    def log(self) -> Path:
+        """train.log: what the package logs while a job trains; see `logging_to`."""
+        return self.path / "train.log"
+
+    @property
     def student(self) -> Path:
         """student/: the trained student of the recipe's main run, a folder that timm loads."""
         return self.path / "student"

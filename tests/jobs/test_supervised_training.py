@@ -15,7 +15,7 @@ from scalekd.cli.main import main
 from scalekd.jobs.distill import distill
 from scalekd.recipe import Data, Optim, Recipe
 from scalekd.runs.folder import RunFolder
-from scalekd.runs.result import Run, methods_to_train
+from scalekd.runs.result import Run
 
 
 @pytest.fixture(scope="module")
