@@ -28,11 +28,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepOutput:
-    """One step's outcome.
+    """The loss of one step and its parts.
 
-    loss: the scalar to call `backward()` on, the sum of the terms.
-    terms: weighted and by name: `task`, where there are targets, and those of `ScaleKDLoss`.
-    logits: the student's, (N, classes); None of a student without classifier.
+    Attributes:
+        loss: Scalar to call `backward()` on, the sum of `terms`.
+        terms: Weighted scalars by name: `task` if there are targets, and those of `ScaleKDLoss`.
+        logits: The student's logits (N, classes), or None for a student without a classifier.
     """
 
     loss: Tensor
@@ -41,46 +42,69 @@ class StepOutput:
 
 
 class ScaleKD(nn.Module):
-    """`ScaleKD(teacher, student)(images, targets)` -> `StepOutput`.
+    """Teacher, student and ScaleKD loss: `ScaleKD(teacher, student)(images, targets).loss`.
 
-    What trains is `student`, unchanged, and `criterion`, the projectors, which are thrown away
-    afterwards. The teacher is no submodule: no trainer, optimizer or checkpoint finds it.
+    Two things are trained: `student`, which is the caller's module unchanged, and `criterion`, the
+    projectors, which are discarded after training. The teacher is frozen and not a submodule, so no
+    optimizer, checkpoint or call of `train()` reaches it.
 
     Args:
-        teacher: a timm name, a module (one of timm's, or one that offers its features, see
-            `OffersFeatures`), or a `FrozenTeacher`, which settles all that is the teacher's below.
-        student: a timm name (then it starts from random initialisation) or a module.
-        num_classes: of a student given by name; default the teacher's.
-        teacher_weights: of a teacher given by name: "pretrained", a file, or "random".
-        size: (height, width) of the images; default the student's own.
-        mean, std: that the images are normalised with; default what the student's configuration
-            says. The teacher sees them at its own size and normalisation.
-        teacher_size: (height, width) that the teacher works at; default its own.
-        teacher_features, student_features: which features; default see `FeatureSelection`.
-        teacher_prefix: the prefix tokens in the teacher's tail: its "own", or "none".
-        weights: of the loss's terms; default `LossWeights()`, without logits where the teacher has
-            no classifier. With other classes than the student's it gives no logits in either
-            case, and `notes` says so.
-        temperature: T of the logits.
-        heads: of CAP3 and CAP4; default the paper's for its teachers, else one for 64 channels.
-        separable_stem: cheaper stems of the projectors than the paper's, at some accuracy
-            (docs/speed.md): not the exact method.
-        task: loss of the student's logits (N, classes) and the targets; default the
-            cross-entropy.
-        one_token: "refuse" or "drop" alternative views of one-token grids; see `ScaleKDLoss`.
-        checkpoint_tail: compute the teacher's tail anew in the backward pass in place of keeping
-            its activations: the same numbers, less memory, one more pass of it.
+        teacher: A timm model name, a module with its weights loaded (a timm model, or one that
+            offers its features, see `OffersFeatures`), or a `FrozenTeacher`. With a
+            `FrozenTeacher` the other teacher arguments have no effect.
+        student: A timm model name, for a student from random initialisation, or a module.
+        num_classes: Number of classes of a student given by name. Default: the teacher's, or 1000
+            for a teacher without a classifier.
+        teacher_weights: Weights of a teacher given by name: "pretrained", a file, or "random".
+        size: (height, width) of the training images in pixels. Default: the student's own.
+        mean: Mean that the images are normalised with, one value a channel. Default: the one of
+            the student's timm configuration.
+        std: Standard deviation that the images are normalised with, as `mean`. The teacher gets
+            the images at its own size and with its own normalisation.
+        teacher_size: (height, width) at which the teacher works. Default: its own.
+        teacher_features: Which two of the teacher's features to use; see `FeatureSelection`.
+        student_features: Which two of the student's features to use; see `FeatureSelection`.
+        teacher_prefix: Prefix tokens (class token, registers) in the teacher's tail: "own" takes
+            the teacher's, detached; "none" runs the tail without them, as the released code does.
+        weights: Weights of the loss terms. Default: `LossWeights()`. If teacher and student differ
+            in their number of classes, `logits` becomes 0 and `notes` says so.
+        temperature: Temperature of logit distillation, greater than 0.
+        heads: Attention heads of the projectors of the penultimate and the final feature. Default:
+            the paper's for its teachers, otherwise one head for 64 channels.
+        separable_stem: Use cheaper projector stems that cost some accuracy (docs/speed.md). This is
+            not the exact method.
+        task: Loss of the student's logits (N, classes) and the targets. Default: cross-entropy.
+        one_token: What to do with an alternative view of a 1x1 grid, where it is undefined:
+            "refuse" it, or "drop" its term with a warning.
+        checkpoint_tail: Recompute the teacher's tail in the backward pass instead of storing its
+            activations: the same values and less memory for one more pass over the tail.
 
     Attributes:
-        student: the module to keep.
-        student_features: its `FeatureExtractor`: input, shapes, and the settings, resolved.
-        heads: of CAP3 and CAP4.
-        teacher: the `FrozenTeacher`.
-        criterion: the `ScaleKDLoss`.
-        notes: one line for each thing that was decided here and not by the caller.
+        student: The module that is trained, to keep after training.
+        student_extractor: Its `FeatureExtractor`, with input, shapes and resolved selection.
+        teacher: The `FrozenTeacher`.
+        heads: Attention heads of the two projectors.
+        criterion: The `ScaleKDLoss`.
+        task: The loss of the student's logits and the targets.
+        notes: Decisions that the caller did not make, and warnings.
 
     Raises:
-        InputError: whatever of the above does not fit, before any training.
+        InputError: Teacher, student and arguments do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> from scalekd import ScaleKD
+        >>> distiller = ScaleKD("test_vit", "test_resnet", teacher_weights="random", size=(64, 64))
+        >>> optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-3)
+        >>> images, targets = torch.randn(4, 3, 64, 64), torch.randint(0, 1000, (4,))
+        >>> step = distiller(images, targets)
+        >>> step.loss.backward()
+        >>> optimizer.step()
+        >>> list(step.terms)  # doctest: +NORMALIZE_WHITESPACE
+        ['task', 'tpp_original', 'final_original', 'tpp_alternative', 'final_alternative',
+         'logits']
+        >>> distiller.student.eval()(images).shape  # a plain timm model
+        torch.Size([4, 1000])
     """
 
     def __init__(
@@ -119,28 +143,27 @@ class ScaleKD(nn.Module):
             logger.warning(warning)
             self.notes.append(Note("warning", warning))
         if isinstance(teacher, nn.Module):
-            teacher = FrozenTeacher(teacher, teacher_size, teacher_features, teacher_prefix)
+            teacher = FrozenTeacher(
+                teacher, size=teacher_size, features=teacher_features, prefix=teacher_prefix
+            )
         if isinstance(student, str):
             classes = num_classes or teacher.shapes.classes or 1000
             student, _ = build_model(student, "random", size, num_classes=classes)
         if not any(p.requires_grad for p in student.parameters()):
             raise InputError(
-                "the student has no parameter to train: is it its own teacher, or frozen?"
+                "the student has no trainable parameter: is it the teacher's module, or frozen?"
             )
         self.teacher = teacher
         self.student = student
         self.student_extractor = build_feature_extractor(student, size, student_features)
-        self._remark_on_sizes()
-        self._match_inputs(
-            mean or self.student_extractor.input.mean, std or self.student_extractor.input.std
-        )
-        weights = self._fitting_logits(weights)
-        self.heads = heads or _heads(teacher, student)
+        self._note_a_smaller_teacher()
+        self._register_renormalization(mean, std)
+        self.heads = heads or _default_heads(teacher, student)
         self.criterion = ScaleKDLoss(
             student=self.student_extractor.shapes,
             teacher=teacher.shapes,
             heads=self.heads,
-            weights=weights,
+            weights=self._usable_weights(weights),
             temperature=temperature,
             norm=_stem_norm(student),
             separable_stem=separable_stem,
@@ -149,112 +172,138 @@ class ScaleKD(nn.Module):
         self.task = task or nn.CrossEntropyLoss()
 
     def forward(
-        self, images: Tensor, targets: Tensor | None = None, teacher_outputs: Features | None = None
+        self,
+        images: Tensor,
+        targets: Tensor | None = None,
+        teacher_outputs: Features | None = None,
     ) -> StepOutput:
-        """One step's loss.
+        """Compute the loss of one step.
 
         Args:
-            images: (N, channels, H, W), normalised for the student.
-            targets: classes (N,), or shares of them (N, classes), as Mixup gives. Without there is
-                no task: what is learnt is the teacher's features, and its logits where both have
-                a classifier, at the same weights.
-            teacher_outputs: what `run_teacher` gave of the same images, where that is there already; it must be
-                the teacher's last pass, whose other inputs its tail reuses.
+            images: (N, channels, height, width), normalised for the student.
+            targets: Class indices (N,), or class probabilities (N, classes) such as Mixup's.
+                Without targets there is no task term: the student learns the teacher's features,
+                and its logits if both have a classifier, with the same weights.
+            teacher_outputs: What `run_teacher` returned for these images, to share one teacher pass
+                between students. It must be the teacher's latest pass, whose other inputs (prefix
+                tokens, for example) the tail uses again.
 
         Raises:
-            InputError: an empty batch, one image under BatchNorm, targets out of range or for a
-                student without classifier; nothing to learn.
+            InputError: An empty batch, one image under BatchNorm, images of another size than the
+                projectors', targets out of range or for a student without a classifier, or neither
+                targets nor distillation weights above 0.
         """
-        check_batch(self.student, images, targets, self.student_extractor.shapes.classes or 0)
+        check_batch(
+            student=self.student,
+            images=images,
+            targets=targets,
+            classes=self.student_extractor.shapes.classes or 0,
+        )
         weights = self.criterion.weights
         if targets is None and not any(asdict(weights).values()):
             raise InputError(
-                "nothing is left to learn: there are no targets, and every weight of the "
-                "distillation's terms is 0"
+                "there is nothing to learn: there are no targets, and the weight of every "
+                "distillation term is 0"
             )
         self._check_size(images)
-        seen = self.student_extractor(images)
+        student_outputs = self.student_extractor(images)
         if teacher_outputs is None:
             teacher_outputs = self.run_teacher(images)
         terms: dict[str, Tensor] = {}
         if targets is not None:
-            terms["task"] = (1 - weights.logits) * self.task(seen.logits, targets)
-        terms |= self.criterion(
-            seen, teacher_outputs, self._tail if self.checkpoint_tail else self.teacher.tail
-        )
-        return StepOutput(torch.stack(list(terms.values())).sum(), terms, seen.logits)
+            terms["task"] = (1 - weights.logits) * self.task(student_outputs.logits, targets)
+        tail = self._checkpointed_tail if self.checkpoint_tail else self.teacher.tail
+        terms |= self.criterion(student_outputs, teacher_outputs, tail)
+        loss = torch.stack(list(terms.values())).sum()
+        return StepOutput(loss, terms, student_outputs.logits)
 
-    def _tail(self, tokens: Tensor) -> Tensor:
-        # A frozen teacher draws no random numbers: there are none to keep for the second pass.
+    def _checkpointed_tail(self, tokens: Tensor) -> Tensor:
+        # A frozen teacher draws no random numbers, so there is no state to preserve.
         tokens = checkpoint(
             self.teacher.tail, tokens, use_reentrant=False, preserve_rng_state=False
         )
         return tokens
 
     def _check_size(self, images: Tensor) -> None:
-        given, made_for = tuple(images.shape[2:]), self.student_extractor.input.size
-        if given != made_for:
+        size, expected = tuple(images.shape[2:]), self.student_extractor.input.size
+        if size != expected:
             raise InputError(
-                f"images are {given[0]}x{given[1]} pixels and the projectors were made for "
-                f"{made_for[0]}x{made_for[1]}: resize them, or build ScaleKD with size={given}"
+                f"images are {size[0]}x{size[1]} pixels and the projectors were made for "
+                f"{expected[0]}x{expected[1]}: resize them, or build ScaleKD with size={size}"
             )
 
+    def run_teacher(self, images: Tensor) -> Features:
+        """Return the teacher's features of images (N, channels, H, W) normalised for the student.
+
+        Pass them to `forward` as `teacher_outputs`, to train several students with one teacher
+        pass.
+        """
+        return self.teacher(images * self.teacher_scale + self.teacher_shift)
+
     def teacher_logits(self, images: Tensor) -> Tensor:
-        """The teacher's logits for `images` that are normalised for the student."""
+        """Return the teacher's logits (N, classes) for images normalised for the student.
+
+        Raises:
+            InputError: The teacher has no classifier.
+        """
         logits = self.run_teacher(images).logits
         if logits is None:
             raise InputError("the teacher has no classifier")
         return logits
 
-    def run_teacher(self, images: Tensor) -> Features:
-        """The teacher's features of `images` that are normalised for the student."""
-        return self.teacher(images * self.teacher_scale + self.teacher_shift)
-
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that the student's own recipe does not decay, and positions."""
-        own: Callable[[], set[str]] = getattr(self.student, "no_weight_decay", set)
-        listed = {f"student.{name}" for name in own()}
-        positions = (".position", ".own_query")
-        names = [name for name, _ in self.named_parameters()]
-        return {name for name in names if name in listed or name.endswith(positions)}
+        """Return the names of parameters that timm's optimizers should not decay.
 
-    def _fitting_logits(self, asked: LossWeights | None) -> LossWeights:
+        These are the student's own exemptions, and the projectors' positions and trained queries.
+        """
+        student: Callable[[], set[str]] = getattr(self.student, "no_weight_decay", set)
+        exempt = {f"student.{name}" for name in student()}
+        names = [name for name, _ in self.named_parameters()]
+        return {n for n in names if n in exempt or n.endswith((".position", ".own_query"))}
+
+    def _usable_weights(self, requested: LossWeights | None) -> LossWeights:
+        """The requested weights, without logit distillation if the classes do not allow it."""
         student, teacher = self.student_extractor.shapes, self.teacher.shapes
-        weights = asked or LossWeights()
-        if asked and asked.logits and student.classes is not None and teacher.classes is None:
-            raise InputError(
-                f"the teacher has no classifier and the weight logits is {asked.logits}: set it to "
-                "0 to distil features alone"
-            )
+        weights = requested or LossWeights()
         reason = why_no_logits(student, teacher)
         if reason and (weights.logits or student.classes is None):
+            if requested and student.classes is not None and teacher.classes is None:
+                raise InputError(
+                    f"the teacher has no classifier and the weight logits is {weights.logits}: set "
+                    "it to 0 to distil only features"
+                )
             self.notes.append(Note("info", reason))
             return replace(weights, logits=0.0)
         return weights
 
-    def _remark_on_sizes(self) -> None:
-        sizes = [sum(p.numel() for p in m.parameters()) for m in (self.teacher.model, self.student)]
-        if sizes[0] < sizes[1]:
+    def _note_a_smaller_teacher(self) -> None:
+        teacher, student = (
+            sum(p.numel() for p in m.parameters()) / 1e6 for m in (self.teacher.model, self.student)
+        )
+        if teacher < student:
             text = (
-                f"the teacher ({sizes[0] / 1e6:.2f} M parameters) is smaller than the student "
-                f"({sizes[1] / 1e6:.2f} M): are they swapped?"
+                f"the teacher ({teacher:.2f} M parameters) is smaller than the student "
+                f"({student:.2f} M): are they swapped?"
             )
             self.notes.append(Note("info", text))
 
-    def _match_inputs(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """How images normalised for the student become images normalised for the teacher."""
-        mine, theirs = self.student_extractor.input, self.teacher.input
-        if mine.channels != theirs.channels:
+    def _register_renormalization(
+        self, mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> None:
+        """Scale and shift from images normalised for the student to the teacher's normalisation."""
+        student, teacher = self.student_extractor.input, self.teacher.input
+        mean, std = tuple(mean or student.mean), tuple(std or student.std)
+        if student.channels != teacher.channels:
             raise InputError(
-                f"the student takes images of {mine.channels} channels and the teacher of "
-                f"{theirs.channels}: build one of them with in_chans={theirs.channels}"
+                f"the student takes images of {student.channels} channels and the teacher of "
+                f"{teacher.channels}: build one of them with in_chans={teacher.channels}"
             )
-        if len(mean) != mine.channels or len(std) != mine.channels or min(std) <= 0:
+        if len(mean) != student.channels or len(std) != student.channels or min(std) <= 0:
             raise InputError(
-                f"mean is {tuple(mean)} and std {tuple(std)} for images of {mine.channels} "
-                "channels: give one number a channel, those of std above 0"
+                f"mean is {mean} and std {std} for images of {student.channels} channels: give one "
+                "number a channel, those of std above 0"
             )
-        scale, shift = renormalization(replace(mine, mean=tuple(mean), std=tuple(std)), theirs)
+        scale, shift = renormalization(replace(student, mean=mean, std=std), teacher)
         self.teacher_scale: Tensor
         self.teacher_shift: Tensor
         self.register_buffer("teacher_scale", scale, persistent=False)
@@ -262,23 +311,29 @@ class ScaleKD(nn.Module):
 
 
 def why_no_logits(student: FeatureShapes, teacher: FeatureShapes) -> str | None:
-    """Why there can be no logit distillation between these two; None where there can be."""
+    """Return the reason why these two allow no logit distillation, or None if they allow it."""
     if student.classes is None:
-        return "the student has no classifier: features alone are distilled"
+        return "the student has no classifier: only features are distilled"
     if student.classes != teacher.classes:
         return (
-            f"logit distillation is left out: the teacher has {teacher.classes or 'no'} classes, "
+            f"logit distillation is skipped: the teacher has {teacher.classes or 'no'} classes, "
             f"the student {student.classes}"
         )
     return None
 
 
 def check_batch(
-    student: nn.Module, images: Tensor, targets: Tensor | None, classes: int | None
+    *, student: nn.Module, images: Tensor, targets: Tensor | None, classes: int | None
 ) -> None:
-    """InputError for a batch that cannot be learnt from; costs no synchronisation on a GPU.
+    """Raise an InputError for a batch that cannot be trained on.
 
-    `classes` is 0 of a student without classifier, None where the number is not known.
+    Images and targets on a GPU are not read, so this costs no synchronisation.
+
+    Args:
+        student: The module that is trained.
+        images: (N, channels, height, width).
+        targets: Class indices (N,), class probabilities (N, classes), or None.
+        classes: The student's number of classes: 0 without a classifier, None if not known.
     """
     if len(images) == 0:
         raise InputError("the batch is empty: (0 images)")
@@ -299,19 +354,20 @@ def _check_targets(images: int, targets: Tensor, classes: int | None) -> None:
     if classes == 0:
         raise InputError(
             "the student has no classifier (num_classes is 0) and there are targets: build it with "
-            "num_classes, or leave the targets out to distil features alone"
+            "num_classes, or give no targets to distil only features"
         )
     if targets.dim() != (2 if targets.is_floating_point() else 1):
         raise InputError(
-            f"targets are {tuple(targets.shape)} {targets.dtype}: they must be N class numbers, or "
-            "shares of the classes, (N, classes)"
+            f"targets are {tuple(targets.shape)} {targets.dtype}: they must be class indices (N,), "
+            "or class probabilities (N, classes)"
         )
     if images != len(targets):
         raise InputError(f"{images} images and {len(targets)} targets in one batch")
     if targets.is_floating_point():
         if classes and targets.shape[1] != classes:
             raise InputError(
-                f"targets are shares of {targets.shape[1]} classes and the student has {classes}"
+                f"targets are probabilities of {targets.shape[1]} classes and the student has "
+                f"{classes} classes"
             )
         return
     if not targets.is_cuda and classes and not (targets.min() >= 0 and targets.max() < classes):
@@ -321,12 +377,12 @@ def _check_targets(images: int, targets: Tensor, classes: int | None) -> None:
         )
 
 
-def _heads(teacher: FrozenTeacher, student: nn.Module) -> tuple[int, int]:
-    names = (
+def _default_heads(teacher: FrozenTeacher, student: nn.Module) -> tuple[int, int]:
+    architectures = (
         pretrained_config(teacher.model).get("architecture", ""),
         pretrained_config(student).get("architecture", ""),
     )
-    if paper := PAIR_HEADS.get(names) or TEACHER_HEADS.get(names[0]):
+    if paper := PAIR_HEADS.get(architectures) or TEACHER_HEADS.get(architectures[0]):
         return paper
     assert teacher.shapes.penultimate is not None
     channels = teacher.shapes.penultimate[0], teacher.shapes.final[0]
@@ -335,5 +391,5 @@ def _heads(teacher: FrozenTeacher, student: nn.Module) -> tuple[int, int]:
 
 
 def _stem_norm(student: nn.Module) -> Callable[[int], nn.Module]:
-    """The paper's: BatchNorm, and LayerNorm over channels for ConvNeXt."""
+    """The paper's stem norm: LayerNorm over channels for ConvNeXt, BatchNorm for the others."""
     return ChannelNorm if isinstance(student, ConvNeXt) else nn.BatchNorm2d

@@ -1,5 +1,7 @@
 import copy
+import doctest
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -466,3 +468,10 @@ def test_a_teacher_by_name_is_pretrained_unless_told_otherwise() -> None:
     pretrained = timm.create_model("scalekd_digits_swin", pretrained=True).state_dict()
     state = distiller.teacher.model.state_dict()
     assert all(torch.equal(state[name], t) for name, t in pretrained.items())
+
+
+@pytest.mark.parametrize("name", ["scalekd.distiller", "scalekd.baselines.supervised"])
+def test_the_examples_in_the_docstrings_run(name: str) -> None:
+    result = doctest.testmod(import_module(name))
+    assert result.attempted
+    assert not result.failed

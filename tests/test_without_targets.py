@@ -62,7 +62,7 @@ def test_targets_for_a_student_without_classifier_are_refused() -> None:
 def test_nothing_to_learn_is_refused(classes: int) -> None:
     weights = NOTHING if classes else LossWeights(0, 0, 0, 0)
     distiller = distilling(resnet(num_classes=classes), weights=weights)
-    with refused("nothing is left to learn", "weight"):
+    with refused("nothing to learn", "weight"):
         distiller(images(4))
 
 
@@ -87,7 +87,7 @@ def test_batches_that_cannot_be_learnt_from_are_refused_without_targets_too() ->
 
 def test_targets_that_are_no_class_numbers_are_refused() -> None:
     for wrong in (TARGETS.float(), TARGETS[:, None]):
-        with refused(str(tuple(wrong.shape)), str(wrong.dtype), "class numbers"):
+        with refused(str(tuple(wrong.shape)), str(wrong.dtype), "class indices"):
             distilling()(images(4), wrong)
 
 

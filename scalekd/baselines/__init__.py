@@ -1,4 +1,4 @@
-"""What ScaleKD is compared with, behind the same call: `(images, targets) -> StepOutput`."""
+"""The methods that ScaleKD is compared with, behind the same call as `ScaleKD`."""
 
 from scalekd.baselines.supervised import Supervised
 

@@ -222,7 +222,7 @@ def test_bad_images_are_refused_by_name(
         ),
         (
             [*PAIR, "--teacher_args", "{num_classes: 0}", *NO_FEATURES],
-            ["nothing is left to learn"],
+            ["nothing to learn"],
         ),
         ([*PAIR, "--data.train_images", "99"], ["data.train_images is 99", "24 images"]),
         ([*PAIR, "--batch_size", "99"], ["batch_size is 99", "24"]),

@@ -163,7 +163,7 @@ def test_a_teacher_without_classifier_leaves_logits_out_and_it_is_noted() -> Non
     without = check_pair("test_vit", "test_resnet", teacher_args={"num_classes": 0})
     assert without.teacher.shapes.classes is None
     assert without.weights == LossWeights(logits=0.0)
-    assert [n for n in without.notes if "logit distillation is left out" in n.text]
+    assert [n for n in without.notes if "logit distillation is skipped" in n.text]
     assert without.teacher.parameters == count(timm.create_model("test_vit", num_classes=0))
     assert "--teacher_args.num_classes 0" in without.command
 
@@ -172,7 +172,7 @@ def test_a_student_without_classifier_learns_features_alone() -> None:
     without = check_pair("test_vit", "test_resnet", student_args={"num_classes": 0})
     assert without.student.shapes.classes is None
     assert without.weights.logits == 0
-    assert [n for n in without.notes if "features alone" in n.text]
+    assert [n for n in without.notes if "only features" in n.text]
 
 
 def test_logits_that_are_asked_for_and_cannot_be_given_are_refused() -> None:

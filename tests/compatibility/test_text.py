@@ -132,7 +132,7 @@ def test_a_pair_without_a_classifier_is_said_to_be_one(headless: PairReport) -> 
     said = rows(headless)
     assert "no classifier" in said["teacher"]
     assert "1000 classes" in said["student"]
-    note = "logit distillation is left out: the teacher has no classes, the student 1000"
+    note = "logit distillation is skipped: the teacher has no classes, the student 1000"
     assert note in said["note"].splitlines()
 
 

@@ -122,7 +122,7 @@ def test_scalekd_and_the_supervised_baseline_take_soft_targets(task: nn.Module) 
             method(images(4), torch.rand(4, CLASSES + 1))
         with refused("4 images", "3 targets"):
             method(images(4), one_hot[:3])
-        with refused("class numbers", "(N, classes)"):
+        with refused("class indices", "(N, classes)"):
             method(images(4), torch.rand(4))
 
 

@@ -142,7 +142,7 @@ def test_logits_alone_are_said_to_be_alone(recipe: Recipe) -> None:
         ),
         (
             {"weights": LossWeights(0, 0, 0, 0, 0)},
-            ["nothing is left to learn"],
+            ["nothing to learn"],
         ),
     ],
     ids=["supervised", "smoothing", "logits of a headless teacher", "nothing"],
