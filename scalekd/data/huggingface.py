@@ -7,9 +7,8 @@ import numpy as np
 import torch
 
 from scalekd.data.corrupt import Sample, decode_image, load_image
-from scalekd.data.source import Source, build_source
+from scalekd.data.source import Source, build_source, check_same_classes
 from scalekd.errors import InputError
-from scalekd.notes import Note
 from scalekd.recipe import Data
 
 PREFIX = "hf:"
@@ -36,13 +35,7 @@ def open_hugging_face(data: Data) -> Source:
     if training.label is None:
         features = _list_features(splits[train_split].features)
         note = f"no feature of {data.root} is a ClassLabel, so it has no labels ({features})"
-        return build_source(
-            data,
-            training=training,
-            targets=torch.zeros(len(training)),
-            identifiers=[],
-            notes=[Note("info", note)],
-        )
+        return build_source(data, training=training, identifiers=[], notes=[note])
     validation_split = next((name for name in VALIDATION_SPLITS if name in splits), None)
     if validation_split is None:
         raise InputError(
@@ -50,25 +43,20 @@ def open_hugging_face(data: Data) -> Source:
             f"({', '.join(VALIDATION_SPLITS)})"
         )
     validation = _samples_of_split(data.root, validation_split, splits[validation_split])
-    if training.classes != validation.classes:
-        odd = sorted(set(training.classes) ^ set(validation.classes)) or ["another order"]
-        raise InputError(
-            f"{data.root!r}: {train_split} and {validation_split} have different classes, only one "
-            f"has: {', '.join(odd[:5])}"
-        )
+    splits_compared = f"{train_split} and {validation_split}"
+    check_same_classes(data.root, splits_compared, training.classes, validation.classes)
     if len(training.classes) < 2:
         raise InputError(f"{data.root!r} has one class; at least 2 are needed")
     targets = training.read_targets()
     validation.read_targets()  # refuses missing labels
-    note = f"accuracy is measured on the split {validation_split} of {data.root}"
     return build_source(
         data,
         training=training,
+        identifiers=training.classes,
         validation=validation,
         targets=targets,
-        identifiers=training.classes,
         classes=len(training.classes),
-        notes=[Note("info", note)],
+        notes=[f"accuracy is measured on the split {validation_split} of {data.root}"],
     )
 
 

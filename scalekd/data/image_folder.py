@@ -9,9 +9,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from scalekd.data.corrupt import Sample, load_image
-from scalekd.data.source import Source, build_source
+from scalekd.data.source import Source, build_source, check_same_classes
 from scalekd.errors import InputError
-from scalekd.notes import Note
 from scalekd.recipe import Data
 
 
@@ -23,19 +22,14 @@ def open_class_folders(data: Data) -> Source:
     """
     root = Path(data.root)
     training, validation = _image_folder(root / "train"), _image_folder(root / "val")
-    if training.classes != validation.classes:
-        odd = sorted(set(training.classes) ^ set(validation.classes))
-        raise InputError(
-            f"{data.root!r}: train/ and val/ have different classes, only one has: "
-            f"{', '.join(odd[:5])}"
-        )
+    check_same_classes(data.root, "train/ and val/", training.classes, validation.classes)
     return build_source(
         data,
         training=training,
-        validation=validation,
-        targets=torch.tensor(training.targets),
         # relpath takes five seconds for ImageNet
         identifiers=(file.removeprefix(str(root)) for file, _ in training.samples),
+        validation=validation,
+        targets=torch.tensor(training.targets),
         classes=len(training.classes),
     )
 
@@ -48,18 +42,12 @@ def open_flat_folder(data: Data) -> Source:
     others = [file for file in files if not file.lower().endswith(IMG_EXTENSIONS)]
     notes = []
     if others:
-        text = (
+        notes.append(
             f"skipped, no images by their names: {len(others)} of the files in {data.root}, "
             f"for example {others[0]}"
         )
-        notes.append(Note("info", text))
-    return build_source(
-        data,
-        training=UnlabelledSamples(images),
-        targets=torch.zeros(len(images)),
-        identifiers=(image.removeprefix(str(root)) for image in images),
-        notes=notes,
-    )
+    names = (image.removeprefix(str(root)) for image in images)
+    return build_source(data, training=UnlabelledSamples(images), identifiers=names, notes=notes)
 
 
 class UnlabelledSamples:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,11 +70,11 @@ def build_source(
     data: Data,
     *,
     training: Samples,
-    validation: Samples | None = None,
-    targets: Tensor,
     identifiers: Iterable[str],
+    validation: Samples | None = None,
+    targets: Tensor | None = None,
     classes: int | None = None,
-    notes: list[Note] | None = None,
+    notes: Iterable[str] = (),
     epoch_sampler: EpochSampler | None = None,
 ) -> Source:
     """Build the source of these samples, augmented and normalised.
@@ -82,11 +82,11 @@ def build_source(
     Args:
         data: which of the samples are used, and how they are augmented.
         training: samples to train on.
-        validation: samples to validate on; None without labels.
-        targets: classes of the training samples (N,), all 0 without labels.
         identifiers: strings that differ for other training samples, wherever they are stored.
+        validation: samples to validate on; None without labels.
+        targets: classes of the training samples (N,); None without labels.
         classes: number of classes; None without labels.
-        notes: see `Source`.
+        notes: decisions that were taken and not asked for, one line each.
         epoch_sampler: draws the order of all training samples.
 
     Raises:
@@ -98,6 +98,7 @@ def build_source(
             f"data.train_images is {data.train_images} and there are {len(training)} images to "
             f"train on in {data.root!r}"
         )
+    classes_of_samples = torch.zeros(len(training)) if targets is None else targets
     splits = [
         CheckedSamples(s, data.corrupt_images) for s in (training, validation) if s is not None
     ]
@@ -109,7 +110,7 @@ def build_source(
     def training_set(config: InputConfig, seed: int) -> Dataset[Any]:
         subset: range | list[int] = range(len(training))
         if data.train_images is not None:
-            subset = balanced_subset(targets.tolist(), data.train_images, seed)
+            subset = balanced_subset(classes_of_samples.tolist(), data.train_images, seed)
         return TrainingSet(splits[0], subset, build_training_transform(data, config), seed)
 
     def validation_set(config: InputConfig) -> Dataset[Any]:
@@ -121,10 +122,10 @@ def build_source(
         input=None,
         training_set=training_set,
         validation_set=None if validation is None else validation_set,
-        notes=notes or [],
+        notes=[Note("info", note) for note in notes],
         epoch_sampler=epoch_sampler if data.train_images is None else None,
         corrupt_count=lambda: sum(split.corrupt_count() for split in splits),
-        identity=_identity(targets, identifiers),
+        identity=_identity(classes_of_samples, identifiers),
     )
 
 
@@ -175,6 +176,23 @@ class ValidationSet(Dataset[Any]):
         if sample is None:
             return torch.zeros(self.config.channels, *self.config.size), IGNORED
         return (self.transform(sample[0]), *sample[1:])
+
+
+def check_same_classes(
+    root: str, splits: str, training: Sequence[str | int], validation: Sequence[str | int]
+) -> None:
+    """Raise InputError unless two splits have the same classes in the same order.
+
+    Args:
+        root: how the error names the source.
+        splits: how the error names the two splits.
+        training, validation: their classes.
+    """
+    if list(training) != list(validation):
+        odd = [str(name) for name in sorted(set(training) ^ set(validation))] or ["another order"]
+        raise InputError(
+            f"{root!r}: {splits} have different classes, only one has: {', '.join(odd[:5])}"
+        )
 
 
 def _identity(targets: Tensor, identifiers: Iterable[str]) -> str:

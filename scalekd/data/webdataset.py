@@ -27,9 +27,8 @@ from torch import Generator, Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from scalekd.data.corrupt import Sample, decode_image
-from scalekd.data.source import Source, build_source
+from scalekd.data.source import Source, build_source, check_same_classes
 from scalekd.errors import InputError
-from scalekd.notes import Note
 from scalekd.recipe import Data
 
 logger = logging.getLogger(__name__)
@@ -66,27 +65,23 @@ def open_webdataset(data: Data) -> Source:
     train_tars, validation_tars, other_tars = _tars_by_split(root)
     notes = []
     if other_tars:
-        text = (
+        notes.append(
             f"skipped, neither train nor val by their names: {len(other_tars)} of the tar files "
             f"in {data.root}, for example {other_tars[0]}"
         )
-        notes.append(Note("info", text))
     training = TarSamples(train_tars)
     identifiers = [os.path.relpath(file, root) for file in training.files]
     identifiers += map(str, training.index.size.tolist())
+    sampler = partial(shuffle_in_blocks, torch.from_numpy(training.index.tar).long())
     build = partial(
-        build_source,
-        data,
-        training=training,
-        identifiers=identifiers,
-        notes=notes,
-        epoch_sampler=partial(shuffle_in_blocks, torch.from_numpy(training.index.tar).long()),
+        build_source, data, training=training, identifiers=identifiers, epoch_sampler=sampler
     )
     if training.first_without_label is not None:
         if validation_tars:
-            text = f"skipped, there being no labels to train on: {len(validation_tars)} tar files"
-            notes.append(Note("info", text))
-        return build(targets=torch.zeros(len(training)))
+            notes.append(
+                f"skipped, there being no labels to train on: {len(validation_tars)} tar files"
+            )
+        return build(notes=notes)
     if not validation_tars:
         raise InputError(
             f"{data.root!r} has tar files to train on and none to validate on: put them into val/, "
@@ -98,24 +93,20 @@ def open_webdataset(data: Data) -> Source:
             f"{validation.name(missing)} has no label, and the tar files to train on have: add its "
             ".cls, or a .json with a label"
         )
-    labels, validation_labels = np.unique(training.index.target), np.unique(validation.index.target)
-    if odd := sorted(set(labels.tolist()) ^ set(validation_labels.tolist())):
-        raise InputError(
-            f"{data.root!r}: the tar files to train and to validate on have different classes, "
-            f"only one has: {', '.join(map(str, odd[:5]))}"
-        )
-    classes = int(labels[-1]) + 1
+    labels, validation_labels = (np.unique(s.index.target).tolist() for s in (training, validation))
+    check_same_classes(
+        data.root, "the tar files to train and to validate on", labels, validation_labels
+    )
+    classes = labels[-1] + 1
     if classes < 2:
         raise InputError(f"{data.root!r}: all labels are 0; at least 2 classes are needed")
     if len(labels) < classes:
-        gap = min(set(range(classes)) - set(labels.tolist()))
-        text = (
+        notes.append(
             f"of {classes} classes, 0 to {classes - 1}, {classes - len(labels)} have no image, for "
-            f"example {gap}"
+            f"example {min(set(range(classes)) - set(labels))}"
         )
-        notes.append(Note("info", text))
     targets = torch.from_numpy(training.index.target)
-    return build(validation=validation, targets=targets, classes=classes)
+    return build(validation=validation, targets=targets, classes=classes, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -334,20 +325,15 @@ def _parse_label(name: str, members: Members) -> int:
     try:
         if ".cls" in members:
             label = members[".cls"][2].decode()
-            target = int(str(label).strip())
         elif ".json" in members:
             metadata = json.loads(members[".json"][2])
             label = metadata.get("label") if isinstance(metadata, dict) else None
-            if label is None:
-                return NO_LABEL
-            target = int(str(label))
-        else:
-            return NO_LABEL
+        target = NO_LABEL if label is None else int(str(label))
     except ValueError as error:
         raise InputError(
             f"{name} has a label that is not a number ({str(label)[:40]!r}): it must be a class "
             "from 0 on"
         ) from error
-    if not 0 <= target < 2**31:
+    if label is not None and not 0 <= target < 2**31:
         raise InputError(f"{name} has the label {target}: it must be a class from 0 on")
     return target
