@@ -188,7 +188,9 @@ def test_a_file_that_cannot_be_read_now_is_not_corrupt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"text", png(1)[:50], png(1)[:30] + b"\0" * 40, b"GIF89a" + b"\xff" * 20]
+    "content",
+    [b"", b"text", png(1)[:50], png(1)[:30] + b"\0" * 40, b"GIF89a" + b"\xff" * 20],
+    ids=["empty", "text", "cut off", "zeros within", "header only"],
 )
 def test_an_image_that_is_damaged_in_any_way_is_corrupt(content: bytes) -> None:
     with pytest.raises(CorruptImageError, match="cannot read the image it"):

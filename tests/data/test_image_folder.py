@@ -3,9 +3,17 @@
 from pathlib import Path
 
 import pytest
-from helpers.pictures import SMALL, image_folder, open_folder
+from helpers.pictures import SMALL, flat_folder, image_folder, open_folder
 from helpers.refusals import refused
 from PIL import Image
+
+from scalekd.data import source as sources
+from scalekd.data.loader import build_loaders
+from scalekd.data.open import open_source
+from scalekd.networks import InputConfig
+from scalekd.recipe import Data
+
+OBLONG = InputConfig(3, (32, 48), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 @pytest.fixture
@@ -65,3 +73,66 @@ def test_classes_of_only_one_split_are_named(root: Path) -> None:
     (root / "val/cat").rename(root / "val/cow")
     with refused("cat", "cow"):
         open_folder(root)
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    return flat_folder(tmp_path / "flat")
+
+
+def test_all_images_below_a_flat_folder_are_read_whatever_its_folders_are_called(
+    flat: Path,
+) -> None:
+    data = Data(str(flat), workers=0)
+    source = open_source(data)
+    assert (source.classes, source.input, source.validation_set) == (None, None, None)
+    train = source.training_set(OBLONG, 0)
+    assert len(train) == 8  # type: ignore[arg-type]
+    (image,) = train[0]
+    assert image.shape == (3, 32, 48)
+    batches, validation = build_loaders(source, data, OBLONG, batch_size=3, seed=0)
+    assert validation is None
+    assert [images.shape for (images,) in batches] == [(3, 3, 32, 48)] * 2
+
+
+def test_hidden_files_of_a_flat_folder_are_ignored_and_a_note_counts_other_skipped_files(
+    flat: Path,
+) -> None:
+    (flat / ".thumbnails").mkdir()
+    for hidden in (flat / ".thumbnails" / "0.jpg", flat / ".DS_Store", flat / "more" / "._0.jpg"):
+        hidden.write_bytes(b"\0")
+    assert open_source(Data(str(flat))).notes == []
+    (flat / "more" / "labels.csv").touch()
+    source = open_source(Data(str(flat)))
+    assert len(source.training_set(OBLONG, 0)) == 8  # type: ignore[arg-type]
+    (note,) = source.notes
+    assert "1 of the files" in note.text
+    assert str(flat / "more" / "labels.csv") in note.text
+
+
+def test_links_to_folders_in_a_flat_folder_are_followed(flat: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "there").symlink_to(flat)
+    assert len(open_source(Data(str(tmp_path / "links"))).training_set(OBLONG, 0)) == 8  # type: ignore[arg-type]
+
+
+def test_a_subset_of_a_flat_folder_is_another_one_for_each_seed(flat: Path) -> None:
+    source = open_source(Data(str(flat), train_images=4))
+    one, again, other = (source.training_set(OBLONG, seed).subset for seed in (1, 1, 2))  # type: ignore[attr-defined]
+    assert one == again != other
+    assert len(set(one)) == len(set(other)) == 4
+    with refused("data.train_images is 9", "8", str(flat)):
+        open_source(Data(str(flat), train_images=9))
+
+
+def test_a_corrupt_image_of_a_flat_folder_is_named_before_training_or_among_very_many_on_access(
+    flat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = flat / "more" / "and more" / "2.jpg"
+    file.write_bytes(file.read_bytes()[:500])
+    with refused(str(file), "repair or remove"):
+        open_source(Data(str(flat)))
+    monkeypatch.setattr(sources, "MAX_DECODED_BEFOREHAND", 7)
+    train = open_source(Data(str(flat))).training_set(OBLONG, 0)
+    with refused(str(file)):
+        list(train)  # type: ignore[call-overload]

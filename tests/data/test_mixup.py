@@ -109,7 +109,9 @@ def test_binary_cross_entropy_smooths_soft_targets_as_it_does_classes(
 
 
 @pytest.mark.parametrize(
-    "task", [nn.CrossEntropyLoss(label_smoothing=0.1), SmoothedBinaryCrossEntropy(0.1)]
+    "task",
+    [nn.CrossEntropyLoss(label_smoothing=0.1), SmoothedBinaryCrossEntropy(0.1)],
+    ids=["cross-entropy", "binary cross-entropy"],
 )
 def test_scalekd_and_the_supervised_baseline_take_soft_targets(task: nn.Module) -> None:
     classes = torch.tensor([0, 3, 4, 1])

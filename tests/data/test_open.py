@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from helpers.pictures import flat_folder, image_folder, open_folder, tar_folder
 from helpers.refusals import refused
+from PIL import Image
 
-from scalekd.data.open import find_layout
+from scalekd.data.open import find_layout, open_source
 from scalekd.recipe import Data
 
 
@@ -49,3 +50,36 @@ def test_a_folder_with_one_split_is_refused_with_what_it_holds(root: Path, split
     shutil.rmtree(root / split)
     with refused(str(root), "train/CLASS", "val/CLASS", {"train": "val", "val": "train"}[split]):
         open_folder(root)
+
+
+def nothing(root: Path) -> None:
+    root.mkdir()
+
+
+def no_image(root: Path) -> None:
+    (root / "more").mkdir(parents=True)
+    (root / "more" / "notes.txt").touch()
+
+
+def only_train(root: Path) -> None:
+    image_folder(root)
+    (root / "val").rename(root / "more")
+
+
+@pytest.mark.parametrize(
+    ("make", "holds"),
+    [(nothing, "nothing"), (no_image, "more"), (only_train, "more, train")],
+    ids=["nothing", "no image", "train only"],
+)
+def test_a_folder_of_no_layout_is_refused_with_all_layouts(
+    make: Callable[[Path], None], holds: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "here")
+    with refused(str(tmp_path / "here"), "train/CLASS", "val/CLASS", "without labels", holds):
+        open_source(Data(str(tmp_path / "here")))
+
+
+def test_train_and_val_beside_stray_images_are_class_folders(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "pictures", each=1)
+    Image.new("RGB", (8, 8)).save(root / "cover.jpg")
+    assert open_source(Data(str(root))).classes == 3

@@ -61,8 +61,8 @@ def test_a_file_that_is_no_image_by_its_content_is_named_when_a_source_is_opened
 @pytest.mark.parametrize("name", ["2.jpg", "3.png"])
 def test_a_truncated_image_is_named_when_a_source_is_opened(root: Path, name: str) -> None:
     file = root / "train/cat" / name
-    whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
     with refused(str(file), "repair or remove"):
         open_folder(root)
 

@@ -238,6 +238,17 @@ def test_a_damaged_tar_file_is_named(harm: Callable[[Path], None], root: Path) -
         ({"a.png": png(1), "a.cls": b"-1"}, ["label -1", "from 0 on"]),
         ({"a.png": png(1), "a.cls": b"3"}, ["different classes", "3"]),
     ],
+    ids=[
+        "no image",
+        "two images",
+        "no label",
+        "word as class",
+        "bytes as class",
+        "word in json",
+        "damaged json",
+        "negative class",
+        "extra class",
+    ],
 )
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_sample_without_one_image_and_a_valid_label_is_named(
@@ -288,7 +299,9 @@ def test_a_note_counts_the_classes_without_an_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["https://here/{0..9}.tar", "s3://bucket/tars", "pipe:curl https://here/0.tar"]
+    "address",
+    ["https://here/{0..9}.tar", "s3://bucket/tars", "pipe:curl https://here/0.tar"],
+    ids=["https", "s3", "pipe"],
 )
 def test_tar_files_on_another_machine_are_refused(address: str) -> None:
     with refused(address, "not on this machine", "--data.root"):

@@ -1,7 +1,6 @@
 """Training on a flat folder of images: features and logits, no task, nothing measured."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,18 @@ import pytest
 import timm
 import torch
 import yaml
-from helpers.pictures import flat_folder, image_folder
+from helpers.pictures import flat_folder
 from helpers.refusals import refused
 from helpers.tiny import tiny
 from PIL import Image
 
 from scalekd.data import image_folder as folders
-from scalekd.data import source as sources
-from scalekd.data.loader import build_loaders
-from scalekd.data.open import open_source
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.jobs.preflight import run_preflight
 from scalekd.method import LossWeights
 from scalekd.networks import InputConfig
-from scalekd.recipe import Data, Recipe
+from scalekd.recipe import Recipe
 from scalekd.runs.checkpoint import load_student
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Run
@@ -166,92 +162,6 @@ def test_what_needs_labels_is_refused_before_an_image_is_read(
         run_preflight(replace(recipe, compare=["supervised"]))
     with refused("no labels", str(root), "val/CLASS"):
         evaluate("test_resnet", recipe.data, "random")
-
-
-def test_all_images_below_the_folder_are_read_whatever_its_folders_are_called(root: Path) -> None:
-    data = Data(str(root), workers=0)
-    source = open_source(data)
-    assert (source.classes, source.input, source.validation_set) == (None, None, None)
-    train = source.training_set(SMALL, 0)
-    assert len(train) == 8  # type: ignore[arg-type]
-    (image,) = train[0]
-    assert image.shape == (3, 32, 48)
-    batches, validation = build_loaders(source, data, SMALL, batch_size=3, seed=0)
-    assert validation is None
-    assert [images.shape for (images,) in batches] == [(3, 3, 32, 48)] * 2
-
-
-def test_hidden_files_are_no_images_and_other_files_are_left_out_aloud(root: Path) -> None:
-    (root / ".thumbnails").mkdir()
-    for hidden in (root / ".thumbnails" / "0.jpg", root / ".DS_Store", root / "more" / "._0.jpg"):
-        hidden.write_bytes(b"\0")
-    assert open_source(Data(str(root))).notes == []
-    (root / "more" / "labels.csv").touch()
-    source = open_source(Data(str(root)))
-    assert len(source.training_set(SMALL, 0)) == 8  # type: ignore[arg-type]
-    (note,) = source.notes
-    assert "1 of the files" in note.text
-    assert str(root / "more" / "labels.csv") in note.text
-
-
-def test_links_to_folders_are_followed(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "links").mkdir()
-    (tmp_path / "links" / "there").symlink_to(root)
-    assert len(open_source(Data(str(tmp_path / "links"))).training_set(SMALL, 0)) == 8  # type: ignore[arg-type]
-
-
-def test_a_part_of_the_images_is_another_one_for_each_seed(root: Path) -> None:
-    source = open_source(Data(str(root), train_images=4))
-    one, again, other = (source.training_set(SMALL, seed).subset for seed in (1, 1, 2))  # type: ignore[attr-defined]
-    assert one == again != other
-    assert len(set(one)) == len(set(other)) == 4
-    with refused("data.train_images is 9", "8", str(root)):
-        open_source(Data(str(root), train_images=9))
-
-
-def test_a_broken_image_is_named_before_training_and_of_very_many_at_its_turn(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = root / "more" / "and more" / "2.jpg"
-    file.write_bytes(file.read_bytes()[:500])
-    with refused(str(file), "repair or remove"):
-        open_source(Data(str(root)))
-    monkeypatch.setattr(sources, "MAX_DECODED_BEFOREHAND", 7)
-    train = open_source(Data(str(root))).training_set(SMALL, 0)
-    with refused(str(file)):
-        list(train)  # type: ignore[call-overload]
-
-
-def nothing(root: Path) -> None:
-    root.mkdir()
-
-
-def no_image(root: Path) -> None:
-    (root / "more").mkdir(parents=True)
-    (root / "more" / "notes.txt").touch()
-
-
-def only_train(root: Path) -> None:
-    image_folder(root)
-    (root / "val").rename(root / "more")
-
-
-@pytest.mark.parametrize(
-    ("make", "holds"),
-    [(nothing, "nothing"), (no_image, "more"), (only_train, "more, train")],
-)
-def test_a_folder_of_neither_layout_is_told_of_both(
-    make: Callable[[Path], None], holds: str, tmp_path: Path
-) -> None:
-    make(tmp_path / "here")
-    with refused(str(tmp_path / "here"), "train/CLASS", "val/CLASS", "without labels", holds):
-        open_source(Data(str(tmp_path / "here")))
-
-
-def test_train_and_val_beside_stray_images_are_labelled(tmp_path: Path) -> None:
-    root = image_folder(tmp_path / "pictures", each=1)
-    Image.new("RGB", (8, 8)).save(root / "cover.jpg")
-    assert open_source(Data(str(root))).classes == 3
 
 
 def test_settings_of_a_run_without_labels_are_plain(recipe: Recipe) -> None:
