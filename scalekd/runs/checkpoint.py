@@ -1,4 +1,9 @@
-"""The state of a run in a file: student, projectors, optimizer. Never the teacher."""
+"""Checkpoints: the state of a run in a file, from which it resumes, and the student in it.
+
+A checkpoint contains the student, the projectors, the optimizer and what else a run needs to
+resume, as tensors and plain data; never the teacher. Beside the newest checkpoint RUN.ckpt a run
+has the previous one, RUN.before.ckpt, and the one with the highest accuracy, RUN.best.ckpt.
+"""
 
 import logging
 import os
@@ -18,63 +23,75 @@ logger = logging.getLogger(__name__)
 
 STUDENT = "method.student."
 AVERAGE = "average.module."
-"""The same student, averaged over the steps, which is what is meant where it is there."""
+"""The student's weights averaged over the steps, which are exported where there are such."""
+
+REQUIRED = {"scalekd_student", "step"}
+"""Keys that every checkpoint has; `scalekd_student` is the `StudentSpec` as plain data."""
 
 
-def write_checkpoint(state: dict[str, Any], file: Path, aside: Path | None = None) -> None:
-    """Keep `state` in `file`; what was there is replaced, or moved `aside`.
+def write_checkpoint(state: dict[str, Any], file: Path, previous: Path | None = None) -> None:
+    """Write `state` to `file`; the file's former content is replaced, or moved to `previous`.
 
-    Killed at whatever moment, this leaves one whole state in `file` or `aside`.
+    If the process is killed at any moment, `file` or `previous` is a complete checkpoint.
+
+    Args:
+        state: tensors and plain data.
+        file: the newest checkpoint.
+        previous: where the former one is kept; None to replace it.
 
     Raises:
-        OSError: the disk is full or the like; all is as it was.
+        OSError: the disk is full, for example; both files are unchanged.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".part")
     try:
-        with partial.open("wb") as content:
-            torch.save(state, content)
-            content.flush()
-            os.fsync(content.fileno())
+        with partial.open("wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        # torch's writer, when the disk has said what is wrong, says something of its own.
-        said = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise OSError(str(said).splitlines()[0]) from error
-    if aside is not None and file.exists():
-        file.replace(aside)
+        # After the disk's own error torch's writer raises a second one, which hides the reason.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(str(reason).splitlines()[0]) from error
+    if previous is not None and file.exists():
+        file.replace(previous)
     partial.replace(file)
 
 
 def previous_checkpoint(file: Path) -> Path:
-    """Where the state before that in `file` is kept."""
+    """The file of the checkpoint before the newest one in `file`."""
     return file.with_suffix(".before.ckpt")
 
 
 def best_checkpoint(file: Path) -> Path:
-    """Where the state with the highest accuracy is kept."""
+    """The file of the checkpoint with the highest accuracy of the run whose newest is `file`."""
     return file.with_suffix(".best.ckpt")
 
 
 def load_newest(file: Path) -> dict[str, Any] | None:
-    """The state in `file`, or the one before where that is damaged; None where there is none.
+    """The state in `file`, or in the previous checkpoint where `file` is missing or damaged.
+
+    Returns:
+        The state; None where there is no checkpoint.
 
     Raises:
-        InputError: there were some and all are damaged.
+        InputError: there are checkpoints, and all are damaged.
     """
-    there = [candidate for candidate in (file, previous_checkpoint(file)) if candidate.exists()]
-    for candidate in there:
-        if _whole(candidate):
-            state: dict[str, Any] = read_checkpoint(candidate)
-            return state
-        logger.warning("%s is damaged; looking for the state before it", candidate)
-    if there:
-        raise InputError(f"{file} and the state before it are damaged: remove them to begin anew")
+    existing = [path for path in (file, previous_checkpoint(file)) if path.exists()]
+    for path in existing:
+        if is_intact(path):
+            return read_state(path)
+        logger.warning("%s is damaged; trying the checkpoint before it", path)
+    if existing:
+        raise InputError(
+            f"{file} and the checkpoint before it are damaged: remove them to train from the start"
+        )
     return None
 
 
-def _whole(file: Path) -> bool:
-    """Whether each part of the file has the checksum that it was written with."""
+def is_intact(file: Path) -> bool:
+    """Whether each part of a checkpoint has the checksum that it was written with."""
     try:
         with zipfile.ZipFile(file) as parts:
             return parts.testzip() is None
@@ -82,13 +99,27 @@ def _whole(file: Path) -> bool:
         return False
 
 
+def read_state(file: Path) -> dict[str, Any]:
+    """Read a checkpoint.
+
+    Raises:
+        InputError: the file is damaged, or something else than a checkpoint.
+    """
+    state = read_checkpoint(file)
+    if not isinstance(state, dict) or not state.keys() >= REQUIRED:
+        raise InputError(f"{str(file)!r} is not a checkpoint of `scalekd distill`")
+    return state
+
+
 def load_student(file: Path) -> tuple[nn.Module, StudentSpec]:
-    """The trained student out of a run's checkpoint, and what built it."""
+    """The trained student in a checkpoint, in eval mode, and what builds it.
+
+    Raises:
+        InputError: there is no such file, or it is damaged or something else than a checkpoint.
+    """
     if not file.is_file():
         raise InputError(f"no checkpoint {str(file)!r}; a run's are in RUN/checkpoints/*.ckpt")
-    checkpoint = read_checkpoint(file)
-    if not isinstance(checkpoint, dict) or "scalekd_student" not in checkpoint:
-        raise InputError(f"{str(file)!r} is not a checkpoint of `scalekd distill`")
+    checkpoint = read_state(file)
     plain = dict(checkpoint["scalekd_student"])
     if plain["input"]:
         plain["input"] = InputConfig(**plain["input"])

@@ -124,12 +124,12 @@ class Trackers:
         folder.mkdir(parents=True, exist_ok=True)
         with (self.folder.trackers / ".lock").open("w") as turn:
             fcntl.flock(turn, fcntl.LOCK_EX)  # or parallel runs would each create the experiment
-            logger = _build_logger(name, self.name, folder, logged.get("id"))
+            tracker_logger = _build_logger(name, self.name, folder, logged.get("id"))
             if not logged:
                 settings = flatten_settings(self.recipe.as_dict())
                 run = {"method": self.run.method, "seed": self.run.seed}
-                logger.log_hyperparams({**settings, **run})
-            tracker = _OpenTracker(logger, logged.get("step", 0))
+                tracker_logger.log_hyperparams({**settings, **run})
+            tracker = _OpenTracker(tracker_logger, logged.get("step", 0))
             if name not in REWRITTEN:
                 self._write_logged(name, tracker)
         return tracker

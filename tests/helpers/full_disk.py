@@ -1,4 +1,4 @@
-"""A disk that is full, without filling one."""
+"""A full disk, without filling one."""
 
 import resource
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def a_disk_that_takes_no_file_larger_than(size: int) -> Iterator[None]:
-    """The system itself refuses to write on, with an OSError (EFBIG), as on a full disk."""
+def limited_file_size(size: int) -> Iterator[None]:
+    """Inside, the system refuses to write a file beyond `size` bytes (OSError), as a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

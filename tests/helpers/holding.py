@@ -1,4 +1,4 @@
-"""A process that holds a run folder."""
+"""A process that holds a run folder's lock."""
 
 import multiprocessing
 import os
@@ -16,29 +16,35 @@ FORK = multiprocessing.get_context("fork")
 
 
 def _hold(
-    how: Callable[[Path], AbstractContextManager[None]], folder: Path, said: "SimpleQueue[int]"
+    lock: Callable[[Path], AbstractContextManager[None]],
+    folder: Path,
+    child_pids: "SimpleQueue[int]",
 ) -> None:
-    with how(folder):
+    with lock(folder):
         child = FORK.Process(target=time.sleep, args=(600,))
         child.start()
         assert child.pid is not None
-        time.sleep(0.2)  # it closes what it inherited first
-        said.put(child.pid)
+        time.sleep(0.2)  # the child closes the lock file that it inherited first
+        child_pids.put(child.pid)
         time.sleep(600)
 
 
 @contextmanager
 def holding(
-    folder: Path, how: Callable[[Path], AbstractContextManager[None]] = hold_folder
+    folder: Path, lock: Callable[[Path], AbstractContextManager[None]] = hold_folder
 ) -> Iterator[tuple[ForkProcess, int]]:
-    """A process that holds the folder, and the number of one that it forked and that stays."""
-    said: SimpleQueue[int] = FORK.SimpleQueue()
-    process = FORK.Process(target=_hold, args=(how, folder, said))
+    """Start a process that holds `folder` by `lock`, and a child of it.
+
+    Yields:
+        The process, and the process id of its child, which lives on when the process is killed.
+    """
+    child_pids: SimpleQueue[int] = FORK.SimpleQueue()
+    process = FORK.Process(target=_hold, args=(lock, folder, child_pids))
     process.start()
-    forked = said.get()
+    child = child_pids.get()
     try:
-        yield process, forked
+        yield process, child
     finally:
         process.kill()
         process.join()
-        os.kill(forked, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)

@@ -9,10 +9,15 @@ from scalekd.errors import InputError
 
 
 @contextmanager
-def refused(*said: str) -> Iterator[None]:
-    """`with refused("5", "24"):` an InputError of one line that holds these pieces."""
+def refused(*parts: str) -> Iterator[None]:
+    """Expect an InputError of one line that contains all `parts`.
+
+    Example:
+        with refused("devices is 0", "1 or more"):
+            check_devices(0)
+    """
     with pytest.raises(InputError) as caught:
         yield
     message = str(caught.value)
     assert "\n" not in message
-    assert all(piece in message for piece in said), message
+    assert all(part in message for part in parts), message

@@ -1,4 +1,4 @@
-"""The smallest distillation of images of one's own."""
+"""The smallest distillations: of image folders, and of the digits."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,7 @@ from scalekd.recipe import Data, Optim, Recipe
 
 
 def tiny(root: object, **changes: Any) -> Recipe:
-    """timm's smallest models at 64 pixels, for one epoch of batches of four."""
+    """timm's smallest models on images in `root` at 64 pixels, for one epoch in batches of four."""
     recipe = Recipe(
         "test_vit",
         "test_resnet",
@@ -16,6 +16,21 @@ def tiny(root: object, **changes: Any) -> Recipe:
         teacher_args={"img_size": 64},
         epochs=1,
         batch_size=4,
+        optim=Optim(warmup_epochs=0),
+        seeds=[1],
+    )
+    return replace(recipe, **changes)
+
+
+def tiny_digits(**changes: Any) -> Recipe:
+    """A ResNet of two blocks under the digits' teacher, for two steps of 32 images."""
+    recipe = Recipe(
+        "scalekd_digits_swin",
+        "resnetv2_18",
+        Data("digits", train_images=100, epoch_images=64),
+        student_args={"layers": [1, 1], "channels": [16, 32], "stem_chs": 8, "stem_type": "deep"},
+        epochs=1,
+        batch_size=32,
         optim=Optim(warmup_epochs=0),
         seeds=[1],
     )

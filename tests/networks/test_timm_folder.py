@@ -8,7 +8,7 @@ from threading import Event
 import pytest
 import timm
 import torch
-from helpers.full_disk import a_disk_that_takes_no_file_larger_than
+from helpers.full_disk import limited_file_size
 
 from scalekd.errors import InputError
 from scalekd.export.checkpoint import export_checkpoint
@@ -86,7 +86,7 @@ def test_folders_on_the_way_are_made(run_folder: Path, tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_no_half_folder(run_folder: Path, tmp_path: Path) -> None:
     file = RunFolder(run_folder).checkpoint(RUN)
-    with a_disk_that_takes_no_file_larger_than(4096), pytest.raises(InputError) as caught:
+    with limited_file_size(4096), pytest.raises(InputError) as caught:
         export_checkpoint(file, tmp_path / "student")
     assert str(tmp_path / "student") in str(caught.value)
     assert "\n" not in str(caught.value)

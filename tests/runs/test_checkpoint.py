@@ -1,4 +1,4 @@
-"""A run's checkpoint: what it holds, what reads it, and a disk that takes no more."""
+"""A run's checkpoints: what they contain, damaged ones, and a full disk."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.full_disk import a_disk_that_takes_no_file_larger_than
+from helpers.full_disk import limited_file_size
 from helpers.pictures import image_folder
 from helpers.refusals import refused
+from helpers.tiny import tiny
 from helpers.warned import warned
 
 from scalekd.export.checkpoint import export_checkpoint
-from scalekd.recipe import Data, Optim, Recipe
 from scalekd.runs.checkpoint import load_newest, load_student, previous_checkpoint, write_checkpoint
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Progress, Run
@@ -21,19 +21,6 @@ from scalekd.signals import Interrupted
 from scalekd.training.run import train
 
 RUN = Run("scalekd", 1)
-
-
-def recipe(root: Path) -> Recipe:
-    return Recipe(
-        "test_vit",
-        "test_resnet",
-        Data(str(root), workers=0),
-        teacher_weights="random",
-        epochs=2,
-        batch_size=4,
-        optim=Optim(warmup_epochs=0),
-        seeds=[1],
-    )
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +31,27 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
-    train(recipe(pictures), RUN, out, lambda _: None, Event())
+    train(tiny(pictures, epochs=2), RUN, out, lambda _: None, Event())
     return out
 
 
-def test_it_holds_student_projectors_and_optimizer_and_no_teacher(trained: Path) -> None:
+def test_a_checkpoint_contains_student_projectors_optimizer_and_no_teacher(
+    trained: Path,
+) -> None:
     file = RunFolder(trained).checkpoint(RUN)
-    kept = torch.load(file, weights_only=True)
-    names = list(kept["state_dict"])
+    state = torch.load(file, weights_only=True)
+    names = list(state["state_dict"])
     assert any(n.startswith("method.student.") for n in names)
     assert any(n.startswith("method.criterion.") for n in names)
     assert not [n for n in names if "teacher" in n]
-    assert kept["optimizer"]["state"]
-    assert kept["step"] == 6
+    assert state["optimizer"]["state"]
+    assert state["step"] == 6
     # Weights and AdamW's two moments of what trains, and hardly anything beside.
-    trains = sum(t.numel() for t in kept["state_dict"].values())
+    trains = sum(t.numel() for t in state["state_dict"].values())
     assert file.stat().st_size < 3 * 4 * trains * 1.1
 
 
-def test_the_student_in_it_is_the_exported_one(trained: Path) -> None:
+def test_the_student_in_a_checkpoint_is_the_exported_one(trained: Path) -> None:
     student, spec = load_student(RunFolder(trained).checkpoint(RUN))
     assert (spec.name, spec.classes) == ("test_resnet", 3)
     assert not student.training
@@ -81,7 +70,7 @@ def test_a_stopped_run_leaves_a_checkpoint_that_gives_the_student(
             stop.set()
 
     with pytest.raises(Interrupted):
-        train(recipe(pictures), RUN, tmp_path, report, stop)
+        train(tiny(pictures, epochs=2), RUN, tmp_path, report, stop)
     assert not (tmp_path / "student").exists()
     student, spec = load_student(RunFolder(tmp_path).checkpoint(RUN))
     assert spec.classes == 3
@@ -90,31 +79,31 @@ def test_a_stopped_run_leaves_a_checkpoint_that_gives_the_student(
     assert (tmp_path / "rescued" / "config.json").is_file()
 
 
-STATE = {"step": 1, "state_dict": {"weight": torch.zeros(10_000)}}
+STATE = {"scalekd_student": {}, "step": 1, "state_dict": {"weight": torch.zeros(10_000)}}
 
 
-def of_step(step: int) -> dict[str, Any]:
+def state_of_step(step: int) -> dict[str, Any]:
     return {**STATE, "step": step}
 
 
-def test_on_a_full_disk_the_older_states_survive(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_older_checkpoints_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "run.ckpt"
     for step in (1, 2):
-        write_checkpoint(of_step(step), file, previous_checkpoint(file))
+        write_checkpoint(state_of_step(step), file, previous_checkpoint(file))
     contents = {f: f.read_bytes() for f in file.parent.iterdir()}
     with (
         pytest.raises(OSError, match="File too large"),
-        a_disk_that_takes_no_file_larger_than(1000),
+        limited_file_size(1000),
     ):
-        write_checkpoint(of_step(3), file, previous_checkpoint(file))
+        write_checkpoint(state_of_step(3), file, previous_checkpoint(file))
     assert {f: f.read_bytes() for f in file.parent.iterdir()} == contents
 
 
-def test_on_a_full_disk_training_goes_on_and_says_so(pictures: Path, tmp_path: Path) -> None:
-    often = replace(recipe(pictures), save_steps=2)
+def test_training_continues_with_a_warning_on_a_full_disk(pictures: Path, tmp_path: Path) -> None:
+    often = replace(tiny(pictures, epochs=2), save_steps=2)
     with (
         pytest.warns(UserWarning, match=r"scalekd-seed1.ckpt could not be written at step 2"),
-        a_disk_that_takes_no_file_larger_than(4_000_000),
+        limited_file_size(4_000_000),
     ):
         result = train(often, RUN, tmp_path, lambda _: None, Event())
     assert result.steps == 6
@@ -123,12 +112,12 @@ def test_on_a_full_disk_training_goes_on_and_says_so(pictures: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
-def test_where_the_newest_state_is_damaged_the_one_before_is_taken(
+def test_the_previous_checkpoint_is_loaded_where_the_newest_is_damaged(
     tmp_path: Path, damage: str
 ) -> None:
     file = tmp_path / "run.ckpt"
     for step in (1, 2):
-        write_checkpoint(of_step(step), file, previous_checkpoint(file))
+        write_checkpoint(state_of_step(step), file, previous_checkpoint(file))
     content = bytearray(file.read_bytes())
     if damage == "gone":
         file.unlink()
@@ -142,23 +131,23 @@ def test_where_the_newest_state_is_damaged_the_one_before_is_taken(
     assert state["step"] == 1
 
 
-def test_where_all_states_are_damaged_it_is_refused_and_where_there_is_none_it_is_none(
+def test_damaged_checkpoints_are_refused_and_missing_ones_are_none(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "run.ckpt"
     assert load_newest(file) is None
     for path in (file, previous_checkpoint(file)):
         path.write_bytes(b"PK and then nothing")
-    with warned("damaged"), refused(str(file), "begin anew"):
+    with warned("damaged"), refused(str(file), "remove them"):
         load_newest(file)
 
 
-def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     with refused(str(tmp_path / "none.ckpt")) as _:
         load_student(tmp_path / "none.ckpt")
 
 
-def test_a_missing_checkpoint_is_not_answered_with_options_of_another_command(
+def test_a_missing_checkpoint_is_refused_without_options_of_other_commands(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(ValueError, match=r"none\.ckpt") as caught:
@@ -166,15 +155,15 @@ def test_a_missing_checkpoint_is_not_answered_with_options_of_another_command(
     assert "pretrained" not in str(caught.value)
 
 
-def test_a_file_of_other_tensors_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_file_of_other_tensors_is_refused_as_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.ckpt")
     with refused(str(tmp_path / "other.ckpt"), "not a checkpoint"):
         load_student(tmp_path / "other.ckpt")
 
 
-@pytest.mark.parametrize("kept", [0, 10, 5000])
-def test_a_truncated_checkpoint_is_named(trained: Path, tmp_path: Path, kept: int) -> None:
+@pytest.mark.parametrize("size", [0, 10, 5000])
+def test_a_truncated_checkpoint_is_refused(trained: Path, tmp_path: Path, size: int) -> None:
     file = tmp_path / "half.ckpt"
-    file.write_bytes(RunFolder(trained).checkpoint(RUN).read_bytes()[:kept])
+    file.write_bytes(RunFolder(trained).checkpoint(RUN).read_bytes()[:size])
     with refused(str(file)):
         load_student(file)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.full_disk import a_disk_that_takes_no_file_larger_than
+from helpers.full_disk import limited_file_size
 from helpers.refusals import refused
 from helpers.warned import warned
 
@@ -91,7 +91,7 @@ def test_metrics_recorded_after_the_newest_checkpoint_are_dropped(folder: RunFol
     with folder.metrics.open("a") as metrics:
         metrics.write('{"method": "scale')
     for run, step in zip(runs[:2], (20, 25), strict=True):
-        write_checkpoint({"step": step}, folder.checkpoint(run))
+        write_checkpoint({"scalekd_student": {}, "step": step}, folder.checkpoint(run))
     folder.trim_metrics(runs[:3])
     steps: dict[Run, list[int]] = {}
     for line in map(json.loads, folder.metrics.read_text().splitlines()):
@@ -111,7 +111,7 @@ def test_a_full_disk_loses_no_student_and_the_lost_file_is_named(
     folder: RunFolder,
 ) -> None:
     folder.results.write_text("previous\n")
-    with a_disk_that_takes_no_file_larger_than(20):
+    with limited_file_size(20):
         with warned(r"results.jsonl could not be written .* checkpoint"):
             folder.record_results([DONE])
         with refused("students are trained", "summary.json", "make room", "--resume"):
@@ -126,7 +126,7 @@ def test_a_full_disk_when_the_curves_are_drawn_is_refused(
     folder: RunFolder,
 ) -> None:
     folder.append_metrics(entry(Run("scalekd", 1), 2))
-    with a_disk_that_takes_no_file_larger_than(2000), refused("students are trained", "curves.png"):
+    with limited_file_size(2000), refused("students are trained", "curves.png"):
         folder.write_summary({"teacher_top1": None})
     assert not folder.curves.exists()
     folder.write_summary({"teacher_top1": None})

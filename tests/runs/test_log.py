@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from helpers.full_disk import a_disk_that_takes_no_file_larger_than
+from helpers.full_disk import limited_file_size
 from helpers.warned import warned
 
 from scalekd.runs.log import logging_to
@@ -39,7 +39,7 @@ def test_a_log_file_that_cannot_be_written_ends_nothing(
     cause: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / ("missing/train.log" if cause == "no folder" else "train.log")
-    limit = a_disk_that_takes_no_file_larger_than(1 if cause == "a full disk" else 1_000_000)
+    limit = limited_file_size(1 if cause == "a full disk" else 1_000_000)
     with limit, logging_to(file), warned("a warning"):
         logger.warning("a warning")
     assert "Traceback" not in capfd.readouterr().err

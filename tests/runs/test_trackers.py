@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.full_disk import a_disk_that_takes_no_file_larger_than
+from helpers.full_disk import limited_file_size
 from helpers.refusals import refused
+from helpers.tiny import tiny_digits
 from helpers.warned import warned
 
 from scalekd.jobs.distill import distill
-from scalekd.recipe import Data, Optim, Recipe, Tracker
+from scalekd.recipe import Data, Recipe, Tracker
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Run
 from scalekd.runs.trackers import Trackers, check_trackers, numeric_values
@@ -164,7 +165,7 @@ def test_a_tracker_that_is_added_late_receives_the_recorded_metrics(tmp_path: Pa
 
 
 def log_on_a_full_disk(tracker: Trackers) -> None:
-    with a_disk_that_takes_no_file_larger_than(60):
+    with limited_file_size(60):
         for each in ENTRIES[1:]:
             tracker.log(each)
 
@@ -217,18 +218,7 @@ def test_a_tracker_that_is_named_twice_is_refused() -> None:
 
 
 def test_a_complete_job_is_tracked_as_it_is_recorded(tmp_path: Path) -> None:
-    recipe = Recipe(
-        "scalekd_digits_swin",
-        "resnetv2_18",
-        Data("digits", train_images=100, epoch_images=64),
-        student_args={"layers": [1, 1], "channels": [16, 32], "stem_chs": 8, "stem_type": "deep"},
-        epochs=1,
-        batch_size=32,
-        optim=Optim(warmup_epochs=0),
-        seeds=[4],
-        log_every=1,
-        trackers=["csv"],
-    )
+    recipe = tiny_digits(seeds=[4], log_every=1, trackers=["csv"])
     out = distill(recipe, tmp_path / "run", parallel=1)
     recorded = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert of_csv(out, "loss") == [(e["step"], e["loss"]) for e in recorded]
