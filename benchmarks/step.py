@@ -33,7 +33,7 @@ from scalekd.device import best_device
 from scalekd.estimating.memory_simulation import LiveMemory
 from scalekd.estimating.meta_pair import TrainingImages
 from scalekd.estimating.synthetic_step import SyntheticStep, time_call
-from scalekd.flops import GROUPED
+from scalekd.flops import FLOP_FORMULAS
 from scalekd.method import LossWeights
 from scalekd.networks import FrozenTeacher
 from scalekd.networks.pretrained import LoadedWeights
@@ -177,7 +177,7 @@ def measure_peak_bytes(step: RecipeStep) -> int:
 
 def count_gflop_per_image(step: RecipeStep) -> float:
     """GFLOP of a step for each image, 2 FLOP for each multiply-add."""
-    with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         step.forward_backward()
     return float(counter.get_total_flops()) / len(step.images) / 1e9
 

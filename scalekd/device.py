@@ -1,8 +1,8 @@
-"""Where tensors are computed."""
+"""The device that computes."""
 
 import torch
 
 
 def best_device() -> torch.device:
-    """The GPU where there is one."""
+    """The GPU, or the CPU where there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

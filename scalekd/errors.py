@@ -1,18 +1,23 @@
-"""The one exception for what the user can put right."""
+"""Exceptions for what the user can correct."""
 
 
 class InputError(ValueError):
-    """Bad input. The message is one line: what was wrong, with the value, and what to do.
+    """Bad input. The message is one line: the value, why it is refused, and the remedy.
 
-    The command line prints it alone and exits with 2; in Python it is a `ValueError`.
+    The command line prints only the message and exits with code 2; in Python it is a `ValueError`.
+
+    Example:
+        >>> raise InputError("devices is 0: it must be 1 or more")
+        Traceback (most recent call last):
+        scalekd.errors.InputError: devices is 0: it must be 1 or more
     """
 
     def __init__(self, message: str) -> None:
         if "\nOriginal Traceback" in message:
-            # What a loading process raised comes as its type and a traceback, which ends in it.
+            # A DataLoader's worker sends a traceback as text; the message is in its last line.
             message = message.strip().splitlines()[-1].partition("Error: ")[2]
         super().__init__(message)
 
 
 class DivergedError(InputError):
-    """A loss is no number any more, and no step of this run may be left out for it."""
+    """A loss is non-finite (NaN or Inf), and the run may skip no (more) step because of it."""

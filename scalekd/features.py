@@ -1,4 +1,4 @@
-"""What a network shows of itself: the one type that networks give and the method takes."""
+"""Features: the output of a feature extractor and the input of the distillation losses."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,13 @@ MapShape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class FeatureShapes:
-    """Shapes of `Features` without the batch.
+    """Shapes of `Features` without the batch dimension.
 
-    `penultimate` may be None for a loss without teacher parameter perception, which alone reads it.
+    Attributes:
+        penultimate: of the penultimate stage; None where no loss reads it, that is without teacher
+            parameter perception.
+        final: of the final stage.
+        classes: size of the logits; None where the network has no classifier.
     """
 
     penultimate: MapShape | None
@@ -22,13 +26,14 @@ class FeatureShapes:
 
 @dataclass(frozen=True)
 class Features:
-    """One forward pass of a network.
+    """Feature maps and logits of one forward pass.
 
-    penultimate: the penultimate stage's feature map (N, C3, H3, W3), S3 in the paper; None of a
-        teacher's features out of a cache, where nobody reads it.
-    final: the final stage's feature map (N, C4, H4, W4); S4 of a student, and for a teacher T4,
-        after its final norm.
-    logits: (N, classes), or None where the network has no classifier.
+    Attributes:
+        penultimate: feature map of the penultimate stage (N, C3, H3, W3), the paper's S3 of a
+            student; None for a teacher whose features come from a cache, where no loss reads it.
+        final: feature map of the final stage (N, C4, H4, W4), the paper's S4 of a student, and T4
+            of a teacher, after its final norm.
+        logits: (N, classes); None where the network has no classifier.
     """
 
     penultimate: Tensor | None

@@ -1,4 +1,4 @@
-"""Counting floating-point operations, where torch's own count is wrong."""
+"""Floating-point operations that torch's FlopCounterMode counts wrongly."""
 
 import math
 from typing import Any
@@ -7,13 +7,18 @@ import torch
 
 
 def _convolution_backward(
-    of_output: list[int], images: list[int], weight: list[int], *others: Any, **_: Any
+    output_gradient: list[int], images: list[int], weight: list[int], *others: Any, **_: Any
 ) -> int:
-    """Each of the two gradients costs what the forward did; torch's own count forgets groups."""
-    transposed, wanted = others[4], others[7]
-    positions = images[2:] if transposed else of_output[2:]
-    forward = 2 * of_output[0] * math.prod(positions) * math.prod(weight)
-    return forward * (bool(wanted[0]) + bool(wanted[1]))
+    """The operations of a convolution's backward pass, from the shapes of its arguments.
+
+    The gradients of images and weight each cost as much as the forward pass. torch's own formula
+    ignores the convolution's groups.
+    """
+    is_transposed, wanted_gradients = others[4], others[7]
+    positions = images[2:] if is_transposed else output_gradient[2:]
+    forward = 2 * output_gradient[0] * math.prod(positions) * math.prod(weight)
+    return forward * (bool(wanted_gradients[0]) + bool(wanted_gradients[1]))
 
 
-GROUPED = {torch.ops.aten.convolution_backward: _convolution_backward}
+FLOP_FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
+"""For `FlopCounterMode(custom_mapping=...)`."""

@@ -1,4 +1,4 @@
-"""Signals that end a job: it finishes its step, saves, and leaves with the code that is usual."""
+"""Signals that stop a job: it finishes its step, saves its state and exits with the usual code."""
 
 import signal
 import threading
@@ -9,13 +9,16 @@ from typing import Any
 STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 ]
-"""Ctrl-C, and what a cluster sends before it ends a job."""
+"""Ctrl-C, and the signals that a cluster sends before it ends a job."""
 
 
-class Interrupted(Exception):  # noqa: N818 -- no error: somebody's wish
-    """The run was asked to stop; its state is in the checkpoint.
+class Interrupted(Exception):  # noqa: N818 -- no error: somebody asked for it
+    """A run was asked to stop, and its state is in its checkpoint.
 
-    code: to exit with: 130 after Ctrl-C, else 143.
+    Attributes:
+        message: for the user.
+        received: number of the signal.
+        code: exit code of the process: 130 after Ctrl-C, else 143.
     """
 
     def __init__(self, message: str = "", received: int = signal.SIGINT) -> None:
@@ -28,24 +31,27 @@ class Interrupted(Exception):  # noqa: N818 -- no error: somebody's wish
 
 
 class CtrlC:
-    """Raises KeyboardInterrupt, as Python does, and remembers it: C code that asks an object for an
-    attribute drops whatever is raised meanwhile, and then nobody would stop.
+    """A handler of SIGINT that raises KeyboardInterrupt, as Python's own, and remembers it.
 
-    received: whether it was called.
+    C code that looks up an attribute drops an exception that is raised meanwhile. Without a memory
+    the program would then continue.
+
+    Attributes:
+        received: whether it was called.
     """
 
     def __init__(self) -> None:
         self.received = False
 
     def __call__(self, number: int, frame: Any) -> None:
-        """As a signal's handler."""
+        """Handle the signal."""
         self.received = True
         raise KeyboardInterrupt
 
 
 @contextmanager
 def remember_ctrl_c() -> Iterator[None]:
-    """A Ctrl-C within is obeyed at the latest when a training begins; see `CtrlC`."""
+    """Inside, a Ctrl-C that was dropped is raised again when a training begins; see `CtrlC`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -58,33 +64,35 @@ def remember_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at the first of `STOP_SIGNALS`; an Interrupted then says by which it was.
+    """Inside, the first of `STOP_SIGNALS` calls `stop`; a second Ctrl-C ends the program at once.
 
-    A second Ctrl-C ends at once.
+    Args:
+        stop: asks what runs inside to finish its step, save, and raise `Interrupted`.
 
     Raises:
-        KeyboardInterrupt: there was one before, and it was dropped.
+        Interrupted: it was raised inside; now it has the number of the signal.
+        KeyboardInterrupt: there was a Ctrl-C before, and it was dropped; see `remember_ctrl_c`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    earlier = before[signal.SIGINT]
-    if isinstance(earlier, CtrlC) and earlier.received:
+    ctrl_c = before[signal.SIGINT]
+    if isinstance(ctrl_c, CtrlC) and ctrl_c.received:
         raise KeyboardInterrupt
 
-    def gently(number: int, _: Any) -> None:
+    def stop_gently(number: int, _: Any) -> None:
         received.append(number)
         signal.signal(signal.SIGINT, before[signal.SIGINT])
         stop()
 
     for number in STOP_SIGNALS:
-        signal.signal(number, gently)
+        signal.signal(number, stop_gently)
     try:
         yield
-    except Interrupted as stopped:
-        raise Interrupted(stopped.message, *received[:1]) from stopped
+    except Interrupted as interrupted:
+        raise Interrupted(interrupted.message, *received[:1]) from interrupted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -107,8 +115,8 @@ def block_stop_signals() -> Iterator[None]:
 
 
 def ignore_stop_signals() -> None:
-    """Leave `STOP_SIGNALS` to the parent, which began this process in `block_stop_signals`."""
+    """Leave `STOP_SIGNALS` to the parent, which started this process in `block_stop_signals`."""
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # what waited is gone with this
+        signal.signal(number, signal.SIG_IGN)  # a delayed one is dropped by this
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

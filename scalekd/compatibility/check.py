@@ -16,7 +16,7 @@ from scalekd.compatibility.known_models import Role, nearest
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.features import Features, FeatureShapes
-from scalekd.flops import GROUPED
+from scalekd.flops import FLOP_FORMULAS
 from scalekd.method import LossWeights
 from scalekd.networks import FeatureSelection, InputConfig, build_model
 from scalekd.networks.feature_extractor import FeatureExtractor
@@ -203,7 +203,7 @@ def count_flops(pair: ScaleKD) -> StepFlops:
     pair.train()
 
     def counted(run: Callable[[], Any]) -> tuple[float, Any]:
-        with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
+        with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
             result = run()
         return counter.get_total_flops() / BATCH / 1e9, result
 

@@ -1,4 +1,4 @@
-"""Learning curves: of one run folder by method, of several by folder."""
+"""Learning curves: of one run folder by method, or of several run folders."""
 
 import io
 import math
@@ -16,14 +16,18 @@ from scalekd.runs.result import METHOD_NAMES, Method
 COLOURS: dict[Method, str] = {"supervised": "#8a8a8a", "logit_kd": "#d98c21", "scalekd": "#2166ac"}
 
 Point = tuple[float, float, float]
-"""StepOutput, seconds, and what is drawn over them."""
+"""Step, seconds of training, and the value that is drawn over both: an accuracy in % or a loss."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What shares a colour and a name: a line for each seed.
+    """Curves of one colour and name.
 
-    teacher: the name and the accuracy (a share) of whom they learn from, where that is to be drawn.
+    Attributes:
+        name: in the legend.
+        colour: as matplotlib takes it.
+        lines: the points of each seed.
+        teacher: name and accuracy (a share) of the teacher, where these are drawn.
     """
 
     name: str
@@ -40,20 +44,26 @@ def has_accuracy(entries: Sequence[dict[str, Any]]) -> bool:
 def lines_by_run(
     entries: Sequence[dict[str, Any]], method: Method, accuracies: bool
 ) -> list[list[Point]]:
-    """One method's lines, by seed, out of metrics.jsonl's: accuracies in %, or losses, thinned."""
+    """The points of one method from lines of metrics.jsonl, for each seed in ascending order.
+
+    Args:
+        entries: lines of metrics.jsonl.
+        method: whose.
+        accuracies: give accuracies in %; else losses, averaged over neighbouring steps.
+    """
     by_seed: dict[int, list[Point]] = {}
     for entry in entries:
-        height = entry["top1"] if accuracies else entry["loss"]
-        if entry["method"] == method and height is not None:
-            point = entry["step"], entry["seconds"], height * (100 if accuracies else 1)
+        value = entry["top1"] if accuracies else entry["loss"]
+        if entry["method"] == method and value is not None:
+            point = entry["step"], entry["seconds"], value * (100 if accuracies else 1)
             by_seed.setdefault(entry["seed"], []).append(point)
     lines = [points for _, points in sorted(by_seed.items())]
-    return lines if accuracies else [thinned(points) for points in lines]
+    return lines if accuracies else [average_neighbours(points) for points in lines]
 
 
-def thinned(points: list[Point], most: int = 100) -> list[Point]:
-    """At most so many points, each the mean of neighbours, for losses of single steps."""
-    size = math.ceil(len(points) / most)
+def average_neighbours(points: list[Point], limit: int = 100) -> list[Point]:
+    """At most `limit` points, each the mean of neighbours: the loss of a single step is noise."""
+    size = math.ceil(len(points) / limit)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [
         (statistics.fmean(s), statistics.fmean(t), statistics.fmean(y))
@@ -62,30 +72,36 @@ def thinned(points: list[Point], most: int = 100) -> list[Point]:
 
 
 def draw_curves(entries: Sequence[dict[str, Any]], teacher_top1: float | None, file: Path) -> None:
-    """Draw a run folder's metrics by method.
+    """Draw the metrics of one run folder by method: accuracies, or losses without labels.
 
     Args:
         entries: the lines of its metrics.jsonl.
-        teacher_top1: a share, where it is known.
-        file: a picture to write.
+        teacher_top1: the teacher's accuracy (a share); None where it was not measured.
+        file: the picture to write.
+
+    Raises:
+        OSError: the picture cannot be written.
     """
     accuracies = has_accuracy(entries)
     teacher = None if teacher_top1 is None else ("teacher", teacher_top1)
     curves = [
-        Curves(label, COLOURS[method], lines, teacher)
-        for method, label in METHOD_NAMES.items()
+        Curves(name, COLOURS[method], lines, teacher)
+        for method, name in METHOD_NAMES.items()
         if (lines := lines_by_run(entries, method, accuracies))
     ]
     draw(curves, accuracies, file)
 
 
 def draw(curves: Sequence[Curves], accuracies: bool, file: Path) -> None:
-    """Lines over steps and over time.
+    """Draw curves over steps and over training time, side by side.
 
     Args:
         curves: what to draw.
-        accuracies: whether their heights are accuracies in %, or losses.
-        file: a picture to write, of a format that its name says.
+        accuracies: whether the values are accuracies in %; else they are losses.
+        file: the picture to write, in the format of its suffix.
+
+    Raises:
+        OSError: the picture cannot be written.
     """
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
@@ -93,13 +109,13 @@ def draw(curves: Sequence[Curves], accuracies: bool, file: Path) -> None:
     figure, (by_step, by_time) = plt.subplots(
         1, 2, figsize=(10, 4.2), sharey=True, layout="constrained"
     )
-    for each in curves:
-        for index, points in enumerate(each.lines):
-            steps, seconds, heights = zip(*points, strict=True)
-            name = each.name if index == 0 else None
+    for group in curves:
+        for index, points in enumerate(group.lines):
+            steps, seconds, values = zip(*points, strict=True)
+            name = group.name if index == 0 else None
             for axes, x in ((by_step, steps), (by_time, seconds)):
-                axes.plot(x, heights, color=each.colour, label=name, marker=".", alpha=0.8)
-    teachers = {each.teacher: each.colour for each in curves if each.teacher}
+                axes.plot(x, values, color=group.colour, label=name, marker=".", alpha=0.8)
+    teachers = {group.teacher: group.colour for group in curves if group.teacher}
     for axes in (by_step, by_time):
         for (teacher, top1), colour in teachers.items():
             colour = "black" if len(teachers) == 1 else colour

@@ -1,4 +1,4 @@
-"""summary.json: what came out of a recipe, and with what it was measured."""
+"""summary.json: the results of a recipe, and how and on which machine they were measured."""
 
 import platform
 import sys
@@ -25,9 +25,16 @@ from scalekd.runs.system_info import describe_machine
 def summarise(
     recipe: Recipe, pair: PairSummary, results: list[Result], seconds: float
 ) -> dict[str, Any]:
-    """summary.json: means over the seeds, each seed's, and what they were measured with.
+    """The content of summary.json when all runs are finished.
 
-    Without labels there is no top-1, and instead the loss and its terms at the end.
+    For each method it has means over the seeds and the values of each seed: accuracies (shares), or
+    without labels final losses and their terms. ScaleKD's are named after its student.
+
+    Args:
+        recipe: what was trained.
+        pair: its teacher and student.
+        results: of all its runs.
+        seconds: that the job took, in this process.
     """
     names = {"scalekd": "student", "supervised": "supervised", "logit_kd": "logit_kd"}
     summary: dict[str, Any] = {"teacher_top1": pair.teacher_top1}
@@ -46,13 +53,13 @@ def summarise(
                 f"{names[method]}_loss_by_seed": {r.run.seed: r.loss for r in selected},
                 f"{names[method]}_terms": mean_terms(selected),
             }
-    kept = results_of_method(results, main_run(recipe).method)
+    main = results_of_method(results, main_run(recipe).method)
     return summary | {
         "seeds": recipe.seeds,
         "student_folder_seed": recipe.seeds[0],
-        "steps": kept[0].steps,
+        "steps": main[0].steps,
         "seconds": seconds,
-        "images_per_second": mean_of_known([r.images_per_second for r in kept]),
+        "images_per_second": mean_of_known([r.images_per_second for r in main]),
         "ranks": ranks.world_size(),
         "corrupt_images": sum(r.corrupt_images for r in results),
         "gflop_per_image": pair.gflop,

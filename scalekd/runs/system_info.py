@@ -1,4 +1,4 @@
-"""The machine that something was measured on."""
+"""The machine on which something was measured."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ import torch
 
 
 def describe_machine() -> dict[str, Any]:
-    """In words and numbers."""
+    """Operating system, processor, number of CPU cores and GPU (None without one)."""
     return {
         "system": platform.platform(),
         "processor": processor_name(),
@@ -19,7 +19,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """As it calls itself."""
+    """The processor's model name from /proc/cpuinfo, or what Python's `platform` gives."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd.device import best_device
-from scalekd.flops import GROUPED
+from scalekd.flops import FLOP_FORMULAS
 from scalekd.training.module import Method, learn
 
 IMAGES = 2
@@ -29,7 +29,8 @@ def dry_run(method: Method, batches: DataLoader[object]) -> float:
     names = next(iter(batches.batch_sampler))[:IMAGES]
     batch = default_collate([batches.dataset[name] for name in names])
     method.train()
-    with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter, torch.enable_grad():
+    counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
+    with counter, torch.enable_grad():
         step = learn(method, move_data_to_device(batch, best_device()))
         torch.autograd.backward(step.loss)
     method.eval()

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scalekd.runs.curves import draw_curves, thinned
+from scalekd.runs.curves import average_neighbours, draw_curves
 
 
 @pytest.mark.parametrize("teacher_top1", [None, 0.9])
-def test_the_curves_are_a_picture(tmp_path: Path, teacher_top1: float | None) -> None:
+def test_curves_with_accuracies_are_drawn_as_a_png(
+    tmp_path: Path, teacher_top1: float | None
+) -> None:
     lines = [
         {"method": method, "seed": seed, "step": step, "seconds": step / 10, "top1": top1}
         for method in ("supervised", "scalekd")
@@ -22,13 +24,13 @@ def test_the_curves_are_a_picture(tmp_path: Path, teacher_top1: float | None) ->
         assert picture.format == "PNG"
         assert picture.width > 600
         colours = picture.convert("RGB").getcolors(1 << 20)
-    seen = {colour for _, colour in colours or []}
-    assert (255, 255, 255) in seen
-    assert len(seen) > 10
+    drawn = {colour for _, colour in colours or []}
+    assert (255, 255, 255) in drawn
+    assert len(drawn) > 10
 
 
 @pytest.mark.parametrize("steps", [1, 3, 1000])
-def test_the_curves_without_labels_are_of_the_loss(tmp_path: Path, steps: int) -> None:
+def test_curves_without_labels_are_drawn_of_the_loss(tmp_path: Path, steps: int) -> None:
     lines = [
         {
             "method": method,
@@ -47,9 +49,9 @@ def test_the_curves_without_labels_are_of_the_loss(tmp_path: Path, steps: int) -
         assert picture.format == "PNG"
 
 
-def test_many_losses_are_drawn_as_the_means_of_neighbours() -> None:
+def test_many_losses_are_averaged_over_neighbours() -> None:
     points = [(float(s), s / 2, float(s % 2)) for s in range(1000)]
-    few = thinned(points)
+    few = average_neighbours(points)
     assert len(few) == 100
     assert few[0] == (4.5, 2.25, 0.5)
-    assert thinned(points[:7]) == points[:7]
+    assert average_neighbours(points[:7]) == points[:7]
