@@ -104,9 +104,9 @@ def step_time_from_flops(
         False,
         Range(*(total / (peak * share) + optimizer for share in shares)),
         {**parts, "optimizer": optimizer},
-        f"modelled for {gpu.label}, nothing was run: a step is assumed to reach "
-        f"{', '.join(f'{share:.0%}' for share in shares)} of the GPU's peak of {peak / 1e3:g} "
-        f"TFLOP/s in {recipe.precision}",
+        f"modelled for {gpu.label}, nothing was run: a step is assumed to reach {shares[1]:.0%} "
+        f"({shares[0]:.0%} to {shares[2]:.0%}) of the GPU's peak of {peak / 1e3:g} TFLOP/s in "
+        f"{recipe.precision}",
     )
 
 

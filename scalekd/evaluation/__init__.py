@@ -1,1 +1,1 @@
-"""How good a model is."""
+"""Evaluate a model on validation images."""

@@ -1,1 +1,1 @@
-"""The student, shipped."""
+"""Export a student for use without this package."""

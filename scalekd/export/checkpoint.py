@@ -1,4 +1,4 @@
-"""The student out of a run's checkpoint."""
+"""Export the student from a run's checkpoint."""
 
 from pathlib import Path
 
@@ -7,11 +7,17 @@ from scalekd.runs.checkpoint import load_student
 
 
 def export_checkpoint(checkpoint: Path, out: Path) -> None:
-    """Export the student out of a run's checkpoint, also of a run that was stopped.
+    """Export the student from a checkpoint of a run, which need not have ended.
+
+    The student is then built with plain timm:
+    `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
     Args:
-        checkpoint: a .ckpt file of a run folder.
-        out: the folder to write, for timm's local-dir:; must not exist.
+        checkpoint: A .ckpt file of a run folder.
+        out: The folder to write. It must not exist.
+
+    Raises:
+        InputError: The checkpoint cannot be read, or `out` exists or cannot be written.
     """
     student, spec = load_student(checkpoint)
     try:
