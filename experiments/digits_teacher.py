@@ -2,7 +2,7 @@
 
     make teacher          # the same as: python experiments/digits_teacher.py
 
-Ctrl-C or a crash loses at most 500 steps: the same command goes on from the last checkpoint.
+Ctrl-C or a crash loses at most 500 steps: the same command resumes from the last checkpoint.
 Result: scalekd/digits/teacher.safetensors (float16) and teacher.json (recipe, accuracy, hash).
 """
 
@@ -29,6 +29,8 @@ PACKAGE = Path(__file__).parents[1] / "scalekd" / "digits"
 
 @dataclass(frozen=True)
 class Recipe:
+    """Settings of the teacher's training; `clip` is the largest norm of the gradients."""
+
     steps: int = 10_000
     batch: int = 64
     learning_rate: float = 2e-3
@@ -41,12 +43,16 @@ class Recipe:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    rise = min(1.0, (step + 1) / recipe.warmup)
-    return recipe.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+    """A linear warm-up and a cosine decay to 0."""
+    warmup = min(1.0, (step + 1) / recipe.warmup)
+    return recipe.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 
 
-def xavier(model: nn.Module) -> None:
-    """timm's standard deviation of 0.02 suits wide Swins: one this narrow hardly starts with it."""
+def initialize_xavier(model: nn.Module) -> None:
+    """Initialise linear layers by Xavier.
+
+    timm's standard deviation of 0.02 suits wide Swins: one this narrow hardly learns with it.
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -65,17 +71,21 @@ def accuracy(model: nn.Module) -> float:
 
 
 def train(recipe: Recipe, checkpoint: Path) -> tuple[nn.Module, float]:
-    """The trained teacher and the seconds that its training took, over all its sittings."""
+    """Train the teacher, or resume its training from `checkpoint`.
+
+    Returns:
+        The trained teacher, and the seconds that its training took, resumed parts included.
+    """
     torch.manual_seed(recipe.seed)
     set_fused_attn(True, experimental=True)
     model = build_digits_teacher().train()
-    xavier(model)
+    initialize_xavier(model)
     optimizer = torch.optim.AdamW(
         model.parameters(), weight_decay=recipe.weight_decay, betas=recipe.betas
     )
     digits = load_originals("train")
-    # Clutter rises piece by piece, and only while the model copes: with all of it from the first
-    # step the loss stays at that of guessing for thousands of steps.
+    # Clutter is added piece by piece, and only while the loss is low: with all clutter from the
+    # first step the loss stays at that of guessing for thousands of steps.
     step, pieces, running, seconds = 0, 0, math.log(10), 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -84,14 +94,14 @@ def train(recipe: Recipe, checkpoint: Path) -> tuple[nn.Module, float]:
         step, pieces, running, seconds = (
             state[k] for k in ("step", "pieces", "running", "seconds")
         )
-        print(f"going on from step {step} of {recipe.steps} ({checkpoint})")
+        print(f"resuming from step {step} of {recipe.steps} ({checkpoint})")
 
-    began = time.perf_counter() - seconds
+    start = time.perf_counter() - seconds
     while step < recipe.steps:
         generator = Generator().manual_seed(recipe.seed * recipe.steps + step)
-        chosen = digits.subset(torch.randint(len(digits), (recipe.batch,), generator=generator))
-        images = render(chosen, digits, generator, pieces)
-        loss = F.cross_entropy(model(images), chosen.labels, label_smoothing=recipe.label_smoothing)
+        batch = digits.subset(torch.randint(len(digits), (recipe.batch,), generator=generator))
+        images = render(batch, digits, generator, pieces)
+        loss = F.cross_entropy(model(images), batch.labels, label_smoothing=recipe.label_smoothing)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
         optimizer.zero_grad()
@@ -103,7 +113,7 @@ def train(recipe: Recipe, checkpoint: Path) -> tuple[nn.Module, float]:
         if step % 50 == 0 and running < 1 and pieces < CLUTTER:
             pieces += 1
         if step % 500 == 0 or step == recipe.steps:
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - start
             print(
                 f"step {step}: loss {running:.3f}, {pieces} pieces of clutter, "
                 f"test {accuracy(model):.2%}, {seconds:.0f} s",
@@ -125,11 +135,11 @@ def train(recipe: Recipe, checkpoint: Path) -> tuple[nn.Module, float]:
 
 def write(model: nn.Module, recipe: Recipe, seconds: float) -> None:
     weights = PACKAGE / "teacher.safetensors"
-    halves = {
+    float16_state = {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
     }
-    save_file(halves, weights)
+    save_file(float16_state, weights)
     model.load_state_dict(load_file(weights))
     card = {
         "file": weights.name,
@@ -148,8 +158,10 @@ def write(model: nn.Module, recipe: Recipe, seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/digits-teacher.pt"))
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="Training steps.")
+    checkpoint = Path("runs/digits-teacher.pt")
+    help_text = f"File to save to and to resume from. Default: {checkpoint}."
+    parser.add_argument("--checkpoint", type=Path, default=checkpoint, help=help_text)
     options = parser.parse_args()
     recipe = Recipe(steps=options.steps)
     model, seconds = train(recipe, options.checkpoint)

@@ -1,14 +1,14 @@
-"""Try timm's models as teachers and as students; writes two files.
+"""Try timm's models as teachers and as students, and write which of them fit.
 
-They are scalekd/compatibility/known_models.json and docs/families.md.
+    python experiments/families.py                 # try the models that known_models.json lists
+    python experiments/families.py --search        # search timm for each family's models first
 
-    python experiments/families.py                 # the models that known_models.json lists
-    python experiments/families.py --search        # look for each family's members anew first
+Writes scalekd/compatibility/known_models.json and docs/families.md.
 
-Weights are random: what is tried is whether a teacher's tail can be found and replayed, and whether
-a student can be tapped and learns. Each family's smallest member is tried as it is (a teacher's
-tail replayed and verified; a student's one real training step), larger ones on the meta device and
-a teacher's tail on a small copy.
+Weights are random: a teacher fits if its tail can be found and replayed; a student fits if its
+features can be extracted and a training step gives gradients. The smallest model of each family is
+tried itself: a teacher's tail is replayed and verified, a student runs one real training step.
+Larger models are tried on the meta device, a teacher's tail on a reduced copy.
 """
 
 import argparse
@@ -31,8 +31,10 @@ from scalekd.networks.build import build_model, build_without_weights
 from scalekd.networks.teacher.reduced_copy import verify_on_reduced_copy
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "families.md"
-LARGEST = 350e6
-NAMED = [
+MAX_PARAMETERS = 350e6
+"""Of each family the largest model up to this size is tried."""
+
+ALWAYS_TRIED = [
     *dict.fromkeys(name for pair in paper.PAIRS for name in (pair.teacher, pair.student)),
     paper.SWIN_S,
     paper.SWIN_B,
@@ -64,53 +66,59 @@ NAMED = [
     "mobilenetv4_conv_medium",
     "regnety_016",
 ]
-"""Beside each family's smallest and largest: the paper's, and what people ask for."""
+"""Tried beside each family's smallest and largest: the paper's models, and popular ones."""
 
 
-def members() -> list[tuple[str, str, bool]]:
-    """Names from timm's registry, with their family and whether they are its smallest member."""
-    found = []
+def search_models() -> list[tuple[str, str, bool]]:
+    """Search timm's registry for each family's models to try.
+
+    Returns:
+        Tuples of name, family, and whether the model is the smallest of its family.
+    """
+    models = []
     for family in timm.list_modules():
-        names = [n for n in timm.list_models(module=family) if not _ours(n)]
-        sizes = {name: n for name in names if (n := _parameters(name))}
+        names = [n for n in timm.list_models(module=family) if not _registered_by_scalekd(n)]
+        sizes = {name: n for name in names if (n := _count_parameters_of(name))}
         if not sizes:
             continue
         by_size = sorted(sizes, key=lambda name: sizes[name])
-        fitting = [n for n in by_size if sizes[n] <= LARGEST] or by_size[:1]
-        chosen = {*fitting[:1], *fitting[-1:], *(n for n in NAMED if n in sizes)}
-        found += [(n, family, n == by_size[0]) for n in by_size if n in chosen]
+        fitting = [n for n in by_size if sizes[n] <= MAX_PARAMETERS] or by_size[:1]
+        chosen = {*fitting[:1], *fitting[-1:], *(n for n in ALWAYS_TRIED if n in sizes)}
+        models += [(n, family, n == by_size[0]) for n in by_size if n in chosen]
         print(f"{family}: {len(sizes)} models", flush=True)
-    return found
+    return models
 
 
-def _ours(name: str) -> bool:
+def _registered_by_scalekd(name: str) -> bool:
     return not timm.models.model_entrypoint(name).__module__.startswith("timm.")
 
 
-def _parameters(name: str) -> int:
+def _count_parameters_of(name: str) -> int:
     try:
         with torch.device("meta"):
             return sum(p.numel() for p in timm.create_model(name).parameters())
-    except Exception:  # a few need more than a name
+    except Exception:  # a few models need more arguments than their name
         return 0
 
 
-def as_teacher(name: str, family: str, itself: bool) -> Known:
-    """Find and verify the tail of `name`."""
-    if itself:
+def try_as_teacher(name: str, family: str, smallest: bool) -> Known:
+    """Find and verify the tail of `name`, on the model itself where it is its family's smallest."""
+    if smallest:
         model = build_without_weights(name)
-        teacher, on = FrozenTeacher(model), "itself"
+        teacher, tried_on = FrozenTeacher(model), "itself"
     else:
         with torch.device("meta"):
             model, _ = build_model(name, "random")
         verified = verify_on_reduced_copy(name, model, {}, None, FeatureSelection(), "own")
-        teacher, on = verified.teacher.with_model(model), verified.verified_on
-    entry = name in paper.TEACHER_SELECTIONS or type(model).__name__ in families.FAMILY_SELECTIONS
+        teacher, tried_on = verified.teacher.with_model(model), verified.verified_on
+    has_entry = (
+        name in paper.TEACHER_SELECTIONS or type(model).__name__ in families.FAMILY_SELECTIONS
+    )
     return Known(
         role="teacher",
         name=name,
         family=family,
-        status="entry" if entry else "verified",
+        status="entry" if has_entry else "verified",
         reason="",
         parameters=_count(model),
         size=teacher.input.size,
@@ -118,17 +126,17 @@ def as_teacher(name: str, family: str, itself: bool) -> Known:
         final=teacher.shapes.final,
         norm=teacher.extractor.selection.norm,
         tail=teacher.tail_modules,
-        on=on,
+        on=tried_on,
     )
 
 
-def as_student(name: str, family: str, itself: bool) -> Known:
-    """Tap `name`, and if it `itself` is to be tried, let it learn for one step."""
+def try_as_student(name: str, family: str, smallest: bool) -> Known:
+    """Extract the features of `name`; run a real step where it is its family's smallest."""
     with torch.device("meta"):
         model, _ = build_model(name, "random")
     extractor = FeatureExtractor(model)
-    if itself:
-        _learn(build_without_weights(name), extractor)
+    if smallest:
+        _run_training_step(build_without_weights(name), extractor)
     return Known(
         role="student",
         name=name,
@@ -141,47 +149,62 @@ def as_student(name: str, family: str, itself: bool) -> Known:
         final=extractor.shapes.final,
         norm=extractor.selection.norm,
         tail=[],
-        on="one training step" if itself else "the meta device",
+        on="one training step" if smallest else "the meta device",
     )
 
 
-def _learn(student: nn.Module, extractor: FeatureExtractor) -> None:
+def _run_training_step(student: nn.Module, extractor: FeatureExtractor) -> None:
     torch.manual_seed(0)
     teacher = FrozenTeacher(build_without_weights("test_vit"))
     distiller = ScaleKD(teacher, student).train()
     images = torch.randn(2, extractor.input.channels, *extractor.input.size)
     targets = torch.tensor([3, 141]) if extractor.shapes.classes else None
-    outcome = distiller(images, targets)
-    outcome.loss.backward()
+    distiller(images, targets).loss.backward()
     gradients = [p.grad for p in distiller.criterion.parameters()]
     gradients += [p.grad for p in student.parameters() if p.grad is not None]
     if not all(g is not None and bool(g.isfinite().all()) for g in gradients):
-        raise InputError("a gradient is missing, or not finite")
+        raise InputError("a gradient is missing or non-finite")
 
 
-def tried(role: Role, name: str, family: str, itself: bool) -> Known:
-    """What became of `name` in this role."""
+def try_model(role: Role, name: str, family: str, smallest: bool) -> Known:
+    """Try `name` in this role; a model that does not fit comes with the reason."""
+    try_in_role = try_as_teacher if role == "teacher" else try_as_student
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            return (as_teacher if role == "teacher" else as_student)(name, family, itself)
+            return try_in_role(name, family, smallest)
     except InputError as error:
         with torch.device("meta"):
             count = _count(timm.create_model(name))
         size = tuple(timm.get_pretrained_cfg(name).input_size[-2:])
-        on = "itself" if itself else "the meta device"
-        return Known(role, name, family, "refused", str(error), count, size, None, None, "", [], on)
+        tried_on = "itself" if smallest else "the meta device"
+        return Known(
+            role=role,
+            name=name,
+            family=family,
+            status="refused",
+            reason=str(error),
+            parameters=count,
+            size=size,
+            penultimate=None,
+            final=None,
+            norm="",
+            tail=[],
+            on=tried_on,
+        )
 
 
 def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def document(done: Sweep) -> str:
-    """docs/families.md."""
-    teachers, students = ([m for m in done.models if m.role == r] for r in ("teacher", "student"))
+def format_document(results: Sweep) -> str:
+    """Format docs/families.md."""
+    teachers, students = (
+        [m for m in results.models if m.role == r] for r in ("teacher", "student")
+    )
 
-    def families_of(models: list[Known], *statuses: str) -> int:
+    def count_families(models: list[Known], *statuses: str) -> int:
         return len({m.family for m in models if m.status in statuses})
 
     entries = [m for m in teachers if m.status == "entry"]
@@ -189,14 +212,14 @@ def document(done: Sweep) -> str:
         "# Which of timm's models fit",
         "",
         "Made by `python experiments/families.py`; do not edit.",
-        f"{done.date}, timm {done.timm}, torch {done.torch}, random weights.",
+        f"{results.date}, timm {results.timm}, torch {results.torch}, random weights.",
         "",
-        f"- Teachers: in {families_of(teachers, 'verified')} of "
+        f"- Teachers: in {count_families(teachers, 'verified')} of "
         f"{len({m.family for m in teachers})} families there are models whose tail is found, "
         f"replayed and verified without an entry for them; {len(entries)} models have an entry "
         f"({', '.join(m.name for m in entries)}).",
         f"- Students: {sum(m.status != 'refused' for m in students)} of {len(students)} "
-        f"architectures, from {families_of(students, 'verified', 'entry')} families. Of each "
+        f"architectures, from {count_families(students, 'verified', 'entry')} families. Of each "
         "family the smallest ran one real training step; the features of the others were "
         "extracted on the meta device.",
         "",
@@ -208,7 +231,7 @@ def document(done: Sweep) -> str:
         "",
         "| family | model | M | image | penultimate | final | norm | tail | outcome |",
         "|---|---|---|---|---|---|---|---|---|",
-        *(_row(m, _short(m.tail)) for m in teachers),
+        *(_row(m, _shorten(m.tail)) for m in teachers),
         "",
         "## Students",
         "",
@@ -219,46 +242,45 @@ def document(done: Sweep) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(model: Known, how: str) -> str:
+def _row(model: Known, tail_or_trial: str) -> str:
     shapes = ("x".join(map(str, s)) if s else "" for s in (model.penultimate, model.final))
     image = "x".join(map(str, model.size))
     outcome = f"refused: {model.reason}" if model.status == "refused" else model.status
     millions = f"{model.parameters / 1e6:.1f}"
-    cells = [model.family, model.name, millions, image, *shapes, model.norm, how, outcome]
+    cells = [model.family, model.name, millions, image, *shapes, model.norm, tail_or_trial, outcome]
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-def _short(tail: list[str]) -> str:
+def _shorten(tail: list[str]) -> str:
     return ", ".join(tail) if len(tail) <= 3 else f"{tail[0]} ... {tail[-1]} ({len(tail)})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--search", action="store_true", help="look for the families' members anew")
-    arguments = parser.parse_args()
-    if arguments.search or not FILE.is_file():
-        chosen = members()
+    parser.add_argument("--search", action="store_true", help="Search timm for models first.")
+    options = parser.parse_args()
+    if options.search or not FILE.is_file():
+        models = search_models()
     else:
-        first = [m for m in sweep().models if m.role == "teacher"]
-        smallest = {m.name for m in first if m.on == "itself"}
-        chosen = [(m.name, m.family, m.name in smallest) for m in first]
+        listed = [m for m in sweep().models if m.role == "teacher"]
+        models = [(m.name, m.family, m.on == "itself") for m in listed]
     results = []
-    for name, family, itself in chosen:
+    for name, family, smallest in models:
         for role in ("teacher", "student"):
-            result = tried(role, name, family, itself)
+            result = try_model(role, name, family, smallest)
             results.append(result)
             print(f"{role} {name}: {result.status} {result.reason}", flush=True)
     write(results)
 
 
-def write(results: list[Known]) -> None:
-    """known.json and docs/families.md."""
+def write(models: list[Known]) -> None:
+    """Write known_models.json and docs/families.md."""
     today = datetime.now(UTC).date().isoformat()
-    done = Sweep(today, timm.__version__, torch.__version__, results)
-    lines = ",\n".join(json.dumps(asdict(m)) for m in results)
-    head = json.dumps({k: v for k, v in asdict(done).items() if k != "models"})[:-1]
+    results = Sweep(today, timm.__version__, torch.__version__, models)
+    lines = ",\n".join(json.dumps(asdict(m)) for m in models)
+    head = json.dumps({k: v for k, v in asdict(results).items() if k != "models"})[:-1]
     FILE.write_text(f'{head}, "models": [\n{lines}\n]}}\n')
-    DOCUMENT.write_text(document(done))
+    DOCUMENT.write_text(format_document(results))
     print(f"wrote {FILE} and {DOCUMENT}")
 
 

@@ -1,4 +1,4 @@
-"""One real training step of each of the paper's pairs at full size; writes docs/pairs.md.
+"""Run one real training step of each of the paper's pairs at full size, and write docs/pairs.md.
 
     python experiments/pairs.py
 
@@ -23,11 +23,18 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "pairs.md"
 
 
 @dataclass(frozen=True)
-class Stepped:
-    """What one step of a pair gave.
+class StepReport:
+    """The results of one training step of a pair.
 
-    silent: names of trained parameters without a gradient, or with a zero or infinite one.
-    touched: names of teacher parameters with a gradient.
+    Attributes:
+        loss: The sum of the terms.
+        terms: The weighted terms by name.
+        trained: How many parameter tensors are trained.
+        silent: Names of trained parameters whose gradient is missing, zero or non-finite.
+        touched: Names of the teacher's parameters that have a gradient.
+        difference: Largest difference between the teacher's output and its tail's replay, relative
+            to the largest value.
+        seconds: Seconds of forward and backward.
     """
 
     loss: float
@@ -39,8 +46,8 @@ class Stepped:
     seconds: float
 
 
-def document(rows: list[tuple[PublishedPair, PairReport, Stepped]]) -> str:
-    """docs/pairs.md."""
+def format_document(rows: list[tuple[PublishedPair, PairReport, StepReport]]) -> str:
+    """Format docs/pairs.md."""
     lines = [
         "# The paper's pairs, at full size",
         "",
@@ -97,7 +104,7 @@ def document(rows: list[tuple[PublishedPair, PairReport, Stepped]]) -> str:
         gains = f"{pair.supervised} -> {pair.scalekd}" if pair.supervised else "not in Table 3"
         lines.append(
             f"| {pair.student}, under {pair.teacher} | {checked.student.parameters / 1e6:.2f} | "
-            f"{pair.parameters} | {macs(pair):.2f} | {pair.gmac} | {gains} |"
+            f"{pair.parameters} | {count_gmac(pair):.2f} | {pair.gmac} | {gains} |"
         )
     lines += [
         "",
@@ -125,38 +132,38 @@ def _map(shape: tuple[int, int, int] | None) -> str:
     return "x".join(map(str, shape or ()))
 
 
-def macs(pair: PublishedPair) -> float:
-    """Multiply-adds of the student's forward pass in billions."""
+def count_gmac(pair: PublishedPair) -> float:
+    """GMAC (billions of multiply-adds) of the student's forward pass on one image."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         student, _ = build_model(pair.student, "random", **pair.student_args)
         student.eval()(torch.empty(1, 3, 224, 224))
     return counter.get_total_flops() / 2e9
 
 
-def step(pair: PublishedPair) -> Stepped:
-    """One training step of `pair` with random weights."""
+def run_step(pair: PublishedPair) -> StepReport:
+    """Run one training step of `pair` with random weights."""
     torch.manual_seed(0)
     teacher = FrozenTeacher(build_without_weights(pair.teacher, **pair.teacher_args))
     # Not timm's initialisation: zeros in it (last norms of residual branches) stop gradients.
     distiller = ScaleKD(teacher, build_without_weights(pair.student, **pair.student_args)).train()
     images, targets = torch.randn(2, 3, 224, 224), torch.tensor([3, 141])
-    began = time.perf_counter()
-    outcome = distiller(images, targets)
-    outcome.loss.backward()
-    seconds = time.perf_counter() - began
+    start = time.perf_counter()
+    output = distiller(images, targets)
+    output.loss.backward()
+    seconds = time.perf_counter() - start
     trained = dict(distiller.named_parameters())
-    return Stepped(
-        outcome.loss.item(),
-        {name: value.item() for name, value in outcome.terms.items()},
-        len(trained),
-        [
+    return StepReport(
+        loss=output.loss.item(),
+        terms={name: value.item() for name, value in output.terms.items()},
+        trained=len(trained),
+        silent=[
             name
             for name, p in trained.items()
             if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()
         ],
-        [name for name, p in teacher.model.named_parameters() if p.grad is not None],
-        teacher.difference,
-        seconds,
+        touched=[name for name, p in teacher.model.named_parameters() if p.grad is not None],
+        difference=teacher.difference,
+        seconds=seconds,
     )
 
 
@@ -169,10 +176,10 @@ def main() -> None:
             teacher_args=pair.teacher_args,
             student_args=pair.student_args,
         )
-        stepped = step(pair)
-        rows.append((pair, checked, stepped))
-        print(f"{pair}: loss {stepped.loss:.2f}, {stepped.seconds:.1f} s", flush=True)
-    DOCUMENT.write_text(document(rows))
+        report = run_step(pair)
+        rows.append((pair, checked, report))
+        print(f"{pair}: loss {report.loss:.2f}, {report.seconds:.1f} s", flush=True)
+    DOCUMENT.write_text(format_document(rows))
     print(f"wrote {DOCUMENT}")
 
 

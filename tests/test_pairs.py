@@ -11,7 +11,7 @@ from scalekd import ScaleKD
 from scalekd.networks.paper import ABLATION_PAIRS, PAIRS, PublishedPair
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-from pairs import step
+from pairs import run_step
 
 TERMS = ["task", "tpp_original", "tpp_alternative", "final_original", "final_alternative", "logits"]
 
@@ -19,12 +19,12 @@ TERMS = ["task", "tpp_original", "tpp_alternative", "final_original", "final_alt
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", [*PAIRS, *ABLATION_PAIRS], ids=str)
 def test_a_pair_of_the_paper_takes_a_full_size_step(pair: PublishedPair) -> None:
-    stepped = step(pair)
-    assert stepped.silent == []
-    assert stepped.touched == []
-    assert 0 < stepped.loss < 1000
-    assert sorted(stepped.terms) == sorted(TERMS)
-    assert stepped.difference <= 1e-4
+    report = run_step(pair)
+    assert report.silent == []
+    assert report.touched == []
+    assert 0 < report.loss < 1000
+    assert sorted(report.terms) == sorted(TERMS)
+    assert report.difference <= 1e-4
 
 
 def test_a_student_with_a_class_token_learns_in_every_parameter() -> None:

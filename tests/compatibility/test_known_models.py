@@ -122,8 +122,8 @@ def test_the_sweep_says_when_and_with_what_it_was_made() -> None:
 
 
 def test_the_page_of_families_is_this_sweeps() -> None:
-    document = runpy.run_path(str(ROOT / "experiments" / "families.py"))["document"]
-    assert (ROOT / "docs" / "families.md").read_text() == document(sweep())
+    format_document = runpy.run_path(str(ROOT / "experiments" / "families.py"))["format_document"]
+    assert (ROOT / "docs" / "families.md").read_text() == format_document(sweep())
 
 
 @pytest.mark.usefixtures("made_up")
@@ -217,7 +217,8 @@ TEN = {
 def test_trying_a_familys_smallest_again_gives_what_is_listed(family: str, role: Role) -> None:
     smallest = next(m for m in of("teacher") if m.family == family and m.on == "itself")
     listed = next(m for m in of(role) if m.name == smallest.name)
-    tried: Callable[..., Known] = runpy.run_path(str(ROOT / "experiments" / "families.py"))["tried"]
-    again = tried(role, smallest.name, family, True)
+    experiment = runpy.run_path(str(ROOT / "experiments" / "families.py"))
+    try_model: Callable[..., Known] = experiment["try_model"]
+    again = try_model(role, smallest.name, family, True)
     assert again.status == listed.status, again.reason
     assert replace(again, reason="") == replace(listed, reason="")
