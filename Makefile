@@ -1,4 +1,4 @@
-# One environment, .venv, made by whichever target comes first.
+# All targets use one environment, .venv; the first target that is run makes it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,45 +6,45 @@ STAMP := $(VENV)/.installed
 
 .PHONY: help demo test test-slow test-pairs lint types bench teacher tables clean
 
-help:  ## this list
+help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
-demo: $(STAMP)  ## distil the digits default: three seeds, two baselines, a table and a picture
+demo: $(STAMP)  ## Distil the digits default: three seeds, ScaleKD and two baselines, a table and a picture.
 	$(BIN)/scalekd distill
 
-test: $(STAMP)  ## all tests but the slow ones
+test: $(STAMP)  ## Run all tests but the slow ones.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-slow: $(STAMP)  ## the slow tests, but for the pairs
+test-slow: $(STAMP)  ## Run the slow tests, except the steps of the paper's pairs.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --ignore tests/test_pairs.py
 
-test-pairs: $(STAMP)  ## a real full-size step of each of the paper's pairs (slow; 10 GB)
+test-pairs: $(STAMP)  ## Run a real full-size step of each of the paper's pairs (slow; needs 10 GB of memory).
 	$(BIN)/python -m pytest -m slow tests/test_pairs.py
 
-lint: $(STAMP)  ## ruff: style and format
+lint: $(STAMP)  ## Check style and format with ruff.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(STAMP)  ## mypy on the package
+types: $(STAMP)  ## Check the types of the package with mypy.
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## time a step of two pairs beside the released structure, batch 8, two threads; prints a table
+bench: $(STAMP)  ## Time a step of two pairs beside the released structure (batch 8, two threads) and print the results.
 	$(BIN)/python benchmarks/step.py --pair swin_small-resnet50 --batch_size 8 --threads 2
 	$(BIN)/python benchmarks/step.py --pair swin_large-resnet50 --batch_size 8 --threads 2 --accumulate 1
 
-teacher: $(STAMP)  ## train the digits teacher again (half an hour; resumes where it was stopped)
+teacher: $(STAMP)  ## Train the digits teacher again (half an hour; resumes where it was stopped).
 	$(BIN)/python experiments/digits_teacher.py
 
-tables: $(STAMP)  ## try the pairs and timm's families again; writes docs/pairs.md, docs/families.md
+tables: $(STAMP)  ## Try the paper's pairs and timm's families again, and write docs/pairs.md and docs/families.md.
 	$(BIN)/python experiments/pairs.py
 	$(BIN)/python experiments/families.py
 
-clean:  ## remove the environment, not the runs
+clean:  ## Remove the environment, but not the runs.
 	rm -rf $(VENV)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12 ..."; exit 1; }
+		{ echo "Python 3.11 or newer is needed: name one, for example make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
