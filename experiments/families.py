@@ -24,7 +24,7 @@ from torch import nn
 
 import scalekd  # noqa: F401 -- registers its models
 from scalekd import FeatureExtractor, FeatureSelection, FrozenTeacher, InputError, ScaleKD
-from scalekd.compatibility.known_models import FILE, Known, Role, Sweep, sweep
+from scalekd.compatibility.known_models import FILE, KnownModel, Role, Sweep, load_sweep
 from scalekd.networks import overrides as families
 from scalekd.networks import paper
 from scalekd.networks.build import build_model, build_without_weights
@@ -101,7 +101,7 @@ def _count_parameters_of(name: str) -> int:
         return 0
 
 
-def try_as_teacher(name: str, family: str, smallest: bool) -> Known:
+def try_as_teacher(name: str, family: str, smallest: bool) -> KnownModel:
     """Find and verify the tail of `name`, on the model itself where it is its family's smallest."""
     if smallest:
         model = build_without_weights(name)
@@ -114,7 +114,7 @@ def try_as_teacher(name: str, family: str, smallest: bool) -> Known:
     has_entry = (
         name in paper.TEACHER_SELECTIONS or type(model).__name__ in families.FAMILY_SELECTIONS
     )
-    return Known(
+    return KnownModel(
         role="teacher",
         name=name,
         family=family,
@@ -126,18 +126,18 @@ def try_as_teacher(name: str, family: str, smallest: bool) -> Known:
         final=teacher.shapes.final,
         norm=teacher.extractor.selection.norm,
         tail=teacher.tail_modules,
-        on=tried_on,
+        tried_on=tried_on,
     )
 
 
-def try_as_student(name: str, family: str, smallest: bool) -> Known:
+def try_as_student(name: str, family: str, smallest: bool) -> KnownModel:
     """Extract the features of `name`; run a real step where it is its family's smallest."""
     with torch.device("meta"):
         model, _ = build_model(name, "random")
     extractor = FeatureExtractor(model)
     if smallest:
         _run_training_step(build_without_weights(name), extractor)
-    return Known(
+    return KnownModel(
         role="student",
         name=name,
         family=family,
@@ -149,7 +149,7 @@ def try_as_student(name: str, family: str, smallest: bool) -> Known:
         final=extractor.shapes.final,
         norm=extractor.selection.norm,
         tail=[],
-        on="one training step" if smallest else "the meta device",
+        tried_on="one training step" if smallest else "the meta device",
     )
 
 
@@ -166,7 +166,7 @@ def _run_training_step(student: nn.Module, extractor: FeatureExtractor) -> None:
         raise InputError("a gradient is missing or non-finite")
 
 
-def try_model(role: Role, name: str, family: str, smallest: bool) -> Known:
+def try_model(role: Role, name: str, family: str, smallest: bool) -> KnownModel:
     """Try `name` in this role; a model that does not fit comes with the reason."""
     try_in_role = try_as_teacher if role == "teacher" else try_as_student
     try:
@@ -178,7 +178,7 @@ def try_model(role: Role, name: str, family: str, smallest: bool) -> Known:
             count = _count(timm.create_model(name))
         size = tuple(timm.get_pretrained_cfg(name).input_size[-2:])
         tried_on = "itself" if smallest else "the meta device"
-        return Known(
+        return KnownModel(
             role=role,
             name=name,
             family=family,
@@ -190,7 +190,7 @@ def try_model(role: Role, name: str, family: str, smallest: bool) -> Known:
             final=None,
             norm="",
             tail=[],
-            on=tried_on,
+            tried_on=tried_on,
         )
 
 
@@ -204,7 +204,7 @@ def format_document(results: Sweep) -> str:
         [m for m in results.models if m.role == r] for r in ("teacher", "student")
     )
 
-    def count_families(models: list[Known], *statuses: str) -> int:
+    def count_families(models: list[KnownModel], *statuses: str) -> int:
         return len({m.family for m in models if m.status in statuses})
 
     entries = [m for m in teachers if m.status == "entry"]
@@ -237,12 +237,12 @@ def format_document(results: Sweep) -> str:
         "",
         "| family | model | M | image | penultimate | final | norm | tried with | outcome |",
         "|---|---|---|---|---|---|---|---|---|",
-        *(_row(m, m.on) for m in students),
+        *(_row(m, m.tried_on) for m in students),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _row(model: Known, tail_or_trial: str) -> str:
+def _row(model: KnownModel, tail_or_trial: str) -> str:
     shapes = ("x".join(map(str, s)) if s else "" for s in (model.penultimate, model.final))
     image = "x".join(map(str, model.size))
     outcome = f"refused: {model.reason}" if model.status == "refused" else model.status
@@ -262,8 +262,8 @@ def main() -> None:
     if options.search or not FILE.is_file():
         models = search_models()
     else:
-        listed = [m for m in sweep().models if m.role == "teacher"]
-        models = [(m.name, m.family, m.on == "itself") for m in listed]
+        listed = [m for m in load_sweep().models if m.role == "teacher"]
+        models = [(m.name, m.family, m.tried_on == "itself") for m in listed]
     results = []
     for name, family, smallest in models:
         for role in ("teacher", "student"):
@@ -273,7 +273,7 @@ def main() -> None:
     write(results)
 
 
-def write(models: list[Known]) -> None:
+def write(models: list[KnownModel]) -> None:
     """Write known_models.json and docs/families.md."""
     today = datetime.now(UTC).date().isoformat()
     results = Sweep(today, timm.__version__, torch.__version__, models)

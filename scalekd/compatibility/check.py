@@ -1,4 +1,7 @@
-"""Whether and how a pair fits, before anything is trained: shapes, tail, heads, size, cost."""
+"""Whether and how a teacher and a student fit: shapes, tail, heads, parameters and FLOPs.
+
+No weights are loaded and nothing is trained.
+"""
 
 import json
 import shlex
@@ -12,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalekd.compatibility.known_models import Role, nearest
+from scalekd.compatibility.known_models import Role, nearest_model
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.features import Features, FeatureShapes
@@ -26,40 +29,50 @@ from scalekd.networks.teacher.reduced_copy import verify_on_reduced_copy
 from scalekd.notes import Note
 
 BATCH = 2
+"""Images in a counted pass; BatchNorm needs two."""
 
 
 @dataclass(frozen=True)
 class NetworkReport:
-    """The teacher or the student.
+    """The teacher or the student of a checked pair.
 
-    plan: which features are tapped.
-    gflop: an image, 2 for each multiply-add: of a teacher forward, of a student also backward.
+    Attributes:
+        name: The timm model name, or local-dir:FOLDER.
+        input: Channels, size and normalisation of its images.
+        shapes: Shapes of its two features, and its number of classes.
+        selection: The features that are used, resolved; None for a model that offers its own.
+        parameters: Number of parameters.
+        gflop: Billions of floating-point operations for one image, 2 for a multiply-add: of a
+            teacher the forward pass, of a student forward and backward.
     """
 
     name: str
     input: InputConfig
     shapes: FeatureShapes
-    plan: ResolvedSelection | None
+    selection: ResolvedSelection | None
     parameters: int
     gflop: float
 
 
 @dataclass(frozen=True)
 class PairReport:
-    """How a pair fits.
+    """How a teacher and a student fit.
 
-    tail: names of the teacher's modules that the student's features are sent through.
-    prefix_tokens: how many prefix tokens (class, registers) they see, the teacher's own.
-    verified: whether the tail's replay equals the teacher's own output.
-    difference: largest one between the two, relative to the largest value.
-    verified_on: what that was measured on.
-    heads: of CAP3 and CAP4.
-    projector_parameters: thrown away after training.
-    rest_gflop: an image: projectors, tails and losses, forward and backward.
-    step_gflop: an image: all of a step.
-    weights: of the loss's terms; 0 is off.
-    notes: what is off and why, and what to look at.
-    command: that would train the pair.
+    Attributes:
+        teacher: The teacher.
+        student: The student.
+        tail: Names of the teacher's modules that the student's projected features pass through.
+        prefix_tokens: Number of the teacher's own prefix tokens (class, registers) in the tail.
+        verified: Whether the replayed tail equals the teacher's own output.
+        difference: Largest difference between the two, relative to the output's largest value.
+        verified_on: The model that the tail was verified on: a reduced copy, or the teacher itself.
+        heads: Attention heads of the projectors of the penultimate and the final feature.
+        projector_parameters: Parameters of the projectors, which are discarded after training.
+        rest_gflop: GFLOP for one image of projectors, tails and losses, forward and backward.
+        step_gflop: GFLOP for one image of the complete training step.
+        weights: Weights of the loss terms; 0 is off.
+        notes: Decisions that the caller did not make, such as skipped terms, and warnings.
+        command: The command that trains the pair.
     """
 
     teacher: NetworkReport
@@ -93,71 +106,80 @@ def check_pair(
     heads: tuple[int, int] | None = None,
     one_token: Literal["refuse", "drop"] = "refuse",
 ) -> PairReport:
-    """Build the pair without its weights, and say how it fits.
+    """Report whether and how a teacher and a student fit, without loading weights.
 
-    The tail is verified by real passes, of a small copy where one can be made, else of the model
-    itself. All the rest runs on the meta device.
+    The tail is verified by real passes of a reduced copy of the teacher, or of the teacher itself
+    if no such copy can be made. Everything else runs on the meta device.
 
     Args:
-        teacher: a timm name, or local-dir:FOLDER.
-        student: a timm name.
-        teacher_args: more arguments for timm's create_model.
-        student_args: more arguments for timm's create_model.
-        image_size: of the student's images, one side or height and width; default its own.
-        teacher_size: height and width that the teacher works at; default its own.
-        teacher_features: which of the teacher's features; the tail follows the penultimate one.
-        student_features: which of the student's features.
-        teacher_prefix: the prefix tokens in the teacher's tail; none as in the released code.
-        weights: of the loss's terms; 0 switches one off.
-        heads: attention heads of the two projectors; default the paper's, or one for 64 channels.
-        one_token: refuse or drop alternative views of one-token grids.
+        teacher: The teacher: a timm model name, or local-dir:FOLDER.
+        student: The student: a timm model name.
+        teacher_args: Further arguments for timm's create_model of the teacher.
+        student_args: Further arguments for timm's create_model of the student.
+        image_size: Size of the student's images in pixels, one side or (height, width). Default:
+            the student's own.
+        teacher_size: (height, width) in pixels at which the teacher works. Default: its own.
+        teacher_features: The teacher's features to use; the tail begins after the penultimate one.
+        student_features: The student's features to use.
+        teacher_prefix: Prefix tokens in the teacher's tail: its own, or none as in the released
+            code.
+        weights: Weights of the loss terms; 0 switches a term off.
+        heads: Attention heads of the projectors of the penultimate and the final feature. Default:
+            the paper's for its teachers, otherwise one head for 64 channels.
+        one_token: What to do with an alternative view of a 1x1 grid: refuse the pair, or drop the
+            view's term.
 
     Raises:
-        InputError: the pair cannot work.
+        InputError: The pair cannot be trained. The message names a model that fits, if the model
+            name may be the cause.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     teacher_args, student_args = teacher_args or {}, student_args or {}
-    of_student = bool(student_args or size or student_features)
-    of_teacher = bool(teacher_args or teacher_size or teacher_features) or teacher_prefix == "none"
-    with torch.device("meta"), _suggesting("student", student, of_student):
-        learner, _ = build_model(student, "random", size, **student_args)
-        FeatureExtractor(learner, size, student_features)
-    settings = teacher_features or FeatureSelection()
-    with _suggesting("teacher", teacher, of_teacher):
+    student_options = bool(student_args or size or student_features)
+    with torch.device("meta"), _suggesting_a_model("student", student, unless=student_options):
+        student_model, _ = build_model(student, "random", size, **student_args)
+        FeatureExtractor(student_model, size, student_features)
+    teacher_options = bool(teacher_args or teacher_size or teacher_features)
+    teacher_options |= teacher_prefix == "none"
+    with _suggesting_a_model("teacher", teacher, unless=teacher_options):
         with torch.device("meta"):
-            whole, _ = build_model(teacher, "random", teacher_size, **teacher_args)
+            teacher_model, _ = build_model(teacher, "random", teacher_size, **teacher_args)
         verified = verify_on_reduced_copy(
-            teacher, whole, teacher_args, teacher_size, settings, teacher_prefix
+            teacher,
+            teacher_model,
+            teacher_args,
+            teacher_size,
+            teacher_features or FeatureSelection(),
+            teacher_prefix,
         )
-    outline = verified.teacher.with_model(whole, teacher_size)
+    frozen_teacher = verified.teacher.with_model(teacher_model, teacher_size)
     with torch.device("meta"):
         pair = ScaleKD(
-            outline,
-            learner,
+            frozen_teacher,
+            student_model,
             size=size,
             student_features=student_features,
             weights=weights,
             heads=heads,
             one_token=one_token,
         )
-        counted = count_flops(pair)
-    projectors = [*pair.criterion.penultimate.values(), *pair.criterion.final.values()]
+        flops = count_flops(pair)
     return PairReport(
         teacher=NetworkReport(
-            teacher,
-            outline.input,
-            outline.shapes,
-            outline.extractor.selection,
-            _size(whole),
-            counted.teacher,
+            name=teacher,
+            input=frozen_teacher.input,
+            shapes=frozen_teacher.shapes,
+            selection=frozen_teacher.extractor.selection,
+            parameters=_count_parameters(teacher_model),
+            gflop=flops.teacher,
         ),
         student=NetworkReport(
-            student,
-            pair.student_extractor.input,
-            pair.student_extractor.shapes,
-            pair.student_extractor.selection,
-            _size(learner),
-            counted.student,
+            name=student,
+            input=pair.student_extractor.input,
+            shapes=pair.student_extractor.shapes,
+            selection=pair.student_extractor.selection,
+            parameters=_count_parameters(student_model),
+            gflop=flops.student,
         ),
         tail=verified.teacher.tail_modules,
         prefix_tokens=verified.teacher.prefix_tokens,
@@ -165,12 +187,12 @@ def check_pair(
         difference=verified.teacher.difference,
         verified_on=verified.verified_on,
         heads=pair.heads,
-        projector_parameters=sum(_size(p) for p in projectors),
-        rest_gflop=counted.rest,
-        step_gflop=counted.teacher + counted.student + counted.rest,
+        projector_parameters=_count_parameters(pair.criterion),
+        rest_gflop=flops.rest,
+        step_gflop=flops.teacher + flops.student + flops.rest,
         weights=pair.criterion.weights,
         notes=pair.notes,
-        command=_command(
+        command=_training_command(
             teacher=teacher,
             student=student,
             teacher_args=teacher_args,
@@ -189,7 +211,13 @@ def check_pair(
 
 @dataclass(frozen=True)
 class StepFlops:
-    """GFLOP an image."""
+    """Billions of floating-point operations of a training step for one image, by part.
+
+    Attributes:
+        teacher: The teacher's forward pass.
+        student: The student's forward and backward pass.
+        rest: Projectors, tails and losses, forward and backward.
+    """
 
     teacher: float
     student: float
@@ -197,53 +225,57 @@ class StepFlops:
 
 
 def count_flops(pair: ScaleKD) -> StepFlops:
-    """Counted on the meta device, where operations have shapes and no values."""
-    mine, theirs = pair.student_extractor, pair.teacher
-    images = torch.empty(BATCH, mine.input.channels, *mine.input.size)
+    """Count a step's FLOPs for one image; to be called under the meta device.
+
+    Tensors on the meta device have shapes and no values, so nothing is computed.
+    """
+    config = pair.student_extractor.input
+    images = torch.empty(BATCH, config.channels, *config.size)
     pair.train()
 
-    def counted(run: Callable[[], Any]) -> tuple[float, Any]:
+    def gflop(run: Callable[[], Any]) -> tuple[float, Any]:
         with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
             result = run()
         return counter.get_total_flops() / BATCH / 1e9, result
 
-    def learn() -> Features:
-        seen = mine(images)
-        given = [t for t in (seen.penultimate, seen.final, seen.logits) if t is not None]
-        torch.autograd.backward([t.sum() for t in given])
-        return seen
+    def train_student() -> Features:
+        outputs = pair.student_extractor(images)
+        tensors = (outputs.penultimate, outputs.final, outputs.logits)
+        torch.autograd.backward([t.sum() for t in tensors if t is not None])
+        return outputs
 
-    def compare() -> None:
-        terms = pair.criterion(_leaves(seen), known, theirs.tail)
+    def compute_criterion() -> None:
+        terms = pair.criterion(_as_leaves(student_outputs), teacher_outputs, pair.teacher.tail)
         torch.autograd.backward(list(terms.values()))
 
-    teacher, known = counted(lambda: theirs(images))
-    student, seen = counted(learn)
-    rest = counted(compare)[0] if any(vars(pair.criterion.weights).values()) else 0.0
+    teacher, teacher_outputs = gflop(lambda: pair.teacher(images))
+    student, student_outputs = gflop(train_student)
+    has_terms = any(vars(pair.criterion.weights).values())
+    rest = gflop(compute_criterion)[0] if has_terms else 0.0
     return StepFlops(teacher, student, rest)
 
 
-def _leaves(seen: Features) -> Features:
-    """The same, with gradients of its own."""
-    logits = None if seen.logits is None else seen.logits.detach().requires_grad_()
-    assert seen.penultimate is not None, "a student's"
-    penultimate, final = (t.detach().requires_grad_() for t in (seen.penultimate, seen.final))
+def _as_leaves(outputs: Features) -> Features:
+    """The same features as leaves of the graph, so that a backward pass ends at them."""
+    assert outputs.penultimate is not None, "only a cached teacher's is None"
+    logits = None if outputs.logits is None else outputs.logits.detach().requires_grad_()
+    penultimate, final = (t.detach().requires_grad_() for t in (outputs.penultimate, outputs.final))
     return Features(penultimate, final, logits)
 
 
 @contextmanager
-def _suggesting(role: Role, name: str, asked: bool) -> Iterator[None]:
-    """An InputError about `name` also says which model fits, unless more was `asked` of it."""
+def _suggesting_a_model(role: Role, name: str, *, unless: bool) -> Iterator[None]:
+    """Name a model that fits in an InputError, `unless` other options may be the cause."""
     try:
         yield
     except InputError as error:
-        if asked or not timm.is_model(name.split(".")[0]):
+        if unless or not timm.is_model(name.split(".")[0]):
             raise
-        raise InputError(f"{error}; a {role} that fits: {nearest(role, name)}") from error
+        raise InputError(f"{error}; a {role} that fits: {nearest_model(role, name)}") from error
 
 
-def _command(**options: Any) -> str:
-    """`scalekd distill` with the options that say something."""
+def _training_command(**options: Any) -> str:
+    """The `scalekd distill` command with these options, less those that are at their default."""
     words = ["scalekd", "distill"]
     defaults = {"teacher_prefix": "own", "one_token": "refuse"}
     for name, value in options.items():
@@ -251,16 +283,17 @@ def _command(**options: Any) -> str:
             value = asdict(value)
         nested = value.items() if isinstance(value, dict) else [("", value)]
         for key, inner in nested:
-            said = inner is not None or name.endswith("_args")
-            if said and inner != defaults.get(name, ...):
-                words += [f"--{name}.{key}" if key else f"--{name}", _written(inner)]
+            # None is a default everywhere except among the arguments of timm's create_model.
+            is_set = inner is not None or name.endswith("_args")
+            if is_set and inner != defaults.get(name, ...):
+                words += [f"--{name}.{key}" if key else f"--{name}", _command_line_value(inner)]
     return shlex.join(words)
 
 
-def _written(value: Any) -> str:
-    """As the command line reads it back."""
+def _command_line_value(value: Any) -> str:
+    """A value as the command line reads it: text unchanged, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _size(model: nn.Module) -> int:
+def _count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())

@@ -1,7 +1,7 @@
-"""Which of timm's models are known to fit: the sweep's result, which the package carries.
+"""Which timm models are known to fit: the packaged result of a sweep over timm's families.
 
-`experiments/families.py` makes it. A model that is not in it may fit as well: `scalekd check`
-tells.
+`experiments/families.py` writes it. A model that is not in it may fit as well: `scalekd check`
+tries any.
 """
 
 import difflib
@@ -17,20 +17,26 @@ FILE = Path(__file__).with_name("known_models.json")
 
 Role = Literal["teacher", "student"]
 Status = Literal["verified", "entry", "refused"]
-"""`entry`: verified with an entry in `networks/families.py` or `networks/paper.py`."""
+"""`entry`: verified, with an entry for it in `networks/overrides.py` or `networks/paper.py`."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """A model in the sweep.
+class KnownModel:
+    """A model that the sweep tried in one role.
 
-    family: the module of timm that it is in.
-    reason: of a refusal, else empty.
-    size: (height, width) in pixels that it was tried at.
-    penultimate, final: channels, height and width of the features; None where it was refused.
-    norm: of the final feature.
-    tail: a teacher's modules that are replayed.
-    on: what this was tried on.
+    Attributes:
+        role: "teacher" or "student".
+        name: The timm model name.
+        family: The timm module that defines the model.
+        status: Whether the model fits; see `Status`.
+        reason: Why the model was refused; otherwise empty.
+        parameters: Number of parameters.
+        size: (height, width) of the images in pixels.
+        penultimate: Shape (channels, height, width) of the penultimate feature; None if refused.
+        final: Shape (channels, height, width) of the final feature; None if refused.
+        norm: Norm of the final feature, as in `FeatureSelection`.
+        tail: Names of the teacher's modules that are replayed; empty for a student.
+        tried_on: What the result was found with: the model itself, a reduced copy, the meta device.
     """
 
     role: Role
@@ -44,48 +50,52 @@ class Known:
     final: tuple[int, int, int] | None
     norm: str
     tail: list[str]
-    on: str
+    tried_on: str
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All that were tried, when, and with which timm and torch."""
+    """All models that were tried, the date, and the versions of timm and torch."""
 
     date: str
     timm: str
     torch: str
-    models: list[Known]
+    models: list[KnownModel]
 
 
-def sweep() -> Sweep:
-    """The packaged result."""
-    plain = json.loads(FILE.read_text())
-    models = [Known(**{name: _tuple(v) for name, v in m.items()}) for m in plain.pop("models")]
-    return Sweep(**plain, models=models)
+def load_sweep() -> Sweep:
+    """Read the packaged result."""
+    fields = json.loads(FILE.read_text())
+    models = [
+        KnownModel(**{name: _as_tuple(value) for name, value in model.items()})
+        for model in fields.pop("models")
+    ]
+    return Sweep(**fields, models=models)
 
 
-def matching(pattern: str) -> list[Known]:
-    """Those whose name or family has `pattern` in it, or matches it where it has * or ?."""
-    wild = (pattern if set(pattern) & set("*?[") else f"*{pattern}*").lower()
+def find_models(pattern: str) -> list[KnownModel]:
+    """Return the models whose name or family contains `pattern`, or matches its *, ? or [...]."""
+    wildcards = (pattern if set(pattern) & set("*?[") else f"*{pattern}*").lower()
     return [
-        m
-        for m in sweep().models
-        if any(fnmatch.fnmatchcase(n.lower(), wild) for n in (m.name, m.family))
+        model
+        for model in load_sweep().models
+        if any(fnmatch.fnmatchcase(n.lower(), wildcards) for n in (model.name, model.family))
     ]
 
 
-def nearest(role: Role, name: str) -> str:
-    """The name of a model that fits, close to `name`: of its family, else one spelt alike."""
-    models = sweep().models
+def nearest_model(role: Role, name: str) -> str:
+    """Return the most similar name of a model that fits: in `name`'s family if there is one."""
+    models = load_sweep().models
     name = name.split(".")[0]
-    fit = [m for m in models if m.role == role and m.status != "refused" and m.name != name]
+    fitting = [m for m in models if m.role == role and m.status != "refused" and m.name != name]
     family = next((m.family for m in models if m.name == name), None)
     if family is None and timm.is_model(name):
         family = timm.model_entrypoint(name).__module__.rpartition(".")[2]
-    related = [m.name for m in fit if m.family == family] or [m.name for m in fit]
-    return difflib.get_close_matches(name, related, n=1, cutoff=0.0)[0]
+    candidates = [m.name for m in fitting if m.family == family] or [m.name for m in fitting]
+    return difflib.get_close_matches(name, candidates, n=1, cutoff=0.0)[0]
 
 
-def _tuple(value: Any) -> Any:
-    numbers = isinstance(value, list) and value and isinstance(value[0], int)
-    return tuple(value) if numbers else value
+def _as_tuple(value: Any) -> Any:
+    """A shape, which JSON has as a list of integers, as a tuple."""
+    is_shape = isinstance(value, list) and value and isinstance(value[0], int)
+    return tuple(value) if is_shape else value

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.warned import warned
 
 from scalekd import FeatureSelection, InputError, LossWeights
 from scalekd.cli.main import main
-from scalekd.compatibility import known_models as known
+from scalekd.compatibility import known_models
 from scalekd.compatibility.check import PairReport, check_pair
-from scalekd.compatibility.known_models import Known, Sweep, nearest, sweep
+from scalekd.compatibility.known_models import KnownModel, Sweep, load_sweep, nearest_model
 from scalekd.compatibility.text import format_report
 
 PAIR = ["--teacher", "test_vit", "--student", "test_resnet"]
@@ -25,11 +26,11 @@ VIT = ["--teacher", "test_vit", "--student", "vit_tiny_patch16_224"]
 
 
 def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command that succeeds prints; it warns of nothing."""
+    """What a command prints that succeeds without a warning."""
     main(arguments)
-    said = capsys.readouterr()
-    assert said.err == ""
-    return said.out
+    output = capsys.readouterr()
+    assert output.err == ""
+    return output.out
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
@@ -37,10 +38,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[s
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("scalekd: error: ")
-    assert said.err.count("\n") == 1, said.err
-    return said.out, said.err
+    output = capsys.readouterr()
+    assert output.err.startswith("scalekd: error: ")
+    assert output.err.count("\n") == 1, output.err
+    return output.out, output.err
 
 
 @cache
@@ -48,27 +49,29 @@ def at_64_pixels() -> PairReport:
     return check_pair("test_vit", "test_resnet", image_size=64)
 
 
-def test_check_prints_how_a_pair_fits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_the_report_of_a_pair(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(["check", *PAIR, "--image_size", "64"], capsys)
     assert text == format_report(at_64_pixels()) + "\n"
     assert f"train it   {at_64_pixels().command}" in text
 
 
-def test_json_says_the_same_as_data(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_with_json_prints_the_report_as_data(capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(printed(["check", *PAIR, "--image_size", "64", "--json"], capsys))
     assert data["verified"] is True
     assert isinstance(data["difference"], float)
     assert data == json.loads(json.dumps(asdict(at_64_pixels())))
 
 
-@pytest.mark.filterwarnings("default::UserWarning")
-def test_a_warning_stays_out_of_the_data(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["check", *PAIR, "--image_size", "32", "--one_token", "drop", "--json"])
-    said = capsys.readouterr()
-    assert json.loads(said.out)["weights"]["final_alternative"] == 0
-    assert said.err.startswith("scalekd: warning: ")
-    assert said.err.count("\n") == 1
-    assert "the term final_alternative is dropped" in said.err
+def test_a_warning_of_check_goes_to_stderr_and_not_into_the_json(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with warned("final_alternative"):
+        main(["check", *PAIR, "--image_size", "32", "--one_token", "drop", "--json"])
+    output = capsys.readouterr()
+    assert json.loads(output.out)["weights"]["final_alternative"] == 0
+    assert output.err.startswith("scalekd: warning: ")
+    assert output.err.count("\n") == 1
+    assert "the term final_alternative is dropped" in output.err
 
 
 REFUSALS: dict[str, tuple[list[str], list[str]]] = {
@@ -115,7 +118,7 @@ REFUSALS: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize(("arguments", "pieces"), REFUSALS.values(), ids=REFUSALS)
-def test_a_pair_that_cannot_work_ends_with_one_line_and_its_reason_as_data(
+def test_a_refused_pair_ends_with_one_line_and_its_reason_as_json(
     arguments: list[str], pieces: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, line = refused(["check", *arguments, "--json"], capsys)
@@ -124,12 +127,12 @@ def test_a_pair_that_cannot_work_ends_with_one_line_and_its_reason_as_data(
     assert data == {"verified": False, "reason": line.removeprefix("scalekd: error: ").strip()}
 
 
-def test_without_json_a_refusal_is_its_line_and_the_model_that_it_names_fits(
+def test_a_refusal_without_json_is_one_line_that_names_a_model_that_fits(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, line = refused(["check", *REFUSALS["a teacher of two streams"][0]], capsys)
     assert out == ""
-    fitting = nearest("teacher", "crossvit_tiny_240")
+    fitting = nearest_model("teacher", "crossvit_tiny_240")
     assert line.endswith(f"; a teacher that fits: {fitting}\n")
     assert check_pair(fitting, "test_resnet").verified
 
@@ -141,9 +144,9 @@ def test_without_json_a_refusal_is_its_line_and_the_model_that_it_names_fits(
         ("test_resnet", {"student_args": {"fo": 1}}),
         ("test_resnet", {"student_features": FeatureSelection(penultimate=9)}),
     ],
-    ids=["size", "arguments", "taps"],
+    ids=["image size", "timm arguments", "features"],
 )
-def test_a_model_that_is_said_to_fit_does_so_with_the_same_options(
+def test_a_suggested_model_fits_with_the_same_options(
     student: str, options: dict[str, Any]
 ) -> None:
     with pytest.raises(InputError) as caught:
@@ -168,33 +171,33 @@ def test_a_model_that_is_said_to_fit_does_so_with_the_same_options(
         (["models", "--json"], ["--json"]),
     ],
 )
-def test_a_slip_is_answered_by_one_line_that_names_it(
+def test_a_mistyped_command_is_answered_by_one_line_that_names_the_mistake(
     arguments: list[str], pieces: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, line = refused(arguments, capsys)
     assert out == ""
     assert [piece for piece in pieces if piece not in line] == [], line
-    assert [own for own in ("<class", "typing.", "Parser key") if own in line] == [], line
+    assert [word for word in ("<class", "typing.", "Parser key") if word in line] == [], line
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
+    ("option", "value", "hint"),
     [
         ("--weights.logit", "0", "did you mean --weights.logits?"),
         ("--weights.depth", "0", "--help lists the options"),
         ("--teacher_features.norm", "last", "is 'last': expected one of 'final', 'pooled', 'none'"),
     ],
 )
-def test_a_slip_in_a_nested_option_is_named_in_full(
-    option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+def test_a_mistyped_nested_option_is_named_in_full(
+    option: str, value: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words in ([option, value], [f"{option}={value}"]):
         _, line = refused(["check", *PAIR, *words], capsys)
         assert option in line
-        assert said in line
+        assert hint in line
 
 
-def test_a_weight_that_is_refused_is_said_as_data_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_weight_is_reported_as_json_too(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = refused(["check", *PAIR, "--weights.logits", "2", "--json"], capsys)
     assert json.loads(out)["verified"] is False
 
@@ -219,9 +222,9 @@ def as_distill_reads_it(command: str, capsys: pytest.CaptureFixture[str]) -> dic
     assert words[:2] == ["scalekd", "distill"]
     with pytest.raises(SystemExit) as ended:
         main([*words[1:], "--print_config"])
-    said = capsys.readouterr()
-    assert (ended.value.code, said.err) == (0, "")
-    options: dict[str, Any] = yaml.safe_load(said.out)
+    output = capsys.readouterr()
+    assert (ended.value.code, output.err) == (0, "")
+    options: dict[str, Any] = yaml.safe_load(output.out)
     assert options["data"]["root"] == "some/where"
     options["image_size"] = options["data"]["image_size"]
     return options
@@ -246,11 +249,11 @@ def as_distill_reads_it(command: str, capsys: pytest.CaptureFixture[str]) -> dic
     ],
     ids=["everything", "some arguments", "odd arguments"],
 )
-def test_the_command_trains_the_pair_that_was_checked(
+def test_the_printed_command_has_the_options_of_the_checked_pair(
     options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = check_pair("test_vit", "test_resnet", **options)
-    read = as_distill_reads_it(said.command, capsys)
+    report = check_pair("test_vit", "test_resnet", **options)
+    read = as_distill_reads_it(report.command, capsys)
     assert (read["teacher"], read["student"]) == ("test_vit", "test_resnet")
     nothing = asdict(FeatureSelection())
     asked: dict[str, Any] = {
@@ -270,14 +273,41 @@ def test_the_command_trains_the_pair_that_was_checked(
     assert {name: read[name] for name in asked} == json.loads(json.dumps(asked))
 
 
+SHAPES: dict[str, Any] = {"penultimate": (8, 4, 6), "final": (16, 2, 3), "tried_on": "itself"}
+LARK: dict[str, Any] = {"name": "lark_s", "family": "lark", "parameters": 1_234_567}
+WREN: dict[str, Any] = {"name": "wren_b", "family": "wren", "parameters": 9_000_000}
 BIRDS = [
-    Known("teacher", "lark_s", "lark", "verified", "", 1_234_567, (64, 96), (8, 4, 6), (16, 2, 3),
-          "none", ["stages.3"], "itself"),
-    Known("student", "lark_s", "lark", "refused", "it has no features", 1_234_567, (64, 96), None,
-          None, "", [], "itself"),
-    Known("teacher", "wren_b", "wren", "entry", "", 9_000_000, (64, 64), (8, 4, 4), (8, 4, 4),
-          "final", ["norm"], "itself"),
-]  # fmt: skip
+    KnownModel(
+        role="teacher",
+        status="verified",
+        reason="",
+        size=(64, 96),
+        norm="none",
+        tail=["stages.3"],
+        **LARK,
+        **SHAPES,
+    ),
+    KnownModel(
+        role="student",
+        status="refused",
+        reason="it has no features",
+        size=(64, 96),
+        norm="",
+        tail=[],
+        **LARK,
+        **{**SHAPES, "penultimate": None, "final": None},
+    ),
+    KnownModel(
+        role="teacher",
+        status="entry",
+        reason="",
+        size=(64, 64),
+        norm="final",
+        tail=["norm"],
+        **WREN,
+        **SHAPES,
+    ),
+]
 
 
 @pytest.fixture
@@ -285,7 +315,7 @@ def _birds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep of birds in place of the packaged one."""
     birds = Sweep("2026-01-02", "1.2.3", "4.5.6", BIRDS)
     (tmp_path / "known_models.json").write_text(json.dumps(asdict(birds)))
-    monkeypatch.setattr(known, "FILE", tmp_path / "known_models.json")
+    monkeypatch.setattr(known_models, "FILE", tmp_path / "known_models.json")
 
 
 @pytest.mark.usefixtures("_birds")
@@ -293,7 +323,7 @@ def _birds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("pattern", "found"),
     [([], [0, 1, 2]), (["lark"], [0, 1]), (["*_b"], [2]), (["w?en*"], [2]), (["rk_"], [0, 1])],
 )
-def test_models_lists_what_was_tried(
+def test_models_lists_the_models_that_match_a_pattern(
     pattern: list[str], found: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     title, *lines = printed(["models", *pattern], capsys).splitlines()
@@ -302,27 +332,27 @@ def test_models_lists_what_was_tried(
 
 
 @pytest.mark.usefixtures("_birds")
-def test_models_says_what_fits_and_why_something_does_not(
+def test_models_prints_shapes_or_the_reason_of_a_refusal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _, fits, not_so = printed(["models", "lark"], capsys).splitlines()
-    assert fits.split(maxsplit=2)[2] == "1.23 M  64x96 -> 8x4x6, 16x2x3"
-    assert not_so.split(maxsplit=2)[2] == "refused: it has no features"
+    _, fitting, refused_line = printed(["models", "lark"], capsys).splitlines()
+    assert fitting.split(maxsplit=2)[2] == "1.23 M  64x96 -> 8x4x6, 16x2x3"
+    assert refused_line.split(maxsplit=2)[2] == "refused: it has no features"
 
 
 @pytest.mark.usefixtures("_birds")
-def test_models_says_that_nothing_was_found(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_prints_one_line_if_no_model_matches(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(["models", "finch"], capsys)
     assert text.count("\n") == 1
     for piece in ("'finch'", "2026-01-02", "timm 1.2.3", "scalekd check"):
         assert piece in text
 
 
-def test_models_lists_the_packaged_sweep_with_the_reasons(
+def test_models_lists_the_packaged_sweep_with_the_reasons_of_refusals(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     title, *lines = printed(["models"], capsys).splitlines()
-    result = sweep()
+    result = load_sweep()
     assert f"{result.date} with timm {result.timm}" in title
     assert len(lines) == len(result.models)
     for line, model in zip(lines, result.models, strict=True):
@@ -331,14 +361,16 @@ def test_models_lists_the_packaged_sweep_with_the_reasons(
         assert line.endswith(model.reason)
 
 
-def test_check_and_models_do_without_the_trainer_and_the_plots(tmp_path: Path) -> None:
+def test_check_and_models_load_no_trainer_and_no_plots(tmp_path: Path) -> None:
     commands = [["check", *PAIR], ["models", "crossvit"]]
     code = f"""
 import sys
 from scalekd.cli.main import main
+forbidden = ('lightning', 'lightning_fabric', 'matplotlib', 'torchmetrics')
+rooms = ('scalekd.training', 'scalekd.jobs', 'scalekd.runs', 'scalekd.data', 'scalekd.cache')
 for command in {commands}:
     main(command)
-    print("loaded:", [m for m in ("lightning", "matplotlib", "torchmetrics") if m in sys.modules])
+    print("loaded:", [m for m in sys.modules if m.startswith(forbidden + rooms)])
 """
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path

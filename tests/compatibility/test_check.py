@@ -52,11 +52,11 @@ class Pair:
         arguments = {"teacher_args": self.teacher_args, "student_args": self.student_args}
         return check_pair(self.teacher, self.student, **arguments, **options)
 
-    def frozen(self, **options: Any) -> FrozenTeacher:
+    def built_teacher(self, **options: Any) -> FrozenTeacher:
         """The real teacher."""
         return FrozenTeacher(build_without_weights(self.teacher, **self.teacher_args), **options)
 
-    def learner(self) -> nn.Module:
+    def built_student(self) -> nn.Module:
         """The real student."""
         return build_without_weights(self.student, **self.student_args)
 
@@ -80,7 +80,7 @@ def small(**options: Any) -> PairReport:
 
 
 @pytest.fixture(params=PAIRS)
-def known(request: pytest.FixtureRequest) -> tuple[Pair, PairReport]:
+def checked_pair(request: pytest.FixtureRequest) -> tuple[Pair, PairReport]:
     return PAIRS[request.param], plain(request.param)
 
 
@@ -95,71 +95,75 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def test_what_is_said_of_both_sides_is_what_the_real_models_are(
-    known: tuple[Pair, PairReport],
+def test_a_report_describes_teacher_and_student_as_the_built_models_are(
+    checked_pair: tuple[Pair, PairReport],
 ) -> None:
-    pair, said = known
-    teacher, student = pair.frozen(), pair.learner()
-    mine = FeatureExtractor(student)
-    assert (said.teacher.name, said.student.name) == (pair.teacher, pair.student)
-    assert said.teacher.input == teacher.input
-    assert said.teacher.shapes == teacher.shapes
-    assert said.teacher.plan == teacher.extractor.selection
-    assert said.teacher.parameters == count(teacher.model)
-    assert said.student.input == mine.input
-    assert said.student.shapes == mine.shapes
-    assert said.student.plan == mine.selection
-    assert said.student.parameters == count(student)
+    pair, report = checked_pair
+    teacher, student = pair.built_teacher(), pair.built_student()
+    extractor = FeatureExtractor(student)
+    assert (report.teacher.name, report.student.name) == (pair.teacher, pair.student)
+    assert report.teacher.input == teacher.input
+    assert report.teacher.shapes == teacher.shapes
+    assert report.teacher.selection == teacher.extractor.selection
+    assert report.teacher.parameters == count(teacher.model)
+    assert report.student.input == extractor.input
+    assert report.student.shapes == extractor.shapes
+    assert report.student.selection == extractor.selection
+    assert report.student.parameters == count(student)
 
 
-def test_the_tail_is_the_real_teachers(known: tuple[Pair, PairReport]) -> None:
-    pair, said = known
-    teacher = pair.frozen()
-    assert said.tail == teacher.tail_modules
-    assert said.prefix_tokens == teacher.prefix_tokens == pair.prefix_tokens
-    assert said.verified
-    assert 0 <= said.difference <= 1e-4
-    assert said.verified_on.startswith("a copy of ")
-    assert "random weights" in said.verified_on
+def test_the_reported_tail_is_the_built_teachers(checked_pair: tuple[Pair, PairReport]) -> None:
+    pair, report = checked_pair
+    teacher = pair.built_teacher()
+    assert report.tail == teacher.tail_modules
+    assert report.prefix_tokens == teacher.prefix_tokens == pair.prefix_tokens
+    assert report.verified
+    assert 0 <= report.difference <= 1e-4
+    assert report.verified_on.startswith("a copy of ")
+    assert "random weights" in report.verified_on
 
 
-def test_projectors_heads_weights_and_notes_are_those_of_the_real_pair(
-    known: tuple[Pair, PairReport],
+def test_reported_projectors_heads_weights_and_notes_are_those_of_the_built_pair(
+    checked_pair: tuple[Pair, PairReport],
 ) -> None:
-    pair, said = known
-    real = ScaleKD(pair.frozen(), pair.learner())
-    projectors = [*real.criterion.penultimate.values(), *real.method.final.values()]
-    assert said.projector_parameters == sum(count(p) for p in projectors) > 0
-    assert said.projector_parameters == count(real.criterion)
-    assert said.heads == real.heads
-    assert said.weights == real.criterion.weights
-    assert said.notes == real.notes
+    pair, report = checked_pair
+    real = ScaleKD(pair.built_teacher(), pair.built_student())
+    projectors = [*real.criterion.penultimate.values(), *real.criterion.final.values()]
+    assert report.projector_parameters == sum(count(p) for p in projectors) > 0
+    assert report.projector_parameters == count(real.criterion)
+    assert report.heads == real.heads
+    assert report.weights == real.criterion.weights
+    assert report.notes == real.notes
 
 
-def test_gflop_are_those_counted_on_the_real_models(known: tuple[Pair, PairReport]) -> None:
-    pair, said = known
-    real = ScaleKD(pair.frozen(), pair.learner()).train()
-    theirs = torch.randn(2, 3, *said.teacher.input.size)
-    mine = torch.randn(2, 3, *said.student.input.size)
+def test_reported_gflop_are_those_counted_on_the_built_models(
+    checked_pair: tuple[Pair, PairReport],
+) -> None:
+    pair, report = checked_pair
+    real = ScaleKD(pair.built_teacher(), pair.built_student()).train()
+    teacher_images = torch.randn(2, 3, *report.teacher.input.size)
+    student_images = torch.randn(2, 3, *report.student.input.size)
     with torch.no_grad():
-        assert said.teacher.gflop == pytest.approx(gflop(lambda: real.teacher.model(theirs)))
-        forward = gflop(lambda: real.student(mine))
+        assert report.teacher.gflop == pytest.approx(
+            gflop(lambda: real.teacher.model(teacher_images))
+        )
+        forward = gflop(lambda: real.student(student_images))
         first = next(m for m in real.student.modules() if isinstance(m, nn.Conv2d))
-        entry = gflop(lambda: first(mine))
+        entry = gflop(lambda: first(student_images))
     # Backwards twice as much, less the gradient of the images. To count that of a convolution
     # with groups, as ConvNeXt's are, is where torch's counter errs.
-    assert said.student.gflop == pytest.approx(3 * forward - entry)
-    learn = gflop(lambda: real.student(mine).sum().backward())
+    assert report.student.gflop == pytest.approx(3 * forward - entry)
+    learn = gflop(lambda: real.student(student_images).sum().backward())
     if "convnext" not in pair.student:
-        assert said.student.gflop == pytest.approx(learn)
-    step = gflop(lambda: real(mine, torch.tensor([3, 1])).loss.backward())
-    assert said.teacher.gflop + said.rest_gflop == pytest.approx(step - learn)
-    parts = said.teacher.gflop + said.student.gflop + said.rest_gflop
-    assert said.step_gflop == pytest.approx(parts)
-    assert min(said.teacher.gflop, said.student.gflop, said.rest_gflop) > 0
+        assert report.student.gflop == pytest.approx(learn)
+    step = gflop(lambda: real(student_images, torch.tensor([3, 1])).loss.backward())
+    assert report.teacher.gflop + report.rest_gflop == pytest.approx(step - learn)
+    parts = report.teacher.gflop + report.student.gflop + report.rest_gflop
+    assert report.step_gflop == pytest.approx(parts)
+    assert min(report.teacher.gflop, report.student.gflop, report.rest_gflop) > 0
 
 
-def test_a_teacher_without_classifier_leaves_logits_out_and_it_is_noted() -> None:
+def test_logits_are_skipped_with_a_note_for_a_teacher_without_classifier() -> None:
     without = check_pair("test_vit", "test_resnet", teacher_args={"num_classes": 0})
     assert without.teacher.shapes.classes is None
     assert without.weights == LossWeights(logits=0.0)
@@ -168,14 +172,14 @@ def test_a_teacher_without_classifier_leaves_logits_out_and_it_is_noted() -> Non
     assert "--teacher_args.num_classes 0" in without.command
 
 
-def test_a_student_without_classifier_learns_features_alone() -> None:
+def test_a_student_without_classifier_learns_only_features() -> None:
     without = check_pair("test_vit", "test_resnet", student_args={"num_classes": 0})
     assert without.student.shapes.classes is None
     assert without.weights.logits == 0
     assert [n for n in without.notes if "only features" in n.text]
 
 
-def test_logits_that_are_asked_for_and_cannot_be_given_are_refused() -> None:
+def test_requested_logits_are_refused_for_a_teacher_without_classifier() -> None:
     with refused("no classifier", "logits is 0.5"):
         check_pair(
             "test_vit", "test_resnet", teacher_args={"num_classes": 0}, weights=LossWeights()
@@ -184,17 +188,17 @@ def test_logits_that_are_asked_for_and_cannot_be_given_are_refused() -> None:
 
 @pytest.mark.parametrize("size", [64, (64, 128)])
 def test_the_student_is_checked_at_the_size_of_its_images(size: Any) -> None:
-    said = small(image_size=size)
+    report = small(image_size=size)
     height, width = size if isinstance(size, tuple) else (size, size)
-    real = FeatureExtractor(SMALL.learner(), (height, width))
-    assert said.student.input.size == (height, width)
-    assert said.student.shapes == real.shapes
+    real = FeatureExtractor(SMALL.built_student(), (height, width))
+    assert report.student.input.size == (height, width)
+    assert report.student.shapes == real.shapes
     images = torch.randn(2, 3, height, width)
-    learn = gflop(lambda: SMALL.learner().train()(images).sum().backward())
-    assert said.student.gflop == pytest.approx(learn)
-    assert said.teacher.input.size == (160, 160)
+    learn = gflop(lambda: SMALL.built_student().train()(images).sum().backward())
+    assert report.student.gflop == pytest.approx(learn)
+    assert report.teacher.input.size == (160, 160)
     quoted = str(size) if isinstance(size, int) else f"'{list(size)}'"
-    assert f"--data.image_size {quoted}" in said.command
+    assert f"--data.image_size {quoted}" in report.command
 
 
 def test_twice_the_pixels_are_twice_the_convolutions() -> None:
@@ -203,17 +207,17 @@ def test_twice_the_pixels_are_twice_the_convolutions() -> None:
     assert high.teacher.gflop == low.teacher.gflop
 
 
-def test_the_teacher_is_checked_at_the_size_that_it_is_to_work_at() -> None:
-    said = small(teacher_size=(96, 128))
+def test_the_teacher_is_checked_at_the_requested_teacher_size() -> None:
+    report = small(teacher_size=(96, 128))
     model = build_without_weights("test_vit")
     model.set_input_size(img_size=(96, 128))
     real = FrozenTeacher(model)
-    assert said.teacher.input.size == real.input.size == (96, 128)
-    assert said.teacher.shapes == real.shapes
-    assert said.teacher.shapes.final == (64, 6, 8)
+    assert report.teacher.input.size == real.input.size == (96, 128)
+    assert report.teacher.shapes == real.shapes
+    assert report.teacher.shapes.final == (64, 6, 8)
     with torch.no_grad():
         cost = gflop(lambda: model(torch.randn(2, 3, 96, 128)))
-    assert said.teacher.gflop == pytest.approx(cost)
+    assert report.teacher.gflop == pytest.approx(cost)
 
 
 @pytest.mark.parametrize(
@@ -222,50 +226,50 @@ def test_the_teacher_is_checked_at_the_size_that_it_is_to_work_at() -> None:
         FeatureSelection(penultimate=-4, final=-2),
         FeatureSelection(penultimate=1, norm="none"),
     ],
-    ids=["amid", "without the norm"],
+    ids=["features amid the model", "without the norm"],
 )
-def test_the_teachers_taps_are_those_asked_for(settings: FeatureSelection) -> None:
-    said, real = small(teacher_features=settings), SMALL.frozen(features=settings)
-    assert said.tail == real.tail_modules
-    assert said.teacher.plan == real.extractor.selection
-    assert said.teacher.shapes == real.shapes
-    assert said.difference <= 1e-4
+def test_the_teachers_features_are_the_requested_ones(settings: FeatureSelection) -> None:
+    report, real = small(teacher_features=settings), SMALL.built_teacher(features=settings)
+    assert report.tail == real.tail_modules
+    assert report.teacher.selection == real.extractor.selection
+    assert report.teacher.shapes == real.shapes
+    assert report.difference <= 1e-4
 
 
-def test_the_students_taps_are_those_asked_for() -> None:
+def test_the_students_features_are_the_requested_ones() -> None:
     settings = FeatureSelection(penultimate=-3, norm="none")
-    said = small(student_features=settings)
-    real = FeatureExtractor(SMALL.learner(), features=settings)
-    assert said.student.plan == real.selection
-    assert said.student.shapes == real.shapes
-    assert said.student.shapes != FeatureExtractor(SMALL.learner()).shapes
+    report = small(student_features=settings)
+    real = FeatureExtractor(SMALL.built_student(), features=settings)
+    assert report.student.selection == real.selection
+    assert report.student.shapes == real.shapes
+    assert report.student.shapes != FeatureExtractor(SMALL.built_student()).shapes
 
 
-def test_the_prefix_tokens_can_be_left_out() -> None:
+def test_prefix_tokens_can_be_switched_off() -> None:
     own, none = small(), small(teacher_prefix="none")
     assert (own.prefix_tokens, none.prefix_tokens) == (1, 0)
     assert none.rest_gflop < own.rest_gflop
     assert "--teacher_prefix none" in none.command
 
 
-def test_one_token_grids_are_dropped_where_that_is_asked_for() -> None:
+def test_terms_of_one_token_grids_are_dropped_on_request() -> None:
     with warned("the term final_alternative is dropped"):
-        said = small(image_size=32, one_token="drop")
-    assert said.student.shapes.final[1:] == (1, 1)
-    assert said.weights == LossWeights(final_alternative=0.0)
-    assert "--one_token drop" in said.command
+        report = small(image_size=32, one_token="drop")
+    assert report.student.shapes.final[1:] == (1, 1)
+    assert report.weights == LossWeights(final_alternative=0.0)
+    assert "--one_token drop" in report.command
 
 
-def test_weights_decide_which_projectors_there_are() -> None:
+def test_projectors_without_a_weight_are_not_built() -> None:
     view = LossWeights(tpp_alternative=0.0, final_alternative=0.0)
-    half, whole = small(weights=view), small()
+    half, complete = small(weights=view), small()
     assert half.weights == view
     # Without queries of its own the second view's projectors are as many.
-    assert half.projector_parameters == whole.projector_parameters / 2
-    assert half.rest_gflop == pytest.approx(whole.rest_gflop / 2)
+    assert half.projector_parameters == complete.projector_parameters / 2
+    assert half.rest_gflop == pytest.approx(complete.rest_gflop / 2)
 
 
-def test_heads_are_those_asked_for_and_the_papers_by_default() -> None:
+def test_heads_are_the_requested_ones_and_the_papers_by_default() -> None:
     assert small(heads=(4, 8)).heads == (4, 8)
     assert small().heads == (1, 1)
     assert plain("Swin").heads == paper.TEACHER_HEADS[paper.SWIN_S]
@@ -273,13 +277,13 @@ def test_heads_are_those_asked_for_and_the_papers_by_default() -> None:
         small(heads=(5, 8))
 
 
-def test_of_a_deep_teacher_a_short_copy_is_verified() -> None:
-    said = plain("ViT")
+def test_a_deep_teacher_is_verified_on_a_shorter_copy() -> None:
+    report = plain("ViT")
     modules = len(list(build_without_weights("vit_tiny_patch16_224", **VIT).modules()))
-    copy = f"a copy of {(said.verified_on.split()[3])} of its {modules} modules"
-    assert said.verified_on.startswith(copy)
-    assert int(said.verified_on.split()[3]) < modules / 2
-    assert said.tail == ["blocks.10", "blocks.11", "norm"]  # the whole model's names
+    copy = f"a copy of {(report.verified_on.split()[3])} of its {modules} modules"
+    assert report.verified_on.startswith(copy)
+    assert int(report.verified_on.split()[3]) < modules / 2
+    assert report.tail == ["blocks.10", "blocks.11", "norm"]  # the complete model's names
 
 
 class _CountsItsBlocks(VisionTransformer):
@@ -293,11 +297,11 @@ def scalekd_test_counts_its_blocks(pretrained: bool = False, **arguments: Any) -
     return _CountsItsBlocks(img_size=64, patch_size=16, embed_dim=32, depth=6, num_heads=2)
 
 
-def test_a_teacher_of_which_no_copy_can_be_made_is_verified_itself() -> None:
-    said = check_pair("scalekd_test_counts_its_blocks", "test_resnet")
-    assert said.verified_on == "the model itself, with random weights, at 64x64 pixels"
-    assert said.tail == ["blocks.5", "norm"]
-    assert said.difference <= 1e-4
+def test_a_teacher_that_cannot_be_shortened_is_verified_itself() -> None:
+    report = check_pair("scalekd_test_counts_its_blocks", "test_resnet")
+    assert report.verified_on == "the model itself, with random weights, at 64x64 pixels"
+    assert report.tail == ["blocks.5", "norm"]
+    assert report.difference <= 1e-4
 
 
 def test_a_folder_needs_no_weights_to_be_checked(tmp_path: Path) -> None:
@@ -307,16 +311,16 @@ def test_a_folder_needs_no_weights_to_be_checked(tmp_path: Path) -> None:
         "pretrained_cfg": {"input_size": [3, 160, 160], "num_classes": 5, "classifier": "head"},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    said = check_pair(f"local-dir:{tmp_path}", "test_resnet", student_args={"num_classes": 5})
-    assert said.teacher.name == f"local-dir:{tmp_path}"
-    assert said.teacher.shapes.classes == 5
-    assert said.tail == ["blocks.5", "norm"]
-    assert said.weights.logits == 0.5
-    assert f"--teacher local-dir:{tmp_path}" in said.command
+    report = check_pair(f"local-dir:{tmp_path}", "test_resnet", student_args={"num_classes": 5})
+    assert report.teacher.name == f"local-dir:{tmp_path}"
+    assert report.teacher.shapes.classes == 5
+    assert report.tail == ["blocks.5", "norm"]
+    assert report.weights.logits == 0.5
+    assert f"--teacher local-dir:{tmp_path}" in report.command
 
 
 def test_the_packaged_digits_pair_fits() -> None:
-    said = check_pair(
+    report = check_pair(
         "scalekd_digits_swin",
         "resnetv2_18",
         student_args={
@@ -329,13 +333,13 @@ def test_the_packaged_digits_pair_fits() -> None:
         },
         image_size=32,
     )
-    assert said.notes == []
-    assert said.teacher.parameters == pytest.approx(0.59e6, rel=0.01)
-    assert all(asdict(said.weights).values())
+    assert report.notes == []
+    assert report.teacher.parameters == pytest.approx(0.59e6, rel=0.01)
+    assert all(asdict(report.weights).values())
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "pieces"),
     [
         ({"student_args": {"in_chans": 1}}, ["student takes images of 1 channel", "in_chans=3"]),
         ({"image_size": 0}, ["test_resnet", "0x0"]),
@@ -351,8 +355,10 @@ def test_the_packaged_digits_pair_fits() -> None:
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
-def test_what_does_not_fit_is_refused_by_name(options: dict[str, Any], said: list[str]) -> None:
-    with refused(*said):
+def test_options_that_do_not_fit_are_refused_by_name(
+    options: dict[str, Any], pieces: list[str]
+) -> None:
+    with refused(*pieces):
         check_pair("test_vit", "test_resnet", **options)
 
 
@@ -372,12 +378,12 @@ def test_a_check_changes_no_device_and_no_random_state(student: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def asked() -> list[str]:
-    """What a check asks of a network that is not there."""
-    seen: list[str] = []
+def network_calls() -> list[str]:
+    """The network calls of a check, none of which succeeds."""
+    calls: list[str] = []
 
     def absent(*arguments: Any, **_: Any) -> None:
-        seen.append(str(arguments))
+        calls.append(str(arguments))
         raise OSError("no network")
 
     with pytest.MonkeyPatch.context() as patch:
@@ -387,15 +393,15 @@ def asked() -> list[str]:
         patch.setattr(socket.socket, "connect", lambda _, *a: absent("connect", *a))
         patch.setattr(socket, "getaddrinfo", lambda *a, **_: absent("look up", *a))
         assert check_pair("test_vit.r160_in1k", "test_resnet").verified
-    return seen
+    return calls
 
 
-def test_without_a_network_a_pair_is_checked_and_nobody_is_connected_to(asked: list[str]) -> None:
-    assert [call for call in asked if "connect" in call] == []
+def test_a_pair_is_checked_without_a_network_connection(network_calls: list[str]) -> None:
+    assert [call for call in network_calls if "connect" in call] == []
 
 
-def test_nothing_is_asked_of_the_network(asked: list[str]) -> None:
-    assert asked == []
+def test_a_check_makes_no_network_calls_at_all(network_calls: list[str]) -> None:
+    assert network_calls == []
 
 
 PAPERS_HEADS = {
@@ -410,22 +416,22 @@ PAPERS_HEADS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", paper.PAIRS + paper.ABLATION_PAIRS, ids=str)
-def test_the_papers_pairs_are_answered(pair: paper.PublishedPair) -> None:
-    said = check_pair(
+def test_the_papers_pairs_fit(pair: paper.PublishedPair) -> None:
+    report = check_pair(
         pair.teacher,
         pair.student,
         teacher_args=pair.teacher_args,
         student_args=pair.student_args,
     )
-    assert said.verified
-    assert said.difference <= 1e-4
-    assert said.student.parameters / 1e6 == pytest.approx(pair.parameters, rel=0.02)
+    assert report.verified
+    assert report.difference <= 1e-4
+    assert report.student.parameters / 1e6 == pytest.approx(pair.parameters, rel=0.02)
     # Of which the forward pass is a third, and a multiply-add counts 2.
-    assert said.student.gflop / 6 == pytest.approx(pair.gmac, rel=0.1)
-    assert said.heads == PAPERS_HEADS.get((pair.teacher, pair.student), said.heads)
+    assert report.student.gflop / 6 == pytest.approx(pair.gmac, rel=0.1)
+    assert report.heads == PAPERS_HEADS.get((pair.teacher, pair.student), report.heads)
     last_blocks = ["blocks.22", "blocks.23"]
-    assert said.tail == (last_blocks if pair.teacher == paper.EVA_L else ["layers.3", "norm"])
-    assert [note for note in said.notes if "left out" in note.text] == []
+    assert report.tail == (last_blocks if pair.teacher == paper.EVA_L else ["layers.3", "norm"])
+    assert [note for note in report.notes if "skipped" in note.text] == []
 
 
 @pytest.mark.slow
@@ -442,10 +448,10 @@ def test_the_papers_pairs_are_answered(pair: paper.PublishedPair) -> None:
         "vit_base_patch14_reg4_dinov2",
     ],
 )
-def test_other_teachers_are_answered(teacher: str) -> None:
-    said = check_pair(teacher, "resnet50")
-    assert said.verified
-    assert said.difference <= 1e-4
-    assert said.tail
-    assert said.verified_on.startswith("a copy of ")
-    assert said.step_gflop > said.teacher.gflop > 0
+def test_teachers_of_other_families_fit(teacher: str) -> None:
+    report = check_pair(teacher, "resnet50")
+    assert report.verified
+    assert report.difference <= 1e-4
+    assert report.tail
+    assert report.verified_on.startswith("a copy of ")
+    assert report.step_gflop > report.teacher.gflop > 0
