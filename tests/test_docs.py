@@ -28,8 +28,8 @@ page_by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"\b(?:scalekd|tests|docs|examples|benchmarks|experiments)/[\w./-]*\w/?")
 COMMAND = re.compile(rf"(?:^|\bm |srun |`)scalekd +({'|'.join(COMMANDS)})\b([^`\n]*)", re.MULTILINE)
-OPTION = re.compile(r"(?<![\w-])--[a-z][\w.]*\b")
-FOREIGN = {"--help", "--pair", "--threads", "--repetitions", "--nodes", "--gpus-per-node"}
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*\b")
+FOREIGN = {"--help", "--pair", "--threads", "--repetitions", "--ntasks-per-node"}
 
 
 def anchors(page: Path) -> set[str]:
