@@ -1,4 +1,4 @@
-"""Two real processes that train one student, over gloo."""
+"""Two processes that train one student, over gloo."""
 
 import json
 import os
@@ -16,145 +16,146 @@ import yaml
 from helpers.pictures import image_folder
 from helpers.real_runs import (
     SECONDS_TO_START,
-    assert_alike,
-    begin,
-    begun,
+    assert_bit_identical,
     finish,
-    killed_again_and_again,
-    lines,
-    settings,
+    kill_repeatedly_and_finish,
+    metrics_lines,
+    newest_state,
+    random_settings,
+    start,
+    stop,
+    wait_until_training,
 )
 
 from scalekd.distributed.launch import find_free_port
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.recipe import Data
-from scalekd.runs.checkpoint import load_newest
 
 TWO = ("--devices", "2")
+SHARDED = ("--fsdp", "[student,teacher]")
 
 
-def of_two(root: Path) -> dict[str, Any]:
-    """An even share of the batch for each rank, and of the validation images none."""
-    plain = settings(root)
-    return plain | {"accumulate": 1, "data": plain["data"] | {"workers": 1}}
+def settings_of_two(root: Path) -> dict[str, Any]:
+    """A recipe whose batch two ranks divide evenly, but not the validation images."""
+    settings = random_settings(root)
+    return settings | {"accumulate": 1, "data": settings["data"] | {"workers": 1}}
 
 
 def one_step(root: Path, **changes: Any) -> dict[str, Any]:
-    """A momentum after it is the gradient itself."""
+    """A recipe of one step, after which the optimizer's momentum is the gradient itself."""
     optim = {"name": "momentum", "lr": 0.1, "weight_decay": 0.0, "clip": 0.0, "warmup_epochs": 0.0}
-    unmixed = {"mixup": 0.0, "cutmix": 0.0}  # by another image of the same share
-    data = of_two(root)["data"] | {"epoch_images": 8, "workers": 0, **unmixed}
-    plain = of_two(root) | {"data": data, "batch_size": 8, "epochs": 1, "optim": optim, "ema": None}
-    return plain | {"validate_every": 1, "save_steps": None} | changes
+    unmixed = {"mixup": 0.0, "cutmix": 0.0}  # images are mixed within a rank's batch
+    data = settings_of_two(root)["data"] | {"epoch_images": 8, "workers": 0, **unmixed}
+    settings = settings_of_two(root) | {"data": data, "optim": optim, "ema": None}
+    short = {"batch_size": 8, "epochs": 1, "validate_every": 1, "save_steps": None}
+    return settings | short | changes
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images, an odd number of them to validate on, and a recipe."""
+    """A folder with images, an odd number of them for validation, and a recipe."""
     root = tmp_path_factory.mktemp("ranks")
     image_folder(root / "images", each=10, side=48)
     (root / "images/val/ant/0.jpg").unlink()
-    (root / "recipe.yaml").write_text(yaml.safe_dump(of_two(root)))
+    (root / "recipe.yaml").write_text(yaml.safe_dump(settings_of_two(root)))
     return root
 
 
 @pytest.fixture(scope="module")
 def one_step_of_two(root: Path) -> Path:
-    """Without BatchNorm, whose statistics are of the images that a process sees at a time."""
+    """A run of one step without BatchNorm, whose statistics depend on the per-rank batch."""
     recipe = one_step(root, student="test_convnext", student_args={})
     recipe["data"]["image_size"] = recipe["teacher_args"]["img_size"] = 64
     (root / "step.yaml").write_text(yaml.safe_dump(recipe))
-    finish(begin(root, "two ranks", *TWO, recipe="step.yaml"))
+    finish(start(root, "two ranks", *TWO, recipe="step.yaml"))
     return root / "two ranks"
 
 
 @pytest.fixture(scope="module")
 def undisturbed(root: Path) -> Path:
-    finish(begin(root, "undisturbed", *TWO))
+    finish(start(root, "undisturbed", *TWO))
     return root / "undisturbed"
 
 
 def gradients(out: Path) -> dict[str, torch.Tensor]:
-    state = load_newest(out / "checkpoints" / "scalekd-seed7.ckpt")
+    state = newest_state(out)
     assert state is not None
     assert state["step"] == 1
-    kept = state["optimizer"]["state"].items()
-    return {str(n): entry["momentum_buffer"] for n, entry in kept}
+    entries = state["optimizer"]["state"].items()
+    return {str(n): entry["momentum_buffer"] for n, entry in entries}
 
 
 def assert_same_gradients(one: Path, other: Path) -> None:
-    """Within rounding: 1e-5 of each tensor's length, which may itself be rounding of the whole."""
+    """Equal but for rounding: 1e-5 of each tensor's norm plus 1e-7 of the total norm."""
     mine, theirs = gradients(one), gradients(other)
     assert mine.keys() == theirs.keys()
-    whole = torch.cat([g.flatten() for g in mine.values()]).norm()
-    assert whole > 0.1
+    total = torch.cat([g.flatten() for g in mine.values()]).norm()
+    assert total > 0.1
     for name, gradient in mine.items():
-        allowed = 1e-5 * gradient.norm() + 1e-7 * whole
+        allowed = 1e-5 * gradient.norm() + 1e-7 * total
         assert (gradient - theirs[name]).norm() <= allowed, name
 
 
 def test_the_gradients_of_two_ranks_are_those_of_one_on_the_same_batch(
     root: Path, one_step_of_two: Path
 ) -> None:
-    finish(begin(root, "one rank", recipe="step.yaml"))
+    finish(start(root, "one rank", recipe="step.yaml"))
     assert_same_gradients(root / "one rank", one_step_of_two)
-    assert_told_alike(root / "one rank", one_step_of_two)
+    assert_same_metrics(root / "one rank", one_step_of_two)
 
 
 def test_two_ranks_train_in_half_precision(root: Path) -> None:
-    """Where a step is tried before any autocast, under a teacher that has its own."""
+    """The dry run is outside of autocast, under a teacher that has an autocast of its own."""
     recipe = one_step(root, precision="bf16-mixed", teacher="swin_tiny_patch4_window7_224")
     recipe["teacher_args"] |= {"embed_dim": 12, "depths": [2, 2], "num_heads": [1, 2]}
     recipe["teacher_args"]["window_size"] = 4
     (root / "half.yaml").write_text(yaml.safe_dump(recipe))
-    finish(begin(root, "half", *TWO, recipe="half.yaml"))
-    assert [line["step"] for line in lines(root / "half") if line["top1"] is not None]
+    finish(start(root, "half", *TWO, recipe="half.yaml"))
+    assert [line["step"] for line in metrics_lines(root / "half") if line["top1"] is not None]
 
 
-def test_weights_in_pieces_get_the_gradients_of_whole_ones(
+def test_sharded_weights_get_the_gradients_of_unsharded_ones(
     root: Path, one_step_of_two: Path
 ) -> None:
-    words = ("--fsdp", "[student,teacher]")
-    finish(begin(root, "pieces", *TWO, *words, recipe="step.yaml"))
-    assert_same_gradients(one_step_of_two, root / "pieces")
-    assert_told_alike(one_step_of_two, root / "pieces")
+    finish(start(root, "sharded", *TWO, *SHARDED, recipe="step.yaml"))
+    assert_same_gradients(one_step_of_two, root / "sharded")
+    assert_same_metrics(one_step_of_two, root / "sharded")
 
 
-def assert_told_alike(one: Path, other: Path) -> None:
-    (told,), (same,) = (lines(out) for out in (one, other))
-    assert told["loss"] == pytest.approx(same["loss"], rel=1e-5)
-    assert told["gradients"] == pytest.approx(same["gradients"], rel=1e-5)
+def assert_same_metrics(one: Path, other: Path) -> None:
+    (first,), (second,) = (metrics_lines(out) for out in (one, other))
+    for name in ("loss", "gradients"):
+        assert first[name] == pytest.approx(second[name], rel=1e-5)
 
 
 @pytest.mark.slow
-def test_two_ranks_are_one_that_computes_its_batch_in_two_parts(root: Path) -> None:
-    """With BatchNorm, Mixup, dropout and stochastic depth, whose random numbers are the part's."""
+def test_the_gradients_of_two_ranks_are_those_of_two_micro_batches(root: Path) -> None:
+    """With BatchNorm, Mixup, dropout and stochastic depth, random for each micro-batch."""
     for student in ("test_vit", "test_resnet"):
-        small = settings(root)["student_args"] if student == "test_vit" else {"drop_rate": 0.2}
+        small = (
+            random_settings(root)["student_args"] if student == "test_vit" else {"drop_rate": 0.2}
+        )
         recipe = one_step(root, student=student, student_args=small)
         recipe["data"] |= {"mixup": 0.2, "cutmix": 1.0}
         (root / "parts.yaml").write_text(yaml.safe_dump(recipe))
-        finish(begin(root, f"{student} parts", "--accumulate", "2", recipe="parts.yaml"))
-        finish(begin(root, f"{student} ranks", *TWO, recipe="parts.yaml"))
+        finish(start(root, f"{student} parts", "--accumulate", "2", recipe="parts.yaml"))
+        finish(start(root, f"{student} ranks", *TWO, recipe="parts.yaml"))
         assert_same_gradients(root / f"{student} parts", root / f"{student} ranks")
 
 
 @pytest.mark.slow
-def test_a_run_in_pieces_is_killed_and_resumed_and_can_go_on_whole(root: Path) -> None:
-    pieces = ("--fsdp", "[student,teacher]")
-    finish(begin(root, "undisturbed pieces", *TWO, *pieces))
-    killed_again_and_again(root, "killed pieces", 3, 2, *TWO, *pieces)
-    assert_alike(root / "undisturbed pieces", root / "killed pieces")
-    process = begin(root, "once in pieces", *TWO, *pieces)
-    assert begun(process, root / "once in pieces")
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, said
-    finish(begin(root, "once in pieces", *TWO, "--resume"))
+def test_a_sharded_run_is_killed_and_resumed_and_can_resume_unsharded(root: Path) -> None:
+    finish(start(root, "undisturbed sharded", *TWO, *SHARDED))
+    kill_repeatedly_and_finish(root, "killed sharded", 3, 2, *TWO, *SHARDED)
+    assert_bit_identical(root / "undisturbed sharded", root / "killed sharded")
+    process = start(root, "once sharded", *TWO, *SHARDED)
+    assert wait_until_training(process, root / "once sharded")
+    stop(process)
+    finish(start(root, "once sharded", *TWO, "--resume"))
 
 
-def test_every_image_is_measured_on_once(root: Path, one_step_of_two: Path) -> None:
-    """29 of them, by two ranks."""
+def test_two_ranks_validate_on_every_image_once(root: Path, one_step_of_two: Path) -> None:
+    """There are 29, an odd number."""
     summary = json.loads((one_step_of_two / "summary.json").read_text())
     data = Data(str(root / "images"), 64, workers=0)
     assert evaluate(str(one_step_of_two / "student"), data) == summary["student_top1"]
@@ -162,71 +163,70 @@ def test_every_image_is_measured_on_once(root: Path, one_step_of_two: Path) -> N
     assert summary["ranks"] == 2
 
 
-def test_no_teacher_is_kept(one_step_of_two: Path) -> None:
-    state = load_newest(one_step_of_two / "checkpoints" / "scalekd-seed7.ckpt")
+def test_checkpoints_of_two_ranks_contain_no_teacher(one_step_of_two: Path) -> None:
+    state = newest_state(one_step_of_two)
     assert state is not None
     parts = {".".join(name.split(".")[:2]) for name in state["state_dict"]}
     assert parts == {"method.student", "method.criterion"}
 
 
 @pytest.mark.slow
-def test_two_ranks_that_are_killed_end_as_if_they_had_not_been(
+def test_two_ranks_that_are_killed_and_resumed_end_bit_identical(
     root: Path, undisturbed: Path
 ) -> None:
-    killed_again_and_again(root, "killed", 1, 0, *TWO)
-    assert_alike(undisturbed, root / "killed")
+    kill_repeatedly_and_finish(root, "killed", 1, 0, *TWO)
+    assert_bit_identical(undisturbed, root / "killed")
 
 
 @pytest.mark.slow
-def test_and_so_do_two_that_are_killed_at_ten_points(root: Path, undisturbed: Path) -> None:
-    at = killed_again_and_again(root, "killed often", 10, 1, *TWO)
-    assert len(set(at)) > 2, at
-    assert_alike(undisturbed, root / "killed often")
+def test_two_ranks_that_are_killed_ten_times_end_bit_identical(
+    root: Path, undisturbed: Path
+) -> None:
+    steps = kill_repeatedly_and_finish(root, "killed often", 10, 1, *TWO)
+    assert len(set(steps)) > 2, steps
+    assert_bit_identical(undisturbed, root / "killed often")
 
 
 @pytest.mark.slow
-def test_two_ranks_that_are_told_to_stop_save_the_same_step_and_one_goes_on(root: Path) -> None:
-    process = begin(root, "stopped", *TWO)
-    assert begun(process, root / "stopped")
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, said
-    assert said.count("--resume goes on") == 1
-    said = finish(begin(root, "stopped", "--resume"))
-    assert "was begun on 2 devices and goes on on 1" in said
+def test_one_rank_resumes_the_state_of_two_ranks_that_were_stopped(root: Path) -> None:
+    process = start(root, "stopped", *TWO)
+    assert wait_until_training(process, root / "stopped")
+    assert stop(process).count("--resume goes on") == 1
+    output = finish(start(root, "stopped", "--resume"))
+    assert "was begun on 2 devices and goes on on 1" in output
     assert json.loads((root / "stopped" / "summary.json").read_text())["steps"] == 84
 
 
 @pytest.mark.slow
-def test_ranks_end_when_what_started_them_is_gone(root: Path) -> None:
-    process = begin(root, "orphans", *TWO)
-    assert begun(process, root / "orphans")
-    ranks = children(process.pid)
+def test_ranks_end_when_their_launcher_is_killed(root: Path) -> None:
+    process = start(root, "orphans", *TWO)
+    assert wait_until_training(process, root / "orphans")
+    ranks = child_pids(process.pid)
     assert len(ranks) == 2
     os.kill(process.pid, signal.SIGKILL)
-    until = time.monotonic() + 60
-    while any(Path(f"/proc/{r}/cmdline").exists() for r in ranks) and time.monotonic() < until:
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{r}/cmdline").exists() for r in ranks) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.communicate()
-    assert load_newest(root / "orphans" / "checkpoints" / "scalekd-seed7.ckpt") is not None
+    assert newest_state(root / "orphans") is not None
 
 
-def test_when_one_rank_is_killed_the_other_ends_too(root: Path) -> None:
-    process = begin(root, "one killed", *TWO)
-    assert begun(process, root / "one killed")
-    os.kill(int(children(process.pid)[1]), signal.SIGKILL)
-    said, _ = process.communicate(timeout=60)
+def test_the_other_rank_ends_when_one_is_killed(root: Path) -> None:
+    process = start(root, "one killed", *TWO)
+    assert wait_until_training(process, root / "one killed")
+    os.kill(int(child_pids(process.pid)[1]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL
-    assert "rank 1 was killed by SIGKILL" in said
-    assert "Traceback" not in said
+    assert "rank 1 was killed by SIGKILL" in output
+    assert "Traceback" not in output
 
 
-def children(process: int) -> list[str]:
+def child_pids(process: int) -> list[str]:
     return Path(f"/proc/{process}/task/{process}/children").read_text().split()
 
 
-def in_two_ranks(script: str) -> list[subprocess.CompletedProcess[str]]:
-    """What a script does in each of them, started as torchrun does."""
+def run_in_two_ranks(script: str) -> list[subprocess.CompletedProcess[str]]:
+    """Run a script in two processes, started as torchrun does."""
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     shared["MASTER_PORT"] = str(find_free_port())
     ranks = [
@@ -243,8 +243,8 @@ def in_two_ranks(script: str) -> list[subprocess.CompletedProcess[str]]:
     return [subprocess.CompletedProcess([], r.returncode, o, e) for r, o, e in ended]
 
 
-def test_ranks_agree_on_what_the_first_decides_and_refuses() -> None:
-    ended = in_two_ranks("""
+def test_all_ranks_receive_the_decisions_and_refusals_of_rank_0() -> None:
+    ended = run_in_two_ranks("""
 import torch
 from scalekd.errors import InputError
 from scalekd.distributed import ranks
@@ -278,8 +278,8 @@ with ranks.process_group():
     assert all("rank 1 has another teacher than rank 0 (b; a)" in e.stdout for e in ended)
 
 
-def test_each_rank_keeps_its_own_pieces_of_student_projectors_and_teacher() -> None:
-    ended = in_two_ranks("""
+def test_each_rank_has_its_shards_of_student_projectors_and_teacher() -> None:
+    ended = run_in_two_ranks("""
 import torch
 from timm import create_model
 from scalekd import ScaleKD
@@ -296,9 +296,9 @@ with ranks.process_group():
     projectors = [*method.criterion.penultimate.values(), *method.criterion.final.values()]
     shard_trained(method, [*repeated_blocks(method.student), *projectors])
     shard_frozen(method.teacher.model)
-    mine = [sum(getattr(p, "_local_tensor", p).numel() for p in m.parameters()) for m in models]
-    assert abs(mine[0] / before[0] - 0.5) < 0.01, (mine, before)
-    assert mine[1] < 0.7 * before[1], (mine, before)
+    shards = [sum(getattr(p, "_local_tensor", p).numel() for p in m.parameters()) for m in models]
+    assert abs(shards[0] / before[0] - 0.5) < 0.01, (shards, before)
+    assert shards[1] < 0.7 * before[1], (shards, before)
     gathered = gather_full(method.state_dict())
     assert all(torch.equal(values[n], gathered[n]) for n in values)
     method(torch.randn(2, 3, 64, 64), torch.tensor([0, 1])).loss.backward()
@@ -309,8 +309,8 @@ with ranks.process_group():
 
 
 @pytest.mark.parametrize("broken", [0, 1])
-def test_a_rank_that_fails_says_why_and_the_other_ends_without_a_word(broken: int) -> None:
-    ended = in_two_ranks(f"""
+def test_a_rank_that_fails_raises_its_error_and_the_other_ends_silently(broken: int) -> None:
+    ended = run_in_two_ranks(f"""
 from scalekd.distributed import ranks
 try:
     with ranks.process_group():
@@ -336,17 +336,17 @@ SLURM = {
 
 
 @pytest.mark.slow
-def test_ranks_may_be_started_by_torchrun_and_by_srun(root: Path) -> None:
-    """Of srun, which is not here, there is what it tells its tasks."""
-    words = ["distill", "--config", str(root / "recipe.yaml"), "--epochs", "2", "--out"]
+def test_ranks_are_started_by_torchrun_and_by_srun(root: Path) -> None:
+    """srun is simulated by the variables that it sets."""
+    arguments = ["distill", "--config", str(root / "recipe.yaml"), "--epochs", "2", "--out"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*torchrun, "-m", "scalekd", *words, str(root / "torchrun")]
+    command = [*torchrun, "-m", "scalekd", *arguments, str(root / "torchrun")]
     subprocess.run(command, env=one_thread, check=True, timeout=120)
     job = str(random.randrange(10_000))  # its port
     tasks = [
         subprocess.Popen(
-            [sys.executable, "-m", "scalekd", *words, str(root / "srun")],
+            [sys.executable, "-m", "scalekd", *arguments, str(root / "srun")],
             env={**one_thread, **SLURM, "SLURM_JOB_ID": job, "SLURM_PROCID": n, "SLURM_LOCALID": n},
         )
         for n in "01"
@@ -354,15 +354,15 @@ def test_ranks_may_be_started_by_torchrun_and_by_srun(root: Path) -> None:
     assert [task.wait(timeout=120) for task in tasks] == [0, 0]
     for out in ("torchrun", "srun"):
         assert json.loads((root / out / "summary.json").read_text())["ranks"] == 2
-    assert_alike(root / "torchrun", root / "srun")
+    assert_bit_identical(root / "torchrun", root / "srun")
 
 
 @pytest.mark.slow
-def test_a_batch_that_cannot_be_shared_is_refused(root: Path) -> None:
-    process = begin(root, "odd", *TWO, "--batch_size", "5")
-    said, _ = process.communicate(timeout=60)
+def test_a_batch_that_cannot_be_divided_between_ranks_is_refused(root: Path) -> None:
+    process = start(root, "odd", *TWO, "--batch_size", "5")
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert said.count("scalekd: error:") == 1
-    assert "batch_size is 5, for 2 devices with 1 micro-batches each" in said
-    assert "it must be a multiple of 2" in said
+    assert output.count("scalekd: error:") == 1
+    assert "batch_size is 5, for 2 devices with 1 micro-batches each" in output
+    assert "it must be a multiple of 2" in output
     assert not (root / "odd").exists()

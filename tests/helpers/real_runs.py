@@ -1,4 +1,4 @@
-"""Trainings as a person starts them: real processes, and what they leave."""
+"""Trainings as a person starts them: real processes, and the run folders that they leave."""
 
 import contextlib
 import json
@@ -16,13 +16,22 @@ from typing import Any
 import torch
 
 from scalekd.runs.checkpoint import load_newest
+from scalekd.runs.folder import RunFolder
+from scalekd.runs.result import Run
 
 SECONDS_TO_START = 300
+"""Until a process must have started, loaded its libraries and trained a step, on a busy machine."""
+
+RUN = Run("scalekd", 7)
+"""The only run of `random_settings`."""
 
 
-def settings(root: Path) -> dict[str, Any]:
-    """Much that is random, and has a state: RandAugment, erasing, Mixup, CutMix, dropout,
-    stochastic depth, two loaders, an average."""
+def random_settings(root: Path) -> dict[str, Any]:
+    """A recipe with much that is random or has a state, on the images in ROOT/images.
+
+    It has RandAugment, erasing, Mixup, CutMix, dropout, stochastic depth, two worker processes and
+    an average of the weights.
+    """
     small = {"img_size": 48, "drop_path_rate": 0.2, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1}
     return {
         "teacher": "test_vit",
@@ -52,10 +61,13 @@ def settings(root: Path) -> dict[str, Any]:
     }
 
 
-def begin(root: Path, out: str, *words: str, recipe: str = "recipe.yaml") -> subprocess.Popen[str]:
+def start(
+    root: Path, out: str, *arguments: str, recipe: str = "recipe.yaml"
+) -> subprocess.Popen[str]:
+    """Start `scalekd distill` with ROOT/recipe and the run folder ROOT/out."""
     command = [sys.executable, "-c", "from scalekd.cli.main import main; main()", "distill"]
     return subprocess.Popen(
-        [*command, "--config", str(root / recipe), "--out", str(root / out), *words],
+        [*command, "--config", str(root / recipe), "--out", str(root / out), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -65,85 +77,106 @@ def begin(root: Path, out: str, *words: str, recipe: str = "recipe.yaml") -> sub
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    said, _ = process.communicate(timeout=SECONDS_TO_START)
-    assert process.returncode == 0, said
-    return said
+    """Wait until the process has succeeded, and return what it printed."""
+    output, _ = process.communicate(timeout=SECONDS_TO_START)
+    assert process.returncode == 0, output
+    return output
 
 
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+def stop(process: subprocess.Popen[str]) -> str:
+    """Ask the process to stop by SIGTERM, wait until it has saved, and return what it printed."""
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=SECONDS_TO_START)
+    assert process.returncode == 143, output
+    return output
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """With -9: it, its loaders, and its ranks with theirs."""
+    """Kill (-9) the process, its workers, and its ranks with theirs."""
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for number in (process.pid, *map(int, ranks)):
-        with contextlib.suppress(ProcessLookupError):  # a loader, in the group of its rank
+        with contextlib.suppress(ProcessLookupError):  # a worker, in the group of its rank
             os.killpg(number, signal.SIGKILL)
     process.communicate()
 
 
-def begun(process: subprocess.Popen[str], out: Path) -> bool:
-    """Waits until training has begun, or the process has ended."""
-    already = len(lines(out)) if (out / "metrics.jsonl").exists() else 0
-    until = time.monotonic() + SECONDS_TO_START
-    while process.poll() is None and time.monotonic() < until:
-        if (out / "metrics.jsonl").exists():
-            try:
-                if len(lines(out)) > already:
-                    return True
-            except json.JSONDecodeError:
-                pass  # in the middle of a line
+def wait_until_training(process: subprocess.Popen[str], out: Path) -> bool:
+    """Whether another line of metrics is recorded before the process ends."""
+    metrics = RunFolder(out).metrics
+    lines_before = len(metrics_lines(out)) if metrics.exists() else 0
+    deadline = time.monotonic() + SECONDS_TO_START
+    while process.poll() is None and time.monotonic() < deadline:
+        # The file may be missing, or its last line incomplete.
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            if len(metrics_lines(out)) > lines_before:
+                return True
         time.sleep(0.01)
     return False
 
 
-def parts(nested: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a state, by dotted names."""
+def kill_repeatedly_and_finish(
+    root: Path, out: str, times: int, seed: int, *arguments: str
+) -> list[int]:
+    """Start a run, kill and resume it at random moments, and let it finish.
+
+    Returns:
+        The step of its newest checkpoint after each kill.
+    """
+    chance, steps = random.Random(seed), []
+    shutil.rmtree(root / out, ignore_errors=True)
+    for _ in range(times):
+        process = start(root, out, "--resume", *arguments)
+        if wait_until_training(process, root / out):
+            time.sleep(chance.uniform(0, 0.6))
+        assert process.poll() is None, "ended before it was killed: give it more epochs"
+        kill(process)
+        state = newest_state(root / out)
+        steps.append(state["step"] if state else 0)
+    finish(start(root, out, "--resume", *arguments))
+    return steps
+
+
+def metrics_lines(out: Path) -> list[dict[str, Any]]:
+    """The lines of a run folder's metrics.jsonl."""
+    return [json.loads(line) for line in RunFolder(out).metrics.read_text().splitlines()]
+
+
+def newest_state(out: Path) -> dict[str, Any] | None:
+    """The newest checkpoint of the only run in a run folder; None before the first."""
+    return load_newest(RunFolder(out).checkpoint(RUN))
+
+
+def leaves(nested: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dictionaries and lists, by dotted names."""
     items = nested.items() if isinstance(nested, dict) else None
     items = enumerate(nested) if isinstance(nested, list | tuple) else items
     if items is None:
         yield name, nested
         return
     for key, inner in items:
-        yield from parts(inner, f"{name}.{key}")
+        yield from leaves(inner, f"{name}.{key}")
 
 
-TIMES = ("seconds", "images_per_second", "training_seconds", "waiting", "memory")
+MEASURED = ("seconds", "images_per_second", "training_seconds", "waiting", "memory")
+"""Entries of states and metrics that differ between two executions."""
 
 
-def assert_alike(one: Path, other: Path) -> None:
-    """The same weights, optimizer, averages and metrics, to the bit."""
-    states = [load_newest(out / "checkpoints" / "scalekd-seed7.ckpt") for out in (one, other)]
-    leaves = [dict(parts(state)) for state in states]
-    assert leaves[0].keys() == leaves[1].keys()
-    for name, value in leaves[0].items():
-        if name.rpartition(".")[2] in TIMES:
+def assert_bit_identical(one: Path, other: Path) -> None:
+    """The same weights, optimizer, averages, metrics and exported students in two run folders."""
+    first, second = (dict(leaves(newest_state(out))) for out in (one, other))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if name.rpartition(".")[2] in MEASURED:
             continue
         if isinstance(value, torch.Tensor):
-            assert torch.equal(value, leaves[1][name]), name
+            assert torch.equal(value, second[name]), name
         else:
-            assert value == leaves[1][name], name
-    told = [
-        [{k: v for k, v in line.items() if k not in TIMES} for line in lines(out)]
+            assert value == second[name], name
+    metrics = [
+        [{k: v for k, v in line.items() if k not in MEASURED} for line in metrics_lines(out)]
         for out in (one, other)
     ]
-    assert told[0] == told[1]
+    assert metrics[0] == metrics[1]
     for file in ("model.safetensors", "config.json"):
-        assert (one / "student" / file).read_bytes() == (other / "student" / file).read_bytes()
-
-
-def killed_again_and_again(root: Path, out: str, times: int, seed: int, *words: str) -> list[int]:
-    """The steps that its newest state was at when it was killed."""
-    chance, at = random.Random(seed), []
-    shutil.rmtree(root / out, ignore_errors=True)
-    for _ in range(times):
-        process = begin(root, out, "--resume", *words)
-        if begun(process, root / out):
-            time.sleep(chance.uniform(0, 0.6))
-        assert process.poll() is None, "ended before it was killed: give it more epochs"
-        kill(process)
-        state = load_newest(root / out / "checkpoints" / "scalekd-seed7.ckpt")
-        at.append(state["step"] if state else 0)
-    finish(begin(root, out, "--resume", *words))
-    return at
+        students = [(RunFolder(out).student / file).read_bytes() for out in (one, other)]
+        assert students[0] == students[1], file

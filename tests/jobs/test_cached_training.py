@@ -11,7 +11,13 @@ import pytest
 import torch
 import yaml
 from helpers.pictures import flat_folder, image_folder, tar_folder
-from helpers.real_runs import assert_alike, begin, finish, killed_again_and_again, settings
+from helpers.real_runs import (
+    assert_bit_identical,
+    finish,
+    kill_repeatedly_and_finish,
+    random_settings,
+    start,
+)
 from helpers.refusals import refused
 from helpers.tiny import tiny
 from PIL import Image
@@ -273,7 +279,7 @@ def test_settings_that_a_cache_leaves_no_room_for_are_refused(images: Path) -> N
 @pytest.mark.slow
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     image_folder(tmp_path / "images", each=10, side=48)
-    plain = settings(tmp_path)
+    plain = random_settings(tmp_path)
     plain["data"] |= {"mixup": 0.0, "cutmix": 0.0}
     plain["task"] = "cross_entropy"
     recipe = tmp_path / "recipe.yaml"
@@ -282,9 +288,9 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None
     words = ["cache", "--config", str(recipe), "--out", str(tmp_path / "cache"), "--views", "5"]
     subprocess.run([sys.executable, "-c", make, *words], check=True, timeout=300)
     recipe.write_text(yaml.safe_dump({**plain, "cache": str(tmp_path / "cache")}))
-    finish(begin(tmp_path, "undisturbed"))
-    killed_again_and_again(tmp_path, "killed", 3, seed=0)
-    assert_alike(tmp_path / "undisturbed", tmp_path / "killed")
+    finish(start(tmp_path, "undisturbed"))
+    kill_repeatedly_and_finish(tmp_path, "killed", 3, seed=0)
+    assert_bit_identical(tmp_path / "undisturbed", tmp_path / "killed")
 
 
 def test_a_run_goes_on_with_its_own_cache_alone(images: Path, cache: Path, tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 import yaml
 from helpers.pictures import flat_folder, image_folder
-from helpers.real_runs import assert_alike, begin, begun, finish, kill, lines, settings
+from helpers.real_runs import (
+    assert_bit_identical,
+    finish,
+    kill,
+    metrics_lines,
+    random_settings,
+    start,
+    wait_until_training,
+)
 from helpers.refusals import refused
 from helpers.tiny import tiny
 
@@ -34,7 +42,7 @@ def several(root: Path) -> dict[str, Any]:
         {"name": "test_vit", "folder": "other", "args": small},
         {"name": "test_resnet", "optim": {"name": "sgd", "lr": 0.01, "warmup_epochs": 0.0}},
     ]
-    return settings(root) | {"more_students": others}
+    return random_settings(root) | {"more_students": others}
 
 
 def alone(root: Path) -> dict[str, dict[str, Any]]:
@@ -58,17 +66,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "recipe.yaml").write_text(yaml.safe_dump(several(root)))
     for name, plain in alone(root).items():
         (root / f"{name}.yaml").write_text(yaml.safe_dump(plain))
-        finish(begin(root, f"{name} alone", recipe=f"{name}.yaml"))
+        finish(start(root, f"{name} alone", recipe=f"{name}.yaml"))
     return root
 
 
 def assert_all_alike(root: Path, out: str) -> None:
     for name in NAMES:
-        assert_alike(root / f"{name} alone", root / out / name)
+        assert_bit_identical(root / f"{name} alone", root / out / name)
 
 
 def test_each_is_the_training_that_it_would_be_alone(root: Path) -> None:
-    said = finish(begin(root, "together"))
+    said = finish(start(root, "together"))
     assert_all_alike(root, "together")
     assert all(f"{name}, scalekd seed 7: top-1" in said for name in NAMES)
     assert "waiting for images" not in said
@@ -86,18 +94,18 @@ def test_they_are_killed_at_ten_points_and_go_on(root: Path) -> None:
 def killed(root: Path, out: str, times: int) -> None:
     chance = random.Random(times)
     for _ in range(times):
-        process = begin(root, out, "--resume")
-        if begun(process, root / out / chance.choice(NAMES)):
+        process = start(root, out, "--resume")
+        if wait_until_training(process, root / out / chance.choice(NAMES)):
             time.sleep(chance.uniform(0, 1.0))
         assert process.poll() is None, "ended before it was killed: give it more epochs"
         kill(process)
-    finish(begin(root, out, "--resume"))
+    finish(start(root, out, "--resume"))
     assert_all_alike(root, out)
 
 
 def test_told_to_stop_they_save_and_one_that_lost_all_is_waited_for(root: Path) -> None:
-    process = begin(root, "stopped")
-    assert begun(process, root / "stopped" / NAMES[2])
+    process = start(root, "stopped")
+    assert wait_until_training(process, root / "stopped" / NAMES[2])
     os.killpg(process.pid, signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 143, said
@@ -105,25 +113,25 @@ def test_told_to_stop_they_save_and_one_that_lost_all_is_waited_for(root: Path) 
     for name in NAMES:
         assert (root / "stopped" / name / "checkpoints" / "scalekd-seed7.ckpt").exists()
     shutil.rmtree(root / "stopped" / "other")
-    finish(begin(root, "stopped", "--resume"))
+    finish(start(root, "stopped", "--resume"))
     assert_all_alike(root, "stopped")
 
 
 def test_a_student_goes_on_by_itself(root: Path) -> None:
-    process = begin(root, "left")
-    assert begun(process, root / "left" / "other")
+    process = start(root, "left")
+    assert wait_until_training(process, root / "left" / "other")
     kill(process)
-    finish(begin(root, "left/other", "--resume", recipe="other.yaml"))
-    assert_alike(root / "other alone", root / "left" / "other")
+    finish(start(root, "left/other", "--resume", recipe="other.yaml"))
+    assert_bit_identical(root / "other alone", root / "left" / "other")
 
 
 @pytest.mark.slow
 def test_two_ranks_train_them_as_they_train_each(root: Path) -> None:
     for name, plain in {"together": several(root), **alone(root)}.items():
         (root / "two.yaml").write_text(yaml.safe_dump({**plain, "accumulate": 1}))
-        finish(begin(root, f"two {name}", "--devices", "2", recipe="two.yaml"))
+        finish(start(root, f"two {name}", "--devices", "2", recipe="two.yaml"))
     for name in NAMES:
-        assert_alike(root / f"two {name}", root / "two together" / name)
+        assert_bit_identical(root / f"two {name}", root / "two together" / name)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +148,7 @@ def recipe_of(images: Path, **changes: Any) -> Recipe:
 
 
 def losses(run: Path) -> list[dict[str, float]]:
-    return [line["terms"] for line in lines(run)]
+    return [line["terms"] for line in metrics_lines(run)]
 
 
 def test_the_teacher_passes_once_over_each_batch(

@@ -12,7 +12,7 @@ import timm
 import torch
 import yaml
 from helpers.pictures import image_folder
-from helpers.real_runs import begin, settings
+from helpers.real_runs import random_settings, start
 from helpers.refusals import refused
 from helpers.tiny import tiny
 from torch import Tensor
@@ -205,9 +205,13 @@ def test_channels_last_in_pieces_is_refused() -> None:
 @pytest.mark.slow
 def test_synchronised_batchnorm_over_cpus_is_refused(tmp_path: Path) -> None:
     image_folder(tmp_path / "images", side=48)
-    recipe = settings(tmp_path) | {"student": "test_resnet", "student_args": {}, "accumulate": 1}
+    recipe = random_settings(tmp_path) | {
+        "student": "test_resnet",
+        "student_args": {},
+        "accumulate": 1,
+    }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    process: subprocess.Popen[str] = begin(
+    process: subprocess.Popen[str] = start(
         tmp_path, "out", "--devices", "2", "--sync_batchnorm", "true"
     )
     said, _ = process.communicate(timeout=120)

@@ -13,13 +13,13 @@ import yaml
 from helpers.pictures import image_folder
 from helpers.real_runs import (
     SECONDS_TO_START,
-    assert_alike,
-    begin,
-    begun,
+    assert_bit_identical,
     finish,
-    killed_again_and_again,
-    lines,
-    settings,
+    kill_repeatedly_and_finish,
+    metrics_lines,
+    random_settings,
+    start,
+    wait_until_training,
 )
 
 from scalekd.runs.checkpoint import load_newest
@@ -32,28 +32,28 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images, a recipe, and what it gives when nobody disturbs it."""
     root = tmp_path_factory.mktemp("resume")
     image_folder(root / "images", each=10, side=48)
-    (root / "recipe.yaml").write_text(yaml.safe_dump(settings(root)))
-    finish(begin(root, "undisturbed"))
-    assert len({line["step"] for line in lines(root / "undisturbed")}) > 20
+    (root / "recipe.yaml").write_text(yaml.safe_dump(random_settings(root)))
+    finish(start(root, "undisturbed"))
+    assert len({line["step"] for line in metrics_lines(root / "undisturbed")}) > 20
     return root
 
 
 @pytest.mark.slow
 def test_the_same_again_is_the_same(undisturbed: Path) -> None:
-    finish(begin(undisturbed, "again"))
-    assert_alike(undisturbed / "undisturbed", undisturbed / "again")
+    finish(start(undisturbed, "again"))
+    assert_bit_identical(undisturbed / "undisturbed", undisturbed / "again")
 
 
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(undisturbed: Path) -> None:
-    killed_again_and_again(undisturbed, "killed", 2, seed=0)
-    assert_alike(undisturbed / "undisturbed", undisturbed / "killed")
+    kill_repeatedly_and_finish(undisturbed, "killed", 2, seed=0)
+    assert_bit_identical(undisturbed / "undisturbed", undisturbed / "killed")
 
 
 @pytest.mark.slow
 def test_and_so_does_one_that_is_killed_at_ten_points(undisturbed: Path) -> None:
-    at = killed_again_and_again(undisturbed, "killed often", KILLS, seed=1)
+    at = kill_repeatedly_and_finish(undisturbed, "killed often", KILLS, seed=1)
     assert len(set(at)) > 2, at
-    assert_alike(undisturbed / "undisturbed", undisturbed / "killed often")
+    assert_bit_identical(undisturbed / "undisturbed", undisturbed / "killed often")
 
 
 @pytest.mark.parametrize(
@@ -68,17 +68,17 @@ def test_a_run_that_is_told_to_stop_saves_that_step_and_goes_on(
     undisturbed: Path, number: signal.Signals, code: int
 ) -> None:
     out = undisturbed / number.name
-    process = begin(undisturbed, number.name)
-    assert begun(process, out)
+    process = start(undisturbed, number.name)
+    assert wait_until_training(process, out)
     os.killpg(process.pid, number)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == code, said
     assert "--resume" in said.splitlines()[-1]
     state = load_newest(out / "checkpoints" / "scalekd-seed7.ckpt")
     assert state is not None
-    assert state["step"] - lines(out)[-1]["step"] in (0, 1)
-    finish(begin(undisturbed, number.name, "--resume"))
-    assert_alike(undisturbed / "undisturbed", out)
+    assert state["step"] - metrics_lines(out)[-1]["step"] in (0, 1)
+    finish(start(undisturbed, number.name, "--resume"))
+    assert_bit_identical(undisturbed / "undisturbed", out)
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -87,10 +87,10 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def refusal(root: Path, out: str, **changes: Any) -> str:
     """What is said of a command with other settings, which must change nothing."""
-    recipe = yaml.safe_dump({**settings(root), **changes})
+    recipe = yaml.safe_dump({**random_settings(root), **changes})
     (root / "other.yaml").write_text(recipe)
     before = contents(root / out)
-    process = begin(root, out, "--resume", recipe="other.yaml")
+    process = start(root, out, "--resume", recipe="other.yaml")
     said, _ = process.communicate(timeout=SECONDS_TO_START)
     assert process.returncode == 2, said
     assert contents(root / out) == before
@@ -105,23 +105,27 @@ def test_a_run_is_not_resumed_with_other_settings(undisturbed: Path) -> None:
 def test_a_finished_run_that_is_resumed_says_its_result_again(undisturbed: Path) -> None:
     out = undisturbed / "undisturbed"
     before = (out / "summary.json").read_text()
-    said = finish(begin(undisturbed, "undisturbed", "--resume"))
+    said = finish(start(undisturbed, "undisturbed", "--resume"))
     top1 = json.loads(before)["student_top1"]
     assert json.loads((out / "summary.json").read_text())["student_top1"] == top1
     assert f"{100 * top1:.2f}" in said
 
 
 def test_runs_side_by_side_are_each_resumed(undisturbed: Path) -> None:
-    several = {**settings(undisturbed), "compare": ["supervised", "logit_kd"], "seeds": [7, 8]}
+    several = {
+        **random_settings(undisturbed),
+        "compare": ["supervised", "logit_kd"],
+        "seeds": [7, 8],
+    }
     (undisturbed / "several.yaml").write_text(yaml.safe_dump(several))
     out = undisturbed / "several"
-    process = begin(undisturbed, "several", "--parallel", "2", recipe="several.yaml")
-    assert begun(process, out)
+    process = start(undisturbed, "several", "--parallel", "2", recipe="several.yaml")
+    assert wait_until_training(process, out)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 143, said
-    finish(begin(undisturbed, "several", "--parallel", "2", "--resume", recipe="several.yaml"))
+    finish(start(undisturbed, "several", "--parallel", "2", "--resume", recipe="several.yaml"))
     assert len((out / "results.jsonl").read_text().splitlines()) == 6
     assert json.loads((out / "summary.json").read_text())["seeds"] == [7, 8]
     one, other = (
@@ -134,9 +138,9 @@ def test_runs_side_by_side_are_each_resumed(undisturbed: Path) -> None:
 def test_a_signal_that_comes_before_the_runs_side_by_side_have_begun_stops_them(
     undisturbed: Path,
 ) -> None:
-    several = {**settings(undisturbed), "compare": ["supervised"]}
+    several = {**random_settings(undisturbed), "compare": ["supervised"]}
     (undisturbed / "two.yaml").write_text(yaml.safe_dump(several))
-    process = begin(undisturbed, "two", "--parallel", "2", recipe="two.yaml")
+    process = start(undisturbed, "two", "--parallel", "2", recipe="two.yaml")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     until = time.monotonic() + SECONDS_TO_START
     spawned = 0
@@ -148,13 +152,13 @@ def test_a_signal_that_comes_before_the_runs_side_by_side_have_begun_stops_them(
     os.killpg(process.pid, signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 143, said
-    finish(begin(undisturbed, "two", "--parallel", "2", "--resume", recipe="two.yaml"))
+    finish(start(undisturbed, "two", "--parallel", "2", "--resume", recipe="two.yaml"))
 
 
 def test_a_run_is_not_resumed_on_other_images(undisturbed: Path) -> None:
     out = undisturbed / "fewer"
-    process = begin(undisturbed, "fewer")
-    assert begun(process, out)
+    process = start(undisturbed, "fewer")
+    assert wait_until_training(process, out)
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
