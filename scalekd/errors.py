@@ -21,3 +21,14 @@ class InputError(ValueError):
 
 class DivergedError(InputError):
     """A loss is non-finite (NaN or Inf), and the run may skip no (more) step because of it."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without its full stop, else its type."""
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line without its full stop, 400 characters at most."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return (message if len(message) < 400 else message[:400] + "…").rstrip(".")

@@ -1,4 +1,4 @@
-"""The repeated blocks of a network: what is worth compiling, sharding or running on its own."""
+"""The repeated blocks of a network: the units worth compiling, sharding or running separately."""
 
 from collections import Counter
 
@@ -6,14 +6,18 @@ from torch import nn
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The innermost repeated parts, each of several modules: residual blocks, transformer layers.
+    """Return the innermost repeated blocks of `model`: residual blocks, transformer layers.
 
-    Repeated are those of a class that stands several times in a Sequential or ModuleList.
+    A block is repeated if a Sequential or ModuleList holds it, it has children of its own, and
+    another block of its class is held in the same way. A block that contains repeated blocks is
+    not returned; they are.
     """
     containers = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
-    parts = dict.fromkeys(part for c in containers for part in c if [*part.children()])
-    count = Counter(map(type, parts))
-    repeated = {part: None for part in parts if count[type(part)] > 1}
+    blocks = dict.fromkeys(block for c in containers for block in c if [*block.children()])
+    count = Counter(map(type, blocks))
+    repeated = {block: None for block in blocks if count[type(block)] > 1}
     return [
-        part for part in repeated if not any(p in repeated for p in part.modules() if p is not part)
+        block
+        for block in repeated
+        if not any(inner in repeated for inner in block.modules() if inner is not block)
     ]

@@ -1,7 +1,7 @@
 """One forward pass of a timm model that gives both features and the logits.
 
-`forward_intermediates` and then `forward_head` is bit-equal to `model(images)`. Layouts and shapes
-are found by running a copy on the meta device, which costs no arithmetic and no memory.
+`forward_intermediates` and then `forward_head` is bit-identical to `model(images)`. Layouts and
+shapes are found by running a copy on the meta device, which costs no arithmetic and no memory.
 """
 
 from typing import Any
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from scalekd.errors import InputError
 from scalekd.features import Features, FeatureShapes
-from scalekd.networks import overrides as families
-from scalekd.networks import paper
+from scalekd.networks import overrides, paper
 from scalekd.networks.feature_selection import FeatureSelection, resolve_selection
 from scalekd.networks.input_config import input_config
 from scalekd.networks.layout import as_map, map_shape
@@ -20,24 +19,33 @@ from scalekd.networks.shape_probe import probe_shapes
 
 
 class FeatureExtractor:
-    """`FeatureExtractor(model)(images)` -> `Features`, equal to one call of the model.
+    """`FeatureExtractor(model)(images)` -> `Features`, from one forward pass of a timm model.
 
-    Not a module: it holds none of the model's parameters for any trainer or state dict to find.
+    It is not a module: no trainer and no state dict finds the model's parameters in it.
 
     Args:
-        model: a timm model, or one that offers its `forward_intermediates` and `forward_head`.
-        size: (height, width) of the images; default the model's own.
-        features: which features.
-        is_teacher: whether a teacher's defaults hold, or a student's.
+        model: a timm model, or one that has timm's `forward_intermediates` and `forward_head`.
+        size: (height, width) of the images in pixels; default the model's own.
+        features: which features; see `FeatureSelection`.
+        is_teacher: whether the defaults are a teacher's or a student's.
 
     Attributes:
         input: channels, size and normalisation of the images.
         shapes: of the features.
-        selection: the `features` asked for, resolved.
-        count: how many features there are to choose from.
+        selection: the requested `features`, resolved for this model.
+        count: how many features the model has to choose from.
 
     Raises:
-        InputError: the model has no such methods, refuses the size, or has not what `features` ask.
+        InputError: the model has no such methods, does not accept the size, or does not have the
+            requested features.
+
+    Example:
+        >>> import timm, torch
+        >>> extractor = FeatureExtractor(timm.create_model("test_resnet"), size=(64, 64))
+        >>> extractor.shapes.penultimate, extractor.shapes.final
+        ((64, 4, 4), (96, 2, 2))
+        >>> extractor(torch.randn(8, 3, 64, 64)).logits.shape
+        torch.Size([8, 1000])
     """
 
     def __init__(
@@ -49,27 +57,30 @@ class FeatureExtractor:
     ) -> None:
         self.model = model
         self.input = input_config(model, size)
-        seen = probe_shapes(model, (2, self.input.channels, *self.input.size))
-        asked = (features or FeatureSelection()).with_defaults(_known(model, seen.name, is_teacher))
-        self.selection = resolve_selection(asked, seen, is_teacher)
-        self.count = len(seen.maps)
-        penultimate, final = seen.maps[self.selection.penultimate], seen.maps[self.selection.final]
-        self.shapes = FeatureShapes(map_shape(penultimate), map_shape(final), seen.classes)
+        probe = probe_shapes(model, (2, self.input.channels, *self.input.size))
+        defaults = _model_defaults(model, probe.name, is_teacher)
+        requested = (features or FeatureSelection()).with_defaults(defaults)
+        self.selection = resolve_selection(requested, probe, is_teacher)
+        self.count = len(probe.maps)
+        penultimate, final = (
+            map_shape(probe.maps[i]) for i in (self.selection.penultimate, self.selection.final)
+        )
+        self.shapes = FeatureShapes(penultimate, final, probe.classes)
 
     def __call__(self, images: Tensor) -> Features:
-        """Features of normalised `images` (N, channels, H, W), with the model's gradients."""
-        y, penultimate, final = self._run(images)
+        """Return features of normalised `images` (N, channels, H, W), with gradients."""
+        output, penultimate, final = self._run(images)
         model: Any = self.model
-        logits = model.forward_head(y) if self.shapes.classes else None
+        logits = model.forward_head(output) if self.shapes.classes else None
         return Features(penultimate, self.finish(final), logits)
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The two maps without the head; the final one before `finish`."""
+        """Return the two maps without running the head; the final one before `finish`."""
         _, penultimate, final = self._run(images)
         return penultimate, final
 
     def finish(self, final: Tensor) -> Tensor:
-        """The norm that the model has after its pooling, on each token, where that is asked for."""
+        """Apply the model's norm after pooling to each token of a final map, if it is selected."""
         if self.selection.norm != "pooled":
             return final
         assert self.selection.norm_module is not None
@@ -81,16 +92,17 @@ class FeatureExtractor:
         return by_token.movedim(-1, 1)
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the output of `forward_features` and the two maps."""
         model: Any = self.model
-        y, (penultimate, final) = model.forward_intermediates(
+        output, (penultimate, final) = model.forward_intermediates(
             images,
             indices=[self.selection.penultimate, self.selection.final],
             norm=False,
             output_fmt="NCHW",
         )
-        if self.selection.whole:
-            final = as_map(y, map_shape(final))
-        return y, penultimate, final
+        if self.selection.from_forward_features:
+            final = as_map(output, map_shape(final))
+        return output, penultimate, final
 
 
 def build_feature_extractor(
@@ -99,20 +111,25 @@ def build_feature_extractor(
     features: FeatureSelection | None = None,
     is_teacher: bool = False,
 ) -> FeatureExtractor | ProtocolFeatureExtractor:
-    """The extractor of a timm model, or of a module that offers its features itself."""
+    """Build the feature extractor of a timm model, or of a module that offers its features.
+
+    Raises:
+        InputError: see the two classes; or `features` are selected in a module that offers its
+            features itself.
+    """
     if not offers_features(model):
         return FeatureExtractor(model, size, features, is_teacher)
     if features not in (None, FeatureSelection()):
         raise InputError(
-            f"{type(model).__name__} offers its features itself, and {features} choose among those "
-            "of timm's models: leave them out"
+            f"{type(model).__name__} offers its features itself, but {features} selects among "
+            "the features of timm's models: drop the selection"
         )
     return ProtocolFeatureExtractor(model, size)
 
 
-def _known(model: nn.Module, name: str, is_teacher: bool) -> FeatureSelection:
-    """The paper's choice for its own models, and what a family needs."""
+def _model_defaults(model: nn.Module, name: str, is_teacher: bool) -> FeatureSelection:
+    """Return the paper's selection for its own models, and what a teacher's family needs."""
     if not is_teacher:
         return paper.STUDENT_SELECTIONS.get(name, FeatureSelection())
-    family = families.FAMILY_SELECTIONS.get(type(model).__name__, FeatureSelection())
+    family = overrides.FAMILY_SELECTIONS.get(type(model).__name__, FeatureSelection())
     return paper.TEACHER_SELECTIONS.get(name, FeatureSelection()).with_defaults(family)

@@ -1,4 +1,4 @@
-"""Which of a timm model's features are tapped: what the user says, and what follows from shapes."""
+"""Which features of a timm model are used: what the user asks for, and defaults from shapes."""
 
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -12,17 +12,17 @@ Norm = Literal["final", "pooled", "none"]
 
 @dataclass(frozen=True)
 class FeatureSelection:
-    """Which features of a timm model are tapped; None is the default, resolved for the model.
+    """Which features of a timm model are used; None is the default, which depends on the model.
 
     Args:
-        penultimate: index among the outputs of timm's forward_intermediates, from the end where
-            it is negative. Default: of a pyramid the last one on a larger grid than the final;
-            where all grids are the same, block (depth * 2) // 3 of a student, and of a teacher
-            the block before its last sixth.
-        final: index of the final feature; default the last.
-        norm: of the final feature. final: past the model's final norm; pooled: through the norm
-            that timm runs after pooling, on each token; none: as the last stage leaves it.
-            Default: what the model itself pools.
+        penultimate: index of the penultimate feature among the outputs of timm's
+            forward_intermediates; a negative index counts from the end. Default: in a pyramid the
+            last feature on a larger grid than the final one; where all grids are equal, block
+            (depth * 2) // 3 of a student, and of a teacher the block before its last sixth.
+        final: index of the final feature; default the last one.
+        norm: normalisation of the final feature. final: after the model's final norm; pooled:
+            through the norm that timm runs after pooling, on each token; none: as the last stage
+            returns it. Default: what the model itself pools.
     """
 
     penultimate: int | None = None
@@ -30,100 +30,113 @@ class FeatureSelection:
     norm: Norm | None = None
 
     def with_defaults(self, defaults: "FeatureSelection") -> "FeatureSelection":
-        """These features, and `defaults` where they say nothing."""
+        """Return this selection with `defaults` in place of what is None."""
         names = [f.name for f in fields(self)]
-        said = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
-        return FeatureSelection(**{n: getattr(defaults, n) for n in names} | said)
+        chosen = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        return FeatureSelection(**{n: getattr(defaults, n) for n in names} | chosen)
 
 
 @dataclass(frozen=True)
 class ResolvedSelection:
-    """`FeatureSelection`, resolved.
+    """A `FeatureSelection` resolved for one model.
 
-    whole: whether the final feature is the output of `forward_features`, past whatever the model
-        does after its last stage; else the last stage's own.
-    norm, norm_module: of the final feature, and its name in the model.
+    penultimate, final: indices among the outputs of forward_intermediates, from the start.
+    from_forward_features: whether the final feature is the output of `forward_features`, after
+        whatever the model does behind its last stage; else it is the last stage's own output.
+    norm, norm_module: of the final feature, and the name of that norm in the model.
     """
 
     penultimate: int
     final: int
-    whole: bool
+    from_forward_features: bool
     norm: Norm
     norm_module: str | None
 
 
 @dataclass(frozen=True)
 class ShapeProbe:
-    """What a pass over a model showed.
+    """What one pass over a model showed.
 
-    y_fits: whether the output of `forward_features` has the last intermediate's shape.
-    final_norm: name of the norm that made this output, if one did.
-    pooled_norm: name of the norm that the head runs on what it pooled, if it does.
+    name: of its architecture.
+    maps: all outputs of forward_intermediates, (N, C, H, W) each.
+    output_is_last_map: whether the output of `forward_features` has the last map's shape.
+    final_norm: name of the norm that computed this output, if one did.
+    pooled_norm: name of the norm that the head runs on its pooled feature, if it does.
+    classes: number of logits; None for a model without classifier.
     """
 
     name: str
     maps: list[Tensor]
-    y_fits: bool
+    output_is_last_map: bool
     final_norm: str | None
     pooled_norm: str | None
     classes: int | None
 
 
 def resolve_selection(
-    features: FeatureSelection, seen: ShapeProbe, is_teacher: bool
+    features: FeatureSelection, probe: ShapeProbe, is_teacher: bool
 ) -> ResolvedSelection:
-    """The plan for a model; InputError where it has not what `features` ask for."""
-    last = len(seen.maps) - 1
+    """Resolve the requested `features` for the model of `probe`.
+
+    Raises:
+        InputError: the model does not have the requested features or norm.
+    """
+    penultimate, final = _resolve_indices(features, probe, is_teacher)
+    is_output = probe.output_is_last_map and final == len(probe.maps) - 1
+    if features.norm == "final" and not (is_output and probe.final_norm):
+        raise InputError(
+            f"{probe.name} has no norm between feature {final} and its pooling: take the norm "
+            f"{'pooled or none' if probe.pooled_norm else 'none'}"
+        )
+    if features.norm == "pooled":
+        if not probe.pooled_norm or final != len(probe.maps) - 1:
+            raise InputError(
+                f"{probe.name} has no norm after its pooling of feature {final}: take the norm "
+                f"{'final or none' if probe.final_norm else 'none'}"
+            )
+        return ResolvedSelection(penultimate, final, False, "pooled", probe.pooled_norm)
+    is_output = is_output and features.norm != "none"
+    norm_module = probe.final_norm if is_output else None
+    return ResolvedSelection(
+        penultimate, final, is_output, "final" if norm_module else "none", norm_module
+    )
+
+
+def _resolve_indices(
+    features: FeatureSelection, probe: ShapeProbe, is_teacher: bool
+) -> tuple[int, int]:
+    """Return the indices of the penultimate and the final feature, counted from the start."""
+    last = len(probe.maps) - 1
     if last < 1:
-        raise InputError(f"{seen.name} has one feature, and two are needed: take another model")
+        raise InputError(f"{probe.name} has one feature, and two are needed: take another model")
     final = last if features.final is None else _from_start(features.final, last)
     if not 0 < final <= last:
         raise InputError(
-            f"{seen.name} has features 0 to {last} and the final one is to be number "
+            f"{probe.name} has features 0 to {last}, but the final feature is to be number "
             f"{features.final}: it must be 1 to {last}"
         )
     if features.penultimate is not None:
         penultimate = _from_start(features.penultimate, last)
     else:
-        penultimate = _penultimate([tuple(m.shape[2:]) for m in seen.maps[: final + 1]], is_teacher)
+        grids = [tuple(m.shape[2:]) for m in probe.maps[: final + 1]]
+        penultimate = _default_penultimate(grids, is_teacher)
     if not 0 <= penultimate < final:
         raise InputError(
-            f"{seen.name} has features 0 to {last} and the penultimate one is to be number "
+            f"{probe.name} has features 0 to {last}, but the penultimate feature is to be number "
             f"{features.penultimate}: it must come before the final one, number {final}"
         )
-    whole = seen.y_fits and final == last
-    if features.norm == "final" and not (whole and seen.final_norm):
-        raise InputError(
-            f"{seen.name} has no norm between feature {final} and its pooling: take the norm "
-            f"{'pooled or none' if seen.pooled_norm else 'none'}"
-        )
-    if features.norm == "pooled" and not (seen.pooled_norm and final == last):
-        raise InputError(
-            f"{seen.name} has no norm after its pooling of feature {final}: take the norm "
-            f"{'final or none' if seen.final_norm else 'none'}"
-        )
-    if features.norm == "pooled":
-        return ResolvedSelection(penultimate, final, False, "pooled", seen.pooled_norm)
-    whole = whole and features.norm != "none"
-    normed = whole and seen.final_norm is not None
-    return ResolvedSelection(
-        penultimate,
-        final,
-        whole,
-        "final" if normed else "none",
-        seen.final_norm if normed else None,
-    )
+    return penultimate, final
 
 
 def _from_start(index: int, last: int) -> int:
     return index + last + 1 if index < 0 else index
 
 
-def _penultimate(grids: list[tuple[int, ...]], is_teacher: bool) -> int:
+def _default_penultimate(grids: list[tuple[int, ...]], is_teacher: bool) -> int:
     final = len(grids) - 1
-    larger = [i for i in range(final) if grids[i] != grids[final]]
-    if larger:
-        return larger[-1]
+    on_larger_grids = [i for i in range(final) if grids[i] != grids[final]]
+    if on_larger_grids:
+        return on_larger_grids[-1]
     if is_teacher:
         return max(0, final - max(1, len(grids) // 6))
     return max(0, min(len(grids) * 2 // 3, final - 1))

@@ -1,69 +1,146 @@
-"""The input that a model wants: channels, size, normalisation."""
+"""The images that a model takes: channels, size and normalisation; resizing a model."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import timm.data
 import torch
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, to_2tuple
 from torch import Tensor, nn
 
-from scalekd.errors import InputError
+from scalekd.errors import InputError, one_line
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
 
 @dataclass(frozen=True)
 class InputConfig:
-    """Channels, (height, width), and the mean and standard deviation of each channel."""
+    """The images that a model takes.
+
+    channels: number of channels.
+    size: (height, width) in pixels.
+    mean, std: of each channel, which normalised images had subtracted and were divided by; for
+        images with values in [0, 1].
+    """
 
     channels: int
-    size: tuple[int, int]
+    size: Size
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-def input_config(model: nn.Module, size: tuple[int, int] | None = None) -> InputConfig:
-    """What `model` was made and trained for; `size` where the user says another one.
+def input_config(model: nn.Module, size: Size | None = None) -> InputConfig:
+    """Return the input that `model` was built and trained for.
 
-    The size is the one that the model is bound to (a ViT's positions), else its configuration's.
+    Args:
+        model: a timm model.
+        size: (height, width) that the user chose; default the size that the model is bound to
+            (by a ViT's position embeddings), else the size in its timm configuration.
 
     Raises:
-        InputError: `size` is not two numbers.
+        InputError: `size` is not two integers.
     """
     check_size(size)
     config = timm.data.resolve_model_data_config(model)
-    channels, bound = _first_layer(model)
+    channels, bound_size = _first_layer(model)
     if channels is None:
         channels = config["input_size"][0]
-    size = tuple(size or bound or config["input_size"][-2:])
+    size = tuple(size or bound_size or config["input_size"][-2:])
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if len(mean) != channels:
-        # timm keeps the three-channel statistics of a model whose first layer was made smaller.
+        # timm keeps three-channel statistics if the first layer was built for another number.
         mean = (sum(mean) / len(mean),) * channels
         std = (sum(std) / len(std),) * channels
     return InputConfig(channels, size, mean, std)
 
 
-def renormalization(given: InputConfig, wanted: InputConfig) -> tuple[Tensor, Tensor]:
-    """Scale and shift, (1, channels, 1, 1), that make images normalised as `given` as `wanted`."""
+def renormalization(source: InputConfig, target: InputConfig) -> tuple[Tensor, Tensor]:
+    """Return the scale and shift from images normalised as `source` to `target`'s normalisation.
+
+    With means m, m' and standard deviations s, s' of source and target, the pixels are
+    `s * x + m`, so `x' = (s * x + m - m') / s' = scale * x + shift`.
+
+    Returns:
+        Scale and shift, (1, channels, 1, 1) each.
+    """
 
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values).view(1, -1, 1, 1)
 
-    std = column(wanted.std)
-    return column(given.std) / std, (column(given.mean) - column(wanted.mean)) / std
+    std = column(target.std)
+    return column(source.std) / std, (column(source.mean) - column(target.mean)) / std
 
 
 def check_size(size: object) -> None:
-    """InputError unless it is None or (height, width)."""
-    pair = isinstance(size, Sequence) and [type(side) for side in size] == [int, int]
-    if size is not None and not pair:
+    """Raise InputError unless `size` is None or (height, width)."""
+    is_pair = isinstance(size, Sequence) and [type(side) for side in size] == [int, int]
+    if size is not None and not is_pair:
         raise InputError(f"the size of the images is {size!r}: it must be (height, width)")
 
 
-def _first_layer(model: nn.Module) -> tuple[int | None, tuple[int, int] | None]:
-    """Channels that the first convolution takes, and the image size that its embedding is bound to.
+def pretrained_config(model: nn.Module) -> dict[str, Any]:
+    """Return timm's configuration of a model; an empty one if timm did not build it."""
+    config: Any = getattr(model, "pretrained_cfg", None)
+    return config or {}
 
-    None where the images are rearranged before they reach it, or there is none.
+
+def resize(
+    name: str, model: Any, size: Size | None, built_size: int | Size | None
+) -> tuple[str, ...]:
+    """Resize a model that is bound to one image size, in place.
+
+    Args:
+        name: of the model, for messages.
+        model: a timm model; one that accepts any size is left unchanged.
+        size: (height, width) that it shall work at; None leaves it unchanged.
+        built_size: the `img_size` that the model was built with, if any.
+
+    Returns:
+        One remark on what was resized, or none.
+
+    Raises:
+        InputError: the model cannot be resized, or not to this size.
+    """
+    check_size(size)
+    bound_size = _bound_size(model, built_size)
+    if size is None or bound_size is None or bound_size == tuple(size):
+        return ()
+    sizes = f"from {bound_size[0]}x{bound_size[1]} to {size[0]}x{size[1]} pixels"
+    if not hasattr(model, "set_input_size"):
+        raise InputError(
+            f"{name} cannot be resized {sizes}, because it works only at its own size: drop the "
+            "size, or choose another model"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's, on how timm interpolates
+            model.set_input_size(img_size=tuple(size))
+    except Exception as error:  # timm checks sizes in many places, with different errors
+        raise InputError(
+            f"{name} cannot be resized {sizes}: {one_line(error)}; give a size that it accepts"
+        ) from error
+    return (f"resized {sizes}, position embeddings resampled",)
+
+
+def _bound_size(model: nn.Module, built_size: int | Size | None) -> Size | None:
+    """Return the one image size that `model` accepts, or None if it accepts others, too."""
+    embeddings = [m for m in model.modules() if isinstance(m, PatchEmbed)]
+    if embeddings:
+        strict = getattr(embeddings[0], "strict_img_size", True)
+        size = embeddings[0].img_size if strict else None
+    else:
+        fixed = pretrained_config(model).get("fixed_input_size")
+        size = (built_size or pretrained_config(model)["input_size"][-2:]) if fixed else None
+    return None if size is None else to_2tuple(size)
+
+
+def _first_layer(model: nn.Module) -> tuple[int | None, Size | None]:
+    """Return the first convolution's input channels and its patch embedding's image size.
+
+    Both are None if there is no convolution, or the images are rearranged before they reach it.
     """
     convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     rearranged = any(

@@ -1,4 +1,7 @@
-"""Layouts of features, told by value: (N, C, H, W), (N, H, W, C), tokens (N, prefix + H*W, C)."""
+"""Feature layouts: maps (N, C, H, W), channels last (N, H, W, C), tokens (N, prefix + H*W, C).
+
+Conversions between layouts are found by comparing values, not by a model's name.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,29 +13,35 @@ from torch import Tensor
 from scalekd.features import MapShape
 
 ToTokens = Callable[[Tensor], Tensor]
+"""From a feature in any layout to tokens (N, L, C)."""
+
 FromTokens = Callable[[Tensor, Tensor], Tensor]
+"""From tokens (N, L, C) and a feature in the target layout to that layout."""
 
 
 def map_shape(features: Tensor) -> MapShape:
-    """(C, H, W) of a map (N, C, H, W)."""
+    """Return (C, H, W) of a map (N, C, H, W)."""
     _, channels, height, width = features.shape
     return channels, height, width
 
 
-def as_map(y: Any, shape: MapShape) -> Tensor | None:
-    """`y` as (N, C, H, W), or None where it cannot be a map of this `shape` (C, H, W).
+def as_map(feature: Any, shape: MapShape) -> Tensor | None:
+    """Return `feature` as (N, C, H, W), or None if it cannot be a map of this shape.
 
-    timm's models work on (N, C, H, W), (N, H, W, C) or tokens (N, prefix + H*W, C).
+    Args:
+        feature: (N, C, H, W), (N, H, W, C) or tokens (N, prefix + H*W, C), the layouts that timm's
+            models use; or anything else.
+        shape: (C, H, W).
     """
     channels, height, width = shape
-    if not isinstance(y, Tensor):
+    if not isinstance(feature, Tensor):
         return None
-    if y.dim() == 4 and tuple(y.shape[1:]) == shape:
-        return y
-    if y.dim() == 4 and tuple(y.shape[1:]) == (height, width, channels):
-        return y.permute(0, 3, 1, 2)
-    if y.dim() == 3 and y.shape[2] == channels and y.shape[1] >= height * width:
-        return map_from_tokens(y, shape)
+    if feature.dim() == 4 and tuple(feature.shape[1:]) == shape:
+        return feature
+    if feature.dim() == 4 and tuple(feature.shape[1:]) == (height, width, channels):
+        return feature.permute(0, 3, 1, 2)
+    if feature.dim() == 3 and feature.shape[2] == channels and feature.shape[1] >= height * width:
+        return map_from_tokens(feature, shape)
     return None
 
 
@@ -41,82 +50,91 @@ def tokens_from_map(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def _tokens_of_channels_last(x: Tensor) -> Tensor:
+def _tokens_from_channels_last(x: Tensor) -> Tensor:
     return x.flatten(1, 2)
 
 
 def tokens_unchanged(x: Tensor) -> Tensor:
-    """Tokens stay tokens."""
+    """(N, L, C) -> (N, L, C)."""
     return x
 
 
 def map_from_tokens(tokens: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(N, prefix + H*W, C) -> (N, C, H, W), for a shape of (C, H, W); the prefix is left out."""
+    """(N, prefix + H*W, C) -> (N, C, H, W), for a shape of (C, H, W), without prefix tokens."""
     cells = shape[1] * shape[2]
     return tokens[:, -cells:].transpose(1, 2).reshape(-1, *shape)
 
 
-def _map_of_tokens(tokens: Tensor, like: Tensor) -> Tensor:
+def _map_like(tokens: Tensor, like: Tensor) -> Tensor:
     return map_from_tokens(tokens, like.shape[1:])
 
 
-def _channels_last_of_tokens(tokens: Tensor, like: Tensor) -> Tensor:
+def _channels_last_like(tokens: Tensor, like: Tensor) -> Tensor:
     cells = like.shape[1] * like.shape[2]
     return tokens[:, -cells:].reshape(-1, *like.shape[1:])
 
 
-def _behind_prefix(tokens: Tensor, like: Tensor) -> Tensor:
-    """Without prefix tokens that `like` has not; behind those of `like` that are missing."""
+def _tokens_like(tokens: Tensor, like: Tensor) -> Tensor:
+    """Drop prefix tokens that `like` does not have; prepend its own where `tokens` lack them."""
     missing = like.shape[1] - tokens.shape[1]
     return torch.cat([like[:, :missing], tokens], 1) if missing > 0 else tokens[:, -like.shape[1] :]
 
 
-def _as_shaped(tokens: Tensor, like: Tensor) -> Tensor:
+def _shaped_like(tokens: Tensor, like: Tensor) -> Tensor:
     return tokens.reshape(-1, *like.shape[1:])
 
 
 @dataclass(frozen=True)
 class LayoutConversion:
-    """From one layout to another: `layout(x, like)` is `x` in the layout of `like`.
+    """From one layout to another: `conversion(x, like)` is `x` in the layout of `like`.
 
-    order: of the tokens there, where it is not row by row (windows, mask units).
+    to_tokens: from the first layout to tokens.
+    from_tokens: from tokens to the second layout.
+    order: indices of the tokens in the second layout's order, where it is not row by row
+        (windows, mask units).
     """
 
-    read: ToTokens
-    write: FromTokens
+    to_tokens: ToTokens
+    from_tokens: FromTokens
     order: Tensor | None = None
 
     def __call__(self, x: Tensor, like: Tensor) -> Tensor:
-        """`x` in the layout of `like`, behind its prefix tokens where `x` has none."""
-        tokens = self.read(x)
+        """Convert `x`; where it lacks prefix tokens, those of `like` are put before it."""
+        tokens = self.to_tokens(x)
         if self.order is not None:
             tokens = tokens[:, self.order.to(x.device)]
-        return self.write(tokens, like)
+        return self.from_tokens(tokens, like)
 
 
 def find_conversion(x: Any, like: Any) -> LayoutConversion | None:
-    """The layout in which `x` has the values of `like`; None where there is none."""
+    """Return the conversion that gives `like` from `x`, bit-identical; None if there is none."""
     if not all(isinstance(t, Tensor) and t.dim() in (3, 4) for t in (x, like)):
         return None
-    read = [tokens_unchanged] if x.dim() == 3 else [tokens_from_map, _tokens_of_channels_last]
-    write = [_behind_prefix] if like.dim() == 3 else [_map_of_tokens, _channels_last_of_tokens]
-    layouts = [LayoutConversion(r, w) for r in read for w in write]
-    seen: list[tuple[FromTokens, Tensor]] = [(_as_shaped, like)]
-    seen += [(_map_of_tokens, tokens_from_map(like))] if like.dim() == 4 else []
-    orders = ((r, w, _order(r(x), tokens)) for r in read for w, tokens in seen)
-    layouts += [LayoutConversion(r, w, order) for r, w, order in orders if order is not None]
-    return next((layout for layout in layouts if _fits(layout, x, like)), None)
+    to_tokens = (
+        [tokens_unchanged] if x.dim() == 3 else [tokens_from_map, _tokens_from_channels_last]
+    )
+    from_tokens = [_tokens_like] if like.dim() == 3 else [_map_like, _channels_last_like]
+    conversions = [LayoutConversion(read, write) for read in to_tokens for write in from_tokens]
+    reordered: list[tuple[FromTokens, Tensor]] = [(_shaped_like, like)]
+    reordered += [(_map_like, tokens_from_map(like))] if like.dim() == 4 else []
+    conversions += [
+        LayoutConversion(read, write, order)
+        for read in to_tokens
+        for write, tokens in reordered
+        if (order := _find_order(read(x), tokens)) is not None
+    ]
+    return next((c for c in conversions if _converts(c, x, like)), None)
 
 
-def _fits(layout: LayoutConversion, x: Tensor, like: Tensor) -> bool:
+def _converts(conversion: LayoutConversion, x: Tensor, like: Tensor) -> bool:
     try:
-        return torch.equal(layout(x, like), like)
-    except RuntimeError:  # not of shapes that this layout can join
+        return torch.equal(conversion(x, like), like)
+    except RuntimeError:  # the shapes do not fit this conversion
         return False
 
 
-def _order(tokens: Tensor, like: Tensor) -> Tensor | None:
-    """Where each token of `like` (N, ..., C) is in `tokens`, going by their first channel."""
+def _find_order(tokens: Tensor, like: Tensor) -> Tensor | None:
+    """Return where each token of `like` (N, ..., C) is in `tokens`, going by the first channel."""
     if tokens.numel() != like.numel() or tokens.shape[2] != like.shape[-1]:
         return None
     if tokens.is_complex() or like.is_complex():

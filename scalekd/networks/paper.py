@@ -1,8 +1,8 @@
-"""The paper's own models and pairs, by their names in timm.
+"""The models and pairs of the paper, by their names in timm.
 
-Where they leave the general rules (taps as `FeatureSelection` resolves them, projector heads of 64
-channels) it is said here. These lists are closed: they say what one paper did, and other models
-need no entry.
+These tables hold only the exceptions to the general rules (the defaults of `FeatureSelection`,
+projector heads of 64 channels). They are closed: they describe what one paper did, and other
+models need no entry.
 """
 
 from dataclasses import dataclass, field
@@ -27,18 +27,22 @@ TEACHER_SELECTIONS = {
 }
 
 TEACHER_HEADS = {SWIN_S: (3, 6), SWIN_B: (8, 16), SWIN_L: (16, 24)}
-"""Heads of CAP3 and CAP4."""
+"""Attention heads of CAP3 and CAP4, where the teacher decides them."""
 
 PAIR_HEADS = {(SWIN_L, "vit_base_patch16_224"): (8, 8)}
-"""The same where the student changes them."""
+"""Attention heads of CAP3 and CAP4, where the student changes the teacher's."""
 
 
 @dataclass(frozen=True)
 class PublishedPair:
-    """A pair of the paper, and what it reports of it.
+    """A pair of the paper, and what the paper reports.
 
-    parameters, gmac: of the student, in millions and in billions an image.
-    supervised, scalekd: top-1 on ImageNet-1K in %; None for the ablations' teachers.
+    teacher, student: timm's names.
+    parameters: of the student, in millions.
+    gmac: multiply-accumulate operations of the student for one image, in billions.
+    supervised, scalekd: the student's top-1 accuracy on ImageNet-1K in %, trained without and with
+        the teacher; None for the ablations' teachers.
+    teacher_args, student_args: more arguments for `timm.create_model`.
     """
 
     teacher: str
@@ -72,9 +76,10 @@ PAIRS = [
         EVA_L, "vit_base_patch16_224", 86.57, 23.09, 82.02, 86.43, _EVA, {**_VIT, "patch_size": 14}
     ),
 ]
-"""Table 3."""
+"""The pairs of Table 3."""
 
 ABLATION_PAIRS = [
     PublishedPair(SWIN_S, "resnet50", 25.56, 4.12, None, None),
     PublishedPair(SWIN_B, "resnet50", 25.56, 4.12, None, None),
 ]
+"""Pairs with the smaller Swin teachers of the paper's ablations."""

@@ -1,4 +1,4 @@
-"""The paper's Mixer-B/14, which timm has not: twelve blocks of width 768, patches of 14 pixels."""
+"""The paper's Mixer-B/14, which timm lacks: twelve blocks of width 768, patches of 14 pixels."""
 
 from typing import Any
 
@@ -24,6 +24,6 @@ default_cfgs = generate_default_cfgs(
 
 @register_model  # type: ignore[untyped-decorator]
 def mixer_b14_224(pretrained: bool = False, **arguments: Any) -> MlpMixer:
-    """By a name that timm knows once this module is imported; there are no weights of it."""
+    """Build Mixer-B/14; timm finds it by name once this module is imported. It has no weights."""
     sizes = {"patch_size": 14, "num_blocks": 12, "embed_dim": 768}
     return build_model_with_cfg(MlpMixer, "mixer_b14_224", pretrained, **sizes, **arguments)

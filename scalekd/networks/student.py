@@ -1,25 +1,29 @@
-"""What rebuilds a student without its run."""
+"""Rebuilding a student without its run, and exporting it as a folder that plain timm loads."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from timm.models import save_for_hf
 from torch import nn
 
 from scalekd.errors import InputError
 from scalekd.networks.build import build_model, build_without_weights
 from scalekd.networks.input_config import InputConfig
-from scalekd.networks.timm_folder import export_student
 
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """What rebuilds the student without its run.
+    """What is needed to rebuild a student without its run.
 
-    name, arguments: timm's.
-    classes: of its classifier; 0 for none.
-    input: what its images are, where their source decides; None where timm's configuration does.
-    size: (height, width) of its images, where somebody chose it.
+    name: timm's name of its architecture.
+    arguments: that were passed to `timm.create_model`.
+    classes: number of classes of its classifier; 0 if it has none.
+    input: its images' channels, size and normalisation where the data set defines them; None
+        where the model's timm configuration does.
+    size: (height, width) of its images where the user chose it, else None.
     """
 
     name: str
@@ -29,8 +33,8 @@ class StudentSpec:
     size: tuple[int, int] | None = None
 
     def build(self) -> nn.Module:
-        """The student, untrained, for images of its size."""
-        # What timm knows of its own weights for this name would be untrue of these.
+        """Build the student with random weights, for images of its size."""
+        # timm's facts about its own weights for this name would be wrong for the student's.
         overlay: dict[str, Any] = {"tag": "scalekd", "license": None, "test_input_size": None}
         arguments = {"num_classes": self.classes, **self.arguments}
         size = self.size
@@ -53,9 +57,36 @@ class StudentSpec:
         export_student(student, folder, arguments)
 
     def _takes_size(self) -> bool:
-        """Whether timm builds this model for a size: found as `build_model` does, by asking for it."""
+        """Return whether timm builds this model for a size, by trying as `build_model` does."""
         try:
             build_without_weights(self.name, **{**self.arguments, "img_size": self.size})
         except InputError:
             return False
         return True
+
+
+def export_student(student: nn.Module, folder: Path, arguments: dict[str, Any]) -> None:
+    """Write the student's weights (safetensors) and configuration to `folder`.
+
+    The folder is complete or does not exist. `timm.create_model("local-dir:FOLDER",
+    pretrained=True)` builds the same model with bit-identical weights.
+
+    Args:
+        student: a model that timm built.
+        folder: must not exist.
+        arguments: that the student was built with, besides its name.
+
+    Raises:
+        InputError: the folder exists.
+        OSError: the folder cannot be written.
+    """
+    if folder.exists():
+        raise InputError(f"{str(folder)!r} exists and is not overwritten: give another folder")
+    partial = folder.with_name(folder.name + ".part")
+    try:
+        save_for_hf(student, str(partial), model_args=arguments, safe_serialization=True)
+        partial.rename(folder)
+    except SafetensorError as error:  # an error of the disk, in safetensors' own class
+        raise OSError(str(error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

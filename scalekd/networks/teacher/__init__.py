@@ -1,1 +1,1 @@
-"""A frozen teacher, and its last stage by itself."""
+"""The frozen teacher and its tail: all that it runs after its penultimate feature."""

@@ -1,7 +1,7 @@
 """A small copy of a large teacher, on which its tail is verified in a moment.
 
-Of each run of blocks that are all alike a few stay, and the image is as small as the tail can be
-told from. Weights are random. What the copy's modules do with a feature the whole model's do too.
+Of each run of equal blocks only a few remain, and the image is as small as the tail can be found
+on. The weights are random. The copy's modules treat a feature as those of the full model do.
 """
 
 from dataclasses import dataclass, replace
@@ -11,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from scalekd.errors import InputError
-from scalekd.networks.build import Size, build_without_weights, resize
+from scalekd.networks.build import build_without_weights
 from scalekd.networks.feature_extractor import FeatureExtractor
 from scalekd.networks.feature_selection import FeatureSelection
+from scalekd.networks.input_config import Size, resize
 from scalekd.networks.teacher.frozen import FrozenTeacher, PrefixTokens
 
 SMALL_GRID = 4
@@ -22,7 +23,11 @@ SMALL_GRID = 4
 
 @dataclass(frozen=True)
 class VerifiedTeacher:
-    """A teacher whose tail is verified, and what that was done on."""
+    """A teacher whose tail is verified.
+
+    teacher: the copy; `tail_modules` has the names in the full model.
+    verified_on: a description of the model and the image size that the tail was verified on.
+    """
 
     teacher: FrozenTeacher
     verified_on: str
@@ -30,92 +35,102 @@ class VerifiedTeacher:
 
 def verify_on_reduced_copy(
     name: str,
-    whole: nn.Module,
+    model: nn.Module,
     arguments: dict[str, Any],
     size: Size | None,
     features: FeatureSelection,
     prefix: PrefixTokens,
 ) -> VerifiedTeacher:
-    """The teacher `name`, verified on a small copy, or where none can be made, on the model itself.
+    """Verify the tail of teacher `name` on a small copy, or on the full model if none can be made.
 
     Args:
-        name: of timm's.
-        whole: it, on the meta device.
+        name: timm's name of the teacher.
+        model: the teacher on the meta device.
         arguments: that it was built with.
-        size: (height, width) that it is to work at.
+        size: (height, width) that it is to work at; None for its own.
         features: which features.
         prefix: the prefix tokens in its tail.
 
     Raises:
-        InputError: it cannot be replayed.
+        InputError: the teacher cannot be replayed.
     """
-    extractor = FeatureExtractor(whole, size, features, is_teacher=True)
-    own, copy = extractor.input.size, _Copy(name, arguments, extractor)
-    # A copy need not work: a smaller image may be refused, a block that was left out be needed.
-    for pixels in dict.fromkeys((_small_size(extractor), own)):
+    extractor = FeatureExtractor(model, size, features, is_teacher=True)
+    full_size, reduced = extractor.input.size, _ReducedCopy(name, arguments, extractor)
+    # A copy may fail: the model may refuse a smaller image, or need a block that was removed.
+    for copy_size in dict.fromkeys((_small_size(extractor), full_size)):
         try:
-            return copy.verified(pixels, features, prefix)
+            return reduced.verify(copy_size, features, prefix)
         except Exception:
             continue
-    model = build_without_weights(name, **arguments)
-    resize(name, model, size, arguments.get("img_size"))
-    teacher = FrozenTeacher(model, own, features, prefix)
+    full_model = build_without_weights(name, **arguments)
+    resize(name, full_model, size, arguments.get("img_size"))
+    teacher = FrozenTeacher(full_model, full_size, features, prefix)
+    height, width = full_size
     return VerifiedTeacher(
-        teacher, f"the model itself, with random weights, at {own[0]}x{own[1]} pixels"
+        teacher, f"the model itself, with random weights, at {height}x{width} pixels"
     )
 
 
-class _Copy:
-    """The teacher with fewer blocks."""
+class _ReducedCopy:
+    """A teacher with fewer blocks.
 
-    def __init__(self, name: str, arguments: dict[str, Any], whole: FeatureExtractor) -> None:
-        self.name, self.whole, self.built = name, whole, arguments.get("img_size")
-        self.names: dict[nn.Module, str] = {}
-        self.model = build_without_weights(name, self._shorten, **arguments)
+    Args:
+        name, arguments: of the full model.
+        full: the full model's feature extractor.
+    """
 
-    def _shorten(self, model: nn.Module) -> None:
-        self.names = {module: name for name, module in model.named_modules()}
-        kept = self.whole.count - self.whole.selection.penultimate
-        for container in self.names:
+    def __init__(self, name: str, arguments: dict[str, Any], full: FeatureExtractor) -> None:
+        self.name, self.full, self.built_size = name, full, arguments.get("img_size")
+        self.full_names: dict[nn.Module, str] = {}
+        self.model = build_without_weights(name, self._remove_blocks, **arguments)
+
+    def _remove_blocks(self, model: nn.Module) -> None:
+        self.full_names = {module: name for name, module in model.named_modules()}
+        needed = self.full.count - self.full.selection.penultimate
+        for container in self.full_names:
             if isinstance(container, nn.Sequential | nn.ModuleList):
-                _shorten(container, kept)
+                _shorten_runs(container, needed)
 
-    def verified(
+    def verify(
         self, size: Size, features: FeatureSelection, prefix: PrefixTokens
     ) -> VerifiedTeacher:
-        """Its tail, by the names in the whole model, verified on images of this size."""
-        count, plan, model = self.whole.count, self.whole.selection, self.model
+        """Verify the tail on images of this size; its modules get their names in the full model."""
+        model, selection = self.model, self.full.selection
         if hasattr(model, "set_input_size"):
-            resize(self.name, model, size, self.built)
-        penultimate, final = plan.penultimate - count, plan.final - count  # from the end
-        asked = replace(features, penultimate=penultimate, final=final)
-        teacher = FrozenTeacher(model, size, asked, prefix)
-        if teacher.reorders_tokens and size != self.whole.input.size:
-            raise InputError("tokens in an order of their own have another one at another size")
-        teacher.tail_modules = [self.names[model.get_submodule(n)] for n in teacher.tail_modules]
-        left = sum(module in self.names for module in model.modules())
+            resize(self.name, model, size, self.built_size)
+        requested = replace(  # counted from the end, because blocks before are missing
+            features,
+            penultimate=selection.penultimate - self.full.count,
+            final=selection.final - self.full.count,
+        )
+        teacher = FrozenTeacher(model, size, requested, prefix)
+        if teacher.reorders_tokens and size != self.full.input.size:
+            raise InputError("the order of the tokens differs at another size")
+        modules = [model.get_submodule(name) for name in teacher.tail_modules]
+        teacher.tail_modules = [self.full_names[module] for module in modules]
+        remaining = sum(module in self.full_names for module in model.modules())
         return VerifiedTeacher(
             teacher,
-            f"a copy of {left} of its {len(self.names)} modules, with random weights, at "
+            f"a copy of {remaining} of its {len(self.full_names)} modules, with random weights, at "
             f"{size[0]}x{size[1]} pixels",
         )
 
 
-def _shorten(blocks: nn.Sequential | nn.ModuleList, kept: int) -> None:
-    """Leave of each run of equal blocks the first and the last `kept`."""
-    alike = [list(run) for _, run in groupby(range(len(blocks)), lambda i: _shape(blocks[i]))]
-    for run in reversed(alike):
-        if len(run) > kept + 1:
-            del blocks[run[1] : run[-kept]]
+def _shorten_runs(blocks: nn.Sequential | nn.ModuleList, needed: int) -> None:
+    """Of each run of equal blocks, keep the first and the last `needed`."""
+    runs = [list(run) for _, run in groupby(range(len(blocks)), lambda i: _signature(blocks[i]))]
+    for run in reversed(runs):
+        if len(run) > needed + 1:
+            del blocks[run[1] : run[-needed]]
 
 
-def _shape(block: nn.Module) -> tuple[Any, ...]:
+def _signature(block: nn.Module) -> tuple[Any, ...]:
     return type(block), *(tuple(p.shape) for p in block.parameters())
 
 
-def _small_size(whole: FeatureExtractor) -> Size:
-    """Pixels for `SMALL_GRID` cells, where the grid divides the image, else its own size."""
-    (_, height, width), (rows, columns) = whole.shapes.final, whole.input.size
+def _small_size(full: FeatureExtractor) -> Size:
+    """Return an image size for `SMALL_GRID` cells if the grid divides the image, else its own."""
+    (_, height, width), (rows, columns) = full.shapes.final, full.input.size
     if rows % height or columns % width or min(height, width) <= SMALL_GRID:
-        return whole.input.size
+        return full.input.size
     return SMALL_GRID * rows // height, SMALL_GRID * columns // width

@@ -1,10 +1,11 @@
-"""The tail: all that a teacher runs after its penultimate feature, replayed on others' tokens.
+"""The tail: all that a teacher runs after its penultimate feature, replayed on other tokens.
 
-It is found by three passes over noise. The first gives the two maps. The second is watched: which
-call of which module gave the penultimate map, and which calls follow until the final map. In the
-third the penultimate map is disturbed on its way, and what those calls are given is recorded. The
-first pass's penultimate map, replayed with all else from the third, must then end in the first
-pass's final map: it does only where nothing but the recorded calls carries the feature on.
+The tail is found by three passes over noise. The first gives the two maps. The second is traced:
+which call of which module returned the penultimate map, and which calls follow until the final
+map. In the third, the penultimate map is perturbed on its way, and the inputs of those calls are
+recorded. The penultimate map of the first pass, replayed with all other inputs of the third, must
+then end in the final map of the first pass: it does so only if nothing but the recorded calls
+passes the feature on.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from scalekd.errors import InputError
+from scalekd.errors import InputError, first_line
 from scalekd.networks.layout import (
     LayoutConversion,
     ToTokens,
@@ -43,196 +44,222 @@ TOLERANCE = 1e-4
 class TailCall:
     """One call of the tail.
 
-    nth: which of the module's calls in a pass.
-    slot, output: where the feature is among the leaves of its arguments, and of what it returns.
-    layout: of the former.
+    module, call_index: the module, and which of its calls in a pass this is, from 0.
+    input_leaf: where the feature is among the leaves of the call's arguments.
+    output_leaf: where the feature is among the leaves of what the call returns.
+    conversion: to the layout of the input.
     """
 
     module: nn.Module
-    nth: int
-    slot: int
-    output: int
-    layout: LayoutConversion
+    call_index: int
+    input_leaf: int
+    output_leaf: int
+    conversion: LayoutConversion
 
 
 class RecordedInputs:
-    """What some modules were given in the last pass, call by call."""
+    """The inputs of some modules in the last pass, call by call.
+
+    Attributes:
+        inputs: leaves and structure of the arguments by module and index of its call.
+    """
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self.given: dict[tuple[nn.Module, int], tuple[list[Any], TreeSpec]] = {}
+        self.inputs: dict[tuple[nn.Module, int], tuple[list[Any], TreeSpec]] = {}
         self._counts: dict[nn.Module, int] = {}
-        self._active = False
-        self._hooks = [m.register_forward_pre_hook(self._keep, with_kwargs=True) for m in modules]
+        self._recording = False
+        self._hooks = [m.register_forward_pre_hook(self._record, with_kwargs=True) for m in modules]
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        """Around the pass."""
-        self.given.clear()
+    def recording(self) -> Iterator[None]:
+        """Record the pass that runs inside, in place of the last one."""
+        self.inputs.clear()
         self._counts.clear()
-        self._active = True
+        self._recording = True
         try:
             yield
         finally:
-            self._active = False
+            self._recording = False
 
-    def remove(self) -> None:
-        """Take the hooks away."""
+    def remove_hooks(self) -> None:
+        """Remove the hooks from the modules; nothing is recorded any more."""
         for hook in self._hooks:
             hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "given": {}, "_counts": {}}  # a pass's tensors are no one else's
+        return {**vars(self), "inputs": {}, "_counts": {}}  # a copy does not share a pass's tensors
 
-    def _keep(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if self._active:
-            nth = self._counts[module] = self._counts.get(module, -1) + 1
-            self.given[module, nth] = tree_flatten((args, keywords))
+    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._recording:
+            call_index = self._counts[module] = self._counts.get(module, -1) + 1
+            self.inputs[module, call_index] = tree_flatten((args, kwargs))
 
 
 @dataclass(frozen=True)
 class Tail:
     """`tail(tokens)`: the teacher's last stage on tokens (N, L, C) of its penultimate grid.
 
-    To be called after the teacher's pass, `with tail.record.active()`, over as many images.
+    It is called after the teacher's pass over N images, which runs `with
+    tail.recorded.recording()`.
 
-    steps: the calls that it repeats.
-    read: tokens of what the last of them returns.
-    record: of what else they are given.
-    difference: largest one between the replayed and the teacher's own final map, relative to the
-        largest value of that.
+    calls: the calls that it replays.
+    to_tokens: from the output of the last call to tokens.
+    recorded: the inputs of these calls besides the feature.
+    difference: the largest difference between the replayed and the teacher's own final map,
+        relative to the largest value of the latter.
     """
 
-    steps: list[TailCall]
-    read: ToTokens
-    record: RecordedInputs
+    calls: list[TailCall]
+    to_tokens: ToTokens
+    recorded: RecordedInputs
     difference: float = 0.0
 
     @property
-    def first(self) -> Tensor:
-        """The feature that its first module was given in the teacher's last pass."""
-        step = self.steps[0]
-        first: Tensor = self.record.given[step.module, step.nth][0][step.slot]
-        return first
+    def first_input(self) -> Tensor:
+        """The feature that the first call was given in the teacher's last pass."""
+        call = self.calls[0]
+        leaves, _ = self.recorded.inputs[call.module, call.call_index]
+        feature: Tensor = leaves[call.input_leaf]
+        return feature
 
-    def of(self, modules: list[nn.Module]) -> "Tail":
-        """The same calls of other modules, one for each step."""
-        pairs = zip(self.steps, modules, strict=True)
-        steps = [replace(step, module=module) for step, module in pairs]
-        return Tail(steps, self.read, RecordedInputs(list(dict.fromkeys(modules))), self.difference)
+    def with_modules(self, modules: list[nn.Module]) -> "Tail":
+        """Return a tail that calls other modules, one for each call."""
+        pairs = zip(self.calls, modules, strict=True)
+        calls = [replace(call, module=module) for call, module in pairs]
+        recorded = RecordedInputs(list(dict.fromkeys(modules)))
+        return Tail(calls, self.to_tokens, recorded, self.difference)
 
     def __call__(self, tokens: Tensor, own_prefix: bool = True) -> Tensor:
-        """Tokens (N, L, C) -> (N, prefix + L', C'), with gradients to the tokens.
+        """Run the tail, with gradients to the tokens.
 
-        Without `own_prefix` no module is given the teacher's prefix tokens.
+        Args:
+            tokens: (N, L, C).
+            own_prefix: whether the modules see the teacher's own prefix tokens, or none.
+
+        Returns:
+            Tokens (N, prefix + L', C') on the final grid.
         """
         x = tokens.clone()  # its first module may work in place
-        for step in self.steps:
-            leaves, spec = self.record.given[step.module, step.nth]
-            like = leaves[step.slot]
+        for call in self.calls:
+            leaves, spec = self.recorded.inputs[call.module, call.call_index]
+            like = leaves[call.input_leaf]
             if not own_prefix and like.dim() == 3:
                 like = like[:, -x.shape[1] :]
-            there = [*leaves[: step.slot], step.layout(x, like), *leaves[step.slot + 1 :]]
-            args, keywords = tree_unflatten(there, spec)
-            x = tree_flatten(step.module(*args, **keywords))[0][step.output]
-        return self.read(x)
+            before, after = leaves[: call.input_leaf], leaves[call.input_leaf + 1 :]
+            inputs = [*before, call.conversion(x, like), *after]
+            args, kwargs = tree_unflatten(inputs, spec)
+            x = tree_flatten(call.module(*args, **kwargs))[0][call.output_leaf]
+        return self.to_tokens(x)
 
 
 @torch.no_grad()
 def find_tail(model: nn.Module, maps: MapsFunction, images: Tensor) -> Tail:
-    """The tail of `model`, verified.
+    """Find and verify the tail of `model`.
 
     Args:
         model: the teacher, in eval mode.
-        maps: runs it once; the final map as the last module leaves it.
-        images: noise to watch it on, at least two.
+        maps: runs the model once; the final map as the last module returns it.
+        images: noise (N, channels, H, W) to run it on, N at least two.
 
     Raises:
-        InputError: no chain of calls leads from the penultimate to the final map, or its replay
+        InputError: no chain of calls leads from the penultimate to the final map, or the replay
             differs from the teacher by more than `TOLERANCE`.
     """
     penultimate, final = maps(images)
     if not (penultimate.isfinite().all() and final.isfinite().all()):
-        raise InputError("its features are nan or inf on noise: are its weights whole?")
+        raise InputError("its features are nan or inf on noise: are its weights intact?")
     if not (penultimate.any() and final.any()):
-        raise InputError("its features are zero on noise: are its weights whole?")
+        raise InputError("its features are zero on noise: are its weights intact?")
     calls = trace_calls(model, lambda: maps(images), penultimate, final)
-    starts = find_cuts(calls)
-    if not starts:
+    cuts = find_cuts(calls)
+    if not cuts:
         shape = tuple(penultimate.shape[1:])
         raise InputError(f"its penultimate feature {shape} is not the output of a module")
     refusals = []
-    for cut in starts:
-        record = RecordedInputs([])
+    for cut in cuts:
+        recorded = RecordedInputs([])
         try:
             followers = calls_until_final(calls_after(cut, calls))
-            record = RecordedInputs(list(dict.fromkeys(call.module for call in followers)))
-            kept, changed = recorded_outputs(followers), perturbed_output(cut, penultimate)
-            with kept as returned, changed as start, record.active():
+            recorded = RecordedInputs(list(dict.fromkeys(call.module for call in followers)))
+            with (
+                recorded_outputs(followers) as outputs,
+                perturbed_output(cut, penultimate) as perturbed,
+                recorded.recording(),
+            ):
                 maps(images)
-            steps, read = _chain(followers, record, [[start], *returned])
-            tail = Tail(steps, read, record)
-            return replace(tail, difference=_difference(tail, penultimate, final))
-        except Exception as error:  # whatever a module makes of what it is given
-            record.remove()
-            refusals.append((str(error) or type(error).__name__).splitlines()[0])
+            tail = Tail(*_find_chain(followers, recorded, [[perturbed], *outputs]), recorded)
+            return replace(tail, difference=_verify(tail, penultimate, final))
+        except Exception as error:  # a module can fail in any way on other inputs
+            recorded.remove_hooks()
+            refusals.append(first_line(error))
     raise InputError(refusals[0])
 
 
-def _chain(
-    followers: list[ModuleCall], record: RecordedInputs, ends: list[list[Any]]
+def _find_chain(
+    followers: list[ModuleCall], recorded: RecordedInputs, outputs: list[list[Any]]
 ) -> tuple[list[TailCall], ToTokens]:
-    """The followers that carry the feature on, and how to read tokens from their end.
+    """Return the followers that pass the feature on, and the conversion of the last to tokens.
 
-    Backwards, from each call to the nearest one before whose output it was given: calls that only
-    feed others (tables of positions, blocks of class tokens) stay outside of the chain.
+    The search runs backwards, from each call to the nearest one before whose output it was given.
+    Calls that only feed others (tables of positions, blocks of class tokens) are not in the chain.
+
+    Args:
+        followers: the calls after the cut; the last one returns the final map.
+        recorded: their inputs in the perturbed pass.
+        outputs: leaves of the perturbed map, then of what each follower returned.
     """
-    reading = followers[-1].final
-    assert reading is not None
+    final = followers[-1].final
+    assert final is not None
+    dead_ends = set[int]()
 
-    dead = set[int]()
-
-    def paths(at: int, output: int) -> Iterator[list[TailCall]]:
-        """Chains from the start to the call before number `at`, the last one read at `output`."""
-        if at == 0:
+    def chains(position: int, output_leaf: int) -> Iterator[list[TailCall]]:
+        """Yield chains from the cut to the follower before `position`, read at `output_leaf`."""
+        if position == 0:
             yield []
-        if at == 0 or at in dead:
+        if position == 0 or position in dead_ends:
             return
-        call = followers[at - 1]
-        given = record.given[call.module, call.nth][0]
-        for before in range(at - 1, -1, -1):
-            for end, slot, layout in _links(ends[before], given):
+        call = followers[position - 1]
+        inputs, _ = recorded.inputs[call.module, call.call_index]
+        for before in range(position - 1, -1, -1):
+            for from_leaf, to_leaf, conversion in _links(outputs[before], inputs):
                 if before == 0:  # the replay starts from tokens, whatever the feature was
-                    layout = replace(layout, read=tokens_unchanged)
-                step = TailCall(call.module, call.nth, slot, output, layout)
-                yield from ([*path, step] for path in paths(before, end))
-        dead.add(at)  # only the first chain is taken: who comes back here found none
+                    conversion = replace(conversion, to_tokens=tokens_unchanged)
+                link = TailCall(call.module, call.call_index, to_leaf, output_leaf, conversion)
+                yield from ([*chain, link] for chain in chains(before, from_leaf))
+        # Only the first chain is used, so a search that returns here has found none.
+        dead_ends.add(position)
 
-    steps = next(paths(len(followers), reading[0]), None)
-    if steps is None:
+    chain = next(chains(len(followers), final[0]), None)
+    if chain is None:
         names = [type(call.module).__name__ for call in followers]
         raise InputError(
             f"no chain of modules, each given what one before it returned, leads to {names[-1]}: "
-            f"code between {_few(names)} changes the feature"
+            f"code between {_shortened(names)} changes the feature"
         )
-    return steps, reading[1].read
+    return chain, final[1].to_tokens
 
 
-def _few(names: list[str]) -> str:
+def _shortened(names: list[str]) -> str:
     return ", ".join(names if len(names) < 5 else [*names[:2], "...", names[-1]])
 
 
-def _links(ends: list[Any], given: list[Any]) -> Iterator[tuple[int, int, LayoutConversion]]:
-    """Where a value of `ends` is among those `given`: its index there, here, and the layout."""
-    for slot, like in enumerate(given):
-        for output, x in enumerate(ends):
-            if layout := find_conversion(x, like):
-                yield output, slot, layout
+def _links(outputs: list[Any], inputs: list[Any]) -> Iterator[tuple[int, int, LayoutConversion]]:
+    """Yield which leaf of `outputs` is which leaf of `inputs`, and in which conversion."""
+    for to_leaf, like in enumerate(inputs):
+        for from_leaf, x in enumerate(outputs):
+            if conversion := find_conversion(x, like):
+                yield from_leaf, to_leaf, conversion
 
 
-def _difference(tail: Tail, penultimate: Tensor, final: Tensor) -> float:
-    own = tokens_from_map(final)
-    replayed = tail(tokens_from_map(penultimate))[:, -own.shape[1] :]
-    difference = ((replayed - own).abs().max() / own.abs().max()).item()
+def _verify(tail: Tail, penultimate: Tensor, final: Tensor) -> float:
+    """Return the relative difference between the replayed and the teacher's own final map.
+
+    Raises:
+        InputError: it is larger than `TOLERANCE`, or NaN.
+    """
+    expected = tokens_from_map(final)
+    replayed = tail(tokens_from_map(penultimate))[:, -expected.shape[1] :]
+    difference = ((replayed - expected).abs().max() / expected.abs().max()).item()
     if not difference <= TOLERANCE:
         raise InputError(
             "its last stage, run on its own penultimate feature, differs from its output by "

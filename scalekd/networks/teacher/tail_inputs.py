@@ -1,8 +1,8 @@
-"""What of a teacher's pass has to be kept so that its tail can be run without it.
+"""The inputs of a tail besides the feature, so that the tail can run without a teacher's pass.
 
-The tail's modules are given the feature, which others' tokens replace, and more: some of it the
-same for all images (rotary tables, biases), some of it the image's own (prefix tokens). Which is
-which is told by value, from two passes over different noise.
+The tail's modules are given the feature, which other tokens replace, and more: some of it the same
+for all images (rotary tables, biases), some of it each image's own (prefix tokens). Which input is
+which is found by comparing the values of two passes over different noise.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from scalekd.networks.teacher.tail import RecordedInputs, Tail
 
 
 class CachedOutputs(NamedTuple):
-    """What a teacher's pass over N images leaves for later; `FrozenTeacher.from_cache` takes it.
+    """What a cache stores of a teacher's pass over N images; see `FrozenTeacher.from_cache`.
 
     final: the final feature (N, C, H, W).
-    logits: (N, classes); (N, 0) of a teacher without classifier.
-    tail_inputs: what its tail is given beside the feature that is each image's own, (N, ...) each.
+    logits: (N, classes); (N, 0) for a teacher without classifier.
+    tail_inputs: the tail's inputs besides the feature that are each image's own, (N, ...) each.
     """
 
     final: Tensor
@@ -32,135 +32,159 @@ class CachedOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Constant:
-    """A leaf of a call's arguments that is the same for all images."""
+    """An input that is the same for all images."""
 
     value: Any
 
-    def of_batch(self, beside: list[Tensor], like: Tensor, images: int) -> Any:
-        """It, on the device of `like`."""
+    def for_batch(self, cached: list[Tensor], like: Tensor, images: int) -> Any:
+        """Return the value on the device of `like`."""
         return self.value.to(like.device) if isinstance(self.value, Tensor) else self.value
 
 
 @dataclass(frozen=True)
-class SameRow:
-    """One that has a row for each image, all of them equal; `row` is (1, ...)."""
+class EqualRows:
+    """An input with one row for each image, all of them equal; `row` is (1, ...)."""
 
     row: Tensor
 
-    def of_batch(self, beside: list[Tensor], like: Tensor, images: int) -> Tensor:
-        """As many rows as there are images."""
+    def for_batch(self, cached: list[Tensor], like: Tensor, images: int) -> Tensor:
+        """Return as many rows as there are images."""
         return self.row.to(like.device).expand(images, *self.row.shape[1:])
 
 
 @dataclass(frozen=True)
 class PerImage:
-    """One that is each image's own; number `at` of `CachedOutputs.tail_inputs`."""
+    """An input that is each image's own; it is number `index` of the cached tensors."""
 
-    at: int
+    index: int
 
-    def of_batch(self, beside: list[Tensor], like: Tensor, images: int) -> Tensor:
-        """It."""
-        return beside[self.at].to(like.dtype)
+    def for_batch(self, cached: list[Tensor], like: Tensor, images: int) -> Tensor:
+        """Return the cached tensor in the precision of `like`."""
+        return cached[self.index].to(like.dtype)
 
 
 @dataclass(frozen=True)
-class FeatureInput:
-    """The feature itself, of which the tail reads its shape and the first `prefix` tokens.
+class Feature:
+    """The feature itself, of which the tail reads only the shape and the prefix tokens.
 
-    at: of these among `CachedOutputs.tail_inputs`.
     shape: without the batch.
+    prefix: how many prefix tokens it begins with.
+    index: of these among the cached tensors.
     """
 
     shape: tuple[int, ...]
     prefix: int
-    at: int
+    index: int
 
-    def of_batch(self, beside: list[Tensor], like: Tensor, images: int) -> Tensor:
-        """One of this shape; what nobody reads is left as memory has it."""
+    def for_batch(self, cached: list[Tensor], like: Tensor, images: int) -> Tensor:
+        """Return a tensor of this shape; what the tail does not read is uninitialised."""
         if not self.prefix:
             return like.new_empty(1).expand(images, *self.shape)
-        whole = like.new_empty(images, *self.shape)
-        whole[:, : self.prefix] = beside[self.at]
-        return whole
+        feature = like.new_empty(images, *self.shape)
+        feature[:, : self.prefix] = cached[self.index]
+        return feature
 
 
-TailInput = Constant | SameRow | PerImage | FeatureInput
+TailInput = Constant | EqualRows | PerImage | Feature
+"""One leaf of the arguments of a tail's module."""
+
+
+@dataclass(frozen=True)
+class _CachedLeaf:
+    """Where a tensor to be cached is among the recorded inputs.
+
+    call: the module and the index of its call.
+    leaf: of the call's arguments.
+    prefix: how many tokens to cache of it; None for all of it.
+    """
+
+    call: Any
+    leaf: int
+    prefix: int | None
 
 
 class TailInputs:
-    """All that a tail's modules are given, as constants and places in `CachedOutputs.tail_inputs`.
+    """All inputs of a tail's modules, as constants and places among the cached tensors.
 
     Args:
         tail: of a teacher.
-        watched: runs the teacher on so many images of noise, other ones for each number.
-        prefix: how many prefix tokens its first module finds in the feature and its tail reads.
+        run: runs the teacher on so many images of noise, which differ for each number.
+        prefix: how many prefix tokens the tail reads of the feature that its first module is given.
 
     Raises:
-        InputError: a module is given something that is neither the same for all images nor one row
-            for each.
+        InputError: a module is given a tensor that is neither the same for all images nor one row
+            for each image.
     """
 
-    def __init__(self, tail: Tail, watched: Callable[[int], object], prefix: int) -> None:
+    def __init__(self, tail: Tail, run: Callable[[int], object], prefix: int) -> None:
         self.calls: dict[Any, tuple[list[TailInput], TreeSpec]] = {}
-        self.own: list[tuple[Any, int, int | None]] = []
-        watched(2)
-        two = dict(tail.record.given)
-        watched(3)
-        three = dict(tail.record.given)
-        for nth, step in enumerate(tail.steps):
-            key = step.module, step.nth
-            (some, spec), (others, _) = two[key], three[key]
-            leaves: list[TailInput] = []
-            for slot, (a, b) in enumerate(zip(some, others, strict=True)):
-                if slot == step.slot:
-                    tokens = prefix if nth == 0 else 0
-                    leaves.append(FeatureInput(tuple(a.shape[1:]), tokens, len(self.own)))
+        self.cached: list[_CachedLeaf] = []
+        run(2)
+        of_two_images = dict(tail.recorded.inputs)
+        run(3)
+        of_three_images = dict(tail.recorded.inputs)
+        for call in tail.calls:
+            key = call.module, call.call_index
+            (two, spec), (three, _) = of_two_images[key], of_three_images[key]
+            inputs: list[TailInput] = []
+            for leaf, (a, b) in enumerate(zip(two, three, strict=True)):
+                if leaf == call.input_leaf:
+                    tokens = prefix if call is tail.calls[0] else 0
+                    inputs.append(Feature(tuple(a.shape[1:]), tokens, len(self.cached)))
                     if tokens:
-                        self.own.append((key, slot, tokens))
+                        self.cached.append(_CachedLeaf(key, leaf, tokens))
                     continue
-                leaf = _leaf(a, b, len(self.own))
-                if leaf is None:
-                    raise InputError(
-                        f"its tail's {type(step.module).__name__} is given a tensor of "
-                        f"{tuple(a.shape)} for 2 images and {tuple(b.shape)} for 3, which "
-                        "cannot be kept image by image"
-                    )
-                leaves.append(leaf)
-                if isinstance(leaf, PerImage):
-                    self.own.append((key, slot, None))
-            self.calls[key] = leaves, spec
+                inputs.append(_classify(a, b, len(self.cached), type(call.module).__name__))
+                if isinstance(inputs[-1], PerImage):
+                    self.cached.append(_CachedLeaf(key, leaf, None))
+            self.calls[key] = inputs, spec
 
-    def take(self, record: RecordedInputs) -> list[Tensor]:
-        """`CachedOutputs.tail_inputs` of the teacher's last pass."""
-        taken = []
-        for key, slot, tokens in self.own:
-            leaf = record.given[key][0][slot]
-            taken.append(leaf if tokens is None else leaf[:, :tokens].contiguous())
-        return taken
+    def to_cache(self, recorded: RecordedInputs) -> list[Tensor]:
+        """Return `CachedOutputs.tail_inputs` of the teacher's last pass."""
+        tensors = []
+        for place in self.cached:
+            tensor = recorded.inputs[place.call][0][place.leaf]
+            tensors.append(
+                tensor if place.prefix is None else tensor[:, : place.prefix].contiguous()
+            )
+        return tensors
 
-    def give(self, record: RecordedInputs, beside: list[Tensor], like: Tensor) -> None:
-        """The tail's record as that pass left it, but for what nobody reads.
+    def from_cache(self, recorded: RecordedInputs, cached: list[Tensor], like: Tensor) -> None:
+        """Restore the tail's recorded inputs as that pass left them, except what is never read.
 
         Args:
-            record: of the tail.
-            beside: what was taken.
-            like: a tensor (N, ...) of the images' number, and of the device and type to compute on.
+            recorded: the recorded inputs of the tail, which are replaced.
+            cached: what `to_cache` returned.
+            like: a tensor (N, ...) with one row for each image, on the device and in the precision
+                to compute on.
         """
-        record.given = {
-            key: ([leaf.of_batch(beside, like, len(like)) for leaf in leaves], spec)
-            for key, (leaves, spec) in self.calls.items()
+        recorded.inputs = {
+            key: ([i.for_batch(cached, like, len(like)) for i in inputs], spec)
+            for key, (inputs, spec) in self.calls.items()
         }
 
 
-def _leaf(two: Any, three: Any, at: int) -> TailInput | None:
-    """What a leaf is that was `two` for two images and `three` for three others."""
+def _classify(two: Any, three: Any, index: int, module: str) -> TailInput:
+    """Classify an input that was `two` for two images and `three` for three others.
+
+    Args:
+        two, three: the leaf in either pass.
+        index: that it has among the cached tensors if it is each image's own.
+        module: class of the module that it is given to, for the message.
+
+    Raises:
+        InputError: it cannot be cached image by image.
+    """
     if not isinstance(two, Tensor):
         return Constant(two)
     if torch.equal(two, three):
         return Constant(two.clone())
     if len(two) != 2 or len(three) != 3 or two.shape[1:] != three.shape[1:]:
-        return None
+        raise InputError(
+            f"its tail's {module} is given a tensor of {tuple(two.shape)} for 2 images and "
+            f"{tuple(three.shape)} for 3, which cannot be cached image by image"
+        )
     row = two[:1]
     if torch.equal(two, row.expand_as(two)) and torch.equal(three, row.expand_as(three)):
-        return SameRow(row.clone())
-    return PerImage(at)
+        return EqualRows(row.clone())
+    return PerImage(index)
