@@ -19,7 +19,9 @@ from scalekd.networks.blocks import repeated_blocks
         ("mixer_s16_224", 8, "MixerBlock"),
     ],
 )
-def test_the_blocks_of_the_papers_models_are_found(name: str, count: int, kind: str) -> None:
+def test_the_repeated_blocks_of_the_papers_models_are_found(
+    name: str, count: int, kind: str
+) -> None:
     with torch.device("meta"):
         found = repeated_blocks(timm.create_model(name))
     assert [type(b).__name__ for b in found].count(kind) == count

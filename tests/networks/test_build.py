@@ -1,37 +1,38 @@
 """Models by name: what is built, what is loaded, at which size."""
 
 import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import timm
 import torch
 from helpers.refusals import refused
 from helpers.small_models import CLASSES, SIZE, SWIN, VIT, images, resnet, vit
+from helpers.weights import same_weights
 from safetensors.torch import save_file
+from timm.layers import config as timm_config
+from timm.layers import set_fused_attn, use_fused_attn
 from timm.models import register_model, save_for_hf
 from torch import nn
 
 import scalekd.digits.teacher as digits
-from scalekd import FrozenTeacher
+from scalekd import FrozenTeacher, ScaleKD
 from scalekd.networks import build_model
 from scalekd.networks.build import build_without_weights
 
 
-def same(a: nn.Module, b: nn.Module) -> bool:
-    mine, theirs = a.state_dict(), b.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
-
-
-def test_random_weights_are_random_and_said_to_be() -> None:
+def test_random_weights_are_random_and_reported_as_random() -> None:
     (first, loaded), (second, _) = (
         build_model("test_resnet", "random", num_classes=CLASSES) for _ in range(2)
     )
-    assert not same(first, second)
+    assert not same_weights(first, second)
     assert first.num_classes == CLASSES
-    assert str(loaded) == "the weights of test_resnet are RANDOM, as asked: it knows nothing"
+    assert str(loaded) == "the weights of test_resnet are RANDOM, as requested: it is untrained"
     assert loaded.source == "random"
     assert (loaded.file, loaded.sha256, loaded.matched) == (None, None, 0)
     assert loaded.missing == tuple(first.state_dict())
@@ -42,18 +43,18 @@ def test_random_weights_are_random_and_said_to_be() -> None:
     ("name", "near"),
     [("resnet5O", "resnet50"), ("swin_large_patch4_window7", "swin_large_patch4_window7_224")],
 )
-def test_an_unknown_name_offers_the_nearest(name: str, near: str) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_names(name: str, near: str) -> None:
     with refused(repr(name), near):
         build_model(name, "random")
 
 
 @pytest.mark.parametrize("name", ["", "@@@@@@"])
-def test_a_name_near_none_is_refused_too(name: str) -> None:
+def test_a_name_close_to_no_model_is_refused(name: str) -> None:
     with refused(repr(name), "list_models"):
         build_model(name, "random")
 
 
-def test_an_unknown_tag_is_refused() -> None:
+def test_an_unknown_pretrained_tag_is_refused() -> None:
     with refused("nope"):
         build_model("resnet18.nope", "random")
 
@@ -96,7 +97,7 @@ def test_a_local_folder_gives_the_model_that_it_holds(tmp_path: Path) -> None:
     assert torch.equal(loaded(images()), model(images()))
     teacher = FrozenTeacher(loaded)
     assert teacher.input.size == SIZE
-    assert not same(build_model(f"local-dir:{tmp_path}", "random")[0], model)
+    assert not same_weights(build_model(f"local-dir:{tmp_path}", "random")[0], model)
 
 
 def test_a_local_folder_of_a_broken_configuration_is_refused(tmp_path: Path) -> None:
@@ -123,11 +124,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("architecture", ["test_vit", "test_resnet"])
-def test_weights_from_the_hub_are_said_to_be(architecture: str, hub: Path) -> None:
+def test_weights_from_the_hub_are_reported_with_their_source(architecture: str, hub: Path) -> None:
     model = timm.create_model(architecture)
     file = in_hub_cache(model, f"{architecture}.r160_in1k", hub)
     built, loaded = build_model(architecture, "pretrained")
-    assert same(built, model)
+    assert same_weights(built, model)
     assert loaded.source == f"pretrained from hub timm/{architecture}.r160_in1k"
     assert loaded.file == str(file)
     assert loaded.sha256 == sha256(file.read_bytes()).hexdigest()
@@ -139,45 +140,47 @@ def test_weights_from_the_hub_are_said_to_be(architecture: str, hub: Path) -> No
     )
 
 
-def test_a_repository_of_the_hub_is_a_name_too(hub: Path) -> None:
+def test_a_hub_repository_is_accepted_as_a_name(hub: Path) -> None:
     model = timm.create_model("test_resnet", num_classes=CLASSES)
     in_hub_cache(model, "mine", hub)
     built, loaded = build_model("hf-hub:timm/mine", "pretrained")
-    assert same(built, model)
+    assert same_weights(built, model)
     assert loaded.source == "pretrained from hub timm/mine"
 
 
-def test_a_cache_of_ones_own_is_found_too(hub: Path, tmp_path: Path) -> None:
+def test_weights_in_a_custom_hub_cache_are_found(hub: Path, tmp_path: Path) -> None:
     model = timm.create_model("test_resnet")
     file = in_hub_cache(model, "test_resnet.r160_in1k", tmp_path / "other")
     built, loaded = build_model("test_resnet", "pretrained", cache_dir=tmp_path / "other")
-    assert same(built, model)
+    assert same_weights(built, model)
     assert loaded.file == str(file)
 
 
-def test_weights_from_an_address_are_said_to_be(tmp_path: Path) -> None:
+def test_weights_from_a_url_are_reported_with_their_source(tmp_path: Path) -> None:
     model = timm.create_model("test_resnet")
     torch.save(model.state_dict(), tmp_path / "net-0123.pth")
     url = "https://nowhere.invalid/net-0123.pth"
     overlay = {"url": url, "hf_hub_id": None}
     given = {"pretrained_cfg_overlay": overlay, "cache_dir": str(tmp_path)}
     built, loaded = build_model("test_resnet", "pretrained", **given)
-    assert same(built, model)
+    assert same_weights(built, model)
     assert loaded.source == f"pretrained from {url}"
     assert loaded.file == str(tmp_path / "net-0123.pth")
 
 
-def test_a_new_classifier_on_pretrained_weights_is_said_to_be_random(hub: Path) -> None:
+def test_a_new_classifier_on_pretrained_weights_is_reported_as_random(hub: Path) -> None:
     in_hub_cache(timm.create_model("test_vit"), "test_vit.r160_in1k", hub)
     model, loaded = build_model("test_vit", "pretrained", num_classes=7)
     assert model.num_classes == 7
     assert loaded.missing == ("head.weight", "head.bias")
     assert loaded.matched == loaded.total - 2
-    assert "RANDOM, for no file gave them: head.weight, head.bias" in str(loaded)
+    assert "RANDOM, because the file lacks them: head.weight, head.bias" in str(loaded)
     assert build_model("test_vit", "pretrained", num_classes=0)[1].missing == ()
 
 
-def test_more_than_a_classifier_left_at_random_is_refused(hub: Path) -> None:
+def test_pretrained_weights_that_leave_more_than_the_classifier_random_are_refused(
+    hub: Path,
+) -> None:
     model = timm.create_model("test_vit")
     file = in_hub_cache(model, "test_vit.r160_in1k", hub)
     state = model.state_dict()
@@ -200,13 +203,13 @@ def scalekd_test_deaf(pretrained: bool = False, **arguments: Any) -> nn.Module:
     return model
 
 
-def test_a_model_that_loads_nothing_in_silence_is_refused() -> None:
-    with refused("scalekd_test_deaf", "nothing was seen", "--teacher_weights random"):
+def test_a_pretrained_model_that_silently_loads_nothing_is_refused() -> None:
+    with refused("scalekd_test_deaf", "loaded no weights", "--teacher_weights random"):
         build_model("scalekd_test_deaf", "pretrained")
     assert build_model("scalekd_test_deaf", "random")[0].num_classes == CLASSES
 
 
-def test_a_model_that_loads_a_file_of_its_own_names_it() -> None:
+def test_a_model_that_loads_its_own_file_reports_that_file() -> None:
     model, loaded = build_model("scalekd_digits_swin", "pretrained")
     card = json.loads(digits.WEIGHTS.with_name("teacher.json").read_text())
     assert loaded.source == "pretrained"  # and not the Swin of the hub that its configuration has
@@ -222,7 +225,9 @@ def test_a_local_folder_without_weights_is_refused(tmp_path: Path) -> None:
         build_model(folder, "pretrained")
 
 
-def test_a_local_folder_of_weights_that_do_not_fit_says_which(tmp_path: Path) -> None:
+def test_a_local_folder_of_weights_that_do_not_fit_is_refused_with_their_names(
+    tmp_path: Path,
+) -> None:
     folder = folder_of(resnet(), tmp_path)
     save_file({"stray": torch.zeros(1)}, tmp_path / "model.safetensors")
     with refused(folder, "conv1.0.weight"):
@@ -281,7 +286,7 @@ def test_loaded_positions_are_resampled_to_the_size(
         assert loaded.remarks[-1] in str(loaded)
         assert torch.equal(*(m.patch_embed.proj.weight for m in (built, model)))
     unchanged, loaded = build_model(folder, "pretrained", SIZE)
-    assert same(unchanged, model)
+    assert same_weights(unchanged, model)
     assert loaded.remarks == ()
 
 
@@ -289,83 +294,77 @@ def test_loaded_positions_are_resampled_to_the_size(
     ("name", "arguments"),
     [("test_resnet", {}), ("vit_tiny_patch16_224", {"dynamic_img_size": True})],
 )
-def test_a_network_of_any_size_is_left_as_it_is(
+def test_a_network_that_accepts_any_size_is_not_resized(
     name: str, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
     if arguments:
         arguments |= VIT
     model = timm.create_model(name, num_classes=CLASSES, **arguments)
     built, loaded = build_model(folder_of(model, tmp_path, **arguments), "pretrained", WIDE)
-    assert same(built, model)
+    assert same_weights(built, model)
     assert loaded.remarks == ()
     assert built.eval()(images(size=WIDE)).shape == (2, CLASSES)
 
 
-def test_a_network_bound_to_its_size_is_refused_another(tmp_path: Path) -> None:
+def test_a_network_bound_to_its_size_refuses_another_size(tmp_path: Path) -> None:
     model = timm.create_model("mixer_s32_224", num_classes=CLASSES)
     folder = folder_of(model, tmp_path)
-    with refused(folder, "224x224", "64x96", "own size alone"):
+    with refused(folder, "224x224", "64x96", "only at its own size"):
         build_model(folder, "pretrained", WIDE)
     assert build_model(folder, "pretrained", (224, 224))[1].remarks == ()
 
 
-def test_a_size_that_cannot_be_resampled_to_is_refused(tmp_path: Path) -> None:
+def test_a_size_that_positions_cannot_be_resampled_to_is_refused(tmp_path: Path) -> None:
     folder = folder_of(vit(), tmp_path, **VIT)
     with refused(folder, "64x64", "8x8"):
         build_model(folder, "pretrained", (8, 8))
 
 
-UNFILLED = [
-    ("test_resnet", {}),
-    ("test_convnext", {}),
-    ("test_efficientnet", {}),
-    ("test_maxvit", {}),
-    ("test_vit", {}),
-    ("swin_tiny_patch4_window7_224", {**SWIN, "img_size": 160}),
-    ("beit_base_patch16_224", {"img_size": 160, "embed_dim": 32, "depth": 2, "num_heads": 2}),
-    ("eva02_tiny_patch14_224", {"img_size": 168, "depth": 2}),
-    ("regnetx_002", {}),
-    ("mobilenetv1_100", {}),
-]
+EXPERIMENTAL = "swin_tiny_patch4_window7_224"  # timm calls its fused attention experimental
 
 
-@pytest.mark.parametrize(("name", "arguments"), UNFILLED)
-def test_an_unfilled_network_can_be_looked_at(name: str, arguments: dict[str, Any]) -> None:
-    model = build_without_weights(name, num_classes=CLASSES, **arguments).eval()
-    random, _ = build_model(name, "random", num_classes=CLASSES, **arguments)
-    state, buffers = model.state_dict(), dict(random.named_buffers())
-    assert {n: t.shape for n, t in state.items()} == {
-        n: t.shape for n, t in random.state_dict().items()
-    }
-    assert all(torch.equal(t, buffers[n]) for n, t in model.named_buffers())
-    assert all(p.isfinite().all() and p.abs().max() < 20 for p in model.parameters())
-    assert all(p.std() > 0 for p in model.parameters() if p.numel() > 1)
-    assert [p.requires_grad for p in model.parameters()] == [
-        p.requires_grad for p in random.parameters()
-    ]
-    x = images(size=(168, 168) if "eva" in name else (160, 160))
-    with torch.no_grad():
-        final = model.forward_intermediates(x, intermediates_only=True, output_fmt="NCHW")[-1]
-        logits = model(x)
-    assert final.isfinite().all()
-    assert final.std((2, 3)).mean() > 1e-3 * final.abs().mean()
-    assert logits.isfinite().all()
-    assert not torch.equal(logits[0], logits[1])
+@pytest.fixture
+def _fused_attention() -> Iterator[None]:
+    """Restore timm's switch for fused attention after a test that sets it."""
+    with patch.object(timm_config, "_USE_FUSED_ATTN", timm_config._USE_FUSED_ATTN):
+        yield
 
 
-def test_an_unfilled_network_is_the_same_each_time_and_leaves_chance_alone() -> None:
-    before = torch.get_rng_state()
-    first, second = (build_without_weights("test_vit") for _ in range(2))
-    assert same(first, second)
-    assert torch.equal(torch.get_rng_state(), before)
-    weights = [block.attn.qkv.weight for block in first.blocks]
-    assert not torch.equal(weights[0], weights[1])
-    assert weights[0].std().item() == pytest.approx(weights[0].shape[1] ** -0.5, rel=0.1)
+def fused(model: nn.Module) -> set[bool]:
+    return {m.fused_attn for m in model.modules() if hasattr(m, "fused_attn")}
 
 
-def test_an_unfilled_network_that_cannot_be_built_is_refused_too() -> None:
-    with refused("resnet5O", "resnet50"):
-        build_without_weights("resnet5O")
-    with refused("test_resnet", "img_seize"):
-        build_without_weights("test_resnet", img_seize=64)
-    assert torch.nn.init.normal_(torch.empty(100)).std() > 0
+@pytest.mark.usefixtures("_fused_attention")
+@pytest.mark.parametrize(
+    ("enable", "experimental"),
+    [(False, False), (True, False), (True, True)],
+    ids=["off", "on", "experimental"],
+)
+@pytest.mark.parametrize("build", [build_without_weights, partial(build_model, weights="random")])
+def test_building_a_model_leaves_timms_fused_attention_switch_unchanged(
+    build: Callable[..., Any], enable: bool, experimental: bool
+) -> None:
+    set_fused_attn(enable, experimental)
+    built = build(EXPERIMENTAL, **SWIN)
+    assert fused(built[0] if isinstance(built, tuple) else built) == {True}
+    assert (use_fused_attn(), use_fused_attn(experimental=True)) == (enable, experimental)
+    assert fused(timm.create_model(EXPERIMENTAL, **SWIN)) == {experimental}
+    assert fused(timm.create_model("vit_tiny_patch16_224", **VIT)) == {enable}
+
+
+@pytest.mark.usefixtures("_fused_attention")
+def test_a_model_that_cannot_be_built_leaves_timms_fused_attention_switch_unchanged() -> None:
+    set_fused_attn(False)
+    with refused("img_seize"):
+        build_model(EXPERIMENTAL, "random", img_seize=64)
+    assert not use_fused_attn()
+
+
+@pytest.mark.usefixtures("_fused_attention")
+def test_a_teacher_built_by_name_has_fused_attention_and_the_users_student_keeps_its_own() -> None:
+    set_fused_attn(True)
+    student = timm.create_model(EXPERIMENTAL, num_classes=10, in_chans=1, **SWIN)
+    distiller = ScaleKD("scalekd_digits_swin", student, size=SIZE)
+    assert fused(distiller.teacher.model) == {True}
+    assert fused(distiller.student) == {False}
+    assert fused(timm.create_model(EXPERIMENTAL, **SWIN)) == {False}

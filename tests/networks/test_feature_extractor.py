@@ -94,7 +94,7 @@ def hand_taken(model: nn.Module, name: str, x: Tensor, grid: tuple[int, ...]) ->
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_bit_equal_to_the_models_own(family: str) -> None:
+def test_logits_are_bit_identical_to_the_models_own(family: str) -> None:
     model, x = FAMILIES[family](), images()
     with torch.no_grad():
         own, logits = model(x), FeatureExtractor(model, SIZE)(x).logits
@@ -103,7 +103,7 @@ def test_logits_are_bit_equal_to_the_models_own(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_features_are_maps_of_the_shapes_found(family: str) -> None:
+def test_features_are_maps_of_the_probed_shapes(family: str) -> None:
     extractor = FeatureExtractor(FAMILIES[family](), SIZE)
     features = extractor(images(3))
     assert extractor.shapes.classes == CLASSES
@@ -126,7 +126,7 @@ def test_features_are_the_stages_outputs(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_finding_the_shapes_leaves_the_model_as_it_was(family: str) -> None:
+def test_probing_the_shapes_leaves_the_model_unchanged(family: str) -> None:
     model = FAMILIES[family]().train()
     parameters, state = dict(model.named_parameters()), copy.deepcopy(model.state_dict())
     random = torch.random.get_rng_state()
@@ -139,7 +139,7 @@ def test_finding_the_shapes_leaves_the_model_as_it_was(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_finding_the_shapes_runs_no_arithmetic(family: str) -> None:
+def test_probing_the_shapes_runs_no_arithmetic(family: str) -> None:
     model = FAMILIES[family]()
     with OnlyMeta():
         FeatureExtractor(model, SIZE)
@@ -167,7 +167,7 @@ def test_full_size_shapes_are_the_papers(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "blocks"), [("mixer_s16_224", (5, 7)), ("mixer_b16_224", (9, 11))]
 )
-def test_the_papers_mixers_are_tapped_at_the_papers_blocks(
+def test_features_of_the_papers_mixers_come_from_the_papers_blocks(
     name: str, blocks: tuple[int, int]
 ) -> None:
     student = timm.create_model(name, img_size=64, num_classes=CLASSES)
@@ -187,7 +187,7 @@ def test_the_papers_mixers_are_tapped_at_the_papers_blocks(
         assert torch.equal(tokens(feature), seen[block])
 
 
-def test_vit_small_is_tapped_at_the_papers_blocks() -> None:
+def test_features_of_vit_small_come_from_the_papers_blocks() -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_small_patch16_224", class_token=False, global_pool="avg")
     plan = FeatureExtractor(model).selection
@@ -234,7 +234,7 @@ def test_a_penultimate_feature_that_is_not_before_the_last_is_refused(index: int
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
-def test_few_blocks_have_a_default_penultimate_too(depth: int) -> None:
+def test_a_model_of_few_blocks_has_a_default_penultimate_feature(depth: int) -> None:
     plan = FeatureExtractor(vit(depth=depth)).selection
     assert 0 <= plan.penultimate < plan.final == depth - 1
 
@@ -256,7 +256,7 @@ def test_a_module_without_timms_methods_is_refused(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_unusual_families_are_tapped_or_refused(name: str) -> None:
+def test_unusual_families_give_features_or_are_refused(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
     extractor = unless_refused(lambda: FeatureExtractor(model))
@@ -288,7 +288,7 @@ def test_a_model_without_classifier_gives_no_logits(family: str) -> None:
     assert tuple(features.final.shape[1:]) == extractor.shapes.final
 
 
-def test_taps_are_no_module_and_hold_no_parameters() -> None:
+def test_a_feature_extractor_is_no_module_and_holds_no_parameters() -> None:
     holder = nn.Module()
     holder.taps = FeatureExtractor(resnet(), SIZE)
     assert not list(holder.parameters())
@@ -296,7 +296,7 @@ def test_taps_are_no_module_and_hold_no_parameters() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_taps_work_in_training_mode_as_the_model_does(family: str) -> None:
+def test_a_feature_extractor_works_in_training_mode_as_the_model_does(family: str) -> None:
     model = FAMILIES[family]().train()
     twin = copy.deepcopy(model)
     extractor, x = FeatureExtractor(model, SIZE), images(4)
@@ -307,7 +307,7 @@ def test_taps_work_in_training_mode_as_the_model_does(family: str) -> None:
     assert all(torch.equal(a, twin.state_dict()[n]) for n, a in model.state_dict().items())
 
 
-def test_other_sizes_than_square_give_maps_of_that_form() -> None:
+def test_images_that_are_not_square_give_maps_of_their_aspect_ratio() -> None:
     extractor = FeatureExtractor(resnet(), (64, 96))
     assert extractor.shapes.penultimate[1:] == (4, 6)
     assert extractor.shapes.final[1:] == (2, 3)

@@ -1,4 +1,4 @@
-"""Which features are tapped: what settings say, what follows from shapes, what is refused."""
+"""Which features are used: the user's selection, defaults from shapes, and refusals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -56,9 +56,7 @@ def chosen(sides: Sequence[int], is_teacher: bool = False, **said: Any) -> tuple
 
 
 @given(some_settings, some_settings)
-def test_what_is_said_goes_over_defaults(
-    said: FeatureSelection, defaults: FeatureSelection
-) -> None:
+def test_a_selection_overrides_defaults(said: FeatureSelection, defaults: FeatureSelection) -> None:
     both = said.with_defaults(defaults)
     for name in ("penultimate", "final", "norm"):
         own = getattr(said, name)
@@ -66,7 +64,7 @@ def test_what_is_said_goes_over_defaults(
 
 
 @given(some_settings, some_settings, some_settings)
-def test_defaults_of_defaults_may_be_put_in_any_bracket(
+def test_defaults_of_defaults_combine_in_any_order_of_evaluation(
     a: FeatureSelection, b: FeatureSelection, c: FeatureSelection
 ) -> None:
     assert a.with_defaults(b).with_defaults(c) == a.with_defaults(b.with_defaults(c))
@@ -78,7 +76,7 @@ def test_defaults_of_defaults_may_be_put_in_any_bracket(
     )
 
 
-def test_an_index_of_zero_is_said() -> None:
+def test_a_penultimate_index_of_zero_overrides_the_default() -> None:
     assert (
         FeatureSelection(penultimate=0).with_defaults(FeatureSelection(penultimate=3)).penultimate
         == 0
@@ -98,21 +96,23 @@ def test_an_index_of_zero_is_said() -> None:
         ((8, 4, 8), (1, 2)),
     ],
 )
-def test_of_a_pyramid_it_is_the_last_map_on_another_grid(
+def test_the_default_penultimate_of_a_pyramid_is_the_last_map_on_another_grid(
     sides: tuple[int, ...], expected: tuple[int, int], is_teacher: bool
 ) -> None:
     assert chosen(sides, is_teacher) == expected
 
 
 @given(st.integers(2, 60))
-def test_on_one_grid_a_students_is_at_two_thirds(depth: int) -> None:
+def test_the_default_penultimate_of_a_student_on_one_grid_is_at_two_thirds(depth: int) -> None:
     penultimate, final = chosen([4] * depth)
     assert final == depth - 1
     assert penultimate == min(depth * 2 // 3, depth - 2)
 
 
 @given(st.integers(2, 60))
-def test_on_one_grid_a_teachers_is_before_its_last_sixth(depth: int) -> None:
+def test_the_default_penultimate_of_a_teacher_on_one_grid_is_before_its_last_sixth(
+    depth: int,
+) -> None:
     penultimate, final = chosen([4] * depth, is_teacher=True)
     blocks = final - penultimate
     assert final == depth - 1
@@ -132,13 +132,15 @@ def test_on_one_grid_a_teachers_is_before_its_last_sixth(depth: int) -> None:
         (40, 26, 33),
     ],
 )
-def test_on_one_grid_by_number(depth: int, student: int, teacher: int) -> None:
+def test_the_default_penultimate_on_one_grid_for_common_depths(
+    depth: int, student: int, teacher: int
+) -> None:
     assert chosen([4] * depth)[0] == student
     assert chosen([4] * depth, is_teacher=True)[0] == teacher
 
 
 @given(st.integers(2, 8), st.data())
-def test_an_index_from_the_end_is_the_same_as_from_the_start(depth: int, data: Any) -> None:
+def test_a_negative_index_counts_from_the_end(depth: int, data: Any) -> None:
     final = data.draw(st.integers(1, depth - 1))
     penultimate = data.draw(st.integers(0, final - 1))
     expected = (penultimate, final)
@@ -148,7 +150,9 @@ def test_an_index_from_the_end_is_the_same_as_from_the_start(depth: int, data: A
 
 
 @given(st.integers(1, 8), st.integers(-12, 12), st.integers(-12, 12))
-def test_any_other_index_is_refused(depth: int, penultimate: int, final: int) -> None:
+def test_indices_out_of_range_or_order_are_refused(
+    depth: int, penultimate: int, final: int
+) -> None:
     p, f = (i + depth if i < 0 else i for i in (penultimate, final))
     if 0 <= p < f < depth:
         assert chosen([4] * depth, penultimate=penultimate, final=final) == (p, f)
@@ -171,13 +175,13 @@ def test_a_penultimate_feature_that_is_not_before_the_final_is_refused_by_number
         FeatureExtractor(vit(), features=FeatureSelection(penultimate=penultimate, final=final))
 
 
-def test_a_model_of_one_feature_is_refused_in_words_that_say_so() -> None:
+def test_a_model_of_one_feature_is_refused_for_that_reason() -> None:
     with refused("one feature"):
         chosen([4])
 
 
 @pytest.mark.parametrize("final", [1, 3, 5])
-def test_an_earlier_final_feature_is_as_its_block_leaves_it(final: int) -> None:
+def test_a_final_feature_before_the_last_is_the_output_of_its_block(final: int) -> None:
     model: Any = vit()
     extractor = FeatureExtractor(model, features=FeatureSelection(final=final))
     kept: list[Tensor] = []
@@ -189,7 +193,7 @@ def test_an_earlier_final_feature_is_as_its_block_leaves_it(final: int) -> None:
     assert extractor.selection.norm == ("final" if final == 5 else "none")
 
 
-def test_the_defaults_go_by_the_final_feature_that_is_chosen() -> None:
+def test_the_default_penultimate_depends_on_the_selected_final_feature() -> None:
     assert chosen([16, 8, 8, 4], final=2) == (0, 2)
     assert chosen([4] * 12, final=5) == (4, 5)
     assert chosen([4] * 12, is_teacher=True, final=5) == (4, 5)
@@ -231,7 +235,7 @@ NAMES = [
 
 @pytest.mark.parametrize("norm", ["final", "pooled", "none", None])
 @pytest.mark.parametrize(("make", "has"), NORMS, ids=NAMES)
-def test_the_norm_is_what_is_asked_for_or_refused_with_those_that_are_there(
+def test_the_norm_is_the_requested_one_or_refused_with_the_available_ones(
     make: Callable[[], nn.Module], has: dict[Norm, str], norm: Norm | None
 ) -> None:
     settings = FeatureSelection(norm=norm)
@@ -244,21 +248,21 @@ def test_the_norm_is_what_is_asked_for_or_refused_with_those_that_are_there(
     expected = norm or ("final" if "final" in has else "none")
     assert plan.norm == expected
     assert plan.norm_module == has.get(expected)
-    assert plan.whole is (norm in (None, "final"))
+    assert plan.from_forward_features is (norm in (None, "final"))
 
 
-def test_a_norm_before_the_pooling_is_none_of_an_earlier_feature() -> None:
+def test_the_final_norm_is_refused_for_a_feature_before_the_last() -> None:
     with refused("no norm between feature 3 and its pooling", "take the norm none"):
         FeatureExtractor(vit(), features=FeatureSelection(final=3, norm="final"))
 
 
-def test_a_norm_after_the_pooling_is_none_of_an_earlier_stage() -> None:
+def test_the_pooled_norm_is_refused_for_a_stage_before_the_last() -> None:
     with refused("norm"):
         FeatureExtractor(convnext(), SIZE, FeatureSelection(final=2, norm="pooled"))
 
 
 @pytest.mark.parametrize("make", [vit_mean, beit, eva02, convnext])
-def test_a_model_without_classifier_has_its_norm_after_the_pooling_too(
+def test_the_pooled_norm_is_found_in_a_model_without_classifier(
     make: Callable[..., nn.Module],
 ) -> None:
     model = make(num_classes=0)
@@ -326,7 +330,7 @@ EVA: dict[str, Any] = {"img_size": 224}
         ("swin_large_patch4_window7_224", {}, ResolvedSelection(2, 3, True, "final", "norm")),
     ],
 )
-def test_the_papers_teachers_are_tapped_as_in_the_paper(
+def test_the_papers_teachers_get_the_papers_selection(
     name: str, arguments: dict[str, Any], plan: ResolvedSelection
 ) -> None:
     with torch.device("meta"):
@@ -334,7 +338,7 @@ def test_the_papers_teachers_are_tapped_as_in_the_paper(
     assert FeatureExtractor(model, is_teacher=True).selection == plan
 
 
-def test_the_papers_choice_gives_way_to_the_users_setting_by_setting() -> None:
+def test_the_users_selection_overrides_the_papers_field_by_field() -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch16_224", img_size=32)
     said = FeatureSelection(norm="none")

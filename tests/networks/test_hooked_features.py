@@ -1,3 +1,5 @@
+"""Features through hooks: models of other libraries, the layouts found, the refusals."""
+
 import copy
 import operator
 import pickle
@@ -7,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.custom_networks import INPUT, TARGETS, check_pair, custom_network
 from helpers.refusals import refused
 from helpers.small_models import CLASSES, SIZE, images, lively, swin
-from networks.test_protocol import INPUT, TARGETS, check_pair, check_tail, own
+from helpers.teachers import check_tail
 from torch import Tensor, nn
 from torchvision.models import SwinTransformer, VisionTransformer, resnet18
 from transformers import (
@@ -170,7 +173,7 @@ def hooked(case: str | Case) -> HookedFeatures:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_teaches_and_learns(case: str) -> None:
+def test_a_hooked_model_teaches_and_learns(case: str) -> None:
     targets = TARGETS if CASES[case].headed else None
     distiller = check_pair(hooked(case), hooked(case), targets, idle="mask_token")
     teacher = distiller.teacher
@@ -180,7 +183,7 @@ def test_it_teaches_and_learns(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_features_are_the_models_own(case: str) -> None:
+def test_hooked_features_are_the_outputs_of_the_models_modules(case: str) -> None:
     model, x = hooked(case), images(3)
     with torch.no_grad():
         seen = model.features(x)
@@ -195,7 +198,7 @@ def test_features_are_the_models_own(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_called_as_such_it_gives_the_models_logits(case: str) -> None:
+def test_calling_a_hooked_model_returns_the_models_logits(case: str) -> None:
     model, x = hooked(case), images(3)
     with torch.no_grad():
         output, given, seen = model.model(x), model(x), model.features(x)
@@ -208,12 +211,12 @@ def test_called_as_such_it_gives_the_models_logits(case: str) -> None:
     assert torch.equal(seen.logits, logits)
 
 
-def test_attention_weights_beside_a_feature_are_left_alone() -> None:
+def test_attention_weights_in_an_output_are_not_taken_as_the_feature() -> None:
     case = replace(CASES["transformers' Swin"], make=lambda: hf_swin(attn_implementation="eager"))
     check_tail(FrozenTeacher(hooked(case)))
 
 
-def test_images_wider_than_high() -> None:
+def test_a_hooked_teacher_works_on_images_wider_than_high() -> None:
     size = (64, 96)
     model = lively(vit(image_size=size))
     names = CASES["transformers' ViT"].names
@@ -222,14 +225,14 @@ def test_images_wider_than_high() -> None:
     check_tail(teacher)
 
 
-def test_any_pair_of_families() -> None:
+def test_hooked_models_pair_with_any_family() -> None:
     check_pair(hooked("DINOv2 with registers"), hooked("torchvision's ResNet"))
     check_pair(swin(), hooked("transformers' Swin"))
-    check_pair(hooked("torchvision's Swin"), own())
+    check_pair(hooked("torchvision's Swin"), custom_network())
 
 
-def test_what_trains_is_the_model_itself() -> None:
-    distiller = ScaleKD(teacher=own(), student=hooked("torchvision's ResNet"))
+def test_training_a_hooked_student_trains_the_wrapped_model() -> None:
+    distiller = ScaleKD(teacher=custom_network(), student=hooked("torchvision's ResNet"))
     optimizer = torch.optim.SGD(distiller.parameters(), 1e-4)
     distiller(images(4), TARGETS).loss.backward()
     optimizer.step()
@@ -291,7 +294,7 @@ TOKENS = [
 
 
 @pytest.mark.parametrize(("shape", "size", "expected"), MAPS)
-def test_layouts_of_maps_are_told_by_the_images_sides(
+def test_the_layout_of_a_map_follows_from_the_images_sides(
     shape: tuple[int, ...], size: tuple[int, int], expected: tuple[int, ...]
 ) -> None:
     x = images(2, size)
@@ -301,7 +304,7 @@ def test_layouts_of_maps_are_told_by_the_images_sides(
 
 
 @pytest.mark.parametrize(("count", "size", "grid"), TOKENS)
-def test_grids_are_told_by_the_number_of_tokens(
+def test_the_grid_follows_from_the_number_of_tokens(
     count: int, size: tuple[int, int], grid: tuple[int, int]
 ) -> None:
     x = images(2, size)
@@ -317,20 +320,20 @@ AMBIGUOUS = [
     ((5, 9, 24), (64, 64), ["(5, 9, 24)", "neither", "channels_last=True or False"]),
     ((32, 8), (64, 64), ["32 tokens", "(5, 5) or (4, 4)", "grid=(height, width)"]),
     ((9, 8), (80, 80), ["9 tokens", "(3, 3) or (2, 2)", "grid=(height, width)"]),
-    ((229, 8), (200, 304), ["229 tokens", "200x304", "not told", "grid=(height, width)"]),
-    ((3, 8), (64, 96), ["3 tokens", "not told", "grid=(height, width)"]),
+    ((229, 8), (200, 304), ["229 tokens", "200x304", "cannot be found", "grid=(height, width)"]),
+    ((3, 8), (64, 96), ["3 tokens", "cannot be found", "grid=(height, width)"]),
 ]
 
 
 @pytest.mark.parametrize(("shape", "size", "said"), AMBIGUOUS)
-def test_what_a_shape_does_not_tell_is_refused(
+def test_an_ambiguous_shape_is_refused(
     shape: tuple[int, ...], size: tuple[int, int], said: list[str]
 ) -> None:
     with refused("module 'last' of Gives", *said):
         gives(drawn(*shape)).features(images(2, size))
 
 
-def test_the_user_may_say_the_layout() -> None:
+def test_the_user_may_set_the_layout() -> None:
     x, cube = images(), drawn(8, 8, 8)
     for last in (True, False):
         model = HookedFeatures(Gives(cube), "first", "last", INPUT, None, channels_last=last)
@@ -343,7 +346,7 @@ class ToTokens(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
-def test_the_user_may_say_the_grids() -> None:
+def test_the_user_may_set_the_grids() -> None:
     x, wide = images(), images(2, (200, 304))
     assert gives(drawn(229, 8), grid=(12, 19)).features(wide).final.shape[2:] == (12, 19)
     assert gives(drawn(32, 8), grid=(4, 4)).features(x).final.shape[2:] == (4, 4)
@@ -397,7 +400,7 @@ def test_a_module_that_returns_no_map_is_refused(
         gives(output).features(images())
 
 
-def test_a_name_that_is_not_there_is_refused_with_the_nearest() -> None:
+def test_an_unknown_module_name_is_refused_with_the_nearest() -> None:
     with refused("ResNet", "'layer5'", "did you mean", "'layer4'"):
         HookedFeatures(resnet18(), "layer3", "layer5", INPUT)
     with refused("ViT", "'vit.encoder.layer.2'", "did you mean", "'vit.layers.2'"):
@@ -440,7 +443,7 @@ class Recurs(nn.Module):
         return self.last(x).mean((2, 3))
 
 
-def test_of_a_module_called_several_times_the_last_output_counts() -> None:
+def test_the_last_output_counts_for_a_module_called_several_times() -> None:
     model = lively(Recurs())
     for names, tail in ((("block", "last"), ["last"]), (("first", "block"), ["block"] * 3)):
         teacher = FrozenTeacher(HookedFeatures(model, *names, INPUT))
@@ -465,7 +468,7 @@ def test_logits_of_another_shape_are_refused(
             run(images())
 
 
-def test_a_head_of_ones_own_trains_with_the_model() -> None:
+def test_a_custom_head_trains_with_the_model() -> None:
     head = nn.Sequential(nn.Flatten(), nn.Linear(32, CLASSES))
 
     class Reads(nn.Module):
@@ -478,7 +481,7 @@ def test_a_head_of_ones_own_trains_with_the_model() -> None:
             return logits
 
     student = HookedFeatures(lively(dinov2()), *CASES["DINOv2"].names, INPUT, Reads())
-    check_pair(own(), student, idle="mask_token")
+    check_pair(custom_network(), student, idle="mask_token")
     assert head[1].weight.grad.any()
 
 
@@ -486,14 +489,14 @@ def hooks_left(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-def test_hooks_last_as_long_as_a_call() -> None:
+def test_hooks_exist_only_during_a_call() -> None:
     model = hooked("torchvision's ResNet")
     assert hooks_left(model) == 0
     model.features(images())
     assert hooks_left(model) == 0
 
 
-def test_hooks_go_when_the_model_raises() -> None:
+def test_hooks_are_removed_when_the_model_raises() -> None:
     def fails(x: Tensor) -> Tensor:
         raise RuntimeError("out of memory")
 
@@ -503,7 +506,7 @@ def test_hooks_go_when_the_model_raises() -> None:
     assert hooks_left(model) == 0
 
 
-def test_copies_are_apart_and_pickles_are_whole() -> None:
+def test_copies_of_a_hooked_model_are_independent_and_pickles_complete() -> None:
     model, x = hooked("torchvision's ResNet"), images()
     named = HookedFeatures(model.model, "layer3", "layer4", INPUT, operator.pos)
     for twin in (
@@ -516,7 +519,7 @@ def test_copies_are_apart_and_pickles_are_whole() -> None:
         assert twin.model is not model.model
 
 
-def test_several_wrappers_share_a_model() -> None:
+def test_several_hooked_wrappers_share_a_model() -> None:
     model, x = lively(torchvisions_resnet()), images()
     late = HookedFeatures(model, "layer3", "layer4", INPUT)
     early = HookedFeatures(model, "layer2", "layer3", INPUT)
@@ -535,7 +538,7 @@ def test_gradients_reach_the_model_from_both_features_and_the_logits() -> None:
         assert gradient[0].any()
 
 
-def test_its_taps_are_those_of_a_module_of_ones_own() -> None:
+def test_a_hooked_model_gets_the_protocol_feature_extractor() -> None:
     seen = build_feature_extractor(hooked("torchvision's ResNet"), (96, 64))
     assert isinstance(seen, ProtocolFeatureExtractor)
     assert seen.shapes.final == (512, 3, 2)
@@ -545,7 +548,7 @@ def test_a_teacher_sees_images_at_its_own_normalisation() -> None:
     vit = hooked("transformers' ViT")
     darker = InputConfig(3, SIZE, (0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
     teacher = HookedFeatures(vit.model, *vit.names, darker)
-    distiller = ScaleKD(teacher=teacher, student=own())
+    distiller = ScaleKD(teacher=teacher, student=custom_network())
     of_student, of_teacher = (
         [torch.tensor(c).view(1, 3, 1, 1) for c in (config.mean, config.std)]
         for config in (INPUT, darker)

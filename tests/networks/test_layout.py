@@ -1,4 +1,4 @@
-"""Layouts of features, told by value. Every value differs, so only one map of positions fits."""
+"""Conversions between layouts. Every value differs, so only one conversion fits."""
 
 from collections.abc import Callable
 from itertools import product
@@ -82,7 +82,7 @@ def found(x: Tensor, like: Tensor) -> LayoutConversion:
 
 
 @pytest.mark.parametrize(("source", "target"), list(product(LAYOUTS, LAYOUTS)))
-def test_every_layout_turns_into_every_other(source: str, target: str) -> None:
+def test_every_layout_converts_into_every_other(source: str, target: str) -> None:
     x, other = a_map(), a_map(3, seed=1)
     layout = found(LAYOUTS[source](x), LAYOUTS[target](x))
     turned = layout(LAYOUTS[source](other), LAYOUTS[target](other))
@@ -96,7 +96,7 @@ def test_every_layout_turns_into_every_other(source: str, target: str) -> None:
     st.tuples(*[st.integers(1, 4)] * 4),
     st.integers(1, 4),
 )
-def test_and_so_at_every_shape(
+def test_every_layout_converts_into_every_other_at_any_shape(
     source: str, target: str, shape: tuple[int, int, int, int], batch: int
 ) -> None:
     x, other = a_map(*shape), a_map(batch, *shape[1:], seed=1)
@@ -107,7 +107,7 @@ def test_and_so_at_every_shape(
 
 @pytest.mark.parametrize("source", READABLE)
 @pytest.mark.parametrize("count", [1, MOST_PREFIX])
-def test_the_prefix_is_that_of_like(source: str, count: int) -> None:
+def test_missing_prefix_tokens_are_those_of_the_target(source: str, count: int) -> None:
     x, other, another = a_map(), a_map(seed=1), a_map(seed=2)
     layout = found(READABLE[source](x), behind(count)(x))
     turned = layout(READABLE[source](other), behind(count)(another))
@@ -115,13 +115,13 @@ def test_the_prefix_is_that_of_like(source: str, count: int) -> None:
     assert torch.equal(turned[:, count:], tokens_from_map(other))
 
 
-def test_without_a_prefix_in_like_none_is_left() -> None:
+def test_prefix_tokens_are_dropped_where_the_target_has_none() -> None:
     x, other = a_map(), a_map(seed=1)
     layout = found(behind(5)(x), LAYOUTS["tokens"](x))
     assert torch.equal(layout(behind(5)(other), LAYOUTS["tokens"](x)), tokens_from_map(other))
 
 
-def test_another_prefix_in_front_of_equal_tokens_is_another_value() -> None:
+def test_equal_tokens_behind_another_prefix_do_not_match() -> None:
     x = a_map()
     theirs = torch.cat([prefix(x, 1) + 1, tokens_from_map(x)], 1)
     assert find_conversion(behind(1)(x), theirs) is None
@@ -129,7 +129,7 @@ def test_another_prefix_in_front_of_equal_tokens_is_another_value() -> None:
 
 @pytest.mark.parametrize("source", READABLE)
 @pytest.mark.parametrize("target", ORDERS)
-def test_another_order_of_tokens_is_found(source: str, target: str) -> None:
+def test_a_conversion_to_another_order_of_tokens_is_found(source: str, target: str) -> None:
     x, other = a_map(), a_map(3, seed=1)
     layout = found(READABLE[source](x), ORDERS[target](x))
     turned = layout(READABLE[source](other), ORDERS[target](other))
@@ -138,7 +138,7 @@ def test_another_order_of_tokens_is_found(source: str, target: str) -> None:
 
 @pytest.mark.parametrize("source", ORDERS)
 @pytest.mark.parametrize("target", READABLE)
-def test_and_undone(source: str, target: str) -> None:
+def test_a_conversion_back_from_another_order_of_tokens_is_found(source: str, target: str) -> None:
     x, other = a_map(), a_map(3, seed=1)
     layout = found(ORDERS[source](x), READABLE[target](x))
     turned = layout(ORDERS[source](other), READABLE[target](other))
@@ -147,7 +147,7 @@ def test_and_undone(source: str, target: str) -> None:
 
 @pytest.mark.parametrize("target", ORDERS)
 @pytest.mark.parametrize("source", ORDERS)
-def test_one_order_turns_into_another(source: str, target: str) -> None:
+def test_one_order_of_tokens_converts_into_another(source: str, target: str) -> None:
     x, other = a_map(height=4, width=4), a_map(3, height=4, width=4, seed=1)
     layout = found(ORDERS[source](x), ORDERS[target](x))
     turned = layout(ORDERS[source](other), ORDERS[target](other))
@@ -155,7 +155,7 @@ def test_one_order_turns_into_another(source: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("source", READABLE)
-def test_windows_of_all_images_in_one_batch_are_found(source: str) -> None:
+def test_a_conversion_to_windows_of_all_images_in_one_batch_is_found(source: str) -> None:
     x, other = a_map(), a_map(3, seed=1)
     layout = found(READABLE[source](x), windowed(x).flatten(0, 1))
     turned = layout(READABLE[source](other), windowed(other).flatten(0, 1))
@@ -171,13 +171,13 @@ def test_any_order_of_tokens_is_found(order: list[int], source: str, batch: int)
     assert torch.equal(turned, tokens_from_map(other)[:, order])
 
 
-def test_row_by_row_needs_no_order() -> None:
+def test_tokens_row_by_row_need_no_order() -> None:
     x = a_map()
     assert all(found(x, turn(x)).order is None for turn in LAYOUTS.values())
     assert found(x, reversed_tokens(x)).order is not None
 
 
-def test_a_cube_is_told_by_its_values() -> None:
+def test_the_layout_of_a_cube_follows_from_its_values() -> None:
     x, other = a_map(2, 4, 4, 4), a_map(2, 4, 4, 4, seed=1)
     last = LAYOUTS["NHWC"]
     assert torch.equal(found(x, x)(other, x), other)
@@ -186,7 +186,7 @@ def test_a_cube_is_told_by_its_values() -> None:
     assert torch.equal(found(last(x), last(x))(last(other), last(x)), last(other))
 
 
-def test_windows_shaped_as_a_map_are_told_by_their_values() -> None:
+def test_windows_shaped_like_a_map_are_recognised_by_their_values() -> None:
     x, other = a_map(2, 4, 4, 4), a_map(2, 4, 4, 4, seed=1)
     assert windowed(x).shape == x.shape
     layout = found(x, windowed(x))
@@ -217,13 +217,13 @@ UNLIKE: dict[str, tuple[object, object]] = {
 
 
 @pytest.mark.parametrize("case", UNLIKE)
-def test_what_is_unlike_has_no_layout(case: str) -> None:
+def test_features_with_other_values_have_no_conversion(case: str) -> None:
     x, like = UNLIKE[case]
     assert find_conversion(x, like) is None
 
 
 @pytest.mark.parametrize("turn", [*LAYOUTS.values(), *ORDERS.values()], ids=[*LAYOUTS, *ORDERS])
-def test_zeros_are_in_order_as_they_come(turn: Turn) -> None:
+def test_zeros_convert_without_reordering(turn: Turn) -> None:
     """Any order fits equal tokens: none but the plain one is made up."""
     x, other = torch.zeros(2, 3, 4, 6), a_map()
     layout = find_conversion(x, turn(x))
@@ -238,7 +238,7 @@ def test_zeros_are_in_order_as_they_come(turn: Turn) -> None:
 @given(
     st.lists(st.integers(0, 2), min_size=6, max_size=6), st.permutations(range(6)), st.booleans()
 )
-def test_equal_tokens_give_an_exact_layout_or_none(
+def test_repeated_tokens_have_an_exact_conversion_or_none(
     values: list[int], order: list[int], equal: bool
 ) -> None:
     """Few values in the first channel, by which orders are found; the others may tell them apart"""
@@ -273,7 +273,7 @@ def test_a_map_of_a_known_shape_is_read_from_every_layout(name: str) -> None:
         a_map()[:, None],
     ],
 )
-def test_what_cannot_be_a_map_of_that_shape_is_none(y: object) -> None:
+def test_a_feature_that_cannot_be_a_map_of_the_shape_gives_none(y: object) -> None:
     assert as_map(y, (3, 4, 6)) is None
 
 
@@ -285,7 +285,7 @@ def test_tokens_and_maps_are_each_others_inverse(count: int) -> None:
 
 
 @pytest.mark.parametrize("real", [True, False])
-def test_complex_values_have_a_layout_or_none(real: bool) -> None:
+def test_complex_values_have_a_conversion_or_none(real: bool) -> None:
     x = a_map() if real else a_map().to(torch.complex64)
     like = reversed_tokens(a_map()).to(torch.complex64)
     layout = find_conversion(x, like)

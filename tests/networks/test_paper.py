@@ -70,7 +70,7 @@ def student(pair: PublishedPair) -> nn.Module:
         return build_model(pair.student, "random", **pair.student_args)[0]
 
 
-def test_the_eleven_pairs_are_tabled_and_no_other() -> None:
+def test_the_papers_eleven_pairs_are_listed_with_their_gains() -> None:
     assert len(PAIRS) == len({str(pair) for pair in PAIRS}) == 11
     assert {pair.teacher for pair in PAIRS} == {SWIN_L, EVA_L}
     assert [pair.teacher for pair in ABLATION_PAIRS] == [SWIN_S, SWIN_B]
@@ -83,7 +83,7 @@ def test_the_eleven_pairs_are_tabled_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("pair", ALL, ids=str)
-def test_a_student_offers_what_the_paper_says(pair: PublishedPair) -> None:
+def test_a_students_features_are_the_papers(pair: PublishedPair) -> None:
     row = FOR_PATCH_14 if pair.student_args.get("patch_size") == 14 else ROWS[pair.student]
     model = student(pair)
     with outlines():
@@ -112,7 +112,7 @@ def test_vit_students_have_mean_pooling_and_no_class_token(pair: PublishedPair) 
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)
-def test_a_teacher_is_tapped_on_the_papers_grids(teacher: str) -> None:
+def test_a_teachers_features_are_on_the_papers_grids(teacher: str) -> None:
     args = next(pair.teacher_args for pair in ALL if pair.teacher == teacher)
     with outlines():
         extractor = FeatureExtractor(build_model(teacher, "random", **args)[0], is_teacher=True)
@@ -133,7 +133,7 @@ def test_patch_14_is_registered_beside_timms_mixers() -> None:
     assert model.stem.grid_size == (16, 16)
 
 
-def test_it_has_no_weights_to_download() -> None:
+def test_the_papers_mixer_has_no_pretrained_weights() -> None:
     with pytest.raises(InputError, match="mixer_b14_224"):
         build_model("mixer_b14_224", "pretrained")
 

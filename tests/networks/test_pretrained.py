@@ -1,9 +1,8 @@
-"""What is read from files, how it is made to fit, and what is said about it."""
+"""Weights from files: what is read, what is refused, and how it is described."""
 
 import hashlib
 import os
 import pickle
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import timm
 import torch
 from helpers.refusals import refused
 from helpers.small_models import CLASSES, SWIN, VIT, convnext, resnet, swin, vit
+from helpers.weights import same_weights, save_weights
 from safetensors.torch import load_file, save_file
 from timm.layers import RmsNorm
 from torch import Tensor, nn
@@ -45,25 +45,20 @@ FORMATS: dict[str, tuple[str, Save]] = {
 }
 
 
-def same(a: nn.Module, b: nn.Module) -> bool:
-    mine, theirs = a.state_dict(), b.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
-
-
 @pytest.mark.parametrize("kind", FORMATS)
 def test_weights_come_from_a_file(kind: str, tmp_path: Path) -> None:
     name, save = FORMATS[kind]
     model = resnet()
     save(model.state_dict(), tmp_path / name)
-    assert same(build_model("test_resnet", tmp_path / name)[0], model)
-    assert same(build_model("test_resnet", str(tmp_path / name))[0], model)
+    assert same_weights(build_model("test_resnet", tmp_path / name)[0], model)
+    assert same_weights(build_model("test_resnet", str(tmp_path / name))[0], model)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model"])
-def test_a_checkpoint_that_holds_a_state_dict_is_looked_into(key: str, tmp_path: Path) -> None:
+def test_the_state_dict_in_a_checkpoint_is_used(key: str, tmp_path: Path) -> None:
     model = resnet()
     torch.save({key: model.state_dict(), "epoch": 3}, tmp_path / "c.pth")
-    assert same(build_model("test_resnet", tmp_path / "c.pth")[0], model)
+    assert same_weights(build_model("test_resnet", tmp_path / "c.pth")[0], model)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +77,7 @@ def test_a_file_of_other_classes_rebuilds_the_head(
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     loaded, _ = build_model(name, tmp_path / "w.safetensors", **arguments)
     assert loaded.num_classes == 7
-    assert same(loaded, model)
+    assert same_weights(loaded, model)
 
 
 def test_a_file_of_other_classes_rebuilds_both_heads_of_a_distilled_deit(tmp_path: Path) -> None:
@@ -91,7 +86,7 @@ def test_a_file_of_other_classes_rebuilds_both_heads_of_a_distilled_deit(tmp_pat
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     loaded, _ = build_model(name, tmp_path / "w.safetensors", **VIT)
     assert loaded.num_classes == 7
-    assert same(loaded, model)
+    assert same_weights(loaded, model)
 
 
 def test_a_teacher_by_name_takes_a_file_of_weights(tmp_path: Path) -> None:
@@ -105,7 +100,7 @@ def test_a_teacher_by_name_takes_a_file_of_weights(tmp_path: Path) -> None:
         teacher_weights=str(tmp_path / "w.safetensors"),
         size=(32, 32),
     )
-    assert same(distiller.teacher.model, trained)
+    assert same_weights(distiller.teacher.model, trained)
     assert not any(note.level == "warning" or "RANDOM" in note.text for note in distiller.notes)
 
 
@@ -139,7 +134,7 @@ def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "trace").exists()
 
 
-def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
+def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "w.pth")
     with refused("w.pth"):
         build_model("test_resnet", tmp_path / "w.pth")
@@ -194,7 +189,7 @@ def test_a_torch_file_without_tensors_is_refused(content: Any, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["nowhere.safetensors", "Pretrained", "."])
-def test_a_missing_file_is_refused_with_the_other_ways(name: str) -> None:
+def test_a_missing_file_is_refused_with_the_alternatives(name: str) -> None:
     with refused(repr(name), "'pretrained'", "'random'"):
         build_model("test_resnet", name)
 
@@ -216,13 +211,8 @@ def test_another_models_file_is_refused_in_a_line_that_stays_short(tmp_path: Pat
     assert len(str(caught.value)) < 1500
 
 
-def saved(state: dict[str, Tensor], folder: Path) -> Path:
-    save_file({n: t.contiguous() for n, t in state.items()}, folder / "w.safetensors")
-    return folder / "w.safetensors"
-
-
-def test_what_a_file_gave_is_said(tmp_path: Path) -> None:
-    file = saved(resnet().state_dict(), tmp_path)
+def test_what_a_file_provided_is_reported(tmp_path: Path) -> None:
+    file = save_weights(resnet().state_dict(), tmp_path)
     model, loaded = build_model("test_resnet", file)
     total = len(model.state_dict())
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -236,155 +226,28 @@ def test_what_a_file_gave_is_said(tmp_path: Path) -> None:
     )
 
 
-def test_other_classes_than_asked_for_are_remarked_on(tmp_path: Path) -> None:
-    file = saved(resnet().state_dict(), tmp_path)
+def test_other_classes_than_requested_are_remarked_on(tmp_path: Path) -> None:
+    file = save_weights(resnet().state_dict(), tmp_path)
     model, loaded = build_model("test_resnet", file, num_classes=9)
     assert model.num_classes == CLASSES
-    assert loaded.remarks == (f"{CLASSES} classes as in the file and not the 9 asked for",)
+    assert loaded.remarks == (f"{CLASSES} classes as in the file, not the 9 requested",)
     assert build_model("test_resnet", file, num_classes=CLASSES)[1].remarks == ()
 
 
-def test_a_line_lists_a_few_of_what_is_missing_and_left_out() -> None:
+def test_the_description_lists_a_few_missing_and_skipped_tensors() -> None:
     missing = tuple(f"head.{i}" for i in range(9))
     loaded = LoadedWeights(
         "net", "pretrained", "a/w.pth", "0123456789abcdef", 3, 12, missing, ("stray",)
     )
     assert str(loaded) == (
-        "weights of net: pretrained, w.pth (sha256 0123456789ab…), 3 of 12 tensors; RANDOM, for "
-        "no file gave them: head.0, head.1, head.2, head.3, head.4, head.5 and 3 more; left out of "
-        "the file: stray"
+        "weights of net: pretrained, w.pth (sha256 0123456789ab…), 3 of 12 tensors; RANDOM, "
+        "because the file lacks them: head.0, head.1, head.2, head.3, head.4, head.5 and 3 more; "
+        "skipped in the file: stray"
     )
 
 
-PREFIXES = ["module.", "model.", "backbone.", "student.", "_orig_mod.module.", "my.own.net."]
-
-
-@pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("made", [resnet, convnext])
-def test_a_prefix_that_all_names_share_is_removed(
-    made: Callable[[], nn.Module], prefix: str, tmp_path: Path
-) -> None:
-    model = made()
-    file = saved({prefix + n: t for n, t in model.state_dict().items()}, tmp_path)
-    built, loaded = build_model(model.pretrained_cfg["architecture"], file)
-    assert same(built, model)
-    assert f"prefix {prefix!r} removed" in loaded.remarks
-    assert loaded.matched == loaded.total
-    assert not loaded.unexpected
-
-
-def test_names_beside_the_prefix_are_used_or_said_to_be_left_out(tmp_path: Path) -> None:
-    model = resnet()
-    state = {n if n[:2] == "fc" else f"backbone.{n}": t for n, t in model.state_dict().items()}
-    file = saved(state | {"decoder.weight": torch.zeros(2)}, tmp_path)
-    built, loaded = build_model("test_resnet", file)
-    assert same(built, model)
-    assert loaded.unexpected == ("decoder.weight",)
-    assert "left out of the file: decoder.weight" in str(loaded)
-
-
-def test_several_networks_in_one_file_are_refused(tmp_path: Path) -> None:
-    state = resnet().state_dict().items()
-    both = {f"{p}.{n}": t.clone() for p in ("student", "teacher") for n, t in state}
-    with refused("student.", "teacher.", "several"):
-        build_model("test_resnet", saved(both, tmp_path))
-
-
-def renamed(state: dict[str, Tensor], *rules: tuple[str, str]) -> dict[str, Tensor]:
-    for pattern, new in rules:
-        state = {re.sub(pattern, new, n): t for n, t in state.items()}
-    return state
-
-
-def authors_swin() -> tuple[nn.Module, dict[str, Tensor]]:
-    model = swin()
-    state = renamed(
-        model.state_dict(),
-        (r"layers\.1\.downsample", "layers.0.downsample"),
-        (r"head\.fc\.", "head."),
-    )
-    return model, state | {"layers.0.blocks.1.attn_mask": torch.zeros(4, 16, 16)}
-
-
-def authors_convnext() -> tuple[nn.Module, dict[str, Tensor]]:
-    model = timm.create_model("convnext_atto", num_classes=CLASSES, depths=(1, 1, 1, 1))
-    return model, renamed(
-        model.state_dict(),
-        (r"^stem\.", "downsample_layers.0."),
-        (r"stages\.(\d)\.downsample", r"downsample_layers.\1"),
-        (r"\.blocks\.", "."),
-        ("conv_dw", "dwconv"),
-        (r"mlp\.fc", "pwconv"),
-        (r"head\.norm", "norm"),
-        (r"head\.fc", "head"),
-    )
-
-
-AUTHORS: dict[str, tuple[Callable[[], tuple[nn.Module, dict[str, Tensor]]], dict[str, Any]]] = {
-    "swin_tiny_patch4_window7_224": (authors_swin, SWIN),
-    "convnext_atto": (authors_convnext, {"depths": (1, 1, 1, 1)}),
-}
-
-
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("name", AUTHORS)
-def test_the_authors_own_names_are_understood(name: str, prefix: str, tmp_path: Path) -> None:
-    make, arguments = AUTHORS[name]
-    model, state = make()
-    file = saved({prefix + n: t for n, t in state.items()}, tmp_path)
-    built, loaded = build_model(name, file, **arguments)
-    assert same(built, model)
-    assert any("timm's checkpoint filter" in remark for remark in loaded.remarks)
-    assert any(f"prefix {prefix!r}" in remark for remark in loaded.remarks) == bool(prefix)
-
-
-def test_positions_of_another_size_are_resampled_and_said_to_be(tmp_path: Path) -> None:
-    model = vit()
-    file = saved(model.state_dict(), tmp_path)
-    larger, loaded = build_model("vit_tiny_patch16_224", file, **{**VIT, "img_size": 96})
-    assert larger.pos_embed.shape == (1, 37, 32)
-    assert torch.equal(larger.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
-    assert any("reshaped pos_embed" in remark for remark in loaded.remarks)
-
-
-@pytest.mark.parametrize(
-    ("name", "made", "arguments"),
-    [
-        ("test_resnet", resnet, {}),
-        ("test_convnext", convnext, {}),
-        ("vit_tiny_patch16_224", vit, VIT),
-    ],
-)
-def test_a_file_without_classifier_builds_a_model_without(
-    name: str, made: Callable[..., nn.Module], arguments: dict[str, Any], tmp_path: Path
-) -> None:
-    model = made(num_classes=0)
-    file = saved(model.state_dict(), tmp_path)
-    built, loaded = build_model(name, file, **arguments)
-    assert built.num_classes == 0
-    assert same(built, model)
-    assert loaded.remarks == ("no classifier, as in the file",)
-    assert build_model(name, file, num_classes=0, **arguments)[1].remarks == ()
-    with refused("w.safetensors", "num_classes is 5", "no classifier"):
-        build_model(name, file, num_classes=5, **arguments)
-
-
-def test_a_missing_tensor_besides_the_classifier_is_refused(tmp_path: Path) -> None:
-    state = resnet(num_classes=0).state_dict()
-    del state["conv1.0.weight"]
-    with refused("missing: conv1.0.weight"):
-        build_model("test_resnet", saved(state, tmp_path))
-
-
-def test_a_filter_that_fails_on_a_file_hides_nothing(tmp_path: Path) -> None:
-    state = vit().state_dict()
-    state["patch_embed.proj.weight"] = torch.zeros(3)
-    with refused("patch_embed.proj.weight (3,)"):
-        build_model("vit_tiny_patch16_224", saved(state, tmp_path), **VIT)
-
-
-def test_loads_are_watched_with_the_file_and_what_was_missing(tmp_path: Path) -> None:
-    file = saved({"weight": torch.ones(2, 2), "stray": torch.ones(1)}, tmp_path)
+def test_loads_are_recorded_with_the_file_and_the_missing_names(tmp_path: Path) -> None:
+    file = save_weights({"weight": torch.ones(2, 2), "stray": torch.ones(1)}, tmp_path)
     before = nn.Module.load_state_dict, torch.load
     with record_loads() as loads:
         layer = nn.Linear(2, 2)
@@ -398,7 +261,7 @@ def test_loads_are_watched_with_the_file_and_what_was_missing(tmp_path: Path) ->
     assert (nn.Module.load_state_dict, torch.load) == before
 
 
-def test_a_load_that_fails_leaves_no_watch_behind() -> None:
+def test_a_load_that_fails_leaves_no_patched_function() -> None:
     before = nn.Module.load_state_dict
     with pytest.raises(RuntimeError), record_loads() as loads:
         nn.Linear(2, 2).load_state_dict({})
@@ -409,7 +272,7 @@ def test_a_load_that_fails_leaves_no_watch_behind() -> None:
 @pytest.mark.parametrize(
     "name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet_gn"]
 )
-def test_a_network_of_the_first_day_looks_untrained(name: str) -> None:
+def test_a_freshly_initialised_network_looks_untrained(name: str) -> None:
     model = timm.create_model(name)
     assert looks_untrained(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -419,7 +282,7 @@ def test_a_network_of_the_first_day_looks_untrained(name: str) -> None:
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(3), RmsNorm(3), nn.BatchNorm2d(3)])
-def test_one_norm_that_has_learnt_is_enough(norm: nn.Module) -> None:
+def test_one_trained_norm_makes_a_network_look_trained(norm: nn.Module) -> None:
     model = nn.Sequential(nn.LayerNorm(3), norm)
     assert looks_untrained(model)
     with torch.no_grad():
@@ -427,7 +290,7 @@ def test_one_norm_that_has_learnt_is_enough(norm: nn.Module) -> None:
     assert not looks_untrained(model)
 
 
-def test_a_constant_weight_other_than_one_is_untrained_and_a_bias_is_not() -> None:
+def test_a_constant_norm_weight_looks_untrained_and_a_nonzero_bias_does_not() -> None:
     norm = nn.GroupNorm(1, 3)
     nn.init.zeros_(norm.weight)
     assert looks_untrained(norm)
@@ -436,7 +299,7 @@ def test_a_constant_weight_other_than_one_is_untrained_and_a_bias_is_not() -> No
 
 
 @pytest.mark.parametrize("model", [nn.Linear(3, 3), nn.LayerNorm(3, elementwise_affine=False)])
-def test_without_affine_norms_there_is_no_sign(model: nn.Module) -> None:
+def test_a_network_without_affine_norms_does_not_look_untrained(model: nn.Module) -> None:
     assert not looks_untrained(model)
 
 

@@ -1,3 +1,5 @@
+"""Modules that offer their features: as teachers and students, and what is refused."""
+
 import copy
 from collections.abc import Callable
 from dataclasses import replace
@@ -5,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.custom_networks import INPUT, TARGETS, CustomNetwork, check_pair, custom_network
 from helpers.refusals import refused
 from helpers.small_models import CLASSES, SIZE, images, lively, resnet, swin, tokens
+from helpers.teachers import check_tail
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,40 +19,8 @@ from scalekd import FeatureSelection as Settings
 from scalekd.networks.feature_extractor import FeatureExtractor, build_feature_extractor
 from scalekd.networks.protocol import ProtocolFeatureExtractor
 
-INPUT = InputConfig(3, SIZE, (0.5, 0.4, 0.3), (0.2, 0.2, 0.25))
-TARGETS = torch.tensor([0, 3, 4, 1])
-FEATURE_TERMS = {"tpp_original", "tpp_alternative", "final_original", "final_alternative"}
 
-
-class Own(nn.Module):
-    """64x64 -> 16x8x8 -> 24x4x4; timm has never seen it."""
-
-    input = INPUT
-
-    def __init__(self, classes: int = CLASSES) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.BatchNorm2d(16), nn.GELU())
-        self.last = nn.Sequential(nn.Conv2d(16, 24, 2, 2), nn.BatchNorm2d(24), nn.GELU())
-        self.head = nn.Linear(24, classes) if classes else None
-
-    def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        penultimate = self.first(x)
-        return penultimate, self.last(penultimate)
-
-    def features(self, images: Tensor) -> Features:
-        penultimate, final = self.stages(images)
-        logits = None if self.head is None else self.head(final.mean((2, 3)))
-        return Features(penultimate, final, logits)
-
-    def forward(self, images: Tensor) -> Tensor | None:
-        return self.features(images).logits
-
-
-def own(**arguments: Any) -> nn.Module:
-    return lively(Own(**arguments))
-
-
-class Attends(Own):
+class Attends(CustomNetwork):
     """Its last stage works on tokens, with a class token in front, and is called twice."""
 
     def __init__(self) -> None:
@@ -65,7 +37,7 @@ class Attends(Own):
         return penultimate, sequence[:, 1:].transpose(1, 2).unflatten(2, (8, 8))
 
 
-class FeaturesCallForward(Own):
+class FeaturesCallForward(CustomNetwork):
     """The other way round: `forward` runs the network, `features` asks it for more."""
 
     def features(self, images: Tensor) -> Features:
@@ -84,54 +56,22 @@ class FeaturesCallForward(Own):
         return logits
 
 
-def check_pair(
-    teacher: nn.Module, student: nn.Module, targets: Tensor | None = TARGETS, idle: str = "-"
-) -> ScaleKD:
-    """A real step: all parameters learn but the student's `idle` ones and the teacher's."""
-    torch.manual_seed(0)
-    distiller = ScaleKD(teacher=teacher, student=student).train()
-    step = distiller(images(4), targets)
-    assert set(step.terms) >= FEATURE_TERMS
-    assert ("task" in step.terms) is (targets is not None)
-    step.loss.backward()
-    for name, parameter in distiller.named_parameters():
-        if idle not in name:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
-            assert parameter.grad.any(), name
-    for parameter in distiller.teacher.model.parameters():
-        assert not parameter.requires_grad
-        assert parameter.grad is None
-    check_tail(distiller.teacher)
-    return distiller
-
-
-def check_tail(teacher: FrozenTeacher) -> None:
-    """Its tail gives its own final feature, and another one of other tokens."""
-    assert teacher.difference <= 1e-4
-    seen = teacher(images(3, teacher.input.size, seed=5))
-    given, final = tokens(seen.penultimate), tokens(seen.final)
-    torch.testing.assert_close(teacher.tail(given), final, atol=1e-5, rtol=1e-4)
-    other = teacher.tail(given + given.std() * torch.randn_like(given))
-    assert (other - final).abs().max() > 0.01 * final.abs().max()
-
-
-@pytest.mark.parametrize("kind", [Own, Attends, FeaturesCallForward])
-def test_a_module_of_ones_own_teaches_and_learns(kind: type[Own]) -> None:
+@pytest.mark.parametrize("kind", [CustomNetwork, Attends, FeaturesCallForward])
+def test_a_custom_module_teaches_and_learns(kind: type[CustomNetwork]) -> None:
     distiller = check_pair(lively(kind()), lively(kind()))
     assert distiller.teacher.input == INPUT
 
 
-def test_it_teaches_and_learns_from_timms() -> None:
-    check_pair(swin(), own())
+def test_a_custom_module_teaches_and_learns_from_timm_models() -> None:
+    check_pair(swin(), custom_network())
     torch.manual_seed(0)
-    distiller = ScaleKD(teacher=own(), student=resnet(), size=SIZE)
+    distiller = ScaleKD(teacher=custom_network(), student=resnet(), size=SIZE)
     distiller(images(4), TARGETS).loss.backward()
     check_tail(distiller.teacher)
 
 
-def test_shapes_and_features_are_the_modules() -> None:
-    model, x = own(), images(3)
+def test_shapes_and_features_of_a_custom_module_are_its_own() -> None:
+    model, x = custom_network(), images(3)
     seen = build_feature_extractor(model)
     assert isinstance(seen, ProtocolFeatureExtractor)
     assert seen.shapes == FeatureShapes((16, 8, 8), (24, 4, 4), CLASSES)
@@ -142,18 +82,18 @@ def test_shapes_and_features_are_the_modules() -> None:
     assert ours.final.requires_grad
 
 
-def test_the_size_may_be_another_than_its_own() -> None:
-    seen = build_feature_extractor(own(), (32, 96))
+def test_a_custom_module_works_at_another_size_than_its_own() -> None:
+    seen = build_feature_extractor(custom_network(), (32, 96))
     assert seen.input == replace(INPUT, size=(32, 96))
     assert seen.shapes.penultimate == (16, 4, 12)
-    assert FrozenTeacher(own(), (96, 64)).shapes.final == (24, 6, 4)
+    assert FrozenTeacher(custom_network(), (96, 64)).shapes.final == (24, 6, 4)
 
 
-def test_one_without_classifier_gives_features_alone() -> None:
+def test_a_custom_module_without_classifier_gives_only_features() -> None:
     for classes in ((0, CLASSES), (CLASSES, 0)):
-        teacher, student = (own(classes=number) for number in classes)
+        teacher, student = (custom_network(classes=number) for number in classes)
         check_pair(teacher, student, TARGETS if classes[1] else None)
-    assert build_feature_extractor(own(classes=0)).shapes.classes is None
+    assert build_feature_extractor(custom_network(classes=0)).shapes.classes is None
 
 
 def test_the_tail_of_modules_called_twice_runs_both_calls() -> None:
@@ -161,14 +101,14 @@ def test_the_tail_of_modules_called_twice_runs_both_calls() -> None:
     assert teacher.tail_modules == ["last", "last", "norm"]
 
 
-def test_a_teacher_in_double_precision_stays_so() -> None:
-    teacher = FrozenTeacher(own().double())
+def test_a_custom_teacher_in_double_precision_stays_in_it() -> None:
+    teacher = FrozenTeacher(custom_network().double())
     check_tail(teacher)
     assert teacher(images()).final.dtype == torch.float64
 
 
-def test_looking_at_a_module_leaves_it_and_the_random_numbers_as_they_were() -> None:
-    model = own().train()
+def test_probing_a_module_leaves_it_and_the_random_generators_unchanged() -> None:
+    model = custom_network().train()
     model.first[1].eval()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     modes = [m.training for m in model.modules()]
@@ -178,7 +118,7 @@ def test_looking_at_a_module_leaves_it_and_the_random_numbers_as_they_were() -> 
     assert torch.equal(torch.get_rng_state(), state)
 
 
-class Returns(Own):
+class Returns(CustomNetwork):
     """What `features` returns is up to the case."""
 
     def __init__(self, changed: Callable[[Features], Any]) -> None:
@@ -226,7 +166,7 @@ WRONG: dict[str, tuple[Callable[[Features], Any], list[str]]] = {
 def test_wrong_features_are_refused_in_one_line(case: str) -> None:
     changed, said = WRONG[case]
     with refused("Returns", *said):
-        ScaleKD(teacher=own(), student=Returns(changed))
+        ScaleKD(teacher=custom_network(), student=Returns(changed))
     with refused("Returns", *said):
         FrozenTeacher(Returns(changed))
 
@@ -244,24 +184,26 @@ INPUTS: dict[str, tuple[Any, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", INPUTS)
-def test_a_wrong_input_is_refused_in_one_line(case: str) -> None:
+def test_a_wrong_input_attribute_is_refused_in_one_line(case: str) -> None:
     given, said = INPUTS[case]
-    model = own()
+    model = custom_network()
     model.input = given
-    with refused("Own", *said):
+    with refused("CustomNetwork", *said):
         build_feature_extractor(model)
 
 
 def test_a_module_that_fails_is_refused_with_its_own_reason() -> None:
-    with refused("Own.features", "3 channels and 4x4 pixels", "Kernel size"):
-        build_feature_extractor(own(), (4, 4))
-    with refused("Own.features", "1 channels and 64x64 pixels", "channels", "call of your own"):
-        model = own()
+    with refused("CustomNetwork.features", "3 channels and 4x4 pixels", "Kernel size"):
+        build_feature_extractor(custom_network(), (4, 4))
+    with refused(
+        "CustomNetwork.features", "1 channels and 64x64 pixels", "channels", "call of your own"
+    ):
+        model = custom_network()
         model.input = InputConfig(1, SIZE, (0.5,), (0.2,))
         build_feature_extractor(model)
 
 
-def test_features_in_a_sequence_of_the_name_are_no_offer() -> None:
+def test_a_submodule_named_features_does_not_implement_the_protocol() -> None:
     class Torchvisions(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -271,48 +213,48 @@ def test_features_in_a_sequence_of_the_name_are_no_offer() -> None:
         build_feature_extractor(Torchvisions())
 
 
-def test_a_timm_model_keeps_to_its_own_way() -> None:
+def test_a_timm_model_with_an_input_attribute_gets_the_timm_extractor() -> None:
     model = resnet()
     model.input = (3, 64, 64)
     assert isinstance(build_feature_extractor(model, SIZE), FeatureExtractor)
 
 
-def test_settings_for_timms_models_are_refused() -> None:
-    with refused("Own", "penultimate=1", "leave them out"):
-        ScaleKD(teacher=swin(), student=own(), student_features=Settings(penultimate=1))
+def test_a_feature_selection_for_a_custom_module_is_refused() -> None:
+    with refused("CustomNetwork", "penultimate=1", "drop the selection"):
+        ScaleKD(teacher=swin(), student=custom_network(), student_features=Settings(penultimate=1))
 
 
 def test_a_teacher_is_not_its_own_student() -> None:
-    model = own()
+    model = custom_network()
     with refused("no parameter to train"):
         ScaleKD(teacher=model, student=model)
 
 
-class NotANumber(Own):
+class NotANumber(CustomNetwork):
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
         penultimate, final = super().stages(x)
         return penultimate, final / 0 - final / 0
 
 
-class ActsOutsideOfModules(Own):
+class ActsOutsideOfModules(CustomNetwork):
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
         penultimate = F.gelu(self.first(x))
         return penultimate, self.last(penultimate)
 
 
-class EndsOutsideOfModules(Own):
+class EndsOutsideOfModules(CustomNetwork):
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
         penultimate, final = super().stages(x)
         return penultimate, 2 * final
 
 
-class GoesAroundItsPenultimate(Own):
+class GoesAroundItsPenultimate(CustomNetwork):
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
         earlier = self.first(x)
         return self.first(x + 1), self.last(earlier)
 
 
-REFUSED: dict[type[Own], list[str]] = {
+REFUSED: dict[type[CustomNetwork], list[str]] = {
     NotANumber: ["nan or inf", "weights"],
     ActsOutsideOfModules: ["penultimate feature (16, 8, 8) is not the output of a module"],
     EndsOutsideOfModules: ["final feature is not the output of a module"],
@@ -321,18 +263,18 @@ REFUSED: dict[type[Own], list[str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_teacher_that_cannot_be_replayed_is_refused(case: type[Own]) -> None:
+def test_a_teacher_that_cannot_be_replayed_is_refused(case: type[CustomNetwork]) -> None:
     with refused(case.__name__, *REFUSED[case]):
         FrozenTeacher(lively(case()))
 
 
 @pytest.mark.parametrize("case", [ActsOutsideOfModules, EndsOutsideOfModules])
-def test_as_a_student_it_needs_no_modules_between_its_features(case: type[Own]) -> None:
-    check_pair(own(), lively(case()))
+def test_a_custom_student_needs_no_modules_between_its_features(case: type[CustomNetwork]) -> None:
+    check_pair(custom_network(), lively(case()))
 
 
-def test_features_may_be_weighed_as_those_of_timms() -> None:
+def test_loss_weights_apply_to_custom_modules() -> None:
     weights = LossWeights(tpp_original=0.0, tpp_alternative=0.0)
-    distiller = ScaleKD(teacher=own(), student=own(), weights=weights)
+    distiller = ScaleKD(teacher=custom_network(), student=custom_network(), weights=weights)
     terms = distiller(images(4), TARGETS).terms
     assert set(terms) == {"task", "final_original", "final_alternative", "logits"}

@@ -1,4 +1,4 @@
-"""A student's folder: plain timm loads it, and it is written whole or not at all."""
+"""An exported student: plain timm loads it, and its folder is complete or does not exist."""
 
 import json
 import resource
@@ -46,7 +46,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_timm_gives_the_same_model_back_with_its_input(tmp_path: Path) -> None:
+def test_timm_loads_an_exported_student_bit_identical_with_its_input(tmp_path: Path) -> None:
     student = SPEC.build().eval()
     SPEC.export(student, tmp_path / "student")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["student"]
@@ -62,7 +62,7 @@ def test_timm_gives_the_same_model_back_with_its_input(tmp_path: Path) -> None:
     assert loaded.num_classes == 7
 
 
-def test_the_folder_claims_nothing_of_timms_own_weights(tmp_path: Path) -> None:
+def test_an_exported_student_does_not_claim_timms_weights(tmp_path: Path) -> None:
     spec = StudentSpec("resnet10t", {}, 3, None)
     spec.export(spec.build(), tmp_path / "student")
     said = (tmp_path / "student" / "config.json").read_text()
@@ -71,7 +71,7 @@ def test_the_folder_claims_nothing_of_timms_own_weights(tmp_path: Path) -> None:
     assert "license" not in json.loads(said)["pretrained_cfg"]
 
 
-def test_an_existing_folder_is_refused_and_untouched(tmp_path: Path) -> None:
+def test_export_refuses_an_existing_folder_and_leaves_it_unchanged(tmp_path: Path) -> None:
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "mine").write_text("precious")
     with pytest.raises(InputError, match="exists and is not overwritten"):
@@ -79,12 +79,12 @@ def test_an_existing_folder_is_refused_and_untouched(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "student").iterdir()] == ["mine"]
 
 
-def test_folders_on_the_way_are_made(run_folder: Path, tmp_path: Path) -> None:
+def test_export_creates_parent_folders(run_folder: Path, tmp_path: Path) -> None:
     export_checkpoint(RunFolder(run_folder).checkpoint(RUN), tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b" / "config.json").is_file()
 
 
-def test_a_full_disk_leaves_no_half_folder(run_folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_folder(run_folder: Path, tmp_path: Path) -> None:
     file = RunFolder(run_folder).checkpoint(RUN)
     with limited_file_size(4096), pytest.raises(InputError) as caught:
         export_checkpoint(file, tmp_path / "student")
@@ -93,14 +93,14 @@ def test_a_full_disk_leaves_no_half_folder(run_folder: Path, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_made_is_named(run_folder: Path, tmp_path: Path) -> None:
+def test_an_export_folder_that_cannot_be_created_is_named(run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError) as caught:
         export_checkpoint(RunFolder(run_folder).checkpoint(RUN), tmp_path / "file" / "student")
     assert str(tmp_path / "file" / "student") in str(caught.value)
 
 
-def test_a_disk_full_at_the_very_end_loses_no_student(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_at_export_loses_no_student(tmp_path: Path) -> None:
     class Full:
         """Once the checkpoint is written, the disk takes no more; never asks to stop."""
 

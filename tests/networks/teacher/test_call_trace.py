@@ -1,4 +1,4 @@
-"""What one pass shows of the calls in it: who calls whom, what follows, and what they return."""
+"""The call trace of one pass: how calls are nested, which follow, and what they return."""
 
 import weakref
 from typing import Any
@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.refusals import refused
 from helpers.small_models import images, tokens
+from helpers.teachers import count_hooks
 from torch import Tensor, nn
 
 from scalekd.networks.teacher.call_trace import (
@@ -18,10 +19,6 @@ from scalekd.networks.teacher.call_trace import (
     recorded_outputs,
     trace_calls,
 )
-
-
-def hooks(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 class Block(nn.Module):
@@ -60,7 +57,7 @@ class Wrapper(nn.Module):
         self.encoder = Encoder()
 
 
-class Watched:
+class TracedPass:
     """A pass of a `Wrapper`, and the outputs of its modules taken by hand."""
 
     def __init__(self, penultimate: str, final: str, nth: tuple[int, int] = (0, 0)) -> None:
@@ -69,9 +66,9 @@ class Watched:
         self.names = {module: name for name, module in self.model.named_modules()}
         self.places = [(penultimate, nth[0]), (final, nth[1])]
         self.penultimate, self.final = self.maps(images())
-        self.calls = self.watched(self.penultimate, self.final)
+        self.calls = self.trace(self.penultimate, self.final)
 
-    def watched(self, penultimate: Tensor, final: Tensor, channels: int = 3) -> list[ModuleCall]:
+    def trace(self, penultimate: Tensor, final: Tensor, channels: int = 3) -> list[ModuleCall]:
         x = images(channels=channels)
         return trace_calls(self.model, lambda: self.maps(x), penultimate, final)
 
@@ -91,20 +88,20 @@ class Watched:
         penultimate, final = (seen[name][nth] for name, nth in self.places)
         return penultimate, final
 
-    def said(self, calls: list[ModuleCall]) -> list[str]:
-        return [f"{self.names[call.module]}#{call.nth}" for call in calls]
+    def names_of(self, calls: list[ModuleCall]) -> list[str]:
+        return [f"{self.names[call.module]}#{call.call_index}" for call in calls]
 
     def tree(self, calls: list[ModuleCall]) -> list[Any]:
-        said = zip(self.said(calls), (self.tree(call.children) for call in calls), strict=True)
+        said = zip(self.names_of(calls), (self.tree(call.children) for call in calls), strict=True)
         return [(name, children) if children else name for name, children in said]
 
     def tail(self) -> list[str]:
         """The calls between the outermost cut and the final map."""
-        return self.said(calls_until_final(calls_after(find_cuts(self.calls)[0], self.calls)))
+        return self.names_of(calls_until_final(calls_after(find_cuts(self.calls)[0], self.calls)))
 
 
-def test_calls_are_a_tree() -> None:
-    seen = Watched("encoder.first", "encoder.shared")
+def test_traced_calls_form_a_tree() -> None:
+    traced = TracedPass("encoder.first", "encoder.shared")
     block = [("encoder.shared.0#0", ["encoder.shared.0.conv#0"])]
     again = [("encoder.shared.0#1", ["encoder.shared.0.conv#1"])]
     first = [("encoder.first.0#0", ["encoder.first.0.conv#0"]), "encoder.first.1#0"]
@@ -116,25 +113,23 @@ def test_calls_are_a_tree() -> None:
         ("encoder.shared#1", again),
         ("encoder.last#0", last),
     ]
-    assert seen.tree(seen.calls) == [("encoder#0", inside)]
+    assert traced.tree(traced.calls) == [("encoder#0", inside)]
 
 
-def test_a_call_knows_its_parent() -> None:
+def test_a_traced_call_has_its_parent_and_depth() -> None:
     def check(calls: list[ModuleCall], parent: ModuleCall | None, depth: int) -> int:
         for call in calls:
             assert call.parent is parent
             assert call.depth() == depth
         return len(calls) + sum(check(c.children, c, depth + 1) for c in calls)
 
-    assert check(Watched("encoder.first", "encoder.last.1").calls, None, 0) == 17
+    assert check(TracedPass("encoder.first", "encoder.last.1").calls, None, 0) == 17
 
 
-def test_the_cuts_are_the_calls_that_gave_the_map_the_outermost_first_and_the_last_of_those() -> (
-    None
-):
-    seen = Watched("encoder.first", "encoder.last.1")
+def test_cuts_are_sorted_from_the_outermost_and_the_last_call() -> None:
+    traced = TracedPass("encoder.first", "encoder.last.1")
     names = ["encoder.first#0", "encoder.first.1#0", "encoder.first.0#0"]
-    assert seen.said(find_cuts(seen.calls)) == names
+    assert traced.names_of(find_cuts(traced.calls)) == names
 
 
 @pytest.mark.parametrize(
@@ -150,12 +145,14 @@ def test_the_cuts_are_the_calls_that_gave_the_map_the_outermost_first_and_the_la
         ),
     ],
 )
-def test_what_follows_is_beside_a_call_and_beside_those_that_contain_it(
+def test_calls_after_a_cut_are_its_siblings_and_those_of_its_parents(
     cut: str, following: list[str]
 ) -> None:
-    seen = Watched("encoder.first", "encoder.last.1")
-    module = seen.model.get_submodule(cut)
-    assert seen.said(calls_after(_first_call(seen.calls, module), seen.calls)) == following
+    traced = TracedPass("encoder.first", "encoder.last.1")
+    module = traced.model.get_submodule(cut)
+    assert (
+        traced.names_of(calls_after(_first_call(traced.calls, module), traced.calls)) == following
+    )
 
 
 def _first_call(calls: list[ModuleCall], module: nn.Module) -> ModuleCall:
@@ -172,10 +169,13 @@ def _first_call(calls: list[ModuleCall], module: nn.Module) -> ModuleCall:
     return found
 
 
-def test_following_the_first_call_of_a_shared_module_is_its_second() -> None:
-    seen = Watched("encoder.shared", "encoder.last.1")
-    call = _first_call(seen.calls, seen.model.encoder.shared)
-    assert seen.said(calls_after(call, seen.calls)) == ["encoder.shared#1", "encoder.last#0"]
+def test_the_second_call_of_a_shared_module_follows_its_first() -> None:
+    traced = TracedPass("encoder.shared", "encoder.last.1")
+    call = _first_call(traced.calls, traced.model.encoder.shared)
+    assert traced.names_of(calls_after(call, traced.calls)) == [
+        "encoder.shared#1",
+        "encoder.last#0",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -200,88 +200,88 @@ def test_following_the_first_call_of_a_shared_module_is_its_second() -> None:
         ("encoder.last.0", "encoder.last.1", (0, 0), ["encoder.last.1#0"]),
     ],
 )
-def test_the_calls_from_the_one_map_to_the_other(
+def test_the_calls_between_the_penultimate_and_the_final_map_are_found(
     penultimate: str, final: str, nth: tuple[int, int], tail: list[str]
 ) -> None:
-    assert Watched(penultimate, final, nth).tail() == tail
+    assert TracedPass(penultimate, final, nth).tail() == tail
 
 
-def test_a_map_that_no_call_gives_has_no_cuts_and_no_end() -> None:
-    seen = Watched("encoder.first", "encoder.last.1")
-    assert find_cuts(seen.watched(seen.penultimate + 1, seen.final)) == []
+def test_a_map_that_no_call_returns_has_no_cuts_and_no_end() -> None:
+    traced = TracedPass("encoder.first", "encoder.last.1")
+    assert find_cuts(traced.trace(traced.penultimate + 1, traced.final)) == []
     # The other is there, but not after itself.
-    for final in (seen.final + 1, seen.penultimate):
-        calls = seen.watched(seen.penultimate, final)
+    for final in (traced.final + 1, traced.penultimate):
+        calls = traced.trace(traced.penultimate, final)
         with refused("final feature is not the output of a module after the penultimate one"):
             calls_until_final(calls_after(find_cuts(calls)[0], calls))
 
 
-def test_no_output_is_kept() -> None:
-    seen = Watched("encoder.first", "encoder.last.1")
+def test_tracing_stores_no_output() -> None:
+    traced = TracedPass("encoder.first", "encoder.last.1")
     outputs: list[weakref.ref[Tensor]] = []
-    hook = seen.model.encoder.last[1].register_forward_hook(
+    hook = traced.model.encoder.last[1].register_forward_hook(
         lambda m, i, o: outputs.append(weakref.ref(o))
     )
-    calls = seen.watched(seen.penultimate, seen.final)
+    calls = traced.trace(traced.penultimate, traced.final)
     hook.remove()
     assert calls
     assert [output() for output in outputs] == [None]
 
 
-def test_watching_changes_nothing_and_leaves_no_hooks() -> None:
-    seen = Watched("encoder.first", "encoder.last.1")
-    again = seen.maps(images())
-    assert torch.equal(seen.penultimate, again[0])
-    assert torch.equal(seen.final, again[1])
-    assert hooks(seen.model) == 0
+def test_tracing_changes_nothing_and_leaves_no_hooks() -> None:
+    traced = TracedPass("encoder.first", "encoder.last.1")
+    again = traced.maps(images())
+    assert torch.equal(traced.penultimate, again[0])
+    assert torch.equal(traced.final, again[1])
+    assert count_hooks(traced.model) == 0
 
 
-def test_a_pass_that_fails_leaves_no_hooks() -> None:
-    seen = Watched("encoder.first", "encoder.last.1")
-    call = _first_call(seen.calls, seen.model.encoder.shared)
+def test_a_traced_pass_that_fails_leaves_no_hooks() -> None:
+    traced = TracedPass("encoder.first", "encoder.last.1")
+    call = _first_call(traced.calls, traced.model.encoder.shared)
     with pytest.raises(RuntimeError):
-        seen.watched(seen.penultimate, seen.final, channels=2)
+        traced.trace(traced.penultimate, traced.final, channels=2)
     with (
         pytest.raises(RuntimeError),
         recorded_outputs([call]),
-        perturbed_output(call, seen.penultimate),
+        perturbed_output(call, traced.penultimate),
     ):
-        seen.maps(images(channels=2))
-    assert hooks(seen.model) == 0
+        traced.maps(images(channels=2))
+    assert count_hooks(traced.model) == 0
 
 
-def test_outputs_are_kept_call_by_call_and_leaf_by_leaf() -> None:
-    seen = Watched("encoder.shared", "encoder.shared", (0, 1))
-    encoder = _first_call(seen.calls, seen.model.encoder)
-    first = _first_call(seen.calls, seen.model.encoder.shared)
-    second = calls_after(first, seen.calls)[0]
+def test_outputs_are_recorded_by_call_and_leaf() -> None:
+    traced = TracedPass("encoder.shared", "encoder.shared", (0, 1))
+    encoder = _first_call(traced.calls, traced.model.encoder)
+    first = _first_call(traced.calls, traced.model.encoder.shared)
+    second = calls_after(first, traced.calls)[0]
     with recorded_outputs([second, first, encoder]) as kept:
-        maps = seen.maps(images())
-        flat = seen.model.encoder.last(maps[1])
+        maps = traced.maps(images())
+        flat = traced.model.encoder.last(maps[1])
     assert torch.equal(kept[0][0], maps[1])
     assert torch.equal(kept[1][0], maps[0])
     assert torch.equal(kept[2][0], flat)
     assert torch.equal(kept[2][1], maps[1].mean(1))
     assert [len(leaves) for leaves in kept] == [1, 1, 2]
-    assert hooks(seen.model) == 0
+    assert count_hooks(traced.model) == 0
 
 
 @pytest.mark.parametrize("nth", [0, 1])
-def test_one_call_alone_is_disturbed(nth: int) -> None:
-    seen = Watched("encoder.shared", "encoder.shared", (0, 1))
-    encoder = seen.model.encoder
-    calls = [_first_call(seen.calls, encoder.shared)]
-    calls.append(calls_after(calls[0], seen.calls)[0])
-    given = (seen.penultimate, seen.final)[nth]
+def test_only_one_call_is_perturbed(nth: int) -> None:
+    traced = TracedPass("encoder.shared", "encoder.shared", (0, 1))
+    encoder = traced.model.encoder
+    calls = [_first_call(traced.calls, encoder.shared)]
+    calls.append(calls_after(calls[0], traced.calls)[0])
+    given = (traced.penultimate, traced.final)[nth]
     with perturbed_output(calls[nth], given) as other:
-        first, second = seen.maps(images())
+        first, second = traced.maps(images())
     assert not torch.isclose(other, given, atol=1e-3).any(0).all()
     assert torch.equal((first, second)[nth], other)
     if nth == 1:
-        assert torch.equal(first, seen.penultimate)
+        assert torch.equal(first, traced.penultimate)
     else:
         assert torch.equal(second, encoder.shared(other))
-    assert torch.equal(seen.maps(images())[0], seen.penultimate)
+    assert torch.equal(traced.maps(images())[0], traced.penultimate)
 
 
 class Several(nn.Module):
@@ -292,7 +292,7 @@ class Several(nn.Module):
         return {"count": 3, "all": (sequence, x.mean(1))}
 
 
-def test_of_several_outputs_the_map_alone_is_disturbed() -> None:
+def test_only_the_map_among_several_outputs_is_perturbed() -> None:
     model, x = nn.Sequential(Several()), images()
     call = ModuleCall(model[0], 0, None)
     plain = model(x)
@@ -304,13 +304,13 @@ def test_of_several_outputs_the_map_alone_is_disturbed() -> None:
     assert torch.equal(changed["all"][1], plain["all"][1])
 
 
-def test_the_disturbance_is_the_same_each_time_and_draws_no_random_numbers() -> None:
-    seen = Watched("encoder.first", "encoder.last.1")
-    call = find_cuts(seen.calls)[0]
+def test_the_perturbation_is_repeatable_and_draws_no_random_numbers() -> None:
+    traced = TracedPass("encoder.first", "encoder.last.1")
+    call = find_cuts(traced.calls)[0]
     state = torch.get_rng_state()
-    with perturbed_output(call, seen.penultimate) as first:
+    with perturbed_output(call, traced.penultimate) as first:
         pass
-    with perturbed_output(call, seen.penultimate) as second:
+    with perturbed_output(call, traced.penultimate) as second:
         pass
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,5 +1,7 @@
+"""The frozen teacher: its features, its tail, and that nothing trains or changes it."""
+
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,40 +11,20 @@ from helpers.refusals import refused
 from helpers.small_models import (
     CLASSES,
     SIZE,
-    deit_distilled,
     images,
-    mixer,
     resnet,
     swin,
     tokens,
     unless_refused,
     vit,
-    vit_mean,
 )
+from helpers.teachers import TEACHERS, freeze, images_for
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalekd import ScaleKD
 from scalekd.errors import InputError
 from scalekd.networks import FeatureExtractor, FeatureSelection, FrozenTeacher
-
-TEACHERS: dict[str, Callable[..., nn.Module]] = {
-    "Swin": swin,
-    "ViT": vit,
-    "ViT without prefix": vit_mean,
-    "DeiT distilled": deit_distilled,
-    "ResNet": resnet,
-    "Mixer": mixer,
-    "EVA-02": lambda: timm.create_model(
-        "eva02_tiny_patch14_224", img_size=56, depth=4, embed_dim=48, num_heads=2, num_classes=5
-    ),
-    "BEiT": lambda: timm.create_model(
-        "beit_base_patch16_224", img_size=64, depth=4, embed_dim=48, num_heads=2, num_classes=5
-    ),
-    "DINOv2 with registers": lambda: timm.create_model(
-        "vit_small_patch14_reg4_dinov2", img_size=56, depth=4, embed_dim=48, num_heads=2
-    ),
-}
 
 UNUSUAL: dict[str, dict[str, Any]] = {
     "cait_xxs24_224": {"img_size": 64, "depth": 4},
@@ -55,16 +37,6 @@ UNUSUAL: dict[str, dict[str, Any]] = {
     "twins_svt_small": {},
     "xcit_nano_12_p16_224": {"img_size": 64, "depth": 4},
 }
-
-
-def frozen(model: nn.Module) -> FrozenTeacher:
-    """At the models' small size: a few families do not say it themselves."""
-    bound = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    return FrozenTeacher(model, None if bound else SIZE)
-
-
-def shown(teacher: FrozenTeacher, batch: int = 2) -> Tensor:
-    return images(batch, teacher.input.size)
 
 
 class Pyramid(nn.Module):
@@ -189,9 +161,9 @@ class DrawsAtRandom(Pyramid):
 
 
 @pytest.mark.parametrize("family", TEACHERS)
-def test_tail_gives_the_teachers_own_final_feature(family: str) -> None:
-    teacher = frozen(TEACHERS[family]().eval())
-    x = shown(teacher, 3)
+def test_the_tail_returns_the_teachers_own_final_feature(family: str) -> None:
+    teacher = freeze(TEACHERS[family]().eval())
+    x = images_for(teacher, 3)
     seen = teacher(x)
     replayed = teacher.tail(tokens(seen.penultimate))
     torch.testing.assert_close(replayed, tokens(seen.final), atol=1e-5, rtol=1e-5)
@@ -200,11 +172,11 @@ def test_tail_gives_the_teachers_own_final_feature(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", TEACHERS)
-def test_teacher_sees_what_its_model_sees(family: str) -> None:
+def test_a_frozen_teacher_returns_its_models_logits(family: str) -> None:
     model = TEACHERS[family]().eval()
     twin = copy.deepcopy(model)
-    teacher = frozen(model)
-    x = shown(teacher)
+    teacher = freeze(model)
+    x = images_for(teacher)
     with torch.no_grad():
         own = twin(x)
     seen = teacher(x)
@@ -214,9 +186,9 @@ def test_teacher_sees_what_its_model_sees(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", TEACHERS)
-def test_tail_depends_on_its_tokens_and_trains_them_alone(family: str) -> None:
-    teacher = frozen(TEACHERS[family]())
-    seen = teacher(shown(teacher))
+def test_gradients_of_the_tail_reach_only_its_tokens(family: str) -> None:
+    teacher = freeze(TEACHERS[family]())
+    seen = teacher(images_for(teacher))
     given = tokens(seen.penultimate)
     asked = (given + torch.randn_like(given)).requires_grad_()
     out = teacher.tail(asked)
@@ -230,7 +202,7 @@ def test_tail_depends_on_its_tokens_and_trains_them_alone(family: str) -> None:
     assert all(p.grad is None and not p.requires_grad for p in teacher.model.parameters())
 
 
-def test_tail_reuses_the_inputs_of_the_latest_pass() -> None:
+def test_the_tail_reuses_the_inputs_of_the_latest_pass() -> None:
     teacher = FrozenTeacher(vit())
     first, second = images(2, seed=1), images(3, seed=2)
     teacher(first)
@@ -239,13 +211,13 @@ def test_tail_reuses_the_inputs_of_the_latest_pass() -> None:
     torch.testing.assert_close(replayed, tokens(seen.final))
 
 
-def test_tail_may_be_called_twice_after_one_pass() -> None:
+def test_the_tail_may_be_called_twice_after_one_pass() -> None:
     teacher = FrozenTeacher(swin())
     given = tokens(teacher(images()).penultimate)
     assert torch.equal(teacher.tail(given), teacher.tail(given))
 
 
-def test_two_teachers_on_one_model_do_not_disturb_each_other() -> None:
+def test_two_teachers_on_one_model_do_not_affect_each_other() -> None:
     model = vit()
     early, late = (FrozenTeacher(model, features=FeatureSelection(penultimate=i)) for i in (1, 3))
     a, b = early(images(2, seed=1)), late(images(3, seed=2))
@@ -322,13 +294,13 @@ def test_teacher_is_invisible_to_the_module_that_holds_it() -> None:
     assert not holder.state_dict()
 
 
-def test_a_copy_of_a_teacher_is_itself() -> None:
+def test_a_deep_copy_of_a_teacher_is_the_same_object() -> None:
     teacher = FrozenTeacher(swin())
     assert copy.deepcopy(teacher) is teacher
     assert copy.deepcopy(Holder(teacher)).held is teacher
 
 
-def test_teacher_follows_images_to_double_precision() -> None:
+def test_a_teacher_follows_images_to_double_precision() -> None:
     teacher = FrozenTeacher(swin())
     x = images()
     single, double = teacher(x), teacher(x.double())
@@ -360,14 +332,14 @@ def test_teacher_works_at_the_size_asked_for() -> None:
     assert tuple(teacher(images()).final.shape[2:]) == (2, 3)
 
 
-def test_the_models_that_can_be_replayed_are_accepted() -> None:
+def test_a_model_that_can_be_replayed_is_accepted() -> None:
     teacher = FrozenTeacher(Pyramid(), SIZE)
     assert teacher.difference == 0.0
     assert teacher.shapes == FeatureExtractor(Pyramid(), SIZE).shapes
 
 
 @pytest.mark.parametrize("case", [DoublesAfterwards, AddsAnEarlierFeature, DrawsAtRandom])
-def test_what_is_done_outside_of_modules_is_refused(case: type[Pyramid]) -> None:
+def test_operations_outside_of_modules_are_refused(case: type[Pyramid]) -> None:
     with refused(case.__name__, "final feature is not the output of a module"):
         FrozenTeacher(case(), SIZE)
 
@@ -384,18 +356,18 @@ def test_a_teacher_of_nans_is_refused() -> None:
         FrozenTeacher(NotANumber(), SIZE)
 
 
-def test_a_penultimate_feature_that_no_module_gives_is_refused() -> None:
+def test_a_penultimate_feature_that_no_module_returns_is_refused() -> None:
     with refused("ActsOutsideOfModules", "penultimate feature (8, 16, 16)", "not the output"):
         FrozenTeacher(ActsOutsideOfModules(), SIZE)
 
 
-def test_a_final_feature_that_no_module_gives_is_refused() -> None:
+def test_a_final_feature_that_no_module_returns_is_refused() -> None:
     with refused("EndsOutsideOfModules", "final feature is not the output"):
         FrozenTeacher(EndsOutsideOfModules(), SIZE)
 
 
 @pytest.mark.parametrize("case", [CallsByKeyword, FeatureComesSecond])
-def test_a_tail_called_in_another_way_is_replayed_or_refused(case: type[Pyramid]) -> None:
+def test_a_tail_called_with_other_arguments_is_replayed_or_refused(case: type[Pyramid]) -> None:
     teacher = unless_refused(lambda: FrozenTeacher(case(), SIZE))
     if teacher is not None:
         seen = teacher(images())
@@ -409,12 +381,12 @@ def test_unusual_teachers_are_replayed_or_refused(name: str) -> None:
     side = arguments.get("img_size")
     teacher = unless_refused(lambda: FrozenTeacher(model, (side, side) if side else None))
     if teacher is not None:
-        seen = teacher(shown(teacher))
+        seen = teacher(images_for(teacher))
         replayed = teacher.tail(tokens(seen.penultimate))
         torch.testing.assert_close(replayed, tokens(seen.final), atol=1e-4, rtol=1e-4)
 
 
-def test_a_pass_that_failed_does_no_harm_to_the_next() -> None:
+def test_a_failed_pass_does_not_affect_the_next() -> None:
     teacher, x = FrozenTeacher(swin()), images()
     expected = teacher(x)
     with pytest.raises(RuntimeError):
@@ -424,7 +396,7 @@ def test_a_pass_that_failed_does_no_harm_to_the_next() -> None:
     torch.testing.assert_close(teacher.tail(tokens(seen.penultimate)), tokens(seen.final))
 
 
-def test_a_teacher_without_classifier_gives_features_alone() -> None:
+def test_a_teacher_without_classifier_gives_only_features() -> None:
     teacher = FrozenTeacher(swin(num_classes=0))
     assert teacher.shapes.classes is None
     assert teacher(images()).logits is None

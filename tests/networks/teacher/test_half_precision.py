@@ -1,4 +1,4 @@
-"""A teacher whose weights are kept as autocast casts them."""
+"""A teacher whose weights are in half precision, cast as autocast would cast them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.small_models import SIZE, images, resnet, swin, vit
-from networks.teacher.test_frozen import TEACHERS, frozen, shown
-from networks.teacher.test_tail_inputs import tokens_for
+from helpers.teachers import TEACHERS, freeze, images_for, tokens_for
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -21,15 +20,17 @@ def half() -> torch.autocast:
 
 
 def passed(teacher: FrozenTeacher, tokens: Tensor) -> list[Tensor]:
-    seen = teacher(shown(teacher, 3))
+    seen = teacher(images_for(teacher, 3))
     given = teacher.tail(tokens)
     (gradient,) = torch.autograd.grad(given.float().square().sum(), tokens)
     return [t for t in (seen.final, seen.logits, given, gradient) if t is not None]
 
 
 @pytest.mark.parametrize("make", TEACHERS.values(), ids=TEACHERS)
-def test_it_gives_what_autocast_gives_on_less_memory(make: Callable[[], nn.Module]) -> None:
-    teacher = frozen(make())
+def test_a_teacher_in_half_precision_is_bit_identical_to_autocast_in_less_memory(
+    make: Callable[[], nn.Module],
+) -> None:
+    teacher = freeze(make())
     tokens = tokens_for(teacher, 3)
     with half():
         expected = passed(teacher, tokens)
@@ -46,10 +47,10 @@ def test_it_gives_what_autocast_gives_on_less_memory(make: Callable[[], nn.Modul
     assert all(torch.equal(t, e.float()) for t, e in zip(without[:-1], expected[:-1], strict=True))
 
 
-def test_a_tail_whose_trunk_is_dropped_stays_as_it_is() -> None:
-    teacher = frozen(swin())
+def test_dropping_the_trunk_leaves_a_tail_in_half_precision_bit_identical() -> None:
+    teacher = freeze(swin())
     teacher.cast_to_half(torch.bfloat16, CPU)
-    kept, tokens = teacher.to_cache(shown(teacher, 3)), tokens_for(teacher, 3)
+    kept, tokens = teacher.to_cache(images_for(teacher, 3)), tokens_for(teacher, 3)
     expected = teacher.tail(tokens)
     teacher.drop_trunk()
     teacher.from_cache(kept)
@@ -85,10 +86,12 @@ class Typed(Block):
 
 
 @pytest.mark.parametrize("kind", [Peeking, Strict, Typed])
-def test_a_teacher_that_uses_a_weight_otherwise_is_left_alone(kind: type[Block]) -> None:
+def test_a_teacher_that_uses_a_weight_outside_of_its_layer_stays_in_full_precision(
+    kind: type[Block],
+) -> None:
     model = vit()
     model.blocks[0].__class__ = kind
-    teacher = frozen(model)
+    teacher = freeze(model)
     tokens = tokens_for(teacher, 3)
     with half():
         expected = passed(teacher, tokens)
@@ -100,15 +103,17 @@ def test_a_teacher_that_uses_a_weight_otherwise_is_left_alone(kind: type[Block])
         assert all(map(torch.equal, passed(teacher, tokens), expected))
 
 
-def test_it_follows_images_to_double_precision_whole() -> None:
-    teacher = frozen(swin())
+def test_a_teacher_in_half_precision_follows_images_to_double_precision() -> None:
+    teacher = freeze(swin())
     teacher.cast_to_half(torch.bfloat16, CPU)
     assert teacher(images(2).double()).final.dtype == torch.float64
     assert teacher.half_dtype is None
     assert {p.dtype for p in teacher.model.parameters()} == {torch.float64}
 
 
-def test_a_step_outside_of_autocast_reaches_every_parameter() -> None:
+def test_a_step_outside_of_autocast_under_a_half_precision_teacher_reaches_every_parameter() -> (
+    None
+):
     method = ScaleKD(swin(), resnet(), size=SIZE)
     method.teacher.cast_to_half(torch.bfloat16, CPU)
     method(images(4), torch.tensor([0, 1, 2, 0])).loss.backward()

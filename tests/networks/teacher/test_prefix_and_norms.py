@@ -27,6 +27,7 @@ from helpers.small_models import (
     vit,
     vit_mean,
 )
+from helpers.teachers import count_hooks, other_tokens
 from torch import Tensor, nn
 
 from scalekd import FeatureSelection, FrozenTeacher, ScaleKD
@@ -48,16 +49,6 @@ def frozen(
     return FrozenTeacher(model, bound or SIZE, FeatureSelection(norm=norm), prefix)
 
 
-def others(seen: Tensor) -> Tensor:
-    given = tokens(seen)
-    generator = torch.Generator().manual_seed(1)
-    return given + given.std() * torch.randn(given.shape, generator=generator)
-
-
-def hooks(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
 WITH_PREFIX: dict[str, tuple[Callable[..., Any], int]] = {
     "ViT": (vit, 1),
     "DeiT": (deit, 1),
@@ -76,7 +67,7 @@ BOUND_TO_PREFIX: dict[str, Callable[..., Any]] = {"BEiT": beit, "EVA-02": eva02}
 
 @pytest.mark.parametrize("family", WITH_PREFIX)
 @pytest.mark.parametrize("penultimate", [0, 2])
-def test_without_prefix_the_last_blocks_run_on_the_patches_alone(
+def test_a_tail_without_prefix_runs_the_last_blocks_on_patches_only(
     family: str, penultimate: int
 ) -> None:
     build, _ = WITH_PREFIX[family]
@@ -84,7 +75,7 @@ def test_without_prefix_the_last_blocks_run_on_the_patches_alone(
     teacher = FrozenTeacher(
         model, features=FeatureSelection(penultimate=penultimate), prefix="none"
     )
-    given = others(teacher(images(3, teacher.input.size)).penultimate)
+    given = other_tokens(teacher(images(3, teacher.input.size)).penultimate)
     results = []
     for run in (teacher.tail, lambda x: model.norm(model.blocks[penultimate + 1 :](x))):
         asked = given.clone().requires_grad_()
@@ -98,7 +89,7 @@ def test_without_prefix_the_last_blocks_run_on_the_patches_alone(
 
 
 @pytest.mark.parametrize("family", WITH_PREFIX)
-def test_the_own_prefix_makes_the_tail_the_teachers(family: str) -> None:
+def test_the_teachers_own_prefix_reproduces_its_final_feature(family: str) -> None:
     build, count = WITH_PREFIX[family]
     own, none = frozen(build()), frozen(build(), "none")
     x = images(3, own.input.size)
@@ -112,23 +103,23 @@ def test_the_own_prefix_makes_the_tail_the_teachers(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", WITH_PREFIX)
-def test_what_the_tail_gives_without_prefix_is_the_same_for_all_images(family: str) -> None:
+def test_a_tail_without_prefix_does_not_depend_on_the_images(family: str) -> None:
     """Only the prefix is of the image; the tokens here are others' anyway."""
     build, _ = WITH_PREFIX[family]
     for prefix in ("own", "none"):
         teacher = frozen(build(), prefix)
         x, y = (images(2, teacher.input.size, seed=seed) for seed in (1, 2))
-        given = others(teacher(x).penultimate)
+        given = other_tokens(teacher(x).penultimate)
         first = teacher.tail(given)
         teacher(y)
         assert torch.equal(teacher.tail(given), first) is (prefix == "none")
 
 
 @pytest.mark.parametrize("family", WITHOUT_PREFIX)
-def test_a_teacher_that_has_no_prefix_is_the_same_with_both(family: str) -> None:
+def test_a_teacher_without_prefix_tokens_is_the_same_with_both_settings(family: str) -> None:
     own, none = (frozen(WITHOUT_PREFIX[family](), prefix) for prefix in ("own", "none"))
     x = images(3, own.input.size)
-    given = others(own(x).penultimate)
+    given = other_tokens(own(x).penultimate)
     none(x)
     assert torch.equal(own.tail(given), none.tail(given))
     assert own.prefix_tokens == none.prefix_tokens == 0
@@ -136,26 +127,26 @@ def test_a_teacher_that_has_no_prefix_is_the_same_with_both(family: str) -> None
 
 
 @pytest.mark.parametrize("family", BOUND_TO_PREFIX)
-def test_a_teacher_whose_blocks_count_on_their_prefix_is_refused_without(family: str) -> None:
+def test_a_teacher_whose_blocks_need_their_prefix_is_refused_without_it(family: str) -> None:
     model = BOUND_TO_PREFIX[family]()
     with refused(type(model).__name__, "cannot be replayed"):
         frozen(model, "none")
 
 
 @pytest.mark.parametrize("family", BOUND_TO_PREFIX)
-def test_and_keeps_no_hooks(family: str) -> None:
+def test_a_teacher_refused_without_prefix_keeps_no_hooks(family: str) -> None:
     model = BOUND_TO_PREFIX[family]()
     with pytest.raises(InputError):
         frozen(model, "none")
-    assert hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
-def test_without_a_class_token_a_rotary_model_needs_none() -> None:
+def test_a_rotary_model_without_class_token_needs_no_prefix() -> None:
     own, none = (
         frozen(eva02(class_token=False, global_pool="avg"), prefix) for prefix in ("own", "none")
     )
     x = images(2, own.input.size)
-    given = others(own(x).penultimate)
+    given = other_tokens(own(x).penultimate)
     none(x)
     assert torch.equal(own.tail(given), none.tail(given))
 
@@ -173,7 +164,7 @@ def test_a_rotary_model_with_registers_is_replayed_or_refused_without_prefix() -
 
 @pytest.mark.parametrize("prefix", ["own", "none"])
 @pytest.mark.parametrize("family", ["ViT", "DINOv2 with registers"])
-def test_a_student_learns_under_both(family: str, prefix: PrefixTokens) -> None:
+def test_a_student_learns_with_both_prefix_settings(family: str, prefix: PrefixTokens) -> None:
     torch.manual_seed(0)
     teacher = frozen(WITH_PREFIX[family][0](), prefix)
     distiller = ScaleKD(teacher, resnet(), size=SIZE).train()
@@ -183,7 +174,7 @@ def test_a_student_learns_under_both(family: str, prefix: PrefixTokens) -> None:
         assert parameter.grad.isfinite().all(), name
 
 
-def test_the_prefix_of_a_distiller_is_that_asked_for() -> None:
+def test_a_distiller_passes_its_prefix_setting_to_the_teacher() -> None:
     for prefix, count in (("own", 1), ("none", 0)):
         distiller = ScaleKD(vit(), resnet(), size=SIZE, teacher_prefix=prefix)
         assert distiller.teacher.prefix_tokens == count
@@ -205,7 +196,7 @@ NORMED: dict[str, tuple[Callable[..., nn.Module], list[Norm], str]] = {
 
 @pytest.mark.parametrize("norm", ["final", "pooled", "none"])
 @pytest.mark.parametrize("family", NORMED)
-def test_the_tail_ends_at_the_target_with_every_norm(family: str, norm: Norm) -> None:
+def test_the_tail_ends_at_the_final_feature_with_every_norm(family: str, norm: Norm) -> None:
     build, has, module = NORMED[family]
     if norm not in has:
         with refused("has no norm"):
@@ -225,12 +216,12 @@ def test_the_tail_ends_at_the_target_with_every_norm(family: str, norm: Norm) ->
 
 
 @pytest.mark.parametrize("family", ["ViT, mean pooling", "BEiT", "ConvNeXt", "ConvFormer"])
-def test_others_tokens_go_through_the_norm_after_pooling_too(family: str) -> None:
+def test_other_tokens_go_through_the_norm_after_pooling(family: str) -> None:
     build, _, module = NORMED[family]
     model = build()
     teacher, bare = frozen(model, norm="pooled"), frozen(build(), norm="none")
     x = images(3, teacher.input.size)
-    given = others(teacher(x).penultimate)
+    given = other_tokens(teacher(x).penultimate)
     bare(x)
     before, normed = bare.tail(given), teacher.tail(given)
     norm = model.get_submodule(module)
@@ -284,7 +275,7 @@ def test_a_final_norm_that_can_be_replayed_is_in_the_tail() -> None:
     assert teacher.extractor.selection.norm == "final"
 
 
-def test_where_it_cannot_the_target_is_taken_before_it() -> None:
+def test_a_final_norm_that_cannot_be_replayed_is_dropped_from_the_final_feature() -> None:
     model = lively(Normed(lambda x: 2 * x))
     teacher = frozen(model)
     assert teacher.tail_modules == ["last"]
@@ -297,17 +288,17 @@ def test_where_it_cannot_the_target_is_taken_before_it() -> None:
             seen.logits, model.forward_head(model.forward_intermediates(images())[0])
         )
     assert torch.equal(teacher.tail(tokens(seen.penultimate)), tokens(seen.final))
-    assert hooks(model) == 1
+    assert count_hooks(model) == 1
 
 
-def test_but_not_where_the_norm_was_asked_for() -> None:
+def test_a_requested_final_norm_that_cannot_be_replayed_is_refused() -> None:
     model = lively(Normed(lambda x: 2 * x))
     with refused("Normed", "cannot be replayed"):
         frozen(model, norm="final")
-    assert hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
-def test_a_student_of_a_teacher_that_fell_back_learns_its_bare_feature() -> None:
+def test_a_student_learns_from_a_teacher_whose_final_norm_was_dropped() -> None:
     torch.manual_seed(0)
     distiller = ScaleKD(lively(Normed(lambda x: 2 * x)), resnet(), size=SIZE, teacher_size=SIZE)
     step = distiller.train()(images(4), torch.tensor([0, 1, 2, 3]))
@@ -316,7 +307,7 @@ def test_a_student_of_a_teacher_that_fell_back_learns_its_bare_feature() -> None
     assert all(p.grad is not None and p.grad.isfinite().all() for p in distiller.parameters())
 
 
-def test_the_settings_asked_for_stay_as_they_were() -> None:
+def test_the_passed_feature_selection_is_not_changed() -> None:
     asked = FeatureSelection(penultimate=0)
     model = lively(Normed(lambda x: 2 * x))
     teacher = FrozenTeacher(model, SIZE, asked)

@@ -1,4 +1,4 @@
-"""A teacher verified on a small copy is the teacher that would be verified itself."""
+"""A teacher verified on a reduced copy has the tail that the full model has."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -99,7 +99,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_copy_shows_what_the_whole_model_does(case: str) -> None:
+def test_a_reduced_copy_gives_the_tail_of_the_full_model(case: str) -> None:
     name, given, at = CASES[case]
     on_copy, whole = verified(name, **given)
     expected = itself(name, **given)
@@ -117,7 +117,7 @@ def test_a_copy_shows_what_the_whole_model_does(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["a deep ViT", "EVA-02, pooled norm", "Swin", "BEiT"])
-def test_the_outlined_teacher_runs_on_the_meta_device(case: str) -> None:
+def test_a_teacher_with_the_full_model_runs_on_the_meta_device(case: str) -> None:
     name, given, _ = CASES[case]
     on_copy, whole = verified(name, **given)
     outlined = on_copy.teacher.with_model(whole)
@@ -129,14 +129,14 @@ def test_the_outlined_teacher_runs_on_the_meta_device(case: str) -> None:
     assert all(p.device.type == "meta" for p in whole.parameters())
 
 
-def test_the_names_are_those_of_the_whole_model() -> None:
+def test_tail_modules_of_a_reduced_copy_have_the_full_models_names() -> None:
     teacher = verified("vit_tiny_patch16_224", depth=18, **NARROW)[0].teacher
     assert teacher.tail_modules == [*(f"blocks.{i}" for i in range(15, 18)), "norm"]
     named = dict(teacher.model.named_modules())
     assert "blocks.15" not in named  # of the copy's few
 
 
-def test_a_copy_has_few_blocks_of_each_run_of_equal_ones() -> None:
+def test_a_reduced_copy_has_few_blocks_of_each_run_of_equal_blocks() -> None:
     teacher = verified("vit_tiny_patch16_224", depth=18, **NARROW)[0].teacher
     assert len(teacher.model.blocks) == 1 + 4
     stages = verified("swin_tiny_patch4_window7_224", **SWIN)[0].teacher.model.layers
@@ -145,7 +145,7 @@ def test_a_copy_has_few_blocks_of_each_run_of_equal_ones() -> None:
     assert stages[2].blocks[2].shift_size != (0, 0)
 
 
-def test_verifying_draws_no_random_numbers() -> None:
+def test_verifying_a_reduced_copy_draws_no_random_numbers() -> None:
     state = torch.get_rng_state()
     verified("vit_tiny_patch16_224", depth=16, **NARROW)
     assert torch.equal(torch.get_rng_state(), state)
@@ -160,7 +160,7 @@ def test_a_model_that_cannot_be_made_smaller_is_verified_at_its_own_size() -> No
     assert on_copy.teacher.shapes == expected.shapes
 
 
-def test_a_model_that_cannot_be_shortened_is_verified_itself() -> None:
+def test_a_model_that_cannot_be_reduced_is_verified_itself() -> None:
     given = {"embed_dim": 16, "num_heads": 1}
     on_itself, _ = verified("hiera_tiny_224", **given)
     expected = itself("hiera_tiny_224", **given)
@@ -228,12 +228,12 @@ def test_a_model_that_cannot_be_replayed_is_refused(all_needed: bool) -> None:
         verified("scalekd_test_counts", all_needed=all_needed, code_between=True)
 
 
-def test_a_prefix_that_it_cannot_bear_to_miss_is_refused() -> None:
+def test_a_teacher_that_needs_its_prefix_is_refused_without_it_on_a_reduced_copy() -> None:
     with refused("Eva", "cannot be replayed"):
         verified("eva02_tiny_patch14_224", prefix="none", depth=16, **NARROW)
 
 
-def test_settings_that_the_whole_model_does_not_take_are_refused_by_its_own_numbers() -> None:
+def test_an_index_out_of_range_is_refused_by_the_full_models_numbers() -> None:
     features = FeatureSelection(penultimate=18)
     with refused("0 to 17", "number 18"):
         verified("vit_tiny_patch16_224", features=features, depth=18, **NARROW)

@@ -1,4 +1,4 @@
-"""The tail found in networks of every form, and what it does with others' tokens."""
+"""The tail: found in networks of every form, and run on other tokens."""
 
 import gc
 import pickle
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.custom_networks import INPUT, CustomNetwork
 from helpers.refusals import refused
 from helpers.small_models import (
     CLASSES,
@@ -30,7 +31,7 @@ from helpers.small_models import (
     tokens,
     vit,
 )
-from networks.test_protocol import INPUT, Own, check_tail
+from helpers.teachers import check_tail, count_hooks, other_tokens
 from torch import Tensor, nn
 
 from scalekd import FeatureSelection, FrozenTeacher, HookedFeatures
@@ -55,17 +56,6 @@ TEACHERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int] | None]] = {
 def frozen(family: str) -> FrozenTeacher:
     make, size = TEACHERS[family]
     return FrozenTeacher(make(), size)
-
-
-def hooks(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
-def others(seen: Tensor, seed: int = 1) -> Tensor:
-    """Tokens as a projector might give them."""
-    given = tokens(seen)
-    generator = torch.Generator().manual_seed(seed)
-    return given + given.std() * torch.randn(given.shape, generator=generator)
 
 
 def conv(channels: int = 16) -> nn.Module:
@@ -237,7 +227,7 @@ class Unwraps(Wraps):
         return y
 
 
-class InOutputs(Own):
+class InOutputs(CustomNetwork):
     """What its stages return holds the feature somewhere, and what they are given too."""
 
     def __init__(self, wrap: Callable[[Tensor], Any], unwrap: Callable[[Any], Tensor]) -> None:
@@ -253,13 +243,13 @@ class InOutputs(Own):
 
 
 @pytest.mark.parametrize("case", WRAPPED)
-def test_features_in_what_modules_return_are_found(case: str) -> None:
+def test_features_inside_of_module_outputs_are_found(case: str) -> None:
     teacher = FrozenTeacher(lively(InOutputs(*WRAPPED[case])))
     assert teacher.tail_modules == ["middle", "last"]
     check_tail(teacher)
 
 
-def test_features_in_a_dataclass_are_taken_behind_it_or_refused() -> None:
+def test_features_in_a_dataclass_are_taken_from_a_later_module_or_refused() -> None:
     class TakenOut(InOutputs):
         """A module within it gives the feature itself."""
 
@@ -274,7 +264,7 @@ def test_features_in_a_dataclass_are_taken_behind_it_or_refused() -> None:
         FrozenTeacher(lively(InOutputs(Output, lambda y: y.feature)))
 
 
-class ByKeyword(Own):
+class ByKeyword(CustomNetwork):
     def __init__(self) -> None:
         super().__init__()
         self.last = nn.ModuleDict({"a": Keywords(), "b": Keywords(), "c": nn.Conv2d(16, 24, 2, 2)})
@@ -314,7 +304,7 @@ def by_row(windows: Tensor) -> Tensor:
     return x.flatten(3, 4).flatten(1, 2)
 
 
-class Windows(Own):
+class Windows(CustomNetwork):
     """Between its modules the feature is turned about: by row, by window, channels last."""
 
     def __init__(self) -> None:
@@ -350,7 +340,7 @@ class WindowsInTheBatch(Windows):
         return by_row(y.unflatten(0, (-1, 4)))
 
 
-def test_features_that_are_turned_about_between_modules_are_followed() -> None:
+def test_features_rearranged_between_modules_are_followed() -> None:
     grid = torch.arange(64.0).reshape(1, 64, 1)
     assert torch.equal(by_row(by_window(grid)).flatten(1, 2), grid)
     assert not torch.equal(by_window(grid).flatten(1, 2), grid)
@@ -380,7 +370,7 @@ class Adds(nn.Module):
         return y
 
 
-class WithTable(Own):
+class WithTable(CustomNetwork):
     """A side module is called between the stages, and used by the last one."""
 
     def __init__(self, of_images: bool, just_before: bool = False) -> None:
@@ -402,30 +392,32 @@ def check_table(of_images: bool, just_before: bool) -> None:
     teacher = FrozenTeacher(lively(WithTable(of_images, just_before)))
     assert teacher.tail_modules == ["middle", "last"]
     check_tail(teacher)
-    given = others(teacher(images(seed=1)).penultimate)
+    given = other_tokens(teacher(images(seed=1)).penultimate)
     first = teacher.tail(given)
     teacher(images(seed=2))
     assert torch.equal(teacher.tail(given), first) is not of_images
 
 
 @pytest.mark.parametrize("of_images", [False, True])
-def test_a_side_module_between_them_is_left_out_and_what_it_gave_is_used(of_images: bool) -> None:
+def test_a_side_module_between_the_stages_is_not_replayed_but_its_output_is_used(
+    of_images: bool,
+) -> None:
     check_table(of_images, just_before=False)
 
 
 @pytest.mark.parametrize("of_images", [False, True])
-def test_and_so_is_one_just_before_the_call_that_uses_it(of_images: bool) -> None:
+def test_a_side_module_just_before_the_call_that_uses_it_is_not_replayed(of_images: bool) -> None:
     check_table(of_images, just_before=True)
 
 
-def test_a_class_token_that_comes_later_is_left_out() -> None:
+def test_blocks_of_a_class_token_that_comes_later_are_not_replayed() -> None:
     model = cait()
     teacher = FrozenTeacher(model)
     assert any("blocks_token_only" in name for name, _ in model.named_modules())
     assert teacher.tail_modules == ["blocks.3", "norm"]
 
 
-class SideStream(Own):
+class SideStream(CustomNetwork):
     """Two maps run from block to block; where the second begins is up to the case."""
 
     def __init__(self, begins: str) -> None:
@@ -455,7 +447,7 @@ class Both(nn.Module):
         return self.main(x) + side, self.side(side)
 
 
-def test_a_side_stream_of_the_images_is_the_teachers_own() -> None:
+def test_a_side_stream_that_begins_at_the_images_is_reused() -> None:
     teacher = FrozenTeacher(lively(SideStream("at the images")))
     assert teacher.tail_modules == ["last.0", "last.1"]
     check_tail(teacher)
@@ -474,7 +466,7 @@ class Crossed(Both):
         return self.main(x) + side, self.side(side) + x
 
 
-class MergedAtTheEnd(Own):
+class MergedAtTheEnd(CustomNetwork):
     """A second path leaves the penultimate feature and comes back at the end."""
 
     def __init__(self) -> None:
@@ -487,7 +479,7 @@ class MergedAtTheEnd(Own):
         return penultimate, self.last(self.middle(penultimate), self.side(penultimate))
 
 
-class GivenTwice(Own):
+class GivenTwice(CustomNetwork):
     """One call has the feature in three of its arguments."""
 
     def __init__(self) -> None:
@@ -501,13 +493,13 @@ class GivenTwice(Own):
         return penultimate, self.last(q, q, q)[0].transpose(1, 2).unflatten(2, (8, 8))
 
 
-class BetweenModules(Own):
+class BetweenModules(CustomNetwork):
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
         penultimate = self.first(x)
         return penultimate, self.last(2 * penultimate)
 
 
-class Dead(Own):
+class Dead(CustomNetwork):
     """No value of its last stage is above zero."""
 
     def __init__(self) -> None:
@@ -520,7 +512,7 @@ class Dead(Own):
         return super().stages(x)
 
 
-class InPlace(Own):
+class InPlace(CustomNetwork):
     """What a module returned is changed in place."""
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -553,16 +545,16 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_replayed_is_refused_and_no_hook_is_left(case: str) -> None:
+def test_a_teacher_that_cannot_be_replayed_is_refused_and_keeps_no_hook(case: str) -> None:
     make, said = REFUSED[case]
     model = lively(make())
     with refused(type(model).__name__, "cannot be replayed", *said):
         FrozenTeacher(model)
-    assert hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_replayed_still_learns(case: str) -> None:
+def test_a_model_refused_as_a_teacher_is_unchanged(case: str) -> None:
     model = lively(REFUSED[case][0]())
     before = model(images())
     with pytest.raises(InputError):
@@ -575,26 +567,26 @@ def test_a_feature_given_in_several_arguments_is_replayed_or_refused() -> None:
     try:
         teacher = FrozenTeacher(model)
     except InputError:
-        assert hooks(model) == 0
+        assert count_hooks(model) == 0
     else:
         check_tail(teacher)
 
 
 @pytest.mark.parametrize("family", TEACHERS)
-def test_of_a_teacher_the_modules_of_its_tail_alone_keep_a_hook(family: str) -> None:
+def test_only_the_modules_of_the_tail_keep_a_hook(family: str) -> None:
     teacher = frozen(family)
     modules = {teacher.model.get_submodule(name) for name in teacher.tail_modules}
     hooked = {m for m in teacher.model.modules() if m._forward_pre_hooks}
     assert modules <= hooked
-    assert hooks(teacher.model) == len(hooked)
+    assert count_hooks(teacher.model) == len(hooked)
     teacher(images(2, teacher.input.size))
-    assert hooks(teacher.model) == len(hooked)
+    assert count_hooks(teacher.model) == len(hooked)
 
 
-def test_a_teacher_that_falls_back_leaves_no_hooks_of_its_first_try() -> None:
+def test_a_teacher_without_its_final_norm_keeps_no_hooks_of_the_first_attempt() -> None:
     teacher = FrozenTeacher(lively(BehindCode()), SIZE)
     assert teacher.tail_modules == ["last"]
-    assert hooks(teacher.model) == 1
+    assert count_hooks(teacher.model) == 1
 
 
 class BehindCode(nn.Module):
@@ -624,7 +616,7 @@ class BehindCode(nn.Module):
 def test_the_tail_works_at_any_batch_size(family: str, batch: int) -> None:
     teacher = frozen(family)
     seen = teacher(images(batch, teacher.input.size, seed=batch))
-    given = others(seen.penultimate)
+    given = other_tokens(seen.penultimate)
     out = teacher.tail(given)
     final = tokens(seen.final)
     assert out.shape == final.shape
@@ -638,10 +630,10 @@ def test_the_tail_works_at_any_batch_size(family: str, batch: int) -> None:
 
 
 @pytest.mark.parametrize("family", ["ViT", "DINOv2 with registers", "EVA-02", "DeiT distilled"])
-def test_no_recording_outlives_the_next_pass(family: str) -> None:
+def test_recorded_inputs_do_not_outlive_the_next_pass(family: str) -> None:
     teacher, fresh = frozen(family), frozen(family)
     x, y = (images(3, teacher.input.size, seed=seed) for seed in (1, 2))
-    given = others(teacher(x).penultimate)
+    given = other_tokens(teacher(x).penultimate)
     teacher(y)
     teacher(x[:1])
     fresh(x[:1])
@@ -650,7 +642,7 @@ def test_no_recording_outlives_the_next_pass(family: str) -> None:
     assert not torch.equal(teacher.tail(given)[:1], fresh.tail(given[:1]))
 
 
-def test_a_copy_of_its_model_takes_no_recordings_along() -> None:
+def test_a_pickle_of_the_model_contains_no_recorded_inputs() -> None:
     teacher = frozen("ViT")
     teacher(images(1, teacher.input.size))
     few = len(pickle.dumps(teacher.model))
@@ -659,7 +651,7 @@ def test_a_copy_of_its_model_takes_no_recordings_along() -> None:
 
 
 @pytest.mark.parametrize("family", ["Swin", "ViT"])
-def test_the_activations_of_an_earlier_pass_are_let_go(family: str) -> None:
+def test_the_activations_of_an_earlier_pass_are_freed(family: str) -> None:
     teacher = frozen(family)
     first = teacher.model.get_submodule(teacher.tail_modules[0])
     kept: list[weakref.ref[Tensor]] = []
@@ -671,9 +663,9 @@ def test_the_activations_of_an_earlier_pass_are_let_go(family: str) -> None:
     assert [given() is None for given in kept] == [True, True, False]
 
 
-def test_what_others_run_through_the_model_is_not_recorded() -> None:
+def test_passes_outside_of_the_teacher_are_not_recorded() -> None:
     teacher, x = frozen("ViT"), images()
-    given = others(teacher(x).penultimate)
+    given = other_tokens(teacher(x).penultimate)
     expected = teacher.tail(given)
     with torch.no_grad():
         teacher.model(images(4, seed=9))
@@ -682,11 +674,11 @@ def test_what_others_run_through_the_model_is_not_recorded() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [("own", "none"), ("none", "own"), ("own", "own")])
-def test_two_teachers_of_one_model_keep_their_own_recordings(first: str, second: str) -> None:
+def test_two_teachers_of_one_model_record_inputs_separately(first: str, second: str) -> None:
     model = vit()
     one = FrozenTeacher(model, features=FeatureSelection(penultimate=3), prefix=first)
     two = FrozenTeacher(model, features=FeatureSelection(penultimate=2), prefix=second)
-    given = others(one(images(2, seed=1)).penultimate)
+    given = other_tokens(one(images(2, seed=1)).penultimate)
     expected = one.tail(given)
     two(images(3, seed=2))
     assert torch.equal(one.tail(given), expected)
@@ -694,7 +686,7 @@ def test_two_teachers_of_one_model_keep_their_own_recordings(first: str, second:
     one(images(1, seed=4))
     alone = FrozenTeacher(vit(), features=FeatureSelection(penultimate=2), prefix=second)
     alone(images(3, seed=3))
-    given = others(seen.penultimate)
+    given = other_tokens(seen.penultimate)
     assert torch.equal(two.tail(given), alone.tail(given))
 
 
@@ -718,7 +710,7 @@ def ran_directly(
 
 @pytest.mark.parametrize("penultimate", [None, 0, 2])
 @pytest.mark.parametrize(("make", "prefix"), [(vit, 1), (deit_distilled, 2), (registers, 5)])
-def test_the_tail_of_a_vit_is_its_last_blocks_behind_the_images_own_prefix(
+def test_the_tail_of_a_vit_is_its_last_blocks_with_the_images_own_prefix(
     make: Callable[[], Any], prefix: int, penultimate: int | None
 ) -> None:
     model = make()
@@ -726,7 +718,7 @@ def test_the_tail_of_a_vit_is_its_last_blocks_behind_the_images_own_prefix(
     first = teacher.extractor.selection.penultimate + 1
     kept: list[Tensor] = []
     hook = model.blocks[first].register_forward_pre_hook(lambda m, given: kept.append(given[0]))
-    given = others(teacher(images(3, teacher.input.size)).penultimate)
+    given = other_tokens(teacher(images(3, teacher.input.size)).penultimate)
     hook.remove()
     own = kept[0][:, :prefix]
 
@@ -745,7 +737,7 @@ def test_the_tail_of_a_vit_is_its_last_blocks_behind_the_images_own_prefix(
 def test_the_tail_of_a_swin_is_its_last_stage_and_norm() -> None:
     model: Any = swin()
     teacher = FrozenTeacher(model)
-    given = others(teacher(images(3)).penultimate)
+    given = other_tokens(teacher(images(3)).penultimate)
 
     def direct(asked: Tensor) -> Tensor:
         normed: Tensor = model.norm(model.layers[1](asked.unflatten(1, (16, 16))))
@@ -759,7 +751,7 @@ def test_the_tail_of_a_beit_has_the_biases_of_its_prefix() -> None:
     teacher = FrozenTeacher(model, features=FeatureSelection(penultimate=1))
     kept: list[Tensor] = []
     hook = model.blocks[2].register_forward_pre_hook(lambda m, given: kept.append(given[0]))
-    given = others(teacher(images(3)).penultimate)
+    given = other_tokens(teacher(images(3)).penultimate)
     hook.remove()
 
     def direct(asked: Tensor) -> Tensor:
@@ -778,7 +770,7 @@ def test_the_tail_of_a_rotary_model_has_its_rotations() -> None:
     hook = model.blocks[2].register_forward_pre_hook(
         lambda m, given, named: kept.append((given[0], named["rope"])), with_kwargs=True
     )
-    given = others(teacher(images(3, (56, 56))).penultimate)
+    given = other_tokens(teacher(images(3, (56, 56))).penultimate)
     hook.remove()
     x, rope = kept[0]
 
@@ -800,20 +792,20 @@ def test_the_tail_of_a_resnet_is_its_last_stage() -> None:
     ran_directly(
         teacher.tail,
         lambda asked: tokens(model.layer4(asked.transpose(1, 2).unflatten(2, grid))),
-        others(seen.penultimate),
+        other_tokens(seen.penultimate),
     )
 
 
 @pytest.mark.parametrize("family", TEACHERS)
-def test_the_tail_leaves_its_tokens_as_they_are(family: str) -> None:
+def test_the_tail_does_not_change_its_tokens(family: str) -> None:
     teacher = frozen(family)
-    given = others(teacher(images(2, teacher.input.size)).penultimate)
+    given = other_tokens(teacher(images(2, teacher.input.size)).penultimate)
     before = given.clone()
     teacher.tail(given)
     assert torch.equal(given, before)
 
 
-class BeginsInPlace(Own):
+class BeginsInPlace(CustomNetwork):
     """Its last stage begins with an activation in place, which changes nothing of its own."""
 
     def __init__(self) -> None:
@@ -822,16 +814,16 @@ class BeginsInPlace(Own):
         self.last = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(16, 24, 2, 2))
 
 
-def test_a_tail_that_works_in_place_leaves_its_tokens_as_they_are() -> None:
+def test_a_tail_that_works_in_place_does_not_change_its_tokens() -> None:
     teacher = FrozenTeacher(lively(BeginsInPlace()))
-    given = others(teacher(images()).penultimate)
+    given = other_tokens(teacher(images()).penultimate)
     before = given.clone()
     first = teacher.tail(given)
     assert torch.equal(given, before)
     assert torch.equal(teacher.tail(given.requires_grad_()), first)
 
 
-class Transformed(Own):
+class Transformed(CustomNetwork):
     """Fourier's, by a module of its own: its output is complex."""
 
     class Forth(nn.Module):

@@ -1,32 +1,30 @@
+"""Cached outputs of a teacher: its tail runs on them as after the pass itself."""
+
 from collections.abc import Callable
 
 import pytest
 import torch
 from helpers.refusals import refused
 from helpers.small_models import images, swin, vit
-from networks.teacher.test_frozen import TEACHERS, frozen, shown
+from helpers.teachers import TEACHERS, freeze, images_for, tokens_for
 from torch import Tensor, nn
 
 from scalekd import FrozenTeacher, HookedFeatures, InputConfig
 from scalekd.networks import CachedOutputs
 
 
-def tokens_for(teacher: FrozenTeacher, batch: int) -> Tensor:
-    assert teacher.shapes.penultimate is not None
-    channels, height, width = teacher.shapes.penultimate
-    return images(batch, (height * width, channels), channels=1)[:, 0].requires_grad_()
-
-
 @pytest.mark.parametrize("make", TEACHERS.values(), ids=TEACHERS)
-def test_what_is_kept_of_a_pass_stands_for_it(make: Callable[[], nn.Module]) -> None:
-    teacher = frozen(make())
-    seen = shown(teacher, 3)
+def test_cached_outputs_reproduce_features_tail_and_gradients_bit_identical(
+    make: Callable[[], nn.Module],
+) -> None:
+    teacher = freeze(make())
+    seen = images_for(teacher, 3)
     live = teacher(seen)
     tokens = tokens_for(teacher, 3)
     expected = teacher.tail(tokens)
     (gradient,) = torch.autograd.grad(expected.square().sum(), tokens)
     kept = teacher.to_cache(seen)
-    teacher(shown(teacher, 5))  # another pass in between
+    teacher(images_for(teacher, 5))  # another pass in between
 
     recalled = teacher.from_cache(kept)
     given = teacher.tail(tokens)
@@ -38,9 +36,9 @@ def test_what_is_kept_of_a_pass_stands_for_it(make: Callable[[], nn.Module]) -> 
 
 
 @pytest.mark.parametrize("make", TEACHERS.values(), ids=TEACHERS)
-def test_kept_are_single_images(make: Callable[[], nn.Module]) -> None:
-    teacher = frozen(make())
-    kept = teacher.to_cache(shown(teacher, 3))
+def test_cached_outputs_can_be_split_and_reordered_by_image(make: Callable[[], nn.Module]) -> None:
+    teacher = freeze(make())
+    kept = teacher.to_cache(images_for(teacher, 3))
     assert {len(part) for part in (kept.final, kept.logits, *kept.tail_inputs)} == {3}
     cells = kept.final.shape[2] * kept.final.shape[3]
     assert sum(part[0].numel() for part in kept.tail_inputs) < kept.final[0].numel() * 9 / cells
@@ -51,14 +49,14 @@ def test_kept_are_single_images(make: Callable[[], nn.Module]) -> None:
     )
     tokens = tokens_for(teacher, 2)
     mixed = teacher.tail(tokens)
-    teacher(shown(teacher, 3)[order])
+    teacher(images_for(teacher, 3)[order])
     torch.testing.assert_close(mixed, teacher.tail(tokens), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", [swin, vit])
-def test_the_tail_alone_stays_in_memory(make: Callable[[], nn.Module]) -> None:
-    teacher = frozen(make())
-    kept, tokens = teacher.to_cache(shown(teacher, 2)), tokens_for(teacher, 2)
+def test_dropping_the_trunk_keeps_only_the_tail_in_memory(make: Callable[[], nn.Module]) -> None:
+    teacher = freeze(make())
+    kept, tokens = teacher.to_cache(images_for(teacher, 2)), tokens_for(teacher, 2)
     expected = teacher.tail(tokens)
     before = sum(p.numel() for p in teacher.model.parameters())
     needed = {
@@ -76,12 +74,12 @@ def test_the_tail_alone_stays_in_memory(make: Callable[[], nn.Module]) -> None:
     )
     assert teacher.tail(tokens.double()).dtype == torch.float64
     with refused("the teacher's trunk was dropped"):
-        teacher(shown(teacher, 2))
+        teacher(images_for(teacher, 2))
 
 
-def test_a_teacher_without_prefix_keeps_none() -> None:
+def test_a_teacher_without_prefix_caches_no_tail_inputs() -> None:
     model = vit()
-    assert frozen(model).to_cache(images(2)).tail_inputs != []
+    assert freeze(model).to_cache(images(2)).tail_inputs != []
     assert FrozenTeacher(model, prefix="none").to_cache(images(2)).tail_inputs == []
 
 
@@ -108,7 +106,7 @@ class Adds(nn.Module):
         return y
 
 
-def test_a_tail_whose_arguments_are_no_images_own_is_refused() -> None:
+def test_a_tail_input_that_mixes_images_cannot_be_cached() -> None:
     config = InputConfig(3, (32, 32), (0.0,) * 3, (1.0,) * 3)
     teacher = FrozenTeacher(HookedFeatures(MixesImages(), "first", "last", config, logits=None))
     with refused("cannot be cached: its tail's Adds is given a tensor of (6,) for 2 images"):

@@ -1,4 +1,4 @@
-"""Teachers and students at sizes of their own, which need not be square."""
+"""Teachers and students at image sizes of their own, which need not be square."""
 
 import warnings
 from collections.abc import Callable
@@ -112,7 +112,7 @@ def test_a_teacher_works_at_its_size(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in SIZED if c.endswith(("resized", "built so"))])
-def test_a_model_that_is_bound_to_a_size_need_not_be_told(case: str) -> None:
+def test_a_model_bound_to_a_size_needs_no_size_argument(case: str) -> None:
     make, size, _, final = SIZED[case]
     extractor = FeatureExtractor(make())
     assert extractor.input.size == size
@@ -189,7 +189,9 @@ def test_a_mixer_at_another_size_is_refused(size: Size) -> None:
 @pytest.mark.parametrize(
     "make", [vit, swin, eva02, beit, levit, hiera], ids=["ViT", "Swin", "EVA", "BEiT", "LeViT", "H"]
 )
-def test_a_size_that_is_not_its_own_is_refused_in_one_line(make: Callable[[], nn.Module]) -> None:
+def test_a_size_that_a_model_does_not_accept_is_refused_in_one_line(
+    make: Callable[[], nn.Module],
+) -> None:
     for size in ((50, 70), (16, 16)):
         with refused(f"{size[0]}x{size[1]}"):
             FrozenTeacher(make(), size)
@@ -226,7 +228,7 @@ def test_a_teachers_final_grid_of_one_token_is_refused_or_dropped() -> None:
     check_step(distiller, {"final_alternative", "tpp_alternative"})
 
 
-def test_grids_of_one_token_everywhere_leave_the_original_views() -> None:
+def test_grids_of_one_token_in_both_networks_leave_the_original_terms() -> None:
     student = lively(timm.create_model("test_resnet", num_classes=CLASSES))
     with refused("1x1"):
         ScaleKD(one_cell(64), student, size=(16, 16), teacher_size=(64, 64))
@@ -241,7 +243,7 @@ def test_grids_of_one_token_everywhere_leave_the_original_views() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 64), (64, 32)])
-def test_a_grid_of_one_row_or_column_is_no_grid_of_one_token(size: Size) -> None:
+def test_a_grid_of_one_row_or_column_keeps_all_terms(size: Size) -> None:
     distiller = ScaleKD(swin(), resnet(), size=size)
     assert sorted(distiller.student_extractor.shapes.final[1:]) == [1, 2]
     check_step(distiller, set(), size)
