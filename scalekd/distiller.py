@@ -15,9 +15,8 @@ from scalekd.errors import InputError
 from scalekd.features import Features, FeatureShapes
 from scalekd.method import ChannelNorm, LossWeights, ScaleKDLoss
 from scalekd.networks import FeatureSelection, FrozenTeacher, build_model
-from scalekd.networks.input_config import pretrained_config
 from scalekd.networks.feature_extractor import build_feature_extractor
-from scalekd.networks.input_config import renormalization
+from scalekd.networks.input_config import pretrained_config, renormalization
 from scalekd.networks.paper import PAIR_HEADS, TEACHER_HEADS
 from scalekd.networks.pretrained import looks_untrained
 from scalekd.networks.teacher.frozen import PrefixTokens
