@@ -1,1 +1,1 @@
-"""Several processes that train one student."""
+"""Several processes that train one student: ranks, their launch, and sharded weights."""

@@ -1,1 +1,1 @@
-"""A run folder on disk; knows no trainer and no console."""
+"""Run folders on disk: their files, locks, checkpoints, results, curves and status."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 @contextmanager
 def logging_to(file: Path) -> Iterator[None]:
-    """Append what the "scalekd" logger and the loggers below it say to `file`, within this block.
+    """Inside, append the messages of the logger "scalekd" and of its children to `file`.
 
-    Where nobody has configured logging, warnings still reach stderr, as without this block, and
-    messages of level INFO are written to the file only.
+    Where logging is not configured, warnings are still written to stderr, as without this block,
+    and messages of level INFO are written to the file only.
 
     Args:
         file: the log file; its folder must exist by the first message. Lines that cannot be

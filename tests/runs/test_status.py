@@ -41,7 +41,9 @@ def entry(method: Method, seed: int, step: int, top1: float | None) -> str:
     return json.dumps({**plain, "loss": 3 - step / 40, "top1": top1}) + "\n"
 
 
-def made(path: Path, recipe: Recipe = RECIPE, finished: int = 4, labels: bool = True) -> RunFolder:
+def make_folder(
+    path: Path, recipe: Recipe = RECIPE, finished: int = 4, labels: bool = True
+) -> RunFolder:
     """A run folder with its first runs `finished`, the next one at half its steps."""
     folder = RunFolder(path)
     folder.create(recipe)
@@ -63,61 +65,61 @@ def made(path: Path, recipe: Recipe = RECIPE, finished: int = 4, labels: bool = 
     return folder
 
 
-def shown(*each: RunFolderStatus, width: int = 80) -> str:
+def rendered(*statuses: RunFolderStatus, width: int = 80) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(status_table(each))
+    console.print(status_table(statuses))
     return console.export_text()
 
 
 def test_the_status_of_a_finished_folder_has_accuracies_gains_and_steps(tmp_path: Path) -> None:
-    found = read_run_folder(made(tmp_path / "run"))
-    assert (found.state, found.step, found.steps, found.problems) == ("finished", 160, 160, [])
-    assert (found.teacher, found.student) == ("swin", "resnet")
-    assert (found.methods, found.seeds) == (["scalekd", "supervised"], [1, 2])
-    assert found.top1 == {"supervised": {1: 0.75, 2: 0.74}, "scalekd": {1: 0.80, 2: 0.82}}
-    assert found.gain == {"supervised": pytest.approx([5.0, 8.0])}
-    assert found.teacher_top1 == 0.9
-    assert found.seconds == 40.0
-    said = shown(found, width=120)
+    status = read_run_folder(make_folder(tmp_path / "run"))
+    assert (status.state, status.step, status.steps, status.problems) == ("finished", 160, 160, [])
+    assert (status.teacher, status.student) == ("swin", "resnet")
+    assert (status.methods, status.seeds) == (["scalekd", "supervised"], [1, 2])
+    assert status.top1 == {"supervised": {1: 0.75, 2: 0.74}, "scalekd": {1: 0.80, 2: 0.82}}
+    assert status.gain == {"supervised": pytest.approx([5.0, 8.0])}
+    assert status.teacher_top1 == 0.9
+    assert status.seconds == 40.0
+    text = rendered(status, width=120)
     for piece in ("finished, 160 steps", "81.00 (1.41)", "+6.50 (2.12)", "teacher 90.00"):
-        assert piece in said
-    assert "swin -> resnet" in said
-    assert "2 methods x 2 seeds" in said
-    assert "40 s of training" in said
-    assert json.loads(json.dumps(asdict(found)))["state"] == "finished"
+        assert piece in text
+    assert "swin -> resnet" in text
+    assert "2 methods x 2 seeds" in text
+    assert "40 s of training" in text
+    assert json.loads(json.dumps(asdict(status)))["state"] == "finished"
 
 
 def test_a_stopped_folder_is_shown_with_its_step_and_newest_accuracy(tmp_path: Path) -> None:
-    found = read_run_folder(made(tmp_path / "run", finished=0))
-    assert (found.state, found.step, found.steps) == ("stopped", 20, 160)
-    assert (found.top1, found.current_top1, found.problems) == ({}, 0.4, [])
-    said = shown(found)
-    assert "stopped at 20 of 160" in said
-    assert "ScaleKD 40.00 so far" in said
-    partly = read_run_folder(made(tmp_path / "run", finished=2))
-    assert (partly.step, partly.current_top1, partly.gain) == (100, None, {})
-    assert "stopped at 100 of 160" in shown(partly)
+    status = read_run_folder(make_folder(tmp_path / "run", finished=0))
+    assert (status.state, status.step, status.steps) == ("stopped", 20, 160)
+    assert (status.top1, status.current_top1, status.problems) == ({}, 0.4, [])
+    text = rendered(status)
+    assert "stopped at 20 of 160" in text
+    assert "ScaleKD 40.00 so far" in text
+    half = read_run_folder(make_folder(tmp_path / "run", finished=2))
+    assert (half.step, half.current_top1, half.gain) == (100, None, {})
+    assert "stopped at 100 of 160" in rendered(half)
 
 
 def test_without_labels_losses_are_shown_in_place_of_accuracies(tmp_path: Path) -> None:
-    found = read_run_folder(made(tmp_path / "run", labels=False))
-    assert found.loss == {"supervised": {1: 2.0, 2: 2.0}, "scalekd": {1: 2.0, 2: 2.0}}
-    assert "ScaleKD: loss 2.000 (0.000)" in shown(found)
+    status = read_run_folder(make_folder(tmp_path / "run", labels=False))
+    assert status.loss == {"supervised": {1: 2.0, 2: 2.0}, "scalekd": {1: 2.0, 2: 2.0}}
+    assert "ScaleKD: loss 2.000 (0.000)" in rendered(status)
 
 
 def test_a_supervised_recipe_has_one_method(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.create(replace(RECIPE, teacher=None, compare=[]))
     assert read_run_folder(RunFolder(tmp_path)).methods == ["supervised"]
-    assert "resnet, supervised" in shown(read_run_folder(RunFolder(tmp_path)))
+    assert "resnet, supervised" in rendered(read_run_folder(RunFolder(tmp_path)))
 
 
 def test_a_folder_is_running_until_the_process_that_trains_is_killed(
     tmp_path: Path,
 ) -> None:
-    folder = made(tmp_path / "run", finished=1)
+    folder = make_folder(tmp_path / "run", finished=1)
     with holding(folder.path) as (holder, _):
-        found = read_run_folder(folder)
+        status = read_run_folder(folder)
         with refused("run", f"process {holder.pid}"):
             folder.finished_results(RECIPE)
         with refused("run", f"process {holder.pid}"), folder.hold(RECIPE, []):
@@ -125,22 +127,22 @@ def test_a_folder_is_running_until_the_process_that_trains_is_killed(
         holder.kill()
         holder.join()
         assert read_run_folder(folder).state == "stopped"
-    assert found.state == "running"
-    assert found.process is not None
-    assert str(holder.pid) in shown(found)
+    assert status.state == "running"
+    assert status.process is not None
+    assert str(holder.pid) in rendered(status)
     assert len(folder.finished_results(RECIPE)) == 1
 
 
 def test_a_folder_that_another_machine_trains_in_is_perhaps_running(tmp_path: Path) -> None:
-    folder = made(tmp_path / "run", finished=1)
+    folder = make_folder(tmp_path / "run", finished=1)
     began = {"host": "node7", "pid": 12, "since": "2026-01-01 00:00:00+00:00"}
     (folder.path / ".lock").write_text(json.dumps(began))
-    said = shown(read_run_folder(folder))
-    assert "perhaps running" in said
-    assert "node7, 12" in said
+    text = rendered(read_run_folder(folder))
+    assert "perhaps running" in text
+    assert "node7, 12" in text
 
 
-def broken(folder: RunFolder, how: str) -> None:
+def damage(folder: RunFolder, how: str) -> None:
     if how == "settings.yaml is missing":
         folder.settings.rename(folder.path / "settings.part")
     elif how == "settings.yaml cannot be read":
@@ -174,20 +176,20 @@ def broken(folder: RunFolder, how: str) -> None:
     ],
 )
 def test_files_that_cannot_be_read_are_listed_in_the_table(tmp_path: Path, how: str) -> None:
-    folder = made(tmp_path / "run")
-    broken(folder, how)
-    found = read_run_folder(folder)
-    assert how in found.problems
-    assert how.split(",")[0] in shown(found, width=140)
+    folder = make_folder(tmp_path / "run")
+    damage(folder, how)
+    status = read_run_folder(folder)
+    assert how in status.problems
+    assert how.split(",")[0] in rendered(status, width=140)
     assert [each.folder for each in read_run_folders([tmp_path])] == [str(folder.path)]
 
 
 def test_a_folder_whose_creation_was_killed_is_listed_and_can_be_resumed(tmp_path: Path) -> None:
     for name in (".lock", "settings.part"):
         (tmp_path / name).touch()
-    found = read_run_folder(RunFolder(tmp_path))
-    assert (found.state, found.problems) == ("stopped", ["settings.yaml is missing"])
-    assert "stopped at 0 of ?" in shown(found)
+    status = read_run_folder(RunFolder(tmp_path))
+    assert (status.state, status.problems) == ("stopped", ["settings.yaml is missing"])
+    assert "stopped at 0 of ?" in rendered(status)
     assert RunFolder(tmp_path).finished_results(RECIPE) == []
     with RunFolder(tmp_path).hold(RECIPE, []):
         assert read_run_folder(RunFolder(tmp_path)).problems == []
@@ -197,12 +199,12 @@ def test_run_folders_below_several_roots_are_listed_once_newest_first(
     tmp_path: Path,
 ) -> None:
     for age, name in enumerate(("new", "deep/middle", "deep/er/old")):
-        folder = made(tmp_path / name)
+        folder = make_folder(tmp_path / name)
         for file in folder.path.iterdir():
             os.utime(file, (1e9 - 1000 * age,) * 2)
     (tmp_path / "none").mkdir()
-    found = read_run_folders([tmp_path, tmp_path / "deep", tmp_path / "new"])
-    assert [Path(each.folder).name for each in found] == ["new", "middle", "old"]
+    statuses = read_run_folders([tmp_path, tmp_path / "deep", tmp_path / "new"])
+    assert [Path(each.folder).name for each in statuses] == ["new", "middle", "old"]
     assert read_run_folders([tmp_path / "none"]) == []
     with refused("nowhere"):
         read_run_folders([tmp_path / "nowhere"])
@@ -211,23 +213,27 @@ def test_run_folders_below_several_roots_are_listed_once_newest_first(
 def test_no_line_of_the_table_is_longer_than_the_terminal(tmp_path: Path) -> None:
     name = "beitv2_large_patch16_224.in1k_ft_in22k_in1k"
     compare: list[Baseline] = ["supervised", "logit_kd"]
-    folder = made(tmp_path / "run", replace(RECIPE, teacher=name, student=name, compare=compare))
+    folder = make_folder(
+        tmp_path / "run", replace(RECIPE, teacher=name, student=name, compare=compare)
+    )
     for width in (80, 100):
-        said = shown(replace(read_run_folder(folder), folder="runs/" + name), width=width)
-        assert max(map(len, said.splitlines())) <= width
-        assert "…" not in said
-        assert name.rpartition(".")[2][-8:] in said.replace("\n", "")
+        text = rendered(replace(read_run_folder(folder), folder="runs/" + name), width=width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        assert name.rpartition(".")[2][-8:] in text.replace("\n", "")
 
 
 def test_differing_settings_have_dotted_names(tmp_path: Path) -> None:
     other = replace(RECIPE, optim=Optim(lr=0.25), student_args={"depth": 3})
-    one, two = (read_run_folder(made(tmp_path / n, r)) for n, r in (("a", RECIPE), ("b", other)))
-    said = differing_settings([one, two])
-    assert said["optim.lr"] == [RECIPE.optim.lr, 0.25]
-    assert said["student_args.depth"] == [None, 3]
-    assert "epochs" not in said
+    one, two = (
+        read_run_folder(make_folder(tmp_path / n, r)) for n, r in (("a", RECIPE), ("b", other))
+    )
+    differences = differing_settings([one, two])
+    assert differences["optim.lr"] == [RECIPE.optim.lr, 0.25]
+    assert differences["student_args.depth"] == [None, 3]
+    assert "epochs" not in differences
     assert differing_settings([one, one]) == {}
-    assert settings_table([one, two], said).row_count == len(said)
+    assert settings_table([one, two], differences).row_count == len(differences)
 
 
 def colours(picture: Path) -> set[tuple[int, ...]]:
@@ -249,7 +255,7 @@ def near(wanted: tuple[int, ...], seen: set[tuple[int, ...]]) -> bool:
 def test_curves_of_several_folders_are_drawn_in_one_picture_in_a_colour_each(
     tmp_path: Path, labels: bool
 ) -> None:
-    both = [read_run_folder(made(tmp_path / name, labels=labels)) for name in "ab"]
+    both = [read_run_folder(make_folder(tmp_path / name, labels=labels)) for name in "ab"]
     draw_comparison(both[:1], tmp_path / "one.png")
     draw_comparison(both, tmp_path / "two.png")
     one, two = colours(tmp_path / "one.png"), colours(tmp_path / "two.png")
@@ -268,7 +274,9 @@ def test_a_picture_is_not_overwritten_and_an_unknown_format_is_refused(tmp_path:
     with refused("nothing to draw"):
         draw_comparison([], tmp_path / "new.png")
     with refused("cannot be written"):
-        draw_comparison([read_run_folder(made(tmp_path / "run"))], tmp_path / "no" / "new.png")
+        draw_comparison(
+            [read_run_folder(make_folder(tmp_path / "run"))], tmp_path / "no" / "new.png"
+        )
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -281,15 +289,15 @@ def test_the_runs_command_lists_folders_draws_curves_and_prints_json(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     main(["runs"])
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
-    assert "no run folders in runs" in said
-    made(Path("runs/a"))
-    made(Path("runs/b"), replace(RECIPE, epochs=7))
+    text = capsys.readouterr().out
+    assert text.count("\n") == 1
+    assert "no run folders in runs" in text
+    make_folder(Path("runs/a"))
+    make_folder(Path("runs/b"), replace(RECIPE, epochs=7))
     main(["runs"])
-    said = capsys.readouterr().out
-    assert "runs/a" in said
-    assert "epochs" not in said
+    text = capsys.readouterr().out
+    assert "runs/a" in text
+    assert "epochs" not in text
     main(["runs", "runs/a", "runs/b", "--compare", "both.png"])
     assert "epochs" in capsys.readouterr().out
     assert Path("both.png").stat().st_size > 10_000

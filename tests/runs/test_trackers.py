@@ -73,12 +73,12 @@ def killed_and_resumed(name: Tracker, out: Path, pause: float = 0.0) -> None:
             last.log(each)
 
 
-def of_csv(out: Path, name: str) -> list[tuple[int, float]]:
+def read_csv(out: Path, name: str) -> list[tuple[int, float]]:
     with (out / "trackers/csv/scalekd-seed4/metrics.csv").open() as file:
         return [(int(r["step"]), float(r[name])) for r in csv.DictReader(file) if r[name]]
 
 
-def of_tensorboard(out: Path, name: str) -> list[tuple[int, float]]:
+def read_tensorboard(out: Path, name: str) -> list[tuple[int, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(out / "trackers/tensorboard/scalekd-seed4"))
@@ -90,7 +90,7 @@ def of_tensorboard(out: Path, name: str) -> list[tuple[int, float]]:
 def test_tracker_files_have_each_point_once_after_kills(name: Tracker, tmp_path: Path) -> None:
     if name == "tensorboard":
         pytest.importorskip("tensorboard")
-    read: Callable[[Path, str], Any] = {"csv": of_csv, "tensorboard": of_tensorboard}[name]
+    read: Callable[[Path, str], Any] = {"csv": read_csv, "tensorboard": read_tensorboard}[name]
     killed_and_resumed(name, tmp_path / "run")
     assert read(tmp_path / "run", "loss") == LOSSES
     assert read(tmp_path / "run", "top1") == TOPS
@@ -104,7 +104,7 @@ def test_mlflow_has_one_run_with_each_point_once_after_kills(
 ) -> None:
     tracking = pytest.importorskip("mlflow.tracking")
     uri = f"file:{tmp_path / 'server'}"
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # or it takes databases alone
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # or it accepts only databases
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     check_trackers(["mlflow"])
     killed_and_resumed("mlflow", tmp_path / "run")
@@ -129,7 +129,7 @@ def logged(content: bytes) -> Iterator[bytes]:
             continue
         begun += content[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a complete record, or the last part of one
             yield begun
             begun = b""
 
@@ -161,7 +161,7 @@ def test_a_tracker_that_is_added_late_receives_the_recorded_metrics(tmp_path: Pa
     record(tmp_path, ENTRIES)
     with trackers("csv", tmp_path):
         pass
-    assert of_csv(tmp_path, "loss") == LOSSES
+    assert read_csv(tmp_path, "loss") == LOSSES
 
 
 def log_on_a_full_disk(tracker: Trackers) -> None:
@@ -221,7 +221,7 @@ def test_a_complete_job_is_tracked_as_it_is_recorded(tmp_path: Path) -> None:
     recipe = tiny_digits(seeds=[4], log_every=1, trackers=["csv"])
     out = distill(recipe, tmp_path / "run", parallel=1)
     recorded = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert of_csv(out, "loss") == [(e["step"], e["loss"]) for e in recorded]
-    assert of_csv(out, "gradients/student") == [
+    assert read_csv(out, "loss") == [(e["step"], e["loss"]) for e in recorded]
+    assert read_csv(out, "gradients/student") == [
         (e["step"], e["gradients"]["student"]) for e in recorded
     ]
