@@ -117,14 +117,9 @@ def benchmark_students(
 def build_point(setting: str, value: str, step: RecipeStep, seconds: list[float]) -> Point:
     """The point of a step that took `seconds` in each repetition."""
     quartiles = Quartiles.from_values(seconds)
-    return Point(
-        setting=setting,
-        value=value,
-        step_seconds=quartiles,
-        images_per_second=len(step.images) / quartiles.median,
-        gflop_per_image=count_gflop_per_image(step),
-        peak_bytes=measure_peak_bytes(step),
-    )
+    images_per_second = len(step.images) / quartiles.median
+    gflop, peak = count_gflop_per_image(step), measure_peak_bytes(step)
+    return Point(setting, value, quartiles, images_per_second, gflop, peak)
 
 
 def recipes_by_setting(recipe: Recipe) -> dict[str, list[tuple[str, Recipe]]]:

@@ -25,10 +25,9 @@ from scalekd.training.performance import autocast
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes that are live at the peak of one forward and backward pass.
+    """Bytes that are live at the peak of one forward and backward pass; their sum is the peak.
 
     Attributes:
-        micro_batch: Images in the pass.
         teacher_weights, student_weights, projector_weights: Parameters and buffers of each.
         gradients: Gradients of all trained parameters.
         student_activations: What the student stores for its backward pass, with the images and
@@ -37,7 +36,6 @@ class StepMemory:
         temporary_tensors: Short-lived tensors that are live at the peak beside all of the above.
     """
 
-    micro_batch: int
     teacher_weights: int
     student_weights: int
     projector_weights: int
@@ -45,13 +43,6 @@ class StepMemory:
     student_activations: int
     projector_activations: int
     temporary_tensors: int
-
-    @property
-    def peak(self) -> int:
-        """The sum of all parts."""
-        activations = self.student_activations + self.projector_activations + self.temporary_tensors
-        weights = self.teacher_weights + self.student_weights + self.projector_weights
-        return weights + self.gradients + activations
 
 
 class MemorySimulation:
@@ -115,7 +106,6 @@ class MemorySimulation:
             hook.remove()
             pair.zero_grad()
         return StepMemory(
-            micro_batch=micro_batch,
             teacher_weights=teacher,
             student_weights=student,
             projector_weights=projectors,

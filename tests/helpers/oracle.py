@@ -1,6 +1,7 @@
-"""The method once more, word for word and slow, sharing nothing with the package but names.
+"""A second implementation of the method, formula by formula, which imports nothing of the package.
 
-Plain functions in float64 over a dictionary of weights; loops where the formulas have an index.
+Plain functions in float64 over a dictionary of weights, whose names are the package's; a loop
+wherever a formula has an index. It is slow on purpose: tests compare the package with it.
 """
 
 import math
@@ -15,11 +16,11 @@ Weights = Mapping[str, Tensor]
 StemNorm = Literal["batch", "running", "channel"]
 
 EPS = 1e-5
-"""Of the batch norm and of the layer norms."""
+"""Added to the variance in batch norm and layer norm."""
 
 
-def tokens_of(feature_map: Tensor) -> Tensor:
-    """(N, C, H, W) to (N, H*W, C), row by row."""
+def tokens_from_map(feature_map: Tensor) -> Tensor:
+    """A map (N, C, H, W) as tokens (N, H*W, C), row by row."""
     n, c, h, w = feature_map.shape
     rows = [feature_map[:, :, y, x] for y in range(h) for x in range(w)]
     return torch.stack(rows, 1).reshape(n, h * w, c)
@@ -39,14 +40,14 @@ def softmax(x: Tensor) -> Tensor:
 
 
 def layer_norm(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-    """Over the last dimension."""
+    """Layer norm over the last dimension."""
     mean = x.sum(-1, keepdim=True) / x.shape[-1]
     variance = ((x - mean) ** 2).sum(-1, keepdim=True) / x.shape[-1]
     return (x - mean) / torch.sqrt(variance + EPS) * gain + shift
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Stride 1, zeros around."""
+    """A 3x3 convolution with stride 1 and zero padding."""
     n, _, h, w = x.shape
     images = []
     for i in range(n):
@@ -65,6 +66,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def stem_norm(x: Tensor, weights: Weights, norm: StemNorm) -> Tensor:
+    """Batch norm (of the batch or with running statistics), or layer norm over channels."""
     gain, shift = weights["stem.1.weight"], weights["stem.1.bias"]
     channels = []
     if norm == "channel":
@@ -105,11 +107,11 @@ def projector(
     norm: StemNorm = "batch",
     sharpness: float = 5.0,
 ) -> Tensor:
-    """CAP. `query` of None: the projector's own."""
+    """CAP: cross-attention of `query`, or the projector's own where it is None, over `x`."""
     if query is None:
         query = torch.stack([weights["own_query"]] * len(x))
     p = relu(stem_norm(conv3x3(x, weights["stem.0.weight"], weights["stem.0.bias"]), weights, norm))
-    t = tokens_of(p + weights["position"])
+    t = tokens_from_map(p + weights["position"])
     q = linear(relu(linear(query, weights, "query_stem.0")), weights, "to_query")
     k = linear(t, weights, "to_key")
     v = linear(t, weights, "to_value")
@@ -120,7 +122,7 @@ def projector(
 
 
 def dct_matrix(length: int) -> Tensor:
-    """DCT-II, orthonormal: row u is the cosine of frequency u."""
+    """The matrix of the orthonormal DCT-II: row u is the cosine of frequency u."""
     matrix = torch.zeros(length, length, dtype=torch.float64)
     for u in range(length):
         size = math.sqrt((1.0 if u == 0 else 2.0) / length)
@@ -130,16 +132,16 @@ def dct_matrix(length: int) -> Tensor:
 
 
 def without_direct_component(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """2-D DCT of each channel of each image, a zero at (0, 0), the inverse."""
+    """The inverse DCT of each channel's 2-D DCT, whose coefficient (0, 0) is set to 0."""
     rows, columns = dct_matrix(grid[0]), dct_matrix(grid[1])
     images = []
     for image in tokens:
         channels = []
         for c in range(image.shape[1]):
             spectrum = rows @ image[:, c].reshape(grid) @ columns.T
-            keep = torch.ones_like(spectrum)
-            keep[0, 0] = 0.0
-            channels.append((rows.T @ (spectrum * keep) @ columns).reshape(-1))
+            mask = torch.ones_like(spectrum)
+            mask[0, 0] = 0.0
+            channels.append((rows.T @ (spectrum * mask) @ columns).reshape(-1))
         images.append(torch.stack(channels, 1))
     return torch.stack(images)
 
@@ -163,8 +165,8 @@ def logit_distillation(s: Tensor, t: Tensor, temperature: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class StepOutput:
-    """What one step is given: maps (N, C, H, W), logits (N, classes), tail over tokens."""
+class StepInputs:
+    """The inputs of one step: maps (N, C, H, W), logits (N, classes), and a tail over tokens."""
 
     s3: Tensor
     s4: Tensor
@@ -176,33 +178,33 @@ class StepOutput:
 
 def scalekd(
     weights: Weights,
-    step: StepOutput,
+    step: StepInputs,
     heads: tuple[int, int],
     term_weights: Mapping[str, float],
     temperature: float,
     norm: StemNorm = "batch",
 ) -> dict[str, Tensor]:
-    """The terms of weight above zero, weighted."""
+    """The weighted terms by name, without those of weight 0."""
 
     def cap(stage: str, view: str) -> Weights:
         prefix = f"{stage}.{view}."
         return {k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)}
 
-    def seen(tokens: Tensor, view: str) -> Tensor:
+    def in_view(tokens: Tensor, view: str) -> Tensor:
         grid = (step.t4.shape[2], step.t4.shape[3])
         return tokens if view == "original" else without_direct_component(tokens, grid)
 
-    target = tokens_of(step.t4)
+    target = tokens_from_map(step.t4)
     terms = {}
     for view in ("original", "alternative"):
         z = None
         if term_weights[f"tpp_{view}"] > 0:
             z = step.tail(projector(cap("penultimate", view), step.s3, None, heads[0], norm))
-            term = distance(seen(z, view), seen(target, view))
+            term = distance(in_view(z, view), in_view(target, view))
             terms[f"tpp_{view}"] = term_weights[f"tpp_{view}"] * term
         if term_weights[f"final_{view}"] > 0:
             w = projector(cap("final", view), step.s4, z, heads[1], norm)
-            term = distance(seen(w, view), seen(target, view))
+            term = distance(in_view(w, view), in_view(target, view))
             terms[f"final_{view}"] = term_weights[f"final_{view}"] * term
     if term_weights["logits"] > 0:
         kd = logit_distillation(step.student_logits, step.teacher_logits, temperature)

@@ -229,7 +229,7 @@ def test_one_step_is_the_formula(case: StepCase) -> None:
     )
     expected = oracle.scalekd(
         copies,
-        oracle.StepOutput(
+        oracle.StepInputs(
             theirs["s3"],
             theirs["s4"],
             t4.detach(),
