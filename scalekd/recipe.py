@@ -1,4 +1,4 @@
-"""Everything that decides a training run, as data."""
+"""A recipe: every setting of a distillation, as data that is checked when it is made."""
 
 import difflib
 import json
@@ -15,7 +15,7 @@ from scalekd.networks import FeatureSelection
 from scalekd.networks.teacher.frozen import PrefixTokens
 
 RECIPES = Path(__file__).with_name("recipes")
-DEFAULT = "digits"
+DEFAULT_RECIPE = "digits"
 
 Baseline = Literal["supervised", "logit_kd"]
 Tracker = Literal["csv", "tensorboard", "wandb", "mlflow"]
@@ -24,24 +24,33 @@ Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 @dataclass(frozen=True)
 class Data:
-    """Images and what is done to them.
+    """Images and their augmentation.
 
     Args:
-        root: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg; one of WebDataset shards,
-            train/*.tar and val/*.tar; a flat one of images, which is training without labels;
-            hf:NAME or hf:FOLDER, a dataset of Hugging Face; or `digits` (packaged).
-        image_size: of the student's images in pixels: a side, or [height, width]; default the
-            student's own.
-        train_images: how many training images may be used, as many of each class; default all.
-        epoch_images: how many images make an epoch; default all of them once.
-        auto_augment: timm's policy, for example rand-m9-n2-mstd0.5, or 3a (not for the digits).
-        color_jitter: of brightness, contrast and saturation (not for the digits).
-        erasing: probability of random erasing (not for the digits).
-        mixup: alpha of Mixup: images and labels mixed with the batch's next; 0 for none.
-        cutmix: alpha of CutMix; with both on, each batch is mixed by one of the two.
-        corrupt_images: stop at an image that cannot be read, or skip it: another takes its place in
-            training, and it is not measured in validation.
-        workers: loading processes; default the cores that the run may use, at most 16.
+        root: Where the images are: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg; a folder
+            of WebDataset tar files, train/*.tar and val/*.tar; a folder of images without classes,
+            for training without labels; hf:NAME or hf:FOLDER for a Hugging Face dataset; or
+            digits, which is packaged.
+        image_size: Size of the student's images in pixels: one number for squares, or [height,
+            width]. By default the size that the student's model is configured for.
+        train_images: Number of training images to use, the same number from each class. By default
+            all of them.
+        epoch_images: Number of images in an epoch. By default each training image once.
+        auto_augment: Augmentation policy by timm's name, for example rand-m9-n2-mstd0.5
+            (RandAugment) or 3a (3-Augment). By default none. Not for the digits.
+        color_jitter: Strength of random changes of brightness, contrast and saturation, from 0
+            (off) to 1. Only without auto_augment or with 3a. Not for the digits.
+        erasing: Probability, from 0 (off) to 1, of erasing a random rectangle of a training image.
+            Not for the digits.
+        mixup: Alpha of Mixup, which blends each image and its label with another of the batch; 0
+            switches it off. If cutmix is on too, each batch is mixed by one of the two.
+        cutmix: Alpha of CutMix, which pastes a rectangle of one image into another and mixes their
+            labels; 0 switches it off. If mixup is on too, each batch is mixed by one of the two.
+        corrupt_images: What to do with an image that cannot be read. stop ends the run and names
+            the image; skip puts the next readable image in its place in training, and does not
+            measure it in validation.
+        workers: Number of processes that load images; 0 loads them in the training process. By
+            default the number of CPU cores that the run may use, at most 16.
     """
 
     root: str
@@ -63,8 +72,8 @@ class Data:
                 _positive(**{f"data.{name}": value})
         if self.size is not None and not (len(self.size) == 2 and min(self.size) > 0):
             raise InputError(
-                f"data.image_size is {self.image_size}: it must be a side, or height and width, "
-                "each more than 0"
+                f"data.image_size is {self.image_size}: it must be one number, or height and "
+                "width, each more than 0"
             )
         if not (self.workers or 0) >= 0:
             raise InputError(f"data.workers is {self.workers}: it must be 0 or more")
@@ -78,14 +87,14 @@ class Data:
                 raise InputError(f"data.{name} is {value}: it must be 0 or more")
         if self.color_jitter and self.auto_augment and "3a" not in self.auto_augment:
             raise InputError(
-                f"data.color_jitter is {self.color_jitter} and data.auto_augment "
-                f"{self.auto_augment!r}, beside which timm does not use it: leave one of them out, "
-                "or take 3a"
+                f"data.color_jitter is {self.color_jitter} and data.auto_augment is "
+                f"{self.auto_augment!r}, with which timm does not use it: drop one of the two, or "
+                "take 3a"
             )
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(height, width) of the student's images, where `image_size` says it."""
+        """(height, width) of the student's images in pixels; None for the model's own size."""
         if self.image_size is None or isinstance(self.image_size, tuple):
             return self.image_size
         return self.image_size, self.image_size
@@ -93,19 +102,23 @@ class Data:
 
 @dataclass(frozen=True)
 class Optim:
-    """The optimizer and its schedule: linear warm-up, then cosine to `min_lr`, or drops.
+    """Optimizer and learning rate: linear warm-up, then a cosine, or drops to a tenth.
 
     Args:
-        name: timm's name of the optimizer.
-        lr: learning rate after the warm-up.
-        lr_batch_size: images a step that lr is for: with another batch_size it changes in
-            proportion. Default: lr is for any.
-        weight_decay: of all but biases, norms and positions.
-        decay_all: whether of these too.
-        warmup_epochs: epochs of warm-up, also a fraction of one.
-        min_lr: learning rate at the end of the cosine.
-        drops: epochs at which the rate falls to a tenth, in place of the cosine.
-        clip: largest gradient norm; 0 for no clipping.
+        name: Optimizer by timm's name, for example adamw, lamb, sgd or momentum.
+        lr: Learning rate after the warm-up; more than 0.
+        lr_batch_size: Batch size that lr is meant for: with another batch_size the learning rate
+            changes in proportion. By default lr is used as it is with any batch size.
+        weight_decay: Weight decay, 0 or more. Biases, norms and positional embeddings are exempt,
+            unless decay_all is true.
+        decay_all: Apply weight decay to all parameters, biases and norms included.
+        warmup_epochs: Epochs over which the learning rate rises linearly to lr; may be a fraction,
+            and must be less than epochs.
+        min_lr: Learning rate at the end of the cosine, 0 or more.
+        drops: Epochs at which the learning rate falls to a tenth, for example [30,60,90], in place
+            of the cosine; may be fractions. By default the cosine is used.
+        clip: Largest norm of the gradients, to which larger ones are scaled down; 0 switches
+            clipping off.
     """
 
     name: str = "adamw"
@@ -121,17 +134,18 @@ class Optim:
 
 @dataclass(frozen=True)
 class Student:
-    """One more student under the recipe's teacher; what is not said here is as the recipe says.
+    """One more student that learns from the recipe's teacher; see `Recipe.more_students`.
 
     Args:
-        name: a timm name; trained from random initialisation.
-        args: more arguments for timm's create_model.
-        folder: of its run, within --out; default its name.
-        features: which of its features.
-        heads: attention heads of its two projectors; default the paper's, or one for 64 channels.
-        optim: its optimizer.
-        weights: of its loss's terms.
-        ema: decay of an average of its weights over the steps.
+        name: Student model by its timm name; it starts from random initialisation.
+        args: Further arguments of timm's create_model for this student.
+        folder: Name of this student's run folder within --out. By default its name.
+        features: Which two of this student's features are projected.
+        heads: Attention heads of this student's two projectors, as [penultimate, final]. By default
+            those of the paper for its pairs, and otherwise one for 64 channels.
+        optim: Optimizer and learning rate of this student. By default the recipe's.
+        weights: Weights of this student's loss terms. By default the recipe's.
+        ema: Decay of the moving average of this student's weights. By default the recipe's.
     """
 
     name: str
@@ -146,52 +160,82 @@ class Student:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One distillation, and what it is compared with.
+    """A distillation and the runs that it is compared with.
 
     Args:
-        teacher: a timm name, or local-dir:FOLDER; None where the student is trained alone.
-        student: a timm name; trained from random initialisation.
-        data: the images.
-        teacher_weights: pretrained, a file of weights, or random.
-        teacher_args: more arguments for timm's create_model.
-        student_args: more arguments for timm's create_model.
-        more_students: others that learn from the same passes of the teacher, by turns, each in a
-            run folder of its own: names, or with arguments (docs/many-students.md).
-        epochs: passes over the data (or over data.epoch_images).
-        batch_size: images a step.
-        accumulate: parts that a step's batch is computed in, one after another, to fit in memory.
-        optim: the optimizer.
-        weights: of the loss's terms, --weights.logits and so on; 0 switches one off.
-        temperature: of the logits.
-        heads: attention heads of the two projectors; default the paper's, or one for 64 channels.
-        separable_stem: of the projectors, for a cheaper step at some accuracy (docs/speed.md); not
-            the exact method.
-        task: loss of the student's logits and the labels: cross-entropy, or binary cross-entropy
-            over the classes, their mean (bce) or their sum (bce_sum, as in the released code).
-        label_smoothing: of it.
-        ema: decay of an average of the student's weights over the steps, which is then what is
-            measured and exported; default none.
-        teacher_size: (height, width) that the teacher works at; default its own.
-        teacher_features: which of the teacher's features; the tail follows the penultimate one.
-        student_features: which of the student's features.
-        teacher_prefix: the prefix tokens in the teacher's tail; none as in the released code.
-        one_token: refuse or drop alternative views of one-token grids.
-        compile: the repeated blocks of teacher and student, and the projectors, by torch.compile.
-        channels_last: the memory layout of the student and the projectors, for CNNs.
-        checkpoint_tail: compute the teacher's tail anew in the backward pass, to save memory.
-        sync_batchnorm: of the student's norms over all devices, in place of each device's share.
-        fsdp: whose weights are kept in pieces, one on each of several devices: those of the
-            teacher, and of the student with all that trains beside it.
-        precision: of the arithmetic; the final alternative view is float32 in all of them.
-        cache: a folder that `scalekd cache` made, read in place of the teacher's passes.
-        seeds: one run for each.
-        compare: the same student trained without a teacher (alone), by logits only (logits).
-        validate_every: epochs between two measurements on the validation images.
-        max_skipped: steps of a run that may be left out because their loss is no number.
-        log_every: steps between two lines of metrics.jsonl.
-        trackers: who is told the metrics besides, while a run trains (docs/monitoring.md).
-        save_minutes: between two checkpoints of a run.
-        save_steps: the same in steps, where that comes sooner.
+        teacher: Teacher model: a timm name, or local-dir:FOLDER for a folder that timm saved.
+            `scalekd train` needs none.
+        student: Student model by its timm name; it starts from random initialisation.
+        data: Images and their augmentation.
+        teacher_weights: Weights of the teacher: pretrained (timm's, downloaded if need be), a file
+            (.safetensors, or .pth with tensors only), or random.
+        teacher_args: Further arguments of timm's create_model for the teacher, for example
+            '{img_size: 224}'.
+        teacher_size: Size, as [height, width] in pixels, at which the teacher sees the images. By
+            default the size that the teacher's model is configured for.
+        teacher_features: Which two of the teacher's features are used. Its tail is the part of the
+            network after the penultimate one.
+        student_args: Further arguments of timm's create_model for the student, for example
+            '{drop_path_rate: 0.1}'.
+        student_features: Which two of the student's features are projected.
+        more_students: Further students that learn from the same passes of the teacher, interleaved,
+            each in a run folder of its own: timm names, or in YAML settings of their own (see
+            --more_students.help and docs/many-students.md). By default none.
+        epochs: Number of epochs to train: passes over the training images, or over
+            data.epoch_images of them.
+        batch_size: Number of images in an optimizer step, on all devices together.
+        optim: Optimizer and learning rate.
+        task: Loss of the student's logits on the labels. cross_entropy; bce, the mean over classes
+            of the binary cross-entropy; or bce_sum, its sum, as in the released code.
+        label_smoothing: Label smoothing of the task loss: the share of a label, from 0 to less than
+            1, that is spread evenly over all classes.
+        ema: Decay, between 0 and 1, for example 0.9999, of an exponential moving average of the
+            student's weights over steps; the average is then what is measured and exported. By
+            default the student itself is.
+        weights: Weights of the loss terms, 0 or more: --weights.tpp_original,
+            --weights.tpp_alternative, --weights.final_original, --weights.final_alternative and
+            --weights.logits (at most 1: the task loss has the rest). 0 switches a term off. By
+            default those of the released code; without a classifier on the teacher, logits is 0.
+        temperature: Temperature that divides the logits in logit distillation; more than 0.
+        heads: Attention heads of the two projectors, as [penultimate, final]; each must divide its
+            feature's channels. By default those of the paper for its pairs, and otherwise one for
+            64 channels.
+        separable_stem: Use separable convolutions in the projectors: a cheaper step that costs some
+            accuracy and is not the exact method (docs/speed.md).
+        teacher_prefix: Prefix tokens, such as a class token, that the student's tokens meet in the
+            teacher's tail: own for the teacher's own tokens of the same image, or none as in the
+            released code.
+        one_token: What to do where a feature is 1x1 and its alternative view has no meaning: refuse
+            the pair, or drop that view's term from the loss.
+        precision: Precision of the arithmetic: 32-true for float32, or mixed precision in 16 or
+            bf16. The final alternative view is computed in float32 in any case.
+        accumulate: Number of micro-batches that a step's batch is computed in, one after another,
+            to save memory. It must divide batch_size.
+        checkpoint_tail: Compute the teacher's tail a second time in the backward pass, to save the
+            memory of its activations.
+        compile: Compile the repeated blocks of teacher and student, and the projectors, with
+            torch.compile.
+        channels_last: Store the student's and the projectors' tensors in channels_last format,
+            which is faster for CNNs on GPUs.
+        sync_batchnorm: Compute the student's BatchNorm statistics over all devices. By default each
+            device uses its own part of the batch.
+        fsdp: Networks whose weights are sharded over the devices (FSDP): [student] for the student
+            and everything that is trained with it, [teacher], or both. By default each device has
+            all weights.
+        cache: Folder of a teacher's outputs that `scalekd cache` made, which are read in place of
+            computing the teacher. By default the teacher is computed.
+        seeds: Random seeds, for example [1,2,3]; each method is trained once with each.
+        compare: Baselines to train for comparison with the same student: supervised (labels only),
+            logit_kd (labels and the teacher's logits), or both, as a list. By default none.
+        validate_every: Number of epochs between two validations.
+        max_skipped: Number of steps in a run that may be skipped because their loss is non-finite
+            (NaN or Inf); the next such step ends the run.
+        log_every: Number of steps between two lines of metrics.jsonl.
+        trackers: Where metrics are sent in addition to metrics.jsonl: a list of csv, tensorboard,
+            wandb and mlflow (docs/monitoring.md). By default nowhere.
+        save_minutes: Minutes between two checkpoints of a run.
+        save_steps: Steps between two checkpoints of a run, in addition to save_minutes, whichever
+            comes first. By default only save_minutes counts.
     """
 
     teacher: str | None
@@ -199,30 +243,30 @@ class Recipe:
     data: Data
     teacher_weights: str = "pretrained"
     teacher_args: dict[str, Any] = field(default_factory=dict)
+    teacher_size: tuple[int, int] | None = None
+    teacher_features: FeatureSelection = field(default_factory=FeatureSelection)
     student_args: dict[str, Any] = field(default_factory=dict)
+    student_features: FeatureSelection = field(default_factory=FeatureSelection)
     more_students: list[str | Student] = field(default_factory=list)
     epochs: int = 100
     batch_size: int = 128
-    accumulate: int = 1
     optim: Optim = field(default_factory=Optim)
+    task: Literal["cross_entropy", "bce", "bce_sum"] = "cross_entropy"
+    label_smoothing: float = 0.0
+    ema: float | None = None
     weights: LossWeights | None = None
     temperature: float = 1.0
     heads: tuple[int, int] | None = None
     separable_stem: bool = False
-    task: Literal["cross_entropy", "bce", "bce_sum"] = "cross_entropy"
-    label_smoothing: float = 0.0
-    ema: float | None = None
-    teacher_size: tuple[int, int] | None = None
-    teacher_features: FeatureSelection = field(default_factory=FeatureSelection)
-    student_features: FeatureSelection = field(default_factory=FeatureSelection)
     teacher_prefix: PrefixTokens = "own"
     one_token: Literal["refuse", "drop"] = "refuse"
+    precision: Precision = "32-true"
+    accumulate: int = 1
+    checkpoint_tail: bool = False
     compile: bool = False
     channels_last: bool = False
-    checkpoint_tail: bool = False
     sync_batchnorm: bool = False
     fsdp: list[Literal["student", "teacher"]] = field(default_factory=list)
-    precision: Precision = "32-true"
     cache: str | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
     compare: list[Baseline] = field(default_factory=list)
@@ -237,13 +281,13 @@ class Recipe:
         _positive(epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate)
         if self.batch_size % self.accumulate:
             raise InputError(
-                f"accumulate is {self.accumulate} and batch_size {self.batch_size}: the parts must "
-                "be equal, so batch_size a multiple of accumulate"
+                f"accumulate is {self.accumulate} and batch_size is {self.batch_size}: "
+                "micro-batches must be equal, so batch_size must be a multiple of accumulate"
             )
         if self.channels_last and "student" in self.fsdp:
             raise InputError(
-                "channels_last is true and fsdp has student, whose pieces are of contiguous "
-                "weights: leave one of the two out"
+                "channels_last is true and fsdp has student, but only contiguous weights can be "
+                "sharded: drop one of the two"
             )
         if self.cache is not None:
             self._check_cache()
@@ -279,13 +323,13 @@ class Recipe:
         if self.optim.name not in (known := list_optimizers()):
             near = difflib.get_close_matches(self.optim.name, known, n=3) or ["adamw", "sgd"]
             raise InputError(
-                f"optim.name is {self.optim.name!r}, which timm does not know; it has, for "
+                f"optim.name is {self.optim.name!r}, which is no optimizer of timm's; it has, for "
                 f"example, {', '.join(near)}"
             )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"seeds are {self.seeds}: give one or more, each once")
         if not 0 <= min(self.seeds) <= max(self.seeds) < 2**32:
-            raise InputError(f"seeds are {self.seeds}: they must be 0 to {2**32 - 1}")
+            raise InputError(f"seeds are {self.seeds}: each must be from 0 to {2**32 - 1}")
         if len(set(self.trackers)) < len(self.trackers):
             raise InputError(f"trackers is {self.trackers}: name each once")
         if len(set(self.compare)) < len(self.compare):
@@ -295,17 +339,18 @@ class Recipe:
         folders = list(map(student_folder_name, [self.student, *self.more_students]))
         if twice := next((f for f in folders if folders.count(f) > 1), None):
             raise InputError(
-                f"student and more_students would have the run folder {twice!r} twice: give one of "
-                "them another name by its folder"
+                f"student and more_students have the run folder {twice!r} twice: give one of them "
+                "another folder"
             )
-        self.apart()  # what does not fit in one of them is said now
+        self.per_student()  # checks each student's settings
         if "teacher" in self.fsdp:
             raise InputError(
-                "fsdp has teacher, whose one pass more_students share: leave one of the two out"
+                "fsdp has teacher, but more_students share the passes of an unsharded teacher: "
+                "drop one of the two"
             )
 
-    def apart(self) -> dict[str, "Recipe"]:
-        """Each student's own recipe, as if it learnt alone, by its run folder's name."""
+    def per_student(self) -> dict[str, "Recipe"]:
+        """For each student the recipe that trains it by itself, by the name of its run folder."""
         recipes = {student_folder_name(self.student): replace(self, more_students=[])}
         for other in self.more_students:
             student = Student(other) if isinstance(other, str) else other
@@ -324,50 +369,55 @@ class Recipe:
 
     def _check_cache(self) -> None:
         if self.teacher is None:
-            raise InputError(f"cache is {self.cache!r} and there is no teacher: leave it out")
+            raise InputError(f"cache is {self.cache!r} and there is no teacher: drop cache")
         for name in ("mixup", "cutmix"):
             if value := getattr(self.data, name):
                 raise InputError(
-                    f"data.{name} is {value}, and a cache keeps what the teacher says of single "
-                    "images: set it to 0, or leave the cache out"
+                    f"data.{name} is {value}, but a cache stores the teacher's outputs for single "
+                    "images: set it to 0 or drop cache"
                 )
         if "teacher" in self.fsdp:
             raise InputError(
-                "fsdp has teacher, of which a cache leaves no more than the tail in memory: leave "
-                "one of the two out"
+                "fsdp has teacher, of which only the tail is in memory with a cache: drop one "
+                "of the two"
             )
 
     @property
     def learning_rate(self) -> float:
-        """optim.lr for this batch_size."""
+        """The learning rate after the warm-up: optim.lr, in proportion to batch_size."""
         return self.optim.lr * self.batch_size / (self.optim.lr_batch_size or self.batch_size)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, as in a recipe's YAML file."""
+        """The settings as plain data, as in a recipe's YAML file."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # lists in place of tuples
         return plain
 
 
-def flatten_settings(plain: dict[str, Any], path: str = "", separator: str = ".") -> dict[str, Any]:
-    """Nested settings by dotted names."""
-    dotted: dict[str, Any] = {}
-    for name, value in plain.items():
-        nested = isinstance(value, dict) and value
-        full = f"{path}{name}"
-        dotted |= (
-            flatten_settings(value, f"{full}{separator}", separator) if nested else {full: value}
-        )
-    return dotted
+def flatten_settings(
+    settings: dict[str, Any], prefix: str = "", separator: str = "."
+) -> dict[str, Any]:
+    """Nested settings as one dictionary, with names such as optim.lr."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten_settings(value, f"{prefix}{name}{separator}", separator)
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def student_folder_name(student: str | Student) -> str:
-    """Of the run of one of several students."""
+    """The name of the run folder of one of several students: its folder, or the model's name."""
     name = student if isinstance(student, str) else student.folder or student.name
     return name.replace("/", "_").replace(":", "_")
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a packaged recipe."""
+    """The YAML file of a packaged recipe.
+
+    Raises:
+        InputError: there is no such recipe; the message lists all.
+    """
     file = RECIPES / f"{name}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(f.stem for f in RECIPES.glob("*.yaml")))

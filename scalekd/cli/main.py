@@ -329,7 +329,7 @@ def _with_recipe(arguments: list[str]) -> list[str]:
     with_recipes = ["distill"], ["train"], ["cache"], ["estimate"]
     if arguments[:1] not in with_recipes or "--help" in arguments or "-h" in arguments:
         return arguments
-    from scalekd.recipe import DEFAULT, find_recipe
+    from scalekd.recipe import DEFAULT_RECIPE, find_recipe
 
     rest, given = arguments[1:], {a.partition("=")[0] for a in arguments}
     rest = [part for a in rest for part in (a.split("=", 1) if a[:9] == "--recipe=" else [a])]
@@ -339,7 +339,7 @@ def _with_recipe(arguments: list[str]) -> list[str]:
     elif given & {"--teacher", "--student", "--data.root", "--config"}:
         return arguments
     else:
-        name = DEFAULT
+        name = DEFAULT_RECIPE
     return [arguments[0], "--config", str(find_recipe(name)), *rest]
 
 

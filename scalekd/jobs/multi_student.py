@@ -110,7 +110,7 @@ def _look(
             f"{str(out)!r} is the run folder of one student: give another --out for several"
         )
     found = {}
-    for name, own in recipe.apart().items():
+    for name, own in recipe.per_student().items():
         folder = RunFolder(out / name)
         found[name] = own, folder, folder.finished_results(own)
         folder.check_can_be_created()

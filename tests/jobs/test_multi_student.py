@@ -173,7 +173,7 @@ def test_one_normalised_otherwise_learns_from_the_same_images(images: Path, tmp_
     other = Student("test_efficientnet")
     recipe = recipe_of(images, more_students=[other], one_token="drop", optim=still)
     both = distill(recipe, tmp_path / "both")
-    one = distill(recipe.apart()["test_efficientnet"], tmp_path / "one")
+    one = distill(recipe.per_student()["test_efficientnet"], tmp_path / "one")
     for a, b in zip(losses(both / "test_efficientnet"), losses(one), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
 
@@ -187,7 +187,7 @@ def test_arms_seeds_and_students_alone(images: Path, without: str, tmp_path: Pat
         root = str(flat_folder(tmp_path / "flat"))
         recipe = replace(recipe, compare=["logit_kd"], data=replace(recipe.data, root=root))
     both = distill(recipe, tmp_path / "both")
-    for name, own in recipe.apart().items():
+    for name, own in recipe.per_student().items():
         one = distill(own, tmp_path / name, parallel=1)
         assert losses(both / name) == losses(one)
         summaries = [json.loads((run / "summary.json").read_text()) for run in (both / name, one)]
@@ -199,7 +199,7 @@ def test_they_share_a_cache(images: Path, tmp_path: Path) -> None:
     cache = build_cache(recipe, tmp_path / "cache", views=2, keep="float32")
     recipe = replace(recipe, cache=str(cache))
     both = distill(recipe, tmp_path / "both")
-    for name, own in recipe.apart().items():
+    for name, own in recipe.per_student().items():
         assert losses(both / name) == losses(distill(own, tmp_path / name, parallel=1))
 
 
@@ -216,7 +216,7 @@ def test_a_student_whose_loss_is_no_number_is_dropped_without_hurting_the_others
     ):
         distill(recipe, out)
     for name in ("test_vit", "test_vit2"):
-        assert losses(out / name) == losses(distill(recipe.apart()[name], tmp_path / name))
+        assert losses(out / name) == losses(distill(recipe.per_student()[name], tmp_path / name))
         assert (out / name / "student").is_dir()
     assert not (out / "test_resnet" / "summary.json").exists()
     (stopped,) = (s for s in read_run_folders([out]) if s.folder.endswith("test_resnet"))
@@ -230,7 +230,7 @@ def test_another_student_can_be_added_later(images: Path, tmp_path: Path) -> Non
     more = replace(recipe, more_students=[*recipe.more_students, "test_resnet"])
     distill(more, out, resume=True)
     assert (out / "test_vit2" / "metrics.jsonl").read_text() == before
-    one = distill(more.apart()["test_resnet"], tmp_path / "one")
+    one = distill(more.per_student()["test_resnet"], tmp_path / "one")
     assert losses(out / "test_resnet") == losses(one)
 
 

@@ -175,7 +175,7 @@ def test_a_packaged_recipe_runs_shrunk(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "pieces"),
     [
-        ({"accumulate": 3}, ["accumulate is 3", "batch_size 128"]),
+        ({"accumulate": 3}, ["accumulate is 3", "batch_size is 128"]),
         ({"accumulate": 0}, ["accumulate is 0"]),
         ({"ema": 1.0}, ["ema is 1.0", "0.9999"]),
         ({"optim": Optim(drops=[30, 100])}, ["optim.drops", "100 epochs"]),
