@@ -1,0 +1,360 @@
+"""The commands: for each its summary, its options and the function that it calls.
+
+What a command needs is imported when it is used: the trainer alone takes seconds.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from scalekd.cli.parser import HelpFormatter, Parser
+from scalekd.errors import InputError
+from scalekd.signals import Interrupted
+
+# fmt: off
+PAIR = (
+    "teacher", "teacher_args", "teacher_size", "teacher_features",
+    "student", "student_args", "student_features",
+    "weights", "heads", "teacher_prefix", "one_token",
+)
+# fmt: on
+"""The settings of a recipe that `check` takes."""
+
+
+def _add_distill_options(parser: Parser) -> None:
+    run = parser.add_recipe()["run"]
+    run.add_argument(
+        "--out",
+        type=Path | None,
+        help="Run folder to write, which must not exist unless --resume is given. By default "
+        "runs/NAME after the teacher and the student, with a number if that exists.",
+    )
+    run.add_argument(
+        "--parallel",
+        type=int | None,
+        help="Number of runs that are trained at the same time, each in a process of its own. By "
+        "default one for each CPU core, or one if there is a GPU.",
+    )
+    run.add_argument(
+        "--devices",
+        type=int,
+        default=1,
+        help="Number of this machine's devices that share each batch, a process for each.",
+    )
+    run.add_argument(
+        "--smoke",
+        action="store_true",
+        help="Try the recipe in a minute: four steps with random weights on noise of 64 pixels.",
+    )
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="Resume the runs in --out from their newest checkpoints; start where there are none.",
+    )
+
+
+def _run_distill(options: Namespace, arguments: list[str]) -> None:
+    if options.teacher is None:
+        raise InputError("no --teacher is named: name one, or train supervised by `scalekd train`")
+    _train(options, arguments)
+
+
+def _run_train(options: Namespace, arguments: list[str]) -> None:
+    options.teacher, options.compare = None, []
+    _train(options, arguments)
+
+
+def _train(options: Namespace, arguments: list[str]) -> None:
+    from scalekd.distributed import ranks
+    from scalekd.distributed.launch import check_devices, launch
+    from scalekd.jobs.distill import distill
+    from scalekd.jobs.smoke import shrink_to_smoke_test
+
+    recipe, others = _split_recipe(options)
+    check_devices(others["devices"])
+    if others["devices"] > 1 and ranks.launch_environment().world_size() == 1:
+        sys.exit(launch(others["devices"], arguments))
+    try:
+        with tempfile.TemporaryDirectory() as images:
+            if others["smoke"]:
+                recipe = shrink_to_smoke_test(recipe, Path(images))
+            distill(recipe, others["out"], others["parallel"], others["resume"])
+    except ranks.AnotherRankFailed:
+        sys.exit(2)
+    except Interrupted as stopped:
+        if ranks.rank():  # rank 0 reports it
+            sys.exit(stopped.code)
+        raise
+    except InputError as error:
+        raise InputError(f"rank {ranks.rank()}: {error}" if ranks.rank() else str(error)) from error
+
+
+def _add_cache_options(parser: Parser) -> None:
+    from scalekd.jobs.build_cache import build_cache
+
+    parser.add_recipe()
+    parser.set_defaults({"student": ""})
+    parser.add_function_arguments(build_cache, skip={"recipe", "resume"}, as_group=False)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="Resume the cache in --out; parts of it that are missing or damaged are made again.",
+    )
+
+
+def _run_cache(options: Namespace, _: list[str]) -> None:
+    from scalekd.jobs.build_cache import build_cache
+
+    if options.teacher is None:
+        raise InputError("no --teacher is named: name the one whose outputs are to be cached")
+    recipe, others = _split_recipe(options)
+    build_cache(recipe, **others)
+
+
+def _add_runs_options(parser: Parser) -> None:
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        help="Run folders, or folders that hold some. By default runs.",
+    )
+    parser.add_argument(
+        "--compare",
+        type=Path | None,
+        help="Picture to write, .png for example, with the folders' learning curves; the settings "
+        "that differ between the folders are printed.",
+    )
+    _add_json_option(parser)
+
+
+def _run_runs(options: Namespace, _: list[str]) -> None:
+    from rich.console import Console
+
+    from scalekd.runs.status import (
+        check_picture,
+        differing_settings,
+        draw_comparison,
+        read_run_folders,
+    )
+    from scalekd.runs.table import settings_table, status_table
+
+    if options.compare is not None:
+        check_picture(options.compare)
+    folders = options.folders or [Path("runs")]
+    statuses = read_run_folders(folders) if options.folders or folders[0].is_dir() else []
+    differences = differing_settings(statuses) if options.compare is not None else {}
+    console = Console(highlight=False)
+    if options.json:
+        print(json.dumps({"runs": list(map(asdict, statuses)), "differences": differences}))
+    elif not statuses:
+        print(f"no run folders in {', '.join(map(str, folders))}; `scalekd distill` makes one")
+    else:
+        console.print(status_table(statuses))
+    if options.compare is not None and statuses:
+        draw_comparison(statuses, options.compare)
+        if not options.json:
+            console.print(settings_table(statuses, differences))
+            print(f"{options.compare}: their learning curves")
+
+
+def _add_check_options(parser: Parser) -> None:
+    from scalekd.recipe import Data
+
+    parser.add_settings(PAIR)
+    images = {field.name for field in fields(Data)} - {"image_size"}
+    data = parser.add_argument_group("data")
+    data.add_class_arguments(Data, as_group=False, skip=images)
+    _add_json_option(parser)
+
+
+def _run_check(options: Namespace, _: list[str]) -> None:
+    from scalekd.compatibility.check import check_pair
+    from scalekd.compatibility.text import format_report
+    from scalekd.networks import FeatureSelection
+
+    as_json = options.pop("json")
+    if options.teacher is None:
+        raise InputError("no --teacher is named: name the one to check")
+    unset: tuple[Any, ...] = {}, FeatureSelection()
+    report = check_pair(**{n: value for n, value in vars(options).items() if value not in unset})
+    print(json.dumps(asdict(report), indent=2) if as_json else format_report(report))
+
+
+def _add_estimate_options(parser: Parser) -> None:
+    from scalekd.estimating.estimate import estimate
+
+    parser.add_recipe()
+    parser.set_defaults({"data.root": "imagenet"})
+    parser.add_function_arguments(estimate, skip={"recipe"}, as_group=False)
+    _add_json_option(parser)
+
+
+def _run_estimate(options: Namespace, _: list[str]) -> None:
+    from scalekd.estimating.estimate import estimate
+    from scalekd.estimating.text import format_estimate
+
+    as_json = options.pop("json")
+    recipe, others = _split_recipe(options)
+    estimated = estimate(recipe, **others)
+    print(json.dumps(asdict(estimated), indent=2) if as_json else format_estimate(estimated))
+
+
+def _add_models_options(parser: Parser) -> None:
+    parser.add_argument(
+        "pattern",
+        nargs="?",
+        default="",
+        help="Part of a model's name, or a pattern with * and ?. By default all models.",
+    )
+
+
+def _run_models(options: Namespace, _: list[str]) -> None:
+    from scalekd.compatibility.text import format_known_models
+
+    print(format_known_models(options.pattern))
+
+
+def _add_evaluate_options(parser: Parser) -> None:
+    from scalekd.evaluation.evaluate import evaluate
+
+    parser.add_function_arguments(evaluate, as_positional=True, as_group=False)
+    parser.entitle("data", "data")
+
+
+def _run_evaluate(options: Namespace, _: list[str]) -> None:
+    from scalekd.evaluation.evaluate import evaluate
+
+    print(f"top-1 {evaluate(options.model, options.data, options.weights):.2%}")
+
+
+def _add_export_options(parser: Parser) -> None:
+    parser.add_argument(
+        "checkpoint", type=Path, help="Checkpoint in a run folder, checkpoints/METHOD-seedN.ckpt."
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="Folder to write; it must not exist."
+    )
+
+
+def _run_export(options: Namespace, _: list[str]) -> None:
+    from scalekd.export.checkpoint import export_checkpoint
+
+    export_checkpoint(options.checkpoint, options.out)
+    print(f'timm.create_model("local-dir:{options.out}", pretrained=True)')
+
+
+def _add_json_option(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
+
+
+def _split_recipe(options: Namespace) -> tuple[Any, dict[str, Any]]:
+    """The recipe, and the options that are not of it."""
+    from scalekd.recipe import Recipe
+
+    others = dict(vars(options))
+    settings = {field.name: others.pop(field.name) for field in fields(Recipe)}
+    del others["recipe"], others["config"]
+    return Recipe(**settings), others
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the command line.
+
+    Args:
+        summary: its line in the help of `scalekd`.
+        description: what it does, at the top of its own help.
+        add_options: adds its options to a parser.
+        run: calls it with the parsed options; also gets the command line.
+    """
+
+    summary: str
+    description: str
+    add_options: Callable[[Parser], None]
+    run: Callable[[Namespace, list[str]], None]
+
+    def build_parser(self, name: str) -> Parser:
+        """Its parser, for the arguments after its name."""
+        parser = Parser(
+            prog=f"scalekd {name}",
+            description=self.description,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_options(parser)
+        return parser
+
+
+RECIPE_DEFAULTS = (
+    "Without --recipe, --config, --teacher, --student and --data.root the packaged recipe digits\n"
+    "is used, which overrides some of the defaults below."
+)
+
+COMMANDS = {
+    "distill": Command(
+        "train a student under a teacher, and compare",
+        "Train a student under a teacher, and compare it with baselines.\n" + RECIPE_DEFAULTS,
+        _add_distill_options,
+        _run_distill,
+    ),
+    "train": Command(
+        "train the student of a recipe without a teacher",
+        "Train the student of a recipe without a teacher: the supervised baseline of a\n"
+        "distillation. Settings of the teacher and of the method are not used.\n" + RECIPE_DEFAULTS,
+        _add_distill_options,
+        _run_train,
+    ),
+    "runs": Command(
+        "list run folders: their state and their results",
+        "List run folders with their state and their results. --compare also draws their\n"
+        "learning curves and prints the settings that differ.",
+        _add_runs_options,
+        _run_runs,
+    ),
+    "check": Command(
+        "report how a teacher and a student fit, without training",
+        "Build a teacher and a student without their weights, and report how they fit: features,\n"
+        "the teacher's tail and whether its replay equals the teacher, heads, size and cost.",
+        _add_check_options,
+        _run_check,
+    ),
+    "cache": Command(
+        "store a teacher's outputs, for trainings without its passes",
+        "Store a teacher's outputs for the training images, which trainings read with --cache.\n"
+        "Of a recipe, the teacher, the data, the first seed, batch_size and precision matter, and\n"
+        "the student's image size and normalisation if one is named.\n" + RECIPE_DEFAULTS,
+        _add_cache_options,
+        _run_cache,
+    ),
+    "estimate": Command(
+        "estimate time and memory of a recipe before training",
+        "Estimate time and memory of a recipe's first run. Nothing is downloaded and no image is\n"
+        "read.\n" + RECIPE_DEFAULTS,
+        _add_estimate_options,
+        _run_estimate,
+    ),
+    "models": Command(
+        "list the models that are known to fit",
+        "List the timm models that were tried as teachers and students, and whether they fit.",
+        _add_models_options,
+        _run_models,
+    ),
+    "evaluate": Command(
+        "measure a model on validation images",
+        "Measure the top-1 accuracy of a model on validation images.",
+        _add_evaluate_options,
+        _run_evaluate,
+    ),
+    "export": Command(
+        "write a checkpoint's student as a timm model",
+        "Write the student of a checkpoint as a folder that plain timm loads.",
+        _add_export_options,
+        _run_export,
+    ),
+}

@@ -1,0 +1,162 @@
+"""The command line's parsers: options from signatures and docstrings, grouped by topic."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NoReturn, get_args, get_origin
+
+import jsonargparse
+
+# fmt: off
+TOPICS = {
+    "model": (
+        "teacher", "teacher_weights", "teacher_args", "teacher_size", "teacher_features",
+        "student", "student_args", "student_features", "more_students",
+    ),
+    "data": ("data",),
+    "optimisation": ("epochs", "batch_size", "optim", "task", "label_smoothing", "ema"),
+    "method": ("weights", "temperature", "heads", "separable_stem", "teacher_prefix", "one_token"),
+    "precision and memory": (
+        "precision", "accumulate", "checkpoint_tail", "compile", "channels_last",
+        "sync_batchnorm", "fsdp", "cache",
+    ),
+    "run": (
+        "seeds", "compare", "validate_every", "max_skipped", "log_every", "trackers",
+        "save_minutes", "save_steps",
+    ),
+}
+# fmt: on
+"""The settings of a recipe by topic, in the order in which `--help` lists them."""
+
+
+class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """An option's description, and its default value where the description does not tell it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        if action.required and action.option_strings:
+            return f"{text} (required)"
+        if action.nargs == 0 or default in (None, "", [], {}, argparse.SUPPRESS):
+            return text
+        return f"{text} (default: {str(default).lower() if isinstance(default, bool) else default})"
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        # Lists also have an option that appends to them, --seeds+.
+        shown = argparse.Action(
+            [option for option in action.option_strings if not option.endswith("+")],
+            action.dest,
+            action.nargs,
+            choices=action.choices,
+            metavar=action.metavar,
+        )
+        return super()._format_action_invocation(shown)
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A command's parser, which refuses in one line what it cannot parse."""
+
+    typed: ClassVar[Sequence[str]] = ()
+    """The options on the command line: of a nested one, jsonargparse reports the last part."""
+
+    def add_recipe(self) -> dict[str, Any]:
+        """Add `--recipe`, `--config` and all settings of a recipe; gives the groups by topic."""
+        self.add_argument(
+            "--recipe", type=str | None, help="Name of a packaged recipe (docs/recipes.md)."
+        )
+        self.add_argument(
+            "--config",
+            action="config",
+            help="A recipe of your own, a YAML file. Options on the command line override it.",
+        )
+        return self.add_settings([name for names in TOPICS.values() for name in names])
+
+    def add_settings(self, names: Collection[str]) -> dict[str, Any]:
+        """Add the settings of a recipe in `names`, in a group for each topic; gives the groups."""
+        from scalekd.recipe import Recipe
+
+        settings = {field.name for field in fields(Recipe)}
+        groups = {}
+        for topic, members in TOPICS.items():
+            shown = set(members) & set(names)
+            group = groups[topic] = self.add_argument_group(topic)
+            group.add_class_arguments(Recipe, as_group=False, skip=settings - shown)
+            for name in (n for n in members if n in (self.groups or ()) and n in shown):
+                self.entitle(name, name if name == topic else f"{topic}, {name}")
+        return groups
+
+    def entitle(self, name: str, title: str) -> None:
+        """Give the group of a nested setting a title; its description is the setting's."""
+        assert self.groups is not None
+        group = self.groups[name]
+        group.title, group.description = title, f"{group.title}."
+        file = next(action for action in self._actions if action.dest == name)
+        file.help = f"A YAML file with the settings {name}.*, in place of the options below."
+
+    def parse(self, arguments: list[str]) -> jsonargparse.Namespace:
+        """The options by name, dataclasses as objects. Refuses what is wrong in one line."""
+        kinds = dict(self._kinds())
+        Parser.typed = [part.partition("=")[0] for part in arguments if part[:2] == "--"]
+        for option in (option for option in self.typed if option not in kinds):
+            near = difflib.get_close_matches(option, kinds, n=2, cutoff=0.75)
+            hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the options"
+            refuse(f"there is no option {option}; {hint}")
+        options: jsonargparse.Namespace = self.instantiate(self.parse_args(arguments))
+        return options
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Refuse in one line. All that jsonargparse's exceptions carry is their text."""
+        cause: BaseException | None = ex
+        names = []
+        while cause is not None:
+            message = " ".join(str(cause).split())
+            if isinstance(cause, TypeError) and message.startswith('Parser key "'):
+                names.append(message.split('"')[1])
+            cause = cause.__cause__
+        kinds = dict(self._kinds())
+        if names:  # a value of another type than its option's, or a file that cannot be read
+            option = kind = f"--{names[-1]}"
+            if not self.exit_on_error:  # jsonargparse's own parser of a dataclass's fields
+                option = next((t for t in self.typed if t.endswith(f".{names[-1]}")), option)
+            _, _, reason = message.rpartition('": ')
+            if kinds.get(kind) is None:
+                refuse(f"{option}: {reason}")
+            value = message.rpartition(": ")[2]
+            refuse(f"{option} is {value!r}: expected {describe_type(kinds[kind])}")
+        if isinstance(ex, TypeError):  # the following arguments are required: NAMES
+            missing = message.rpartition(": ")[2].split(", ")
+            options = [f"--{name}" if f"--{name}" in kinds else name for name in missing]
+            refuse(f"required, and not given: {', '.join(options)}")
+        refuse(message)
+
+    def _kinds(self) -> Iterator[tuple[str, Any]]:
+        """Each option, nested ones included, and the type of its value."""
+        for action in self._actions:
+            kind = getattr(action, "_typehint", action.type)
+            yield from ((option, kind) for option in action.option_strings)
+            for part in filter(is_dataclass, get_args(kind)):
+                yield from ((f"--{action.dest}.{f.name}", f.type) for f in fields(part))
+
+
+def refuse(reason: str) -> NoReturn:
+    """Print one line on stderr and exit with 2."""
+    print(f"scalekd: error: {reason}", file=sys.stderr)
+    sys.exit(2)
+
+
+def describe_type(kind: Any) -> str:
+    """What a value of a setting may be, in words: "a number", "one of stop, skip"."""
+    parts = get_args(kind)
+    origin = get_origin(kind)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is list:
+        return f"a list, each {describe_type(parts[0])}"
+    if origin is tuple:
+        return f"[{', '.join(map(describe_type, parts))}]"
+    if parts and origin is not dict:
+        return " or ".join(describe_type(part) for part in parts if part is not type(None))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a name"}
+    return words.get(kind, "a mapping of settings" if kind is not Path else "a path")
