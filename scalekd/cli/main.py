@@ -61,7 +61,7 @@ def _run(arguments: list[str]) -> None:
     if name in ("-h", "--help"):
         lines = [f"  {name:9} {command.summary}" for name, command in COMMANDS.items()]
         print(USAGE.format(commands="\n".join(lines)), end="")
-        sys.exit()
+        sys.exit(0)
     if command := COMMANDS.get(name):
         options = command.build_parser(name).parse(_with_recipe(name, arguments[1:]))
         command.run(options, arguments)

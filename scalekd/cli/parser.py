@@ -99,7 +99,11 @@ class Parser(jsonargparse.ArgumentParser):
         """The options by name, dataclasses as objects. Refuses what is wrong in one line."""
         kinds = dict(self._kinds())
         Parser.typed = [part.partition("=")[0] for part in arguments if part[:2] == "--"]
-        for option in (option for option in self.typed if option not in kinds):
+        # The keys of a dictionary are anything: --teacher_args.img_size.
+        mappings = tuple(f"{name}." for name, kind in kinds.items() if get_origin(kind) is dict)
+        for option in self.typed:
+            if option in kinds or option.startswith(mappings):
+                continue
             near = difflib.get_close_matches(option, kinds, n=2, cutoff=0.75)
             hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the options"
             refuse(f"there is no option {option}; {hint}")
