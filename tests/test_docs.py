@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from scalekd.cli.main import COMMANDS, main
+from scalekd.cli.commands import COMMANDS
+from scalekd.cli.main import main
 from scalekd.method import LossWeights
 from scalekd.recipe import Data, Optim
 

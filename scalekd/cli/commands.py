@@ -78,7 +78,7 @@ def _train(options: Namespace, arguments: list[str]) -> None:
 
     recipe, others = _split_recipe(options)
     check_devices(others["devices"])
-    if others["devices"] > 1 and ranks.launch_environment().world_size() == 1:
+    if others["devices"] > 1 and ranks.launch_environment().world_size == 1:
         sys.exit(launch(others["devices"], arguments))
     try:
         with tempfile.TemporaryDirectory() as images:
