@@ -28,9 +28,9 @@ from torch import Tensor
 
 from scalekd import InputError
 from scalekd.recipe import Recipe
-from scalekd.training.module import Lesson, learn
+from scalekd.training.batch import Batch, SharedTeacherOutputs
 from scalekd.training.performance import compile_repeated_blocks
-from scalekd.training.run import build_teacher
+from scalekd.training.prepare import build_teacher
 
 BATCH_FACTORS = 0.25, 0.5, 1, 2
 """Batch sizes, as multiples of the recipe's."""
@@ -77,11 +77,11 @@ class MultiStudentStep(RecipeStep):
 
     def forward_backward(self) -> Tensor:
         """Run a step of each student, and return their losses."""
-        shared_outputs, losses = Lesson(), []
+        shared_outputs, losses = SharedTeacherOutputs(), []
         for step in (self, *self.others):
             with step.autocast():
-                batch = step.images, step.targets, shared_outputs
-                loss = learn(step.distiller, batch).loss
+                batch = Batch(step.images, step.targets, shared=shared_outputs)
+                loss = batch.loss(step.distiller).loss
             step.distiller.zero_grad()
             torch.autograd.backward(loss)
             losses.append(loss.detach())

@@ -35,8 +35,6 @@ from scalekd.estimating.meta_pair import TrainingImages
 from scalekd.estimating.synthetic_step import SyntheticStep, time_call
 from scalekd.flops import FLOP_FORMULAS
 from scalekd.method import LossWeights
-from scalekd.networks import FrozenTeacher
-from scalekd.networks.pretrained import LoadedWeights
 from scalekd.recipe import Recipe, find_recipe
 from scalekd.runs.result import Run
 from scalekd.runs.system_info import processor_name
@@ -45,7 +43,7 @@ from scalekd.training.performance import (
     autocast_dtype,
     compile_repeated_blocks,
 )
-from scalekd.training.run import build_method
+from scalekd.training.prepare import PreparedTeacher, prepare
 
 WARM_UP_REPETITIONS = 2
 """Repetitions that run before the first one that is counted."""
@@ -70,11 +68,12 @@ class RecipeStep(SyntheticStep):
         recipe: Recipe,
         batch: int,
         device: torch.device,
-        built_teacher: tuple[FrozenTeacher, LoadedWeights] | None = None,
+        built_teacher: PreparedTeacher | None = None,
     ) -> None:
         recipe = replace(recipe, teacher_weights="random")
         source = TrainingImages(1, CLASSES).source()
-        distiller, _ = build_method(recipe, Run("scalekd", recipe.seeds[0]), source, built_teacher)
+        prepared = prepare(recipe, teacher=built_teacher, source=source)
+        distiller = prepared.build_learner(Run("scalekd", recipe.seeds[0]))
         assert isinstance(distiller, ScaleKD)
         apply_performance_settings(distiller, recipe)
         super().__init__(distiller.to(device).train(), recipe, device, batch)

@@ -32,7 +32,10 @@ from scalekd.method import CrossAttentionProjector, LossWeights, ScaleKDLoss
 from scalekd.method.perception import Tail
 from scalekd.method.projector import separable_convolution
 from scalekd.recipe import Data, Optim, Recipe, find_recipe
-from scalekd.training import run as training
+from scalekd.runs.folder import RunFolder
+from scalekd.runs.result import Run
+from scalekd.training.prepare import Prepared, prepare
+from scalekd.training.train import train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from step import Quartiles, RecipeStep, count_gflop_per_image, parse_options, time_interleaved
@@ -185,18 +188,18 @@ VARIANTS: dict[str, Variant] = {
 @contextmanager
 def pairs_built_as(variant: Variant) -> Iterator[None]:
     """Let training runs inside of this context train `variant`."""
-    pair_of = training.pair_of
+    join = Prepared.join
 
-    def build_variant(*arguments: Any) -> ScaleKD:
-        distiller = pair_of(*arguments)
+    def join_variant(*arguments: Any) -> ScaleKD:
+        distiller = join(*arguments)
         variant(distiller)
         return distiller
 
-    training.pair_of = build_variant
+    Prepared.join = join_variant  # type: ignore[method-assign]
     try:
         yield
     finally:
-        training.pair_of = pair_of
+        Prepared.join = join  # type: ignore[method-assign]
 
 
 def digits_recipe() -> Recipe:
@@ -215,10 +218,10 @@ def train_variant(name: str, seed: int, epochs: int) -> tuple[str, int, float]:
         The variant's name, the seed, and top-1 in percent.
     """
     torch.set_num_threads(1)
-    recipe, run = replace(digits_recipe(), epochs=epochs), training.Run("scalekd", seed)
+    recipe, run = replace(digits_recipe(), epochs=epochs), Run("scalekd", seed)
     with tempfile.TemporaryDirectory() as folder, pairs_built_as(VARIANTS[name]):
-        out = Path(folder) / "out"
-        result = training.train(recipe, run, out, lambda _: None, threading.Event())
+        out = RunFolder(Path(folder) / "out")
+        result = train(prepare(recipe), run, out, lambda _: None, threading.Event())
     assert result.top1 is not None
     return name, seed, 100 * result.top1
 

@@ -25,8 +25,9 @@ from scalekd.networks import FeatureSelection, InputConfig, build_model
 from scalekd.networks.feature_extractor import FeatureExtractor
 from scalekd.networks.feature_selection import ResolvedSelection
 from scalekd.networks.teacher.frozen import PrefixTokens
-from scalekd.networks.teacher.reduced_copy import verify_on_reduced_copy
 from scalekd.notes import Note
+from scalekd.recipe import Data, Recipe
+from scalekd.training.prepare import prepare_on_meta
 
 BATCH = 2
 """Images in a counted pass; BatchNorm needs two."""
@@ -141,36 +142,33 @@ def check_pair(
         FeatureExtractor(student_model, size, student_features)
     teacher_options = bool(teacher_args or teacher_size or teacher_features)
     teacher_options |= teacher_prefix == "none"
+    recipe = Recipe(
+        teacher=teacher,
+        student=student,
+        data=Data("DIR", image_size),
+        teacher_args=teacher_args,
+        student_args=student_args,
+        teacher_size=teacher_size,
+        teacher_features=teacher_features or FeatureSelection(),
+        student_features=student_features or FeatureSelection(),
+        teacher_prefix=teacher_prefix,
+        weights=weights,
+        heads=heads,
+        one_token=one_token,
+    )
     with _suggesting_a_model("teacher", teacher, unless=teacher_options):
-        with torch.device("meta"):
-            teacher_model, _ = build_model(teacher, "random", teacher_size, **teacher_args)
-        verified = verify_on_reduced_copy(
-            teacher,
-            teacher_model,
-            teacher_args,
-            teacher_size,
-            teacher_features or FeatureSelection(),
-            teacher_prefix,
-        )
-    frozen_teacher = verified.teacher.with_model(teacher_model, teacher_size)
+        prepared = prepare_on_meta(recipe)
+    assert prepared.teacher is not None
+    pair = prepared.build_pair_on_meta()
     with torch.device("meta"):
-        pair = ScaleKD(
-            frozen_teacher,
-            student_model,
-            size=size,
-            student_features=student_features,
-            weights=weights,
-            heads=heads,
-            one_token=one_token,
-        )
         flops = count_flops(pair)
     return PairReport(
         teacher=NetworkReport(
             name=teacher,
-            input=frozen_teacher.input,
-            shapes=frozen_teacher.shapes,
-            selection=frozen_teacher.extractor.selection,
-            parameters=_count_parameters(teacher_model),
+            input=pair.teacher.input,
+            shapes=pair.teacher.shapes,
+            selection=pair.teacher.extractor.selection,
+            parameters=_count_parameters(pair.teacher.model),
             gflop=flops.teacher,
         ),
         student=NetworkReport(
@@ -178,14 +176,14 @@ def check_pair(
             input=pair.student_extractor.input,
             shapes=pair.student_extractor.shapes,
             selection=pair.student_extractor.selection,
-            parameters=_count_parameters(student_model),
+            parameters=_count_parameters(pair.student),
             gflop=flops.student,
         ),
-        tail=verified.teacher.tail_modules,
-        prefix_tokens=verified.teacher.prefix_tokens,
+        tail=pair.teacher.tail_modules,
+        prefix_tokens=pair.teacher.prefix_tokens,
         verified=True,
-        difference=verified.teacher.difference,
-        verified_on=verified.verified_on,
+        difference=pair.teacher.difference,
+        verified_on=prepared.teacher.verified_on,
         heads=pair.heads,
         projector_parameters=_count_parameters(pair.criterion),
         rest_gflop=flops.rest,

@@ -4,9 +4,7 @@ from dataclasses import asdict
 
 from scalekd.compatibility.check import NetworkReport, PairReport
 from scalekd.compatibility.known_models import KnownModel, find_models, load_sweep
-from scalekd.distiller import ScaleKD
-from scalekd.features import MapShape
-from scalekd.networks.feature_selection import ResolvedSelection
+from scalekd.fit import describe_norm, format_map, format_modules
 
 
 def format_report(pair: PairReport) -> str:
@@ -18,13 +16,13 @@ def format_report(pair: PairReport) -> str:
     off = [term for term, weight in weights.items() if not weight]
     rows = [
         *_network_rows("teacher", pair.teacher),
-        ("tail", f"{_format_modules(pair.tail)}; prefix tokens: {pair.prefix_tokens}"),
+        ("tail", f"{format_modules(pair.tail)}; prefix tokens: {pair.prefix_tokens}"),
         ("", f"{verified}: differs by {pair.difference:.0e} on {pair.verified_on}"),
         *_network_rows("student", pair.student),
         (
             "projectors",
-            f"{_format_map(student.penultimate)} -> {_format_map(teacher.penultimate)} -> tail; "
-            f"{_format_map(student.final)} -> {_format_map(teacher.final)}",
+            f"{format_map(student.penultimate)} -> {format_map(teacher.penultimate)} -> tail; "
+            f"{format_map(student.final)} -> {format_map(teacher.final)}",
         ),
         (
             "",
@@ -44,51 +42,20 @@ def format_report(pair: PairReport) -> str:
     return "\n".join(f"{label:<11}{text}".rstrip() for label, text in rows)
 
 
-def describe_fit(pair: ScaleKD) -> str:
-    """Return one line with everything that was resolved for a pair, to print before training."""
-    teacher, student = pair.teacher, pair.student_extractor.shapes
-    tail = _format_modules(teacher.tail_modules)
-    return (
-        f"{_format_map(student.penultimate)} -> {_format_map(teacher.shapes.penultimate)} -> "
-        f"{tail} (replayed, differs by {teacher.difference:.0e}); "
-        f"{_format_map(student.final)} -> {_format_map(teacher.shapes.final)} "
-        f"{_describe_norm(teacher.extractor.selection)}; "
-        f"heads {pair.heads[0]} and {pair.heads[1]}"
-    )
-
-
 def _network_rows(label: str, network: NetworkReport) -> list[tuple[str, str]]:
     config, shapes, selection = network.input, network.shapes, network.selection
     height, width = config.size
     classes = f"{shapes.classes} classes" if shapes.classes else "no classifier"
     mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (config.mean, config.std))
-    penultimate, final = _format_map(shapes.penultimate), _format_map(shapes.final)
+    penultimate, final = format_map(shapes.penultimate), format_map(shapes.final)
     if selection is not None:
         penultimate = f"{selection.penultimate}: {penultimate}"
         final = f"{selection.final}: {final}"
     return [
         (label, f"{network.name}: {network.parameters / 1e6:.2f} M parameters, {classes}"),
         ("", f"images {config.channels}x{height}x{width}, mean {mean}, std {std}"),
-        ("", f"penultimate feature {penultimate}, final {final}, {_describe_norm(selection)}"),
+        ("", f"penultimate feature {penultimate}, final {final}, {describe_norm(selection)}"),
     ]
-
-
-def _describe_norm(selection: ResolvedSelection | None) -> str:
-    if selection is None or selection.norm == "none":
-        return "without a final norm"
-    is_final = selection.norm == "final"
-    kind = "after its final norm" if is_final else "through the norm after pooling"
-    return f"{kind} ({selection.norm_module})"
-
-
-def _format_map(shape: MapShape | None) -> str:
-    return "-" if shape is None else "x".join(map(str, shape))
-
-
-def _format_modules(names: list[str], most: int = 5) -> str:
-    if len(names) <= most:
-        return ", ".join(names)
-    return f"{', '.join(names[: most - 2])}, ... {names[-1]} ({len(names)} modules)"
 
 
 def format_known_models(pattern: str) -> str:
@@ -108,6 +75,6 @@ def _format_outcome(model: KnownModel) -> str:
         return f"refused: {model.reason}"
     height, width = model.size
     return (
-        f"{model.parameters / 1e6:7.2f} M  {height}x{width} -> {_format_map(model.penultimate)}, "
-        f"{_format_map(model.final)}"
+        f"{model.parameters / 1e6:7.2f} M  {height}x{width} -> {format_map(model.penultimate)}, "
+        f"{format_map(model.final)}"
     )

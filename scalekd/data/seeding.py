@@ -16,7 +16,11 @@ import torch
 def seed_all(*numbers: int) -> None:
     """Seed the global generators of python, numpy and torch by all of `numbers`."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest()
-    seed = int.from_bytes(digest, "little")
+    seed_generators(int.from_bytes(digest, "little"))
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of python, numpy and torch by `seed` itself."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 -- timm draws from it
     torch.manual_seed(seed)

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from PIL import Image
@@ -64,6 +64,17 @@ class Source:
     corrupt_count: Callable[[], int] = lambda: 0
     identity: str = ""
     images_per_view: int | None = None
+
+    @classmethod
+    def without_images(
+        cls, classes: int | None = None, input: InputConfig | None = None
+    ) -> "Source":
+        """A source that only says what its images would be; no image can be had from it."""
+
+        def refuse(*_: Any) -> NoReturn:
+            raise AssertionError("this source has no images")
+
+        return cls(classes, 0, input, refuse, None)
 
 
 def build_source(

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,10 +11,9 @@ from scalekd.data.open import open_source
 from scalekd.data.source import Source
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
-from scalekd.networks import InputConfig, build_model
-from scalekd.networks.teacher.reduced_copy import verify_on_reduced_copy
+from scalekd.networks import InputConfig
 from scalekd.recipe import Recipe
-from scalekd.training.run import pair_of, student_spec
+from scalekd.training.prepare import prepare_on_meta
 
 IMAGENET = "imagenet"
 """The data.root of the paper's recipes: where no such folder exists, ImageNet-1K is meant."""
@@ -39,7 +37,7 @@ class TrainingImages:
 
     def source(self) -> Source:
         """A source of these classes and this input that raises when an image is read."""
-        return Source(self.classes, 0, self.input, _read_no_image, None)
+        return Source.without_images(self.classes, self.input)
 
 
 def count_training_images(recipe: Recipe, images: int | None = None) -> TrainingImages:
@@ -70,31 +68,13 @@ def count_training_images(recipe: Recipe, images: int | None = None) -> Training
     return TrainingImages(images or data.epoch_images or IMAGENET_IMAGES, IMAGENET_CLASSES)
 
 
-def _read_no_image(*_: Any) -> NoReturn:
-    raise AssertionError("an estimate reads no image")
-
-
 def build_pair_on_meta(recipe: Recipe, images: TrainingImages) -> ScaleKD:
     """Build the recipe's pair on the meta device, and verify the teacher's tail on a reduced copy.
 
     Raises:
         InputError: The recipe has no teacher, or the pair cannot work.
     """
-    if recipe.teacher is None:
-        raise InputError(
-            "the recipe has no teacher, but the estimate is of a distillation: name one with "
-            "--teacher"
-        )
-    arguments, size = recipe.teacher_args, recipe.teacher_size
-    with torch.device("meta"):
-        model, _ = build_model(recipe.teacher, "random", size, **arguments)
-    verified = verify_on_reduced_copy(
-        recipe.teacher, model, arguments, size, recipe.teacher_features, recipe.teacher_prefix
-    )
-    teacher = verified.teacher.with_model(model, size)
-    with torch.device("meta"):
-        student = student_spec(recipe, images.source(), teacher).build()
-        return pair_of(recipe, teacher, student, recipe.weights)
+    return prepare_on_meta(recipe, images.source()).build_pair_on_meta()
 
 
 def count_tail_gflop(pair: ScaleKD) -> float:

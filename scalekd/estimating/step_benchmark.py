@@ -24,7 +24,7 @@ from scalekd.recipe import Recipe
 from scalekd.runs.result import Run
 from scalekd.training.optim import build_average, build_optimizer
 from scalekd.training.performance import apply_performance_settings, compile_repeated_blocks
-from scalekd.training.run import build_method
+from scalekd.training.prepare import prepare
 
 WARM_UP_STEPS = 2
 """Steps that run before the first one that is timed."""
@@ -84,7 +84,8 @@ def _benchmark_step(recipe: Recipe, images: TrainingImages, micro_batch: int) ->
     on_gpu = device.type == "cuda"
     runtime = 0 if on_gpu else _process_memory("VmRSS")
     random_teacher = replace(recipe, teacher_weights="random")
-    distiller, _ = build_method(random_teacher, Run("scalekd", recipe.seeds[0]), images.source())
+    prepared = prepare(random_teacher, source=images.source())
+    distiller = prepared.build_learner(Run("scalekd", recipe.seeds[0]))
     assert isinstance(distiller, ScaleKD)
     apply_performance_settings(distiller, recipe)
     distiller.to(device).train()

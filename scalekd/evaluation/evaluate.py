@@ -1,42 +1,19 @@
 """Measure the top-1 accuracy of a model on validation images."""
 
 import logging
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAccuracy
 
 from scalekd.data.open import find_layout, open_source
-from scalekd.data.source import IGNORED
 from scalekd.device import best_device
 from scalekd.errors import InputError
 from scalekd.networks import build_model, input_config
 from scalekd.recipe import Data
 from scalekd.runs.folder import RunFolder
+from scalekd.training.validation import top1
 
 logger = logging.getLogger(__name__)
-
-
-@torch.no_grad()
-def top1(
-    classify: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], classes: int
-) -> float:
-    """Share of images whose largest logit is the target's.
-
-    Args:
-        classify: images (N, channels, H, W) -> logits (N, classes), on whatever device the images
-            are: the GPU where there is one. A model in eval mode.
-        batches: of images and targets, which are not counted where they are `IGNORED`.
-        classes: how many there are.
-    """
-    device = best_device()
-    accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=IGNORED)
-    for images, targets in batches:
-        accuracy.update(classify(images.to(device)).cpu(), targets)
-    return float(accuracy.compute())
 
 
 def evaluate(model: str, data: Data, weights: str = "pretrained") -> float:

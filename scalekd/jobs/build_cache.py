@@ -18,12 +18,11 @@ from scalekd.cache.encoding import CachePrecision, EncodedRows, decode, encode, 
 from scalekd.cache.store import Cache, Manifest, manifest_file, pixel_fingerprint
 from scalekd.data.cached import AugmentedViews, cache_identity, library_versions
 from scalekd.data.loader import worker_settings
-from scalekd.data.open import open_source
 from scalekd.data.source import Source
 from scalekd.device import best_device
 from scalekd.errors import InputError
 from scalekd.jobs.console import QUIET, print_note
-from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig, input_config
+from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig
 from scalekd.networks.input_config import renormalization
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
@@ -31,7 +30,7 @@ from scalekd.runs.atomic_io import write_atomically
 from scalekd.runs.result import format_duration
 from scalekd.signals import Interrupted, stop_on_signal
 from scalekd.training.performance import autocast
-from scalekd.training.run import build_teacher, student_spec
+from scalekd.training.prepare import prepare
 
 PART_BYTES = 2**26
 """About so many in a part: what a run that is stopped loses of its work."""
@@ -73,16 +72,17 @@ def build_cache(
         )
     replace(recipe, cache=str(out))  # refuses what cannot be trained with one
     console = Console(highlight=False, soft_wrap=True)
-    source = open_source(recipe.data)
-    teacher, loaded = build_teacher(recipe)
-    config = _config(recipe, source, teacher)
-    console.print(str(loaded))
+    prepared = prepare(recipe)
+    source, config = prepared.source, prepared.input
+    assert prepared.teacher is not None
+    teacher = prepared.teacher.model
+    console.print(str(prepared.teacher.weights))
     for note in source.notes:
         print_note(console, note)
     images = source.training_set(config, recipe.seeds[0])
     passes = TeacherPasses(recipe, teacher, config)
     names = range(min(2, len(images)))  # type: ignore[arg-type]
-    sample = passes.keep(default_collate([images[name] for name in names])[0])
+    sample = passes.to_cache(default_collate([images[name] for name in names])[0])
     encoded = encode(sample, keep)
     bytes_a_row = sum(rows[0].nbytes for rows in encoded.values())
     of_a_view = source.images_per_view or len(images)  # type: ignore[arg-type]
@@ -126,21 +126,13 @@ class TeacherPasses:
         scale, shift = renormalization(config, teacher.input)
         self.scale, self.shift = scale.to(self.device), shift.to(self.device)
 
-    def keep(self, images: Tensor) -> CachedOutputs:
+    def to_cache(self, images: Tensor) -> CachedOutputs:
         """Of images (N, C, H, W); on the CPU."""
         with autocast(self.precision, self.device):
             kept = self.teacher.to_cache(images.to(self.device) * self.scale + self.shift)
         return CachedOutputs(
             kept.final.cpu(), kept.logits.cpu(), [part.cpu() for part in kept.tail_inputs]
         )
-
-
-def _config(recipe: Recipe, source: Source, teacher: FrozenTeacher) -> InputConfig:
-    """Of the images."""
-    if recipe.student:
-        student = student_spec(recipe, source, teacher).build()
-        return input_config(student, recipe.data.size)
-    return source.input or replace(teacher.input, size=recipe.data.size or teacher.input.size)
 
 
 def _size(
@@ -232,7 +224,7 @@ def _make(
             for _ in _split(manifest.part_rows(part), recipe.batch_size):
                 batch = next(stream)[0]
                 encoded.append(
-                    (encode(passes.keep(batch), manifest.precision), _fingerprints(batch))
+                    (encode(passes.to_cache(batch), manifest.precision), _fingerprints(batch))
                 )
                 done += len(batch)
                 passed = time.monotonic() - began

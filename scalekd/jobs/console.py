@@ -101,7 +101,10 @@ class Display:
             self.tasks[run] = self.bars.add_task(run, total=news.steps, state="")
         terms = " + ".join(f"{SHORT.get(n, n)} {value:.2f}" for n, value in news.terms.items())
         left = (news.steps - news.step) * news.seconds / max(news.step, 1)
-        pace = f"epoch {news.epoch:.3g}, {news.images_per_second:.0f} images/s, {format_duration(left)} left"
+        pace = (
+            f"epoch {news.epoch:.3g}, {news.images_per_second:.0f} images/s, "
+            f"{format_duration(left)} left"
+        )
         gradient = math.hypot(*news.gradients.values())
         state = (
             f"rate {news.learning_rate:.2g}, gradient {gradient:.2g}, "

@@ -8,7 +8,7 @@ from scalekd.distributed import ranks
 from scalekd.errors import InputError
 from scalekd.jobs import console as report
 from scalekd.jobs import parallel as jobs
-from scalekd.jobs.multi_student import distill_together
+from scalekd.jobs.multi_student import distill_students
 from scalekd.jobs.preflight import run_preflight
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
@@ -17,6 +17,7 @@ from scalekd.runs.result import Progress, Result, Run, methods_to_train
 from scalekd.runs.summary import summarise
 from scalekd.runs.trackers import check_trackers
 from scalekd.signals import Interrupted
+from scalekd.training.prepare import prepare
 
 
 def distill(
@@ -52,7 +53,7 @@ def distill(
                     f"parallel is {parallel}, and several students take turns in one process: "
                     "leave one of the two out"
                 )
-            distill_together(recipe, out, resume)
+            distill_students(recipe, out, resume)
             return out
         return _distill(recipe, out, parallel, resume)
 
@@ -68,7 +69,8 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
         )
     check_trackers(recipe.trackers)
     folder, results = ranks.decide_on_rank_0(lambda: _look_at_folder(recipe, out, resume))
-    pair = run_preflight(recipe)
+    prepared = prepare(recipe)
+    pair = run_preflight(prepared)
     runs = [
         Run(method, seed)
         for seed in recipe.seeds
@@ -90,9 +92,11 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
         def progress(run: Run, news: Progress) -> None:
             display.progress(str(run), news)
 
-        side_by_side = parallel or jobs.default_jobs(len(left))
+        processes = parallel or jobs.default_jobs(len(left))
         try:
-            jobs.train_all(recipe, left, out, side_by_side, progress, finished)
+            jobs.train_all(
+                prepared, left, folder, processes=processes, report=progress, finished=finished
+            )
         except Interrupted as stopped:
             raise Interrupted(
                 f"stopped; the state of each run that had begun is in {folder.checkpoints}/: "

@@ -1,15 +1,17 @@
-"""Several runs beside each other: a process each, one progress stream, one way to stop."""
+"""Several runs at the same time: a process each, one progress stream, one way to stop."""
 
+import logging
+import logging.handlers
 import multiprocessing
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cached_property, partial
 from multiprocessing.synchronize import Event
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +21,11 @@ from scalekd.distributed.launch import launcher_is_gone
 from scalekd.errors import InputError
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
+from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Progress, Result, Run
 from scalekd.signals import Interrupted, block_stop_signals, ignore_stop_signals, stop_on_signal
-from scalekd.training.run import train
+from scalekd.training.prepare import Prepared, prepare
+from scalekd.training.train import train
 
 Report = Callable[[Run, Progress], None]
 
@@ -35,108 +39,140 @@ def default_jobs(runs: int) -> int:
 
 
 def train_all(
-    recipe: Recipe,
+    prepared: Prepared,
     runs: list[Run],
-    out: Path,
-    jobs: int,
+    folder: RunFolder,
+    *,
+    processes: int,
     report: Report,
     finished: Callable[[Result], None],
 ) -> None:
-    """Train all `runs`, `jobs` at a time. What stops them does so after a step, state saved.
+    """Train all `runs`, as many at a time as there are `processes`.
+
+    What stops them does so after a step, with their states saved.
 
     Raises:
-        Interrupted: it was stopped, by Ctrl-C or a signal of `STOPPING`.
+        Interrupted: they were stopped, by Ctrl-C or a signal of `STOP_SIGNALS`.
         InputError: of the first run that failed; the others are stopped with their checkpoints.
     """
-    if jobs == 1:
+    if processes == 1:
         asked = threading.Event()
         stop = StopOr(asked, launcher_is_gone)
         with stop_on_signal(asked.set):
             for run in runs:
-                finished(train(recipe, run, out, lambda p, run=run: report(run, p), stop))  # type: ignore[misc]
+                finished(train(prepared, run, folder, partial(report, run), stop))
         return
     context = multiprocessing.get_context("spawn")
-    stop_all, progress = context.Event(), context.SimpleQueue()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    stop_all, messages = context.Event(), context.SimpleQueue()
+    threads = max(1, (os.cpu_count() or 1) // processes)
     with (
-        ProcessPoolExecutor(jobs, context, _start_worker, (stop_all, progress, threads)) as pool,
+        ProcessPoolExecutor(
+            processes, context, _start_worker, (prepared.recipe, stop_all, messages, threads)
+        ) as pool,
         stop_on_signal(stop_all.set),
     ):
         with block_stop_signals():
-            pending = {pool.submit(_train_in_worker, recipe, run, out) for run in runs}
+            pending = {pool.submit(_train_in_worker, run, folder) for run in runs}
         failure: BaseException | None = None
         while pending:
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-            for run, news in _drain(progress):
-                report(run, news)
+            _drain(messages, report)
             for future in done:
                 failure = failure or _conclude(future, finished)
             if failure is not None:
                 stop_all.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 pending = {future for future in pending if not future.cancelled()}
-        for run, news in _drain(progress):
-            report(run, news)
+        _drain(messages, report)
         if failure is not None:
             raise failure
 
 
-def _orphaned() -> bool:
+@dataclass(frozen=True)
+class StopOr:
+    """Set when somebody asks to stop, or when the process that began this one is gone."""
+
+    event: Event | threading.Event
+    parent_is_gone: Callable[[], bool]
+
+    def is_set(self) -> bool:
+        """Whether to end."""
+        return self.event.is_set() or self.parent_is_gone()
+
+
+class _Worker:
+    """What a process that trains one run after another keeps: its recipe is prepared once."""
+
+    def __init__(self, recipe: Recipe, stop: Event, messages: Any) -> None:
+        self.recipe, self.messages = recipe, messages
+        self.stop = StopOr(stop, _parent_is_gone)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        return prepare(self.recipe)
+
+    def train(self, run: Run, folder: RunFolder) -> Result:
+        if self.stop.is_set():
+            raise Interrupted
+        with lock.share_folder(folder.path):
+            return train(self.prepared, run, folder, self._report(run), self.stop)
+
+    def _report(self, run: Run) -> Callable[[Progress], None]:
+        return lambda progress: self.messages.put((run, progress))
+
+
+_worker: _Worker
+
+
+def _start_worker(recipe: Recipe, stop: Event, messages: Any, threads: int) -> None:
+    global _worker
+    _worker = _Worker(recipe, stop, messages)
+    ignore_stop_signals()  # the parent sets `stop`
+    torch.set_num_threads(threads)
+    # The parent shows log records and warnings, in its way and above its bars.
+    logging.getLogger("scalekd").addHandler(_ToParent(messages))
+    warnings.showwarning = lambda message, *_: messages.put(UserWarning(str(message)))
+
+
+class _ToParent(logging.handlers.QueueHandler):
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self.queue.put(record)  # type: ignore[attr-defined]  # a SimpleQueue has no put_nowait
+
+
+def _train_in_worker(run: Run, folder: RunFolder) -> Result:
+    try:
+        return _worker.train(run, folder)
+    finally:
+        if _parent_is_gone():  # nobody is left to take the result or to end this process
+            os._exit(1)
+
+
+def _parent_is_gone() -> bool:
     parent = multiprocessing.parent_process()
     return parent is not None and not parent.is_alive()
 
 
-@dataclass(frozen=True)
-class StopOr:
-    """Set when somebody says so, or when the process that began this one is gone."""
-
-    event: Event | threading.Event
-    orphaned: Callable[[], bool]
-
-    def is_set(self) -> bool:
-        """Whether to end."""
-        return self.event.is_set() or self.orphaned()
-
-
-_worker: tuple[StopOr, Any]
-
-
-def _start_worker(stop: Event, progress: Any, threads: int) -> None:
-    global _worker
-    _worker = StopOr(stop, _orphaned), progress
-    ignore_stop_signals()  # the parent sets `stop`
-    torch.set_num_threads(threads)
-    # The parent says them, in its way and above its bars.
-    warnings.showwarning = lambda said, *_: progress.put(UserWarning(str(said)))
-
-
-def _train_in_worker(recipe: Recipe, run: Run, out: Path) -> Result:
-    stop, progress = _worker
-    if stop.is_set():
-        raise Interrupted
-    try:
-        with lock.share_folder(out):
-            return train(recipe, run, out, lambda news: progress.put((run, news)), stop)
-    finally:
-        if _orphaned():  # nobody is left to take the result or to end this process
-            os._exit(1)
-
-
 def _conclude(future: Future[Result], finished: Callable[[Result], None]) -> BaseException | None:
+    """Report the result of a future that is done, or give the error that ended it."""
     if future.cancelled():
         return None
     error = future.exception()
     if error is None:
         finished(future.result())
     if isinstance(error, BrokenProcessPool):
-        return InputError("a training process died, by memory perhaps: try --parallel 1")
+        return InputError(
+            "a training process died, perhaps because memory ran out: try --parallel 1"
+        )
     return error
 
 
-def _drain(progress: Any) -> Iterator[tuple[Run, Progress]]:
-    while not progress.empty():
-        sent = progress.get()
-        if isinstance(sent, Warning):
-            warnings.warn(sent, stacklevel=2)
+def _drain(messages: Any, report: Report) -> None:
+    """Pass on what the workers have sent."""
+    while not messages.empty():
+        message = messages.get()
+        if isinstance(message, logging.LogRecord):
+            logging.getLogger(message.name).handle(message)
+        elif isinstance(message, Warning):
+            warnings.warn(message, stacklevel=2)
         else:
-            yield sent
+            report(*message)

@@ -264,9 +264,7 @@ def _guess_grid(tokens: Tensor, sides: Grid, module: str) -> Grid:
     # Patches divide the images; a grid that does not may count other tokens and a prefix.
     dividing = [(h, w) for h, w in grids if sides[0] % h == 0]
     if not grids or (dividing and dividing[0] != grids[0]):
-        doubt = (
-            f"may be {grids[0]} or {dividing[0]}" if grids else "cannot be found from it"
-        )
+        doubt = f"may be {grids[0]} or {dividing[0]}" if grids else "cannot be found from it"
         raise InputError(
             f"{module} returns {count} tokens, and their grid on images of {sides[0]}x{sides[1]} "
             f"{doubt}: set grid=(height, width)"

@@ -20,7 +20,7 @@ class StudentSpec:
 
     name: timm's name of its architecture.
     arguments: that were passed to `timm.create_model`.
-    classes: number of classes of its classifier; 0 if it has none.
+    classes: number of classes of its classifier; 0 if it has none, None for timm's default.
     input: its images' channels, size and normalisation where the data set defines them; None
         where the model's timm configuration does.
     size: (height, width) of its images where the user chose it, else None.
@@ -28,7 +28,7 @@ class StudentSpec:
 
     name: str
     arguments: dict[str, Any]
-    classes: int
+    classes: int | None
     input: InputConfig | None
     size: tuple[int, int] | None = None
 
@@ -36,7 +36,9 @@ class StudentSpec:
         """Build the student with random weights, for images of its size."""
         # timm's facts about its own weights for this name would be wrong for the student's.
         overlay: dict[str, Any] = {"tag": "scalekd", "license": None, "test_input_size": None}
-        arguments = {"num_classes": self.classes, **self.arguments}
+        arguments = dict(self.arguments)
+        if self.classes is not None:
+            arguments.setdefault("num_classes", self.classes)
         size = self.size
         if self.input is not None:
             overlay |= {"mean": self.input.mean, "std": self.input.std}

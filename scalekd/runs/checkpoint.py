@@ -125,8 +125,13 @@ def load_student(file: Path) -> tuple[nn.Module, StudentSpec]:
         plain["input"] = InputConfig(**plain["input"])
     spec = StudentSpec(**plain)
     student = spec.build()
-    tensors: dict[str, Tensor] = checkpoint["state_dict"]
-    prefix = AVERAGE if any(n.startswith(AVERAGE) for n in tensors) else STUDENT
-    own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    load_weights(student, own, str(file))
+    load_weights(student, _student_weights(checkpoint), str(file))
     return student.eval(), spec
+
+
+def _student_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Of the average over the steps, where there is one, else of the student itself."""
+    average = checkpoint["average"]
+    tensors = checkpoint["learner"] if average is None else average
+    prefix = "student." if average is None else "module."
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -1,290 +1,277 @@
-"""One run: one student, one seed, trained by Lightning.
+"""The training loop of one student: micro-batches, gradients, weights, schedule, average.
 
-For Lightning a run is one pass over its batches, from wherever it stands. Epochs, measurements and
-checkpoints are told by the count of steps here, so that a run resumed in the middle of an epoch is
-as far as it was, and nothing of Lightning's own progress needs restoring.
+    for batch in batches:
+        record = loop.micro_step(batch)     # a StepRecord after the last micro-batch of a step
+
+`run.py` calls it, and does between steps what is not training: metrics, validation, checkpoints.
+Several students are trained by calling the loop of each with the same batch.
 """
 
-import resource
-import signal
-import sys
-import threading
-import time
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
-import lightning as L
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
+from scalekd.data.sampler import ResumableBatchSampler
+from scalekd.data.seeding import seed_all
 from scalekd.distributed import ranks
-from scalekd.distributed.fsdp import gather_full, gathered_for_inference
-from scalekd.networks.student import StudentSpec
-from scalekd.runs.checkpoint import best_checkpoint, previous_checkpoint, write_checkpoint
-from scalekd.runs.result import AVERAGED_STEPS, Progress
-from scalekd.signals import Interrupted
-from scalekd.training.module import State, TrainingModule
+from scalekd.distributed.fsdp import distribute_optimizer_state, gather_full, shard_learner
+from scalekd.errors import DivergedError
+from scalekd.recipe import Optim
+from scalekd.training.batch import Batch, Learner
+from scalekd.training.optim import build_average, build_optimizer, build_schedule
+from scalekd.training.performance import compile_repeated_blocks
 
+logger = logging.getLogger(__name__)
 
-class StopSignal(Protocol):
-    """Set from outside when the run is to end after its current step."""
-
-    def is_set(self) -> bool:
-        """Whether to end."""
+TrainingState = dict[str, Any]
+"""What a loop resumes from, as `TrainingLoop.state_dict` makes it: tensors and plain data."""
 
 
 @dataclass(frozen=True)
-class Every:
-    """How often.
+class StepRecord:
+    """What one step gave.
 
-    log, measure: in steps.
-    save_steps: the same; None for by time alone.
-    save_minutes: of training and measuring between two checkpoints.
+    Attributes:
+        terms: the loss's weighted terms by name, means over micro-batches and ranks; None of a step
+            that was skipped.
+        learning_rate: that the step was taken with.
+        gradient_norms: of "student" and "projectors", before clipping; empty where not asked for.
     """
 
-    log: int
-    measure: int
-    save_steps: int | None
-    save_minutes: float
+    terms: dict[str, Tensor] | None
+    learning_rate: float
+    gradient_norms: dict[str, float]
 
 
-class Watch(L.Callback):
-    """Reports progress, measures, keeps checkpoints, and ends a run that is told to stop.
+class TrainingLoop:
+    """Trains one learner on the micro-batches of one run.
 
     Args:
-        report: called every half second, and whenever something is for the record.
-        stop: ends the run after the current step.
-        checkpoint: file for the newest state; see `write_checkpoint`.
-        student: stored with the checkpoint, for whoever exports the student.
-        measure: the student's accuracy (a share); None without labels.
-        every: how often.
-        marks: plain data that a resumed run must have alike, stored with the checkpoint.
-        state: of the run so far, to go on from.
-        clock: of the run's own seconds.
+        learner: the student with its loss.
+        fabric: casts, scales and steps; one for each loop, since it holds the loss scale of fp16.
+        sampler: of the run's batches.
+        optim: how the weights change.
+        learning_rate: after the warm-up.
+        ema: decay of the average of the student's weights; None for no average.
+        mixup: mixes images and targets of a micro-batch; see `build_mixup`.
+        max_skipped: how many steps may be skipped because their loss is not finite.
+        compile: compile the repeated blocks of the networks.
+        shard: shard weights, gradients and optimizer over the ranks (FSDP), in place of exchanging
+            gradients (DDP).
+        all_have_gradients: whether each parameter gets a gradient in each step; DDP must be told.
+        state: of the run so far, to resume from.
     """
 
     def __init__(
         self,
-        report: Callable[[Progress], None],
-        stop: StopSignal,
-        checkpoint: Path,
-        student: StudentSpec,
-        measure: Callable[[nn.Module], float] | None,
-        every: Every,
-        marks: dict[str, Any],
-        state: State | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        learner: Learner,
+        fabric: Fabric,
+        sampler: ResumableBatchSampler,
+        *,
+        optim: Optim,
+        learning_rate: float,
+        ema: float | None = None,
+        mixup: nn.Module | None = None,
+        max_skipped: int = 0,
+        compile: bool = False,
+        shard: bool = False,
+        all_have_gradients: bool = True,
+        state: TrainingState | None = None,
     ) -> None:
-        self.clock = clock
-        self.report, self.stop, self.checkpoint, self.student = report, stop, checkpoint, student
-        self.measure, self.every, self.marks = measure, every, marks
-        self.on_sigterm = signal.getsignal(signal.SIGTERM)
-        self.reported = self.saved = time.perf_counter()
-        self.began: float | None = None
-        self.idle_since: float | None = None
-        self.waited = 0.0
-        watched = state["watch"] if state else {}
-        self.training_seconds: float = watched.get("training_seconds", 0.0)
-        self.seconds_before = self.training_seconds
-        self.images: int = watched.get("images", 0)
-        self.measured: int = watched.get("measured", 0)
-        self.top1: float | None = watched.get("top1")
-        self.highest: float = watched.get("highest", -1.0)
-        self.last = Progress(**watched["last"]) if watched.get("last") else None
-        self.gradients: dict[str, float] = {}
-        self.parts: list[dict[str, Tensor]] = []
-        self.newest = deque[dict[str, Tensor]](watched.get("newest", []), maxlen=AVERAGED_STEPS)
-        self.scaler: dict[str, Any] = state["precision"] if state else {}
+        self.learner = learner.to(fabric.device)
+        self.fabric, self.sampler = fabric, sampler
+        self.clip, self.max_skipped = optim.clip, max_skipped
+        self.average = None if ema is None else build_average(learner.student, ema)
+        self.steps = sampler.steps
+        self.step: int = state["step"] if state else 0
+        self.skipped: int = state["skipped"] if state else 0
+        if state:
+            self._load_weights(state)
+        if compile:
+            compile_repeated_blocks(learner)
+        if shard:
+            shard_learner(learner, self.average)
+        self.module: nn.Module = LossModule(learner, mixup)
+        if ranks.world_size() > 1 and not shard:
+            self.module = DistributedDataParallel(
+                self.module,
+                device_ids=[fabric.device] if fabric.device.type == "cuda" else None,
+                find_unused_parameters=not all_have_gradients,
+                gradient_as_bucket_view=True,
+            )
+        self.optimizer = build_optimizer(learner, optim, learning_rate)
+        self.schedule = build_schedule(
+            self.optimizer,
+            optim,
+            learning_rate=learning_rate,
+            steps=sampler.steps,
+            steps_per_epoch=sampler.steps_per_epoch,
+        )
+        if state:
+            self.optimizer.load_state_dict(
+                distribute_optimizer_state(state["optimizer"], self.optimizer)
+            )
+            if state["precision"]:  # fp16 alone has a state
+                fabric.strategy.precision.load_state_dict(state["precision"])
+        self.schedule.step_update(self.step)
+        self._micro_batch = 0
+        self._terms: list[dict[str, Tensor]] = []
+        self._skip = False
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The clock runs while the student trains, and only then."""
-        assert isinstance(module, TrainingModule)
-        if self.scaler:  # fp16's alone has a state
-            trainer.precision_plugin.load_state_dict(self.scaler)
-        if threading.current_thread() is threading.main_thread():
-            # Lightning's own handler would end the run with exit code 0.
-            signal.signal(signal.SIGTERM, self.on_sigterm)
-        if module.step and self._due(module, self.every.measure) and self.measured < module.step:
-            self._measure(trainer, module)  # stopped between a step and its measurement
-        self.began = self.idle_since = self.clock()
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step == self.steps
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """What passed since the last batch was waiting for this one."""
-        assert self.idle_since is not None
-        self.waited += self.clock() - self.idle_since
+    @property
+    def student(self) -> nn.Module:
+        """The student that is validated and exported: its average, where there is one."""
+        return self.learner.student if self.average is None else self.average.module
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Norms of the gradients, before they are clipped, for what is about to be recorded."""
-        assert isinstance(module, TrainingModule)
-        after = module.step + 1
-        if after % self.every.log and after % self.every.measure and after < module.steps:
-            return
-        student = {id(p) for p in module.method.student.parameters()}
-        parts: dict[str, list[Tensor]] = {"student": [], "projectors": []}
-        for parameter in module.parameters():
+    def micro_step(self, batch: Batch, measure_gradients: bool = False) -> StepRecord | None:
+        """Learn from one micro-batch; after the last one of a step the weights change.
+
+        Args:
+            batch: on the device that trains.
+            measure_gradients: whether the step's record needs the norms of the gradients.
+
+        Raises:
+            DivergedError: the loss is not finite, once more than `max_skipped` allows.
+        """
+        self.forward_backward(batch)
+        if self._micro_batch < self.sampler.micro_batches:
+            return None
+        return self.update_weights(measure_gradients)
+
+    def forward_backward(self, batch: Batch) -> None:
+        """Add the gradients of one micro-batch to those of its step."""
+        if self._micro_batch == 0 and isinstance(self.learner, FSDPModule):  # DDP does it itself
+            ranks.broadcast_buffers(self.learner)
+        # Random numbers depend on step, micro-batch and rank alone: a resumed run repeats them.
+        number = self.sampler.rank * self.sampler.micro_batches + self._micro_batch
+        seed_all(self.sampler.seed, self.step, number)
+        self._micro_batch += 1
+        last = self._micro_batch == self.sampler.micro_batches
+        with _exchanging_gradients(self.module, now=last):
+            with self.fabric.autocast():
+                loss, terms, finite = self.module(batch, self._skip)
+            if not finite:
+                self._skip_or_fail(terms)
+            if self._micro_batch == 1:
+                self.optimizer.zero_grad()
+            self.fabric.backward(loss / self.sampler.micro_batches)
+        self._terms.append(terms)
+
+    def update_weights(self, measure_gradients: bool) -> StepRecord:
+        """Clip the gradients; step optimizer, schedule and average."""
+        precision = self.fabric.strategy.precision
+        precision.unscale_gradients(self.optimizer)
+        record = StepRecord(
+            terms=None if self._skip else mean_terms(self._terms),
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            gradient_norms=self._gradient_norms() if measure_gradients else {},
+        )
+        if self._skip:
+            self.optimizer.zero_grad()  # an optimizer leaves alone what has no gradients
+        elif self.clip:
+            nn.utils.clip_grad_norm_(self._trained(), self.clip)
+        precision.optimizer_step(self.optimizer)
+        self.step += 1
+        self.schedule.step_update(self.step)
+        if self.average is not None:
+            self.average.update_parameters(self.learner.student)
+        self._micro_batch, self._terms, self._skip = 0, [], False
+        return record
+
+    def state_dict(self) -> TrainingState:
+        """All that the loop needs to resume, unsharded. All ranks must ask for it at once."""
+        average = self.average
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "learner": gather_full(self.learner.state_dict()),
+            "average": None if average is None else gather_full(average.state_dict()),
+            "optimizer": gather_full(self.optimizer.state_dict()),
+            "precision": self.fabric.strategy.precision.state_dict(),
+        }
+
+    def _load_weights(self, state: TrainingState) -> None:
+        self.learner.load_state_dict(state["learner"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _gradient_norms(self) -> dict[str, float]:
+        student = {id(p) for p in self.learner.student.parameters()}
+        gradients: dict[str, list[Tensor]] = {"student": [], "projectors": []}
+        for parameter in self.learner.parameters():
             if parameter.grad is not None:
                 part = "student" if id(parameter) in student else "projectors"
-                parts[part].append(parameter.grad)
-        norms = {name: gather_full(nn.utils.get_total_norm(gs)) for name, gs in parts.items() if gs}
-        self.gradients = {name: float(norm) for name, norm in norms.items()}
+                gradients[part].append(parameter.grad)
+        norms = {part: nn.utils.get_total_norm(gs) for part, gs in gradients.items() if gs}
+        return {part: float(norm) for part, norm in gather_full(norms).items()}
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """After each step."""
-        assert isinstance(module, TrainingModule)
-        if outputs["terms"] is not None:  # none of what was left out
-            self.parts.append(outputs["terms"])
-        if (batch_idx + 1) % module.order.micro_batches == 0:
-            self._after_step(trainer, module)
-        self.idle_since = self.clock()
-
-    def _after_step(self, trainer: L.Trainer, module: TrainingModule) -> None:
-        self.images += module.order.batch_size
-        if self.parts and not module.left_out:
-            names = self.parts[0]
-            self.newest.append({n: torch.stack([p[n] for p in self.parts]).mean() for n in names})
-        self.parts.clear()
-        if module.average is not None:
-            module.average.update_parameters(module.method.student)
-        the_end = module.step == module.steps
-        measuring = the_end or self._due(module, self.every.measure)
-        recorded = the_end or self._due(module, self.every.log)
-        if self.newest and (recorded or measuring or self._told_long_ago()):
-            told_with_accuracy = measuring and self.measure is not None
-            self._tell(trainer, module, recorded and not told_with_accuracy)
-        stopped, long_ago = ranks.any_rank(self.stop.is_set(), self._saved_long_ago())
-        if stopped and not the_end:
-            with self._paused():
-                self._save(trainer, module)
-            ranks.barrier()  # or who started them might end rank 0 while it saves
-            raise Interrupted
-        if measuring:
-            with self._paused():
-                self._measure(trainer, module)
-        if the_end or self._due(module, self.every.save_steps) or long_ago:
-            with self._paused():
-                self._save(trainer, module)
-
-    def mean_terms(self) -> dict[str, float]:
-        """The weighted terms by name, means over the last steps; see `AVERAGED_STEPS`."""
-        return {
-            name: float(torch.stack([terms[name].cpu() for terms in self.newest]).mean())
-            for name in self.newest[0]
-        }
-
-    def state(self, trainer: L.Trainer, module: TrainingModule) -> State:
-        """All that the run needs to go on."""
-        return {
-            "scalekd_student": asdict(self.student),
-            "marks": self.marks,
-            "ranks": ranks.world_size(),
-            "step": module.step,
-            "skipped": module.skipped,
-            "state_dict": gather_full(module.state_dict()),
-            "optimizer": gather_full(trainer.optimizers[0].state_dict()),
-            "precision": trainer.precision_plugin.state_dict(),
-            "watch": {
-                "training_seconds": self.training_seconds,
-                "images": self.images,
-                "measured": self.measured,
-                "top1": self.top1,
-                "highest": self.highest,
-                "last": self.last and asdict(self.last),
-                "newest": list(self.newest),
-            },
-        }
-
-    def _due(self, module: TrainingModule, every: int | None) -> bool:
-        return every is not None and module.step % every == 0
-
-    def _told_long_ago(self) -> bool:
-        return self.last is None or time.perf_counter() - self.reported > 0.5
-
-    def _saved_long_ago(self) -> bool:
-        return time.perf_counter() - self.saved > 60 * self.every.save_minutes
-
-    @contextmanager
-    def _paused(self) -> Iterator[None]:
-        """Measuring and saving are not training."""
-        assert self.began is not None, "it trains"
-        self.training_seconds += self.clock() - self.began
-        yield
-        self.began = self.clock()
-
-    def _save(self, trainer: L.Trainer, module: TrainingModule) -> None:
-        self.saved = time.perf_counter()
-        self._write(trainer, module, self.checkpoint, previous_checkpoint(self.checkpoint))
-
-    def _write(
-        self, trainer: L.Trainer, module: TrainingModule, file: Path, aside: Path | None = None
-    ) -> None:
-        state = self.state(trainer, module)
-        if ranks.rank() > 0:
-            return
-        try:
-            write_checkpoint(state, file, aside)
-        except OSError as error:
-            kept = "the one before is whole" if file.exists() else "there is none before it"
-            warnings.warn(
-                f"{file} could not be written at step {module.step} ({error}): {kept}, and "
-                "training goes on; make room for the next one",
-                stacklevel=2,
+    def _skip_or_fail(self, terms: dict[str, Tensor]) -> None:
+        loss = torch.stack(list(terms.values())).sum().item()
+        listed = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
+        diverged = f"the loss is {loss} at step {self.step + 1} ({listed})"
+        images = [key % self.sampler.images for key in self.sampler.sample_keys(self.step)]
+        self.skipped += not self._skip
+        self._skip = True
+        if self.skipped > self.max_skipped:
+            raise DivergedError(
+                f"{diverged}, on the images number {images}: lower optim.lr or the weight of the "
+                f"term that is not finite, or let max_skipped be more than {self.max_skipped}"
+            )
+        if ranks.rank() == 0:
+            logger.warning(
+                "%s: the step is skipped, number %s of the %s that max_skipped allows; its images "
+                "were numbers %s",
+                diverged,
+                self.skipped,
+                self.max_skipped,
+                images,
             )
 
-    def _measure(self, trainer: L.Trainer, module: TrainingModule) -> None:
-        self.measured = module.step
-        if self.measure is None:
-            return
-        student = module.student.eval()
-        ranks.broadcast_buffers(student)
-        assert isinstance(module.method, nn.Module)
-        with gathered_for_inference(module.method, student):
-            self.top1 = self.measure(student)
-        student.train()
-        if self.last is not None:
-            self.report(replace(self.last, top1=self.top1, recorded=True))
-        if self.top1 > self.highest:
-            self.highest = self.top1
-            self._write(trainer, module, best_checkpoint(self.checkpoint))
 
-    def _tell(self, trainer: L.Trainer, module: TrainingModule, recorded: bool) -> None:
-        assert self.began is not None, "it trains"
-        self.reported = time.perf_counter()
-        seconds = self.training_seconds + self.clock() - self.began
-        self.last = Progress(
-            step=module.step,
-            steps=module.steps,
-            epoch=module.step / module.steps_per_epoch,
-            seconds=seconds,
-            images_per_second=self.images / seconds,
-            learning_rate=trainer.optimizers[0].param_groups[0]["lr"],
-            loss=float(torch.stack(list(self.newest[-1].values())).sum()),
-            terms={name: float(value) for name, value in self.newest[-1].items()},
-            recorded=recorded,
-            gradients=self.gradients,
-            waiting=self.waited / (seconds - self.seconds_before),
-            memory=_memory(),
-        )
-        self.report(self.last)
+class LossModule(nn.Module):
+    """The forward pass of a micro-batch, in one module for DistributedDataParallel to wrap.
+
+    A loss that is not finite in any rank never reaches the weights: all ranks get a loss of zero
+    for the rest of the step, since every rank must have gradients to exchange.
+    """
+
+    def __init__(self, learner: Learner, mixup: nn.Module | None) -> None:
+        super().__init__()
+        self.learner, self.mixup = learner, mixup
+
+    def forward(self, batch: Batch, skip: bool) -> tuple[Tensor, dict[str, Tensor], bool]:
+        """The loss to call `backward` on, its terms as means over the ranks, and whether the loss
+        is finite in all ranks; with `skip` the loss is zero."""
+        output = batch.loss(self.learner, self.mixup)
+        terms = ranks.mean_over_ranks({n: t.detach() for n, t in output.terms.items()})
+        finite = bool(torch.stack(list(terms.values())).sum().isfinite())  # waits for the GPU
+        if finite and not skip:
+            return output.loss, terms, True
+        trained = (p for p in self.learner.parameters() if p.requires_grad)
+        return torch.stack([0 * p.sum() for p in trained]).sum(), terms, finite
 
 
-def _memory() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def mean_terms(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each term by name, on the device where it is."""
+    return {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
+
+
+def _exchanging_gradients(module: nn.Module, now: bool) -> AbstractContextManager[None]:
+    """Ranks under DDP exchange gradients once a step, after its last micro-batch."""
+    waits = isinstance(module, DistributedDataParallel) and not now
+    return module.no_sync() if waits else nullcontext()  # type: ignore[operator]

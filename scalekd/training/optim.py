@@ -1,17 +1,26 @@
-"""What changes the weights, as a recipe says it."""
+"""What changes the weights, as a recipe's `optim` says: optimizer, schedule, average."""
+
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalekd.recipe import Optim
 
 
-def build_optimizer(method: nn.Module, optim: Optim, learning_rate: float) -> torch.optim.Optimizer:
-    """timm's, of all that `method` trains; what its networks do not decay is not decayed."""
+def build_optimizer(
+    learner: nn.Module, optim: Optim, learning_rate: float
+) -> torch.optim.Optimizer:
+    """timm's optimizer of all that `learner` trains.
+
+    Weight decay leaves out what the networks themselves exempt, unless `optim.decay_all` is set.
+    """
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        method,
+        learner,
         opt=optim.name,
         lr=learning_rate,
         weight_decay=optim.weight_decay,
@@ -20,8 +29,46 @@ def build_optimizer(method: nn.Module, optim: Optim, learning_rate: float) -> to
     return optimizer
 
 
+def build_schedule(
+    optimizer: torch.optim.Optimizer,
+    optim: Optim,
+    *,
+    learning_rate: float,
+    steps: int,
+    steps_per_epoch: int,
+) -> Scheduler:
+    """Linear warm-up, then a cosine or drops; `step_update(step)` sets the rate after `step` steps.
+
+    Args:
+        optimizer: whose learning rate moves.
+        optim: epochs of warm-up, drops and the rate at the end.
+        learning_rate: after the warm-up.
+        steps: of the run.
+        steps_per_epoch: to count the epochs of `optim` in.
+    """
+    warmup = min(round(optim.warmup_epochs * steps_per_epoch), steps - 1)
+    rising: dict[str, Any] = {
+        "warmup_t": warmup,
+        "warmup_lr_init": learning_rate / max(warmup, 1),
+        "t_in_epochs": False,
+    }
+    if optim.drops:
+        # timm's rate falls one step before the one that it is given.
+        at_steps = [round(epoch * steps_per_epoch) + 1 for epoch in optim.drops]
+        return MultiStepLRScheduler(
+            optimizer, at_steps, decay_rate=0.1, warmup_prefix=False, **rising
+        )
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=steps - warmup,
+        lr_min=optim.min_lr,
+        warmup_prefix=True,
+        **rising,
+    )
+
+
 def build_average(student: nn.Module, decay: float) -> AveragedModel:
-    """The average of the student's weights over the steps, a copy that nothing trains."""
+    """The exponential moving average of the student's weights over the steps, a copy of its own."""
     rule = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     average = AveragedModel(student, multi_avg_fn=rule)
     average.requires_grad_(False)

@@ -1,9 +1,11 @@
-"""How the networks are run, which changes no result but by rounding."""
+"""Performance settings: how the networks are run, which changes results by rounding at most."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from timm.layers import DropPath, convert_sync_batchnorm
 
 from scalekd.baselines import Supervised
@@ -37,33 +39,54 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return nullcontext() if kind is None else torch.autocast(device.type, kind)
 
 
-def apply_performance_settings(method: ScaleKD | Supervised, recipe: Recipe) -> None:
-    """Lay out the weights, and norm over all ranks, as the recipe says; before anything holds them.
+def build_fabric(precision: Precision) -> Fabric:
+    """What casts, scales the loss of fp16 and steps on this process's device.
+
+    Several ranks are no matter of Fabric's here: torch's own DDP and FSDP know them.
+    """
+    on_gpu = torch.cuda.is_available()
+    return Fabric(
+        accelerator="cuda" if on_gpu else "cpu",
+        devices=[torch.cuda.current_device()] if on_gpu else 1,
+        precision=precision,
+        plugins=[LightningEnvironment()],  # whatever environment started this process
+    )
+
+
+def apply_performance_settings(learner: ScaleKD | Supervised, recipe: Recipe) -> None:
+    """Lay out the weights and synchronise norms as the recipe says, before anything holds them.
+
+    A teacher that another learner of this process has used already is left as it is.
 
     Raises:
         InputError: synchronised BatchNorm on CPUs, where torch has none.
     """
     if torch.cuda.is_available():
         _choose_kernels(recipe)
-    if isinstance(method, ScaleKD) and not method.teacher.trunk_dropped:
-        _halve(method.teacher, recipe)
+    if isinstance(learner, ScaleKD):
+        _cast_teacher(learner.teacher, recipe)
     if recipe.channels_last:
-        method.to(memory_format=torch.channels_last)
+        learner.to(memory_format=torch.channels_last)
     if recipe.sync_batchnorm and ranks.world_size() > 1:
         if not torch.cuda.is_available():
             raise InputError(
-                "sync_batchnorm is true, and torch has it on GPUs only: --sync_batchnorm false "
-                "norms each device's share of a batch by itself"
+                "sync_batchnorm is true, and torch synchronises BatchNorm on GPUs only: "
+                "--sync_batchnorm false normalises the images of each device by themselves"
             )
-        convert_sync_batchnorm(method.student)
+        convert_sync_batchnorm(learner.student)
 
 
-def _halve(teacher: FrozenTeacher, recipe: Recipe) -> None:
-    # FSDP wants one precision in all that it cuts into pieces.
-    in_pieces = ranks.world_size() > 1 and "teacher" in recipe.fsdp
-    kind = autocast_dtype(recipe.precision, device := best_device())
-    if kind is not None and not in_pieces:
-        teacher.cast_to_half(kind, device)
+def _cast_teacher(teacher: FrozenTeacher, recipe: Recipe) -> None:
+    """Cast the weights that autocast would cast at each use, and drop what a cache stands for."""
+    if teacher.trunk_dropped:
+        return
+    # FSDP wants one precision in all that it shards.
+    sharded = ranks.world_size() > 1 and "teacher" in recipe.fsdp
+    dtype = autocast_dtype(recipe.precision, device := best_device())
+    if dtype is not None and not sharded:
+        teacher.cast_to_half(dtype, device)
+    if recipe.cache is not None:
+        teacher.drop_trunk()
 
 
 def _choose_kernels(recipe: Recipe) -> None:
@@ -75,20 +98,20 @@ def _choose_kernels(recipe: Recipe) -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def compile_repeated_blocks(method: ScaleKD | Supervised) -> None:
+def compile_repeated_blocks(learner: ScaleKD | Supervised) -> None:
     """Compile the repeated blocks of student and teacher, its tail among them, and the projectors.
 
     Block by block, so that one compilation serves all alike, and what the teacher's tail records
     of its blocks' arguments stays outside.
     """
     torch._dynamo.config.recompile_limit = KINDS_OF_BLOCK
-    parts = repeated_blocks(method.student)
-    if isinstance(method, ScaleKD):
-        parts += [*method.criterion.penultimate.values(), *method.criterion.final.values()]
-        parts += repeated_blocks(method.teacher.model)
+    parts = repeated_blocks(learner.student)
+    if isinstance(learner, ScaleKD):
+        parts += [*learner.criterion.penultimate.values(), *learner.criterion.final.values()]
+        parts += repeated_blocks(learner.teacher.model)
         # A teacher drops no path, but each block's rate is a constant to the compiler: with other
         # rates no two blocks are alike, and a call looks for its own among all.
-        for module in method.teacher.model.modules():
+        for module in learner.teacher.model.modules():
             if isinstance(module, DropPath):
                 module.drop_prob = 0.0
     for part in parts:

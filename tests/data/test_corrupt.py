@@ -21,9 +21,10 @@ from scalekd.data.corrupt import CheckedSamples, CorruptImageError, decode_image
 from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
 from scalekd.data.source import IGNORED, Source
-from scalekd.evaluation.evaluate import evaluate, top1
+from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.recipe import Data, Recipe
+from scalekd.training.validation import top1
 
 
 @pytest.fixture(autouse=True)

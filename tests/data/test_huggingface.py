@@ -23,6 +23,7 @@ from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.jobs.preflight import run_preflight
 from scalekd.recipe import Data
+from scalekd.training.prepare import prepare
 
 NAMES = ["ant", "bee", "cat"]
 
@@ -231,4 +232,4 @@ def test_a_student_is_trained_and_evaluated_on_a_dataset(tmp_path: Path) -> None
     summary = json.loads((out / "summary.json").read_text())
     assert summary["notes"][0]["text"] == f"accuracy is measured on the split test of hf:{root}"
     assert evaluate(str(out), recipe.data) == summary["student_top1"]
-    assert run_preflight(recipe).labels
+    assert run_preflight(prepare(recipe)).labels

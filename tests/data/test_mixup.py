@@ -22,6 +22,7 @@ from scalekd.data.seeding import seed_all
 from scalekd.jobs.distill import distill
 from scalekd.jobs.preflight import run_preflight
 from scalekd.recipe import Data, Recipe
+from scalekd.training.prepare import prepare
 
 BATCH = torch.rand(5, 3, 6, 8, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.tensor([3, 0, 6, 1, 2])
@@ -154,7 +155,7 @@ def test_mixup_and_cutmix_without_labels_are_refused(
 ) -> None:
     data = Data(str(flat_folder(tmp_path / "flat")), 64, workers=0, **{name: 0.5})  # type: ignore[arg-type]
     with refused(f"data.{name} is 0.5", "no labels"):
-        run_preflight(replace(recipe, data=data))
+        run_preflight(prepare(replace(recipe, data=data)))
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])

@@ -25,6 +25,7 @@ from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.jobs.preflight import run_preflight
 from scalekd.recipe import Data, Recipe
+from scalekd.training.prepare import prepare
 
 
 @pytest.fixture
@@ -334,7 +335,7 @@ def test_what_needs_labels_is_refused_where_tar_files_have_none(
     tar(tmp_path / "more" / "0.tar", {f"{i}.png": png(i) for i in range(4)})
     data = Data(str(tmp_path / "more"), 64, workers=0)
     with refused("supervised", "no labels"):
-        run_preflight(replace(recipe, data=data, compare=["supervised"]))
+        run_preflight(prepare(replace(recipe, data=data, compare=["supervised"])))
     with refused("no labels", str(tmp_path / "more")):
         evaluate("test_resnet", data, "random")
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from scalekd.device import best_device
 from scalekd.digits import images, teacher
-from scalekd.evaluation.evaluate import top1
 from scalekd.networks import input_config
+from scalekd.training.validation import top1
 
 
 @pytest.fixture(scope="module")

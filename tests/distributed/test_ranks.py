@@ -166,8 +166,7 @@ def test_two_ranks_validate_on_every_image_once(root: Path, one_step_of_two: Pat
 def test_checkpoints_of_two_ranks_contain_no_teacher(one_step_of_two: Path) -> None:
     state = newest_state(one_step_of_two)
     assert state is not None
-    parts = {".".join(name.split(".")[:2]) for name in state["state_dict"]}
-    assert parts == {"method.student", "method.criterion"}
+    assert {name.split(".")[0] for name in state["learner"]} == {"student", "criterion"}
 
 
 @pytest.mark.slow

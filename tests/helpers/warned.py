@@ -32,8 +32,10 @@ def warned(pattern: str) -> Iterator[list[str]]:
     """Fails where no warning matches `pattern`; gives the messages of those that do, afterwards."""
     messages: list[str] = []
     before = len(unexpected)
-    yield messages
-    logged = unexpected[before:]
-    messages += [message for message in logged if re.search(pattern, message)]
-    unexpected[before:] = [message for message in logged if message not in messages]
+    try:
+        yield messages
+    finally:
+        logged = unexpected[before:]
+        messages += [message for message in logged if re.search(pattern, message)]
+        unexpected[before:] = [message for message in logged if message not in messages]
     assert messages, f"no warning matches {pattern!r}; logged: {logged}"

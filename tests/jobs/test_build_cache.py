@@ -91,9 +91,9 @@ def test_it_is_a_command_that_needs_no_student(images: Path, tmp_path: Path) -> 
 def test_one_that_is_ended_goes_on_to_the_same_bytes(
     images: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    slow = "from scalekd.training import fill; fill.PART_BYTES = 1; import time; "
-    slow += "keep = fill.Passes.keep; "
-    slow += "fill.Passes.keep = lambda *a: time.sleep(0.1) or keep(*a); "
+    slow = "from scalekd.jobs import build_cache as job; job.PART_BYTES = 1; import time; "
+    slow += "to_cache = job.TeacherPasses.to_cache; "
+    slow += "job.TeacherPasses.to_cache = lambda *a: time.sleep(0.1) or to_cache(*a); "
 
     def begin(out: Path, *words: str) -> subprocess.Popen[str]:
         called = command(images, out, "--views", "2", *words)

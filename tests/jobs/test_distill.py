@@ -14,18 +14,19 @@ from helpers.refusals import refused
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from scalekd import ScaleKD
 from scalekd.data.loader import build_loaders
-from scalekd.data.open import open_source
 from scalekd.device import best_device
 from scalekd.digits import images
-from scalekd.evaluation.evaluate import evaluate, top1
+from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.method import LossWeights
 from scalekd.recipe import Data, Optim, Recipe
 from scalekd.runs.checkpoint import load_student
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Method, Run
-from scalekd.training.run import build_method
+from scalekd.training.prepare import prepare
+from scalekd.training.validation import top1
 
 ARMS: tuple[Method, ...] = ("supervised", "logit_kd", "scalekd")
 RUNS = [Run(method, seed) for seed in (1, 2) for method in ARMS]
@@ -129,7 +130,7 @@ def test_the_measurement_at_a_runs_end_is_in_the_metrics_and_the_summary(
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_two_processes_give_the_weights_of_one(beside: Path, in_turn: Path, run: Run) -> None:
     one, other = (
-        torch.load(RunFolder(out).checkpoint(run), weights_only=True)["state_dict"]
+        torch.load(RunFolder(out).checkpoint(run), weights_only=True)["learner"]
         for out in (beside, in_turn)
     )
     assert one.keys() == other.keys()
@@ -152,14 +153,12 @@ def test_arms_and_seeds_end_in_different_students(in_turn: Path) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_arms_of_a_seed_start_from_the_same_student_and_see_the_same_images(seed: int) -> None:
-    source = open_source(TINY.data)
-    assert source.input is not None
+    prepared = prepare(TINY)
     starts, firsts = [], []
     for method in ARMS:
-        method, _ = build_method(TINY, Run(method, seed), source)
-        starts.append(method.student.state_dict())
+        starts.append(prepared.build_learner(Run(method, seed)).student.state_dict())
         batches, _ = build_loaders(
-            source, TINY.data, source.input, batch_size=TINY.batch_size, seed=seed
+            prepared.source, TINY.data, prepared.input, batch_size=TINY.batch_size, seed=seed
         )
         firsts.append(next(iter(batches)))
     for start, (pictures, labels) in zip(starts[1:], firsts[1:], strict=True):
@@ -169,15 +168,16 @@ def test_arms_of_a_seed_start_from_the_same_student_and_see_the_same_images(seed
 
 
 def test_seeds_start_from_different_students() -> None:
-    source = open_source(TINY.data)
-    one, two = (build_method(TINY, Run("supervised", s), source)[0].student for s in (1, 2))
+    prepared = prepare(TINY)
+    one, two = (prepared.build_learner(Run("supervised", seed)).student for seed in (1, 2))
     assert not torch.equal(next(one.parameters()), next(two.parameters()))
 
 
 def test_the_logits_arm_has_no_projectors_and_keeps_the_weight() -> None:
-    method, _ = build_method(TINY, Run("logit_kd", 1), open_source(TINY.data))
-    assert method.criterion.weights == LossWeights(0, 0, 0, 0, logits=0.5)  # type: ignore[union-attr]
-    assert not list(method.criterion.parameters())  # type: ignore[union-attr, operator]
+    learner = prepare(TINY).build_learner(Run("logit_kd", 1))
+    assert isinstance(learner, ScaleKD)
+    assert learner.criterion.weights == LossWeights(0, 0, 0, 0, logits=0.5)
+    assert not list(learner.criterion.parameters())
 
 
 def test_plain_timm_loads_the_trained_student_to_the_bit(in_turn: Path) -> None:
@@ -217,7 +217,7 @@ def test_default_folders_are_numbered_and_clipping_is_heeded(
         optim = Optim(name="momentum", lr=1.0, weight_decay=0, warmup_epochs=0, clip=clip)
         distill(replace(step, optim=optim), parallel=1)
     assert sorted(p.name for p in Path("runs").iterdir()) == ["digits", "digits-2"]
-    start = build_method(step, Run("scalekd", 1), open_source(step.data))[0].student
+    start = prepare(step).build_learner(Run("scalekd", 1)).student
     moved = []
     for out in (Path("runs/digits"), Path("runs/digits-2")):
         end, _ = load_student(RunFolder(out).checkpoint(Run("scalekd", 1)))
@@ -237,7 +237,7 @@ def test_separable_stems_are_said_to_be_no_exact_method_and_a_run_keeps_to_its_o
     with refused("separable_stem", "True", "False"):
         distill(ONE, out, resume=True)
     one, other = (
-        build_method(recipe, Run("scalekd", 1), open_source(ONE.data))[0].student.state_dict()
+        prepare(recipe).build_learner(Run("scalekd", 1)).student.state_dict()
         for recipe in (ONE, replace(ONE, separable_stem=True))
     )
     torch.testing.assert_close(one, other, rtol=0, atol=0)

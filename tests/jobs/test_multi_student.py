@@ -24,6 +24,7 @@ from helpers.real_runs import (
 )
 from helpers.refusals import refused
 from helpers.tiny import tiny
+from helpers.warned import warned
 
 from scalekd.estimating.estimate import estimate
 from scalekd.jobs.build_cache import build_cache
@@ -211,8 +212,8 @@ def test_a_student_whose_loss_is_no_number_is_dropped_without_hurting_the_others
     recipe = replace(recipe, more_students=[wild, *recipe.more_students], epochs=3)
     out = tmp_path / "three"
     with (
-        pytest.warns(UserWarning, match="test_resnet, scalekd seed 1, was dropped"),
-        refused("test_resnet", "the loss is", "optim.lr", "whole are test_vit, test_vit2"),
+        warned("test_resnet, scalekd seed 1, was dropped"),
+        refused("test_resnet", "the loss is", "optim.lr", "complete are test_vit, test_vit2"),
     ):
         distill(recipe, out)
     for name in ("test_vit", "test_vit2"):

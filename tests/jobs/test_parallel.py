@@ -1,27 +1,38 @@
-"""Runs side by side: what their processes have to say."""
+"""Runs at the same time: what their processes have to say."""
 
+import logging
 import multiprocessing
 import warnings
 from typing import Any
 
 import pytest
+from helpers.tiny import tiny
+from helpers.warned import warned
 
-from scalekd.jobs import parallel as jobs
+from scalekd.jobs import parallel
 
 
-def warn_in_worker(stop: Any, progress: Any) -> None:
-    jobs._start_worker(stop, progress, 1)
+def warn_in_worker(stop: Any, messages: Any) -> None:
+    parallel._start_worker(tiny("nowhere"), stop, messages, 1)
     warnings.warn("a line\nis lost", stacklevel=1)
     warnings.warn("two", RuntimeWarning, stacklevel=1)
+    logging.getLogger("scalekd.training").warning("%s steps were skipped", 3)
 
 
-def test_warnings_of_workers_are_the_parents(capfd: pytest.CaptureFixture[str]) -> None:
+def test_warnings_and_log_records_of_workers_become_the_parents(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     fork = multiprocessing.get_context("fork")
-    stop, progress = fork.Event(), fork.SimpleQueue()
-    process = fork.Process(target=warn_in_worker, args=(stop, progress))
+    stop, messages = fork.Event(), fork.SimpleQueue()
+    process = fork.Process(target=warn_in_worker, args=(stop, messages))
     process.start()
     process.join()
-    with pytest.warns(UserWarning, match="two|lost") as said:
-        assert list(jobs._drain(progress)) == []
-    assert [str(w.message) for w in said] == ["a line\nis lost", "two"]
+    reports: list[Any] = []
+    with (
+        pytest.warns(UserWarning, match="two|lost") as caught,
+        warned("3 steps were skipped"),
+    ):
+        parallel._drain(messages, lambda *report: reports.append(report))
+    assert [str(w.message) for w in caught] == ["a line\nis lost", "two"]
+    assert reports == []
     assert capfd.readouterr().err == ""

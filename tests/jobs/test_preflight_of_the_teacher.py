@@ -9,6 +9,7 @@ from helpers.pictures import image_folder
 
 from scalekd.jobs.preflight import run_preflight, teacher_accuracy_notes
 from scalekd.recipe import Data, Optim, Recipe
+from scalekd.training.prepare import prepare
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_a_teacher_of_random_weights_is_remarked_on_where_there_are_images_enoug
         optim=Optim(warmup_epochs=0),
     )
     torch.manual_seed(0)
-    pair = run_preflight(recipe)
+    pair = run_preflight(prepare(recipe))
     assert pair.teacher_top1 is not None
     (note,) = (n for n in pair.notes if "chance" in n.text)
     assert f"{pair.teacher_top1:.2%} of these images" in note.text
@@ -60,6 +61,6 @@ def test_a_teacher_of_random_weights_is_remarked_on_where_there_are_images_enoug
     few = image_folder(tmp_path / "few", each=4, side=32)
     assert not [
         n
-        for n in run_preflight(replace(recipe, data=Data(str(few), workers=0))).notes
+        for n in run_preflight(prepare(replace(recipe, data=Data(str(few), workers=0)))).notes
         if "chance" in n.text
     ]

@@ -24,6 +24,7 @@ from scalekd.recipe import Recipe
 from scalekd.runs.checkpoint import load_student
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Run
+from scalekd.training.prepare import prepare
 
 SMALL = InputConfig(3, (32, 48), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 FEATURES = {"tpp_original", "tpp_alternative", "final_original", "final_alternative"}
@@ -111,7 +112,7 @@ def test_a_teacher_without_classifier_gives_a_student_without_one(
 def test_the_students_classifier_is_what_it_can_learn_unless_asked_for(
     weights: LossWeights | None, asked: dict[str, Any], classes: int, recipe: Recipe
 ) -> None:
-    pair = run_preflight(replace(recipe, weights=weights, student_args=asked))
+    pair = run_preflight(prepare(replace(recipe, weights=weights, student_args=asked)))
     plain = timm.create_model("test_resnet", num_classes=classes)
     assert pair.student_parameters == sum(p.numel() for p in plain.parameters())
     assert (pair.teacher_top1, pair.labels) == (None, False)
@@ -122,7 +123,7 @@ def test_the_students_classifier_is_what_it_can_learn_unless_asked_for(
 
 
 def test_logits_alone_are_said_to_be_alone(recipe: Recipe) -> None:
-    notes = run_preflight(replace(recipe, weights=LossWeights(0, 0, 0, 0, 0.5))).notes
+    notes = run_preflight(prepare(replace(recipe, weights=LossWeights(0, 0, 0, 0, 0.5)))).notes
     assert notes[0].text.endswith("logits alone are distilled")
     assert "features" not in notes[0].text
 
@@ -159,7 +160,7 @@ def test_what_needs_labels_is_refused_before_an_image_is_read(
 
     monkeypatch.setattr(folders, "load_image", read)
     with refused("supervised"):
-        run_preflight(replace(recipe, compare=["supervised"]))
+        run_preflight(prepare(replace(recipe, compare=["supervised"])))
     with refused("no labels", str(root), "val/CLASS"):
         evaluate("test_resnet", recipe.data, "random")
 

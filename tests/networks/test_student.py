@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from helpers.full_disk import limited_file_size
+from helpers.warned import warned
 
 from scalekd.errors import InputError
 from scalekd.export.checkpoint import export_checkpoint
@@ -18,7 +19,8 @@ from scalekd.recipe import Data, Optim, Recipe
 from scalekd.runs.checkpoint import load_student
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Run
-from scalekd.training.run import train
+from scalekd.training.prepare import prepare
+from scalekd.training.train import train
 
 SPEC = StudentSpec(
     "resnetv2_18",
@@ -42,7 +44,7 @@ RECIPE = Recipe(
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    train(RECIPE, RUN, out, lambda _: None, Event())
+    train(prepare(RECIPE), RUN, RunFolder(out), lambda _: None, Event())
     return out
 
 
@@ -119,9 +121,9 @@ def test_a_disk_that_is_full_at_export_loses_no_student(tmp_path: Path) -> None:
     try:
         with (
             pytest.raises(InputError) as caught,
-            pytest.warns(UserWarning, match=r"could not be written at step 2 .* is whole"),
+            warned(r"could not be written at step 2 .* is intact"),
         ):
-            train(recipe, RUN, out, full_when_kept, Full())
+            train(prepare(recipe), RUN, RunFolder(out), full_when_kept, Full())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     message = str(caught.value)

@@ -18,7 +18,8 @@ from scalekd.runs.checkpoint import load_newest, load_student, previous_checkpoi
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Progress, Run
 from scalekd.signals import Interrupted
-from scalekd.training.run import train
+from scalekd.training.prepare import prepare
+from scalekd.training.train import train
 
 RUN = Run("scalekd", 1)
 
@@ -31,7 +32,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
-    train(tiny(pictures, epochs=2), RUN, out, lambda _: None, Event())
+    train(prepare(tiny(pictures, epochs=2)), RUN, RunFolder(out), lambda _: None, Event())
     return out
 
 
@@ -40,14 +41,14 @@ def test_a_checkpoint_contains_student_projectors_optimizer_and_no_teacher(
 ) -> None:
     file = RunFolder(trained).checkpoint(RUN)
     state = torch.load(file, weights_only=True)
-    names = list(state["state_dict"])
-    assert any(n.startswith("method.student.") for n in names)
-    assert any(n.startswith("method.criterion.") for n in names)
+    names = list(state["learner"])
+    assert any(n.startswith("student.") for n in names)
+    assert any(n.startswith("criterion.") for n in names)
     assert not [n for n in names if "teacher" in n]
     assert state["optimizer"]["state"]
     assert state["step"] == 6
     # Weights and AdamW's two moments of what trains, and hardly anything beside.
-    trains = sum(t.numel() for t in state["state_dict"].values())
+    trains = sum(t.numel() for t in state["learner"].values())
     assert file.stat().st_size < 3 * 4 * trains * 1.1
 
 
@@ -70,7 +71,7 @@ def test_a_stopped_run_leaves_a_checkpoint_that_gives_the_student(
             stop.set()
 
     with pytest.raises(Interrupted):
-        train(tiny(pictures, epochs=2), RUN, tmp_path, report, stop)
+        train(prepare(tiny(pictures, epochs=2)), RUN, RunFolder(tmp_path), report, stop)
     assert not (tmp_path / "student").exists()
     student, spec = load_student(RunFolder(tmp_path).checkpoint(RUN))
     assert spec.classes == 3
@@ -102,10 +103,10 @@ def test_a_full_disk_leaves_the_older_checkpoints_unchanged(tmp_path: Path) -> N
 def test_training_continues_with_a_warning_on_a_full_disk(pictures: Path, tmp_path: Path) -> None:
     often = replace(tiny(pictures, epochs=2), save_steps=2)
     with (
-        pytest.warns(UserWarning, match=r"scalekd-seed1.ckpt could not be written at step 2"),
+        warned("scalekd-seed1.ckpt could not be written at step 2"),
         limited_file_size(4_000_000),
     ):
-        result = train(often, RUN, tmp_path, lambda _: None, Event())
+        result = train(prepare(often), RUN, RunFolder(tmp_path), lambda _: None, Event())
     assert result.steps == 6
     assert (tmp_path / "student" / "model.safetensors").is_file()
     assert not list((tmp_path / "checkpoints").iterdir())

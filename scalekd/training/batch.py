@@ -1,0 +1,70 @@
+"""One micro-batch on its way through a step: images, labels, and what is known of the teacher."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor, nn
+
+from scalekd.baselines import Supervised
+from scalekd.distiller import ScaleKD, StepOutput
+from scalekd.features import Features
+from scalekd.networks import CachedOutputs
+
+Learner = ScaleKD | Supervised
+"""What a run trains: a student with its loss, and its projectors where it has a teacher."""
+
+
+class SharedTeacherOutputs:
+    """The teacher's features of one micro-batch, for several students: computed once, by the first
+    student that asks."""
+
+    def __init__(self) -> None:
+        self._features: Features | None = None
+
+    def of(self, learner: ScaleKD, images: Tensor) -> Features:
+        """The teacher's features of `images` (N, channels, H, W), normalised for the learner."""
+        if self._features is None:
+            self._features = learner.run_teacher(images)
+        return self._features
+
+
+@dataclass
+class Batch:
+    """A micro-batch on the device that computes.
+
+    Attributes:
+        images: (N, channels, H, W), normalised for the student.
+        targets: classes (N,), or shares of the classes (N, classes); None without labels.
+        cached: the teacher's outputs for these images, read from a cache.
+        shared: the teacher's outputs for these images, computed once for several students.
+    """
+
+    images: Tensor
+    targets: Tensor | None = None
+    cached: CachedOutputs | None = None
+    shared: SharedTeacherOutputs | None = None
+
+    @classmethod
+    def from_loader(cls, items: Sequence[Any], device: torch.device) -> "Batch":
+        """The batch of a loader's `items`: images, targets if there are labels, cached outputs."""
+        images, *others = move_data_to_device(list(items), device)
+        cached = others.pop() if others and isinstance(others[-1], CachedOutputs) else None
+        return cls(images, others[0] if others else None, cached)
+
+    def loss(self, learner: nn.Module, mixup: nn.Module | None = None) -> StepOutput:
+        """The loss of the `learner` on this batch, after `mixup` of images and targets."""
+        images, targets = self.images, self.targets
+        if mixup is not None:
+            images, targets = mixup(images, targets)
+        if not isinstance(learner, ScaleKD):
+            step: StepOutput = learner(images, targets)
+        elif self.cached is not None:
+            step = learner(images, targets, teacher_outputs=learner.teacher.from_cache(self.cached))
+        elif self.shared is not None:
+            step = learner(images, targets, teacher_outputs=self.shared.of(learner, images))
+        else:
+            step = learner(images, targets)
+        return step

@@ -1,0 +1,59 @@
+"""When a run's state is written: by steps, by minutes, and where its student is the best so far."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from scalekd.distributed import ranks
+from scalekd.runs.checkpoint import best_checkpoint, previous_checkpoint, write_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpointing:
+    """Writes a run's states; a full disk ends no training.
+
+    Args:
+        file: of the newest state; the one before and the best one are kept beside it.
+        every_steps: steps between two states; None for by time alone.
+        every_minutes: minutes between two states, where that comes sooner.
+    """
+
+    def __init__(self, file: Path, *, every_steps: int | None, every_minutes: float) -> None:
+        self.file, self.every_steps, self.every_minutes = file, every_steps, every_minutes
+        self.saved = time.perf_counter()
+
+    def is_due(self, step: int) -> bool:
+        """Whether the state after `step` is to be written."""
+        return self.every_steps is not None and step % self.every_steps == 0
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the last state is older than it should get; ranks must agree on it."""
+        return time.perf_counter() - self.saved > 60 * self.every_minutes
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the newest state."""
+        self.saved = time.perf_counter()
+        self._write(state, self.file, previous_checkpoint(self.file))
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Write the state with the highest accuracy so far."""
+        self._write(state, best_checkpoint(self.file))
+
+    def _write(self, state: dict[str, Any], file: Path, aside: Path | None = None) -> None:
+        if ranks.rank() > 0:
+            return
+        try:
+            write_checkpoint(state, file, aside)
+        except OSError as error:
+            left = "the one before is intact" if file.exists() else "there is none before it"
+            logger.warning(
+                "%s could not be written at step %s (%s): %s, and training continues; make room "
+                "for the next one",
+                file,
+                state["step"],
+                error,
+                left,
+            )

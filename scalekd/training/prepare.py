@@ -1,0 +1,261 @@
+"""What a recipe's runs share: images, teacher, cache, and how the student is built.
+
+All that builds a recipe's pair starts here: training, its preflight, a cache, and, without weights
+or images, `scalekd check` and `scalekd estimate`. No trainer is needed for it.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from scalekd.baselines import Supervised
+from scalekd.cache.store import Cache
+from scalekd.data.cached import open_cache, with_cached_outputs
+from scalekd.data.mixup import SmoothedBinaryCrossEntropy
+from scalekd.data.open import find_layout, open_source
+from scalekd.data.seeding import seed_generators
+from scalekd.data.source import Source
+from scalekd.distiller import ScaleKD
+from scalekd.errors import InputError
+from scalekd.method import LossWeights
+from scalekd.networks import FrozenTeacher, InputConfig, build_model, input_config
+from scalekd.networks.pretrained import LoadedWeights
+from scalekd.networks.student import StudentSpec
+from scalekd.networks.teacher.reduced_copy import verify_on_reduced_copy
+from scalekd.recipe import Recipe
+from scalekd.runs.result import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedTeacher:
+    """A frozen teacher whose tail is verified.
+
+    Attributes:
+        model: the teacher; on the meta device where there are no weights.
+        weights: what was loaded into it.
+        verified_on: the network that its tail was replayed and compared on.
+    """
+
+    model: FrozenTeacher
+    weights: LoadedWeights
+    verified_on: str = "the teacher itself"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A recipe, and what its runs share.
+
+    Attributes:
+        recipe: the recipe.
+        source: its images.
+        teacher: None where the student is trained without a teacher.
+        student: what builds the student; None of a recipe that names none, which a cache may.
+        input: channels, size and normalisation of the student's images.
+        cache: the teacher's cached outputs; None where the recipe names no cache.
+    """
+
+    recipe: Recipe
+    source: Source
+    teacher: PreparedTeacher | None
+    student: StudentSpec | None
+    input: InputConfig
+    cache: Cache | None = None
+
+    @property
+    def frozen_teacher(self) -> FrozenTeacher | None:
+        """The teacher as a network."""
+        return None if self.teacher is None else self.teacher.model
+
+    def images_for(self, learner: ScaleKD | Supervised) -> Source:
+        """What `learner` trains on: with a cache its augmented views, and where the learner has a
+        teacher also the teacher's cached outputs."""
+        if self.cache is None:
+            return self.source
+        return with_cached_outputs(self.cache, self.source, isinstance(learner, ScaleKD))
+
+    def build_learner(self, run: Run) -> ScaleKD | Supervised:
+        """What `run` trains, on the CPU. Every method of a seed starts from the same student."""
+        assert self.student is not None, "a recipe that trains names a student"
+        seed_generators(run.seed)
+        student = self.student.build()
+        if run.method == "supervised" or self.teacher is None:
+            return Supervised(student, build_task_loss(self.recipe))
+        weights = self.recipe.weights
+        if run.method == "logit_kd":
+            weights = LossWeights(0, 0, 0, 0, logits=(weights or LossWeights()).logits)
+        learner = self.join(student, weights)
+        learner.notes.append(self.teacher.weights.note)
+        return learner
+
+    def build_pair_on_meta(self) -> ScaleKD:
+        """The recipe's pair without weights, to see its shapes and count its operations."""
+        assert self.student is not None
+        with torch.device("meta"):
+            return self.join(self.student.build(), self.recipe.weights)
+
+    def join(self, student: nn.Module, weights: LossWeights | None) -> ScaleKD:
+        """The recipe's teacher and a student in one module, as the recipe joins them."""
+        recipe, teacher = self.recipe, self.frozen_teacher
+        assert teacher is not None
+        return ScaleKD(
+            teacher,
+            student,
+            size=recipe.data.size,
+            weights=weights,
+            temperature=recipe.temperature,
+            heads=recipe.heads,
+            separable_stem=recipe.separable_stem,
+            task=build_task_loss(recipe),
+            student_features=recipe.student_features,
+            one_token=recipe.one_token,
+            checkpoint_tail=recipe.checkpoint_tail,
+        )
+
+
+def prepare(
+    recipe: Recipe, *, teacher: PreparedTeacher | None = None, source: Source | None = None
+) -> Prepared:
+    """Open the recipe's images and cache, and build its teacher.
+
+    Args:
+        recipe: to train by, or to make a cache for.
+        teacher: the recipe's teacher where it is built already: once in a process is enough.
+        source: other images than the recipe's.
+
+    Raises:
+        InputError: the images, the teacher or the cache cannot be used, or not together.
+    """
+    if source is None:
+        if find_layout(recipe.data) == "flat_folder":
+            refuse_what_needs_labels(recipe)  # before any image is read
+        source = open_source(recipe.data)
+        if source.classes is None:
+            refuse_what_needs_labels(recipe)
+    if recipe.teacher is not None:
+        teacher = teacher or build_teacher(recipe)
+    prepared = _assemble(recipe, source, teacher)
+    cache = open_cache(recipe, source, prepared.frozen_teacher, prepared.input)
+    return replace(prepared, cache=cache)
+
+
+def prepare_on_meta(recipe: Recipe, source: Source | None = None) -> Prepared:
+    """The same without weights and images: networks have shapes and no values.
+
+    The teacher's tail is verified on a reduced copy where one can be made.
+
+    Args:
+        recipe: whose pair is meant.
+        source: of images that need not be there; None where the student keeps the number of classes
+            that it has by default.
+
+    Raises:
+        InputError: the recipe names no teacher, or the pair cannot work.
+    """
+    if recipe.teacher is None:
+        raise InputError("there is no teacher: name one with --teacher")
+    size = recipe.teacher_size
+    with torch.device("meta"):
+        model, weights = build_model(recipe.teacher, "random", size, **recipe.teacher_args)
+    verified = verify_on_reduced_copy(
+        recipe.teacher,
+        model,
+        recipe.teacher_args,
+        size,
+        recipe.teacher_features,
+        recipe.teacher_prefix,
+    )
+    teacher = PreparedTeacher(
+        model=verified.teacher.with_model(model, size),
+        weights=weights,
+        verified_on=verified.verified_on,
+    )
+    return _assemble(recipe, source, teacher)
+
+
+def _assemble(recipe: Recipe, source: Source | None, teacher: PreparedTeacher | None) -> Prepared:
+    model = None if teacher is None else teacher.model
+    student = None
+    if recipe.student:
+        student = StudentSpec(
+            name=recipe.student,
+            arguments=recipe.student_args,
+            classes=None if source is None else _student_classes(recipe, source, model),
+            input=None if source is None else source.input,
+            size=recipe.data.size,
+        )
+    source = source or Source.without_images()
+    return Prepared(
+        recipe=recipe,
+        source=source,
+        teacher=teacher,
+        student=student,
+        input=_images_of(recipe, source, student, model),
+    )
+
+
+def _student_classes(recipe: Recipe, source: Source, teacher: FrozenTeacher | None) -> int:
+    """The labels' classes; without labels the teacher's, whose logits are all that a classifier can
+    learn from then, or none."""
+    if source.classes is not None:
+        return source.classes
+    if teacher is not None and (recipe.weights or LossWeights()).logits:
+        return teacher.shapes.classes or 0
+    return 0
+
+
+def _images_of(
+    recipe: Recipe, source: Source, student: StudentSpec | None, teacher: FrozenTeacher | None
+) -> InputConfig:
+    """What images the student takes; those of a recipe without student are the teacher's."""
+    if student is not None:
+        with torch.device("meta"):
+            return input_config(student.build(), recipe.data.size)
+    assert teacher is not None, "a recipe without student has a teacher"
+    return source.input or replace(teacher.input, size=recipe.data.size or teacher.input.size)
+
+
+def build_teacher(recipe: Recipe) -> PreparedTeacher:
+    """The recipe's teacher with its weights, verified."""
+    assert recipe.teacher is not None
+    seed_generators(recipe.seeds[0])  # of a teacher that is random, as asked
+    size = recipe.teacher_size
+    model, weights = build_model(
+        recipe.teacher, recipe.teacher_weights, size, **recipe.teacher_args
+    )
+    teacher = FrozenTeacher(model, size, recipe.teacher_features, recipe.teacher_prefix)
+    return PreparedTeacher(model=teacher, weights=weights)
+
+
+def build_task_loss(recipe: Recipe) -> nn.Module:
+    """The loss of the student's logits (N, classes) against labels (N,), or shares of the classes
+    (N, classes), as Mixup gives them."""
+    if recipe.task == "cross_entropy":
+        return nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    loss: nn.Module = SmoothedBinaryCrossEntropy(
+        recipe.label_smoothing, sum_classes=recipe.task == "bce_sum"
+    )
+    return loss
+
+
+def refuse_what_needs_labels(recipe: Recipe) -> None:
+    """InputError where the recipe, whose images have no labels, asks for what needs some."""
+    no_labels = f"and there are no labels in {recipe.data.root!r}"
+    labelled = "give --data.root a folder with train/CLASS/*.jpg and val/CLASS/*.jpg"
+    if recipe.teacher is None:
+        raise InputError(
+            f"a student without a teacher learns from labels, {no_labels}: {labelled}, or a "
+            "teacher (scalekd distill)"
+        )
+    if "supervised" in recipe.compare:
+        raise InputError(
+            f"compare has supervised, which learns from labels, {no_labels}: take it out, or "
+            f"{labelled}"
+        )
+    for name in ("mixup", "cutmix"):
+        if value := getattr(recipe.data, name):
+            raise InputError(f"data.{name} is {value}, {no_labels} to mix: set it to 0")
+    if recipe.label_smoothing:
+        raise InputError(
+            f"label_smoothing is {recipe.label_smoothing}, {no_labels} to smooth: set it to 0"
+        )

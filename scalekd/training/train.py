@@ -1,0 +1,273 @@
+"""Train one student: one run of a recipe, by one method with one seed."""
+
+import copy
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from scalekd.data.loader import build_loaders
+from scalekd.data.mixup import build_mixup
+from scalekd.data.sampler import ResumableBatchSampler
+from scalekd.data.source import Source
+from scalekd.device import best_device
+from scalekd.distiller import ScaleKD
+from scalekd.distributed import ranks
+from scalekd.distributed.fsdp import gather_full, shard_frozen
+from scalekd.errors import InputError
+from scalekd.networks.student import StudentSpec
+from scalekd.runs.checkpoint import load_newest
+from scalekd.runs.folder import RunFolder
+from scalekd.runs.result import Progress, Result, Run, main_run
+from scalekd.runs.trackers import Trackers
+from scalekd.training.batch import Batch, Learner
+from scalekd.training.checkpointing import Checkpointing
+from scalekd.training.dry_run import dry_run, parameters_without_gradient
+from scalekd.training.loop import TrainingLoop
+from scalekd.training.metrics import Metrics
+from scalekd.training.performance import apply_performance_settings, build_fabric
+from scalekd.training.prepare import Prepared
+from scalekd.training.run import StopSignal, TrainingRun
+from scalekd.training.validation import Validation, validation_batch_size
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    prepared: Prepared,
+    run: Run,
+    folder: RunFolder,
+    report: Callable[[Progress], None],
+    stop: StopSignal,
+) -> Result:
+    """Train one student; leaves its checkpoint and, of the recipe's main run, the student's folder.
+
+    Where a checkpoint exists the run resumes from it. Of several ranks each calls this.
+
+    Args:
+        prepared: the recipe with its images and teacher.
+        run: which method with which seed.
+        folder: the run folder.
+        report: called every half second, and with everything that is recorded.
+        stop: ends the run after its current step.
+
+    Raises:
+        Interrupted: `stop` was set; the state is in the checkpoint.
+        InputError: see its message.
+    """
+    with open_run(prepared, run, folder, report, stop) as training:
+        if not training.loop.finished:
+            waiting_since = time.perf_counter()
+            for items in training.batches:
+                batch = Batch.from_loader(items, best_device())
+                training.process(batch, waited=time.perf_counter() - waiting_since)
+                waiting_since = time.perf_counter()
+        return conclude(training, prepared, run, folder)
+
+
+@contextmanager
+def open_run(
+    prepared: Prepared,
+    run: Run,
+    folder: RunFolder,
+    report: Callable[[Progress], None],
+    stop: StopSignal,
+) -> Iterator[TrainingRun]:
+    """The run from its newest checkpoint on, ready to `process` its batches; see `train`."""
+    recipe = prepared.recipe
+    file = folder.checkpoint(run)
+    state = load_newest(file)
+    learner = prepared.build_learner(run)
+    source = prepared.images_for(learner)
+    batches, validation_batches = build_loaders(
+        source,
+        recipe.data,
+        prepared.input,
+        batch_size=recipe.batch_size,
+        seed=run.seed,
+        epochs=recipe.epochs,
+        start_step=state["step"] if state else 0,
+        micro_batches=recipe.accumulate,
+        validation_batch_size=validation_batch_size(recipe),
+    )
+    sampler = batches.batch_sampler
+    assert isinstance(sampler, ResumableBatchSampler)
+    marks = _marks(prepared, sampler, taught=isinstance(learner, ScaleKD))
+    ranks.check_same_on_all_ranks(**marks)
+    if state:
+        _check_same_run(state, marks, file)
+    loop = _build_loop(prepared, learner, batches, sampler, state)
+    trackers = Trackers(recipe, run, folder)
+    training = TrainingRun(
+        loop=loop,
+        batches=batches,
+        metrics=Metrics(
+            batch_size=recipe.batch_size,
+            steps=sampler.steps,
+            steps_per_epoch=sampler.steps_per_epoch,
+            state=state["metrics"] if state else None,
+        ),
+        validation=Validation(
+            validation_batches,
+            classes=source.classes,
+            every_steps=recipe.validate_every * sampler.steps_per_epoch,
+            precision=recipe.precision,
+            state=state["validation"] if state else None,
+        ),
+        checkpoints=Checkpointing(
+            file, every_steps=recipe.save_steps, every_minutes=recipe.save_minutes
+        ),
+        log_every=recipe.log_every,
+        report=_Recorder(run, folder, trackers, source, report),
+        stop=stop,
+        identity={"scalekd_student": asdict(_student_of(prepared)), "marks": marks},
+    )
+    with trackers if ranks.rank() == 0 and not loop.finished else nullcontext():
+        if not loop.finished:
+            training.resume()
+        yield training
+
+
+def conclude(training: TrainingRun, prepared: Prepared, run: Run, folder: RunFolder) -> Result:
+    """What a finished run gave; the student of the main run is written to the run folder."""
+    if run == main_run(prepared.recipe):
+        weights = gather_full(training.loop.student.state_dict())
+        if ranks.rank() == 0:
+            _write_student(_student_of(prepared), weights, folder, folder.checkpoint(run))
+    assert training.metrics.last is not None
+    return Result(
+        run=run,
+        top1=training.validation.top1,
+        seconds=training.metrics.seconds,
+        steps=training.loop.step,
+        images_per_second=training.metrics.last.images_per_second,
+        terms=training.metrics.mean_terms(),
+        corrupt_images=ranks.sum_over_ranks(prepared.source.corrupt_count()),
+    )
+
+
+def _build_loop(
+    prepared: Prepared,
+    learner: Learner,
+    batches: DataLoader[Any],
+    sampler: ResumableBatchSampler,
+    state: dict[str, Any] | None,
+) -> TrainingLoop:
+    recipe = prepared.recipe
+    apply_performance_settings(learner, recipe)
+    several = ranks.world_size() > 1
+    shard = several and "student" in recipe.fsdp
+    tried = several and not shard and sampler.start_step < sampler.steps
+    loop = TrainingLoop(
+        learner,
+        build_fabric(recipe.precision),
+        sampler,
+        optim=recipe.optim,
+        learning_rate=recipe.learning_rate,
+        ema=recipe.ema,
+        mixup=build_mixup(recipe.data, prepared.source.classes),
+        max_skipped=recipe.max_skipped,
+        compile=recipe.compile,
+        shard=shard,
+        all_have_gradients=not tried or _all_have_gradients(learner, batches),
+        state=state,
+    )
+    if several and "teacher" in recipe.fsdp and isinstance(learner, ScaleKD):
+        shard_frozen(learner.teacher.model)
+    return loop
+
+
+@dataclass
+class _Recorder:
+    """Writes down what belongs in the record of a run, and reports everything, from rank 0."""
+
+    run: Run
+    folder: RunFolder
+    trackers: Trackers
+    source: Source
+    report: Callable[[Progress], None]
+
+    def __call__(self, progress: Progress) -> None:
+        if ranks.rank() > 0:
+            return
+        if progress.recorded:
+            line = {"method": self.run.method, "seed": self.run.seed, **asdict(progress)}
+            for name in ("recorded", "corrupt_images"):  # they depend on more than the step
+                line.pop(name)
+            self.folder.append_metrics(line)
+            self.trackers.log(line)
+        self.report(replace(progress, corrupt_images=self.source.corrupt_count()))
+
+
+def _student_of(prepared: Prepared) -> StudentSpec:
+    assert prepared.student is not None, "a recipe that trains names a student"
+    return prepared.student
+
+
+def _write_student(
+    spec: StudentSpec, weights: dict[str, Tensor], folder: RunFolder, checkpoint: Path
+) -> None:
+    shutil.rmtree(folder.student, ignore_errors=True)  # of a run that was killed just after this
+    student = spec.build()
+    student.load_state_dict(weights)
+    try:
+        spec.export(student.eval(), folder.student)
+    except OSError as error:
+        state = load_newest(checkpoint)
+        rescue = (
+            f"it is not lost: make room, then `scalekd export {checkpoint} --out FOLDER` gives it "
+            f"as of step {state['step']}"
+            if state
+            else "and there was no room for a checkpoint either"
+        )
+        raise InputError(
+            f"the student is trained and could not be written to {folder.student} ({error}); "
+            f"{rescue}"
+        ) from error
+
+
+def _marks(prepared: Prepared, sampler: ResumableBatchSampler, taught: bool) -> dict[str, Any]:
+    """What must be the same in a run that resumes, and in all its ranks."""
+    weights = prepared.teacher.weights if taught and prepared.teacher is not None else None
+    marks: dict[str, Any] = {
+        "number of images": sampler.images,
+        "set of images": prepared.source.identity,
+        "teacher": weights and (weights.sha256 or weights.source),
+    }
+    if prepared.cache is not None:
+        marks["cache"] = prepared.cache.manifest.digest
+    return marks
+
+
+def _check_same_run(state: dict[str, Any], marks: dict[str, Any], checkpoint: Path) -> None:
+    """InputError where a run would resume as another one; a warning where it nearly does."""
+    then = state["marks"]
+    for name in marks:
+        if then.get(name) != marks[name]:
+            raise InputError(
+                f"{checkpoint} was made with another {name} ({then.get(name)}; now {marks[name]}), "
+                "and a run cannot change it half-way: bring that back, or give another --out to "
+                "start again"
+            )
+    if state["ranks"] != ranks.world_size() and ranks.rank() == 0:
+        logger.warning(
+            "%s was begun on %s devices and resumes on %s: the same images in the same order, but "
+            "no longer bit-identical",
+            checkpoint,
+            state["ranks"],
+            ranks.world_size(),
+        )
+
+
+def _all_have_gradients(learner: Learner, batches: DataLoader[Any]) -> bool:
+    """Whether each parameter gets a gradient, tried on a copy."""
+    twin = copy.deepcopy(learner).to(best_device())
+    dry_run(twin, batches)
+    return not parameters_without_gradient(twin)
