@@ -1,4 +1,4 @@
-"""A module that timm has never seen, as a teacher and as a student: docs/own-modules.md.
+"""A custom module that is not in timm, as the teacher and as the student: docs/own-modules.md.
 
 python examples/own_module.py
 """
@@ -18,8 +18,8 @@ def stage(channels: int, width: int) -> nn.Module:
     return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2))
 
 
-class Own(nn.Module):
-    """16x16 -> WIDTHx8x8 -> 2*WIDTHx4x4 -> 10 logits."""
+class Network(nn.Module):
+    """Images 1x16x16 to features of width x 8x8 and 2 width x 4x4, and 10 logits."""
 
     input = InputConfig(channels=1, size=(16, 16), mean=(0.3,), std=(0.35,))
 
@@ -37,33 +37,33 @@ class Own(nn.Module):
         return self.features(images).logits
 
 
-digits = load_digits()  # 1,797 of 8x8 pixels, of 0 to 16
-images = F.interpolate(torch.tensor(digits.images[:, None] / 16).float(), Own.input.size)
-images = (images - Own.input.mean[0]) / Own.input.std[0]
+digits = load_digits()  # 1,797 images of 8x8 pixels with values from 0 to 16
+images = F.interpolate(torch.tensor(digits.images[:, None] / 16).float(), Network.input.size)
+images = (images - Network.input.mean[0]) / Network.input.std[0]
 targets = torch.tensor(digits.target).long()
 
 
 def train(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], steps: int) -> None:
     optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
     for _ in range(steps):
-        chosen = torch.randint(0, 1000, (32,))
+        batch = torch.randint(0, 1000, (32,))
         optimizer.zero_grad()
-        loss(images[chosen], targets[chosen]).backward()
+        loss(images[batch], targets[batch]).backward()
         optimizer.step()
 
 
-def accuracy(model: Own) -> float:
+def accuracy(model: Network) -> float:
     with torch.no_grad():
-        right = model.eval()(images[1000:]).argmax(1) == targets[1000:]
-    return right.float().mean().item()
+        correct = model.eval()(images[1000:]).argmax(1) == targets[1000:]
+    return correct.float().mean().item()
 
 
 torch.manual_seed(0)
-teacher, student = Own(32), Own(16)
+teacher, student = Network(32), Network(16)
 train(teacher, lambda x, y: F.cross_entropy(teacher(x), y), 100)
 
 distiller = ScaleKD(teacher=teacher, student=student).train()
 train(distiller, lambda x, y: distiller(x, y).loss, 100)
 
 print(f"the teacher's tail: {', '.join(distiller.teacher.tail_modules)}")
-print(f"right of 797 digits: teacher {accuracy(teacher):.1%}, student {accuracy(student):.1%}")
+print(f"top-1 on 797 test digits: teacher {accuracy(teacher):.1%}, student {accuracy(student):.1%}")

@@ -31,7 +31,7 @@ from scalekd.networks import FeatureSelection
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_everything_that_trains_gets_a_gradient_and_the_teacher_none(family: str) -> None:
+def test_all_trained_parameters_and_none_of_the_teachers_get_gradients(family: str) -> None:
     distiller = distilling(FAMILIES[family]())
     step = step_of(distiller)
     step.loss.backward()
@@ -44,7 +44,7 @@ def test_everything_that_trains_gets_a_gradient_and_the_teacher_none(family: str
         assert parameter.grad is None
 
 
-def test_the_student_learns_from_the_features_beside_the_task() -> None:
+def test_feature_terms_change_the_gradients_of_the_student() -> None:
     gradients: list[dict[str, Tensor]] = []
     for weights in (LossWeights(), LossWeights(0.0, 0.0, 0.0, 0.0, 0.5)):
         distiller = distilling(weights=weights)
@@ -55,7 +55,7 @@ def test_the_student_learns_from_the_features_beside_the_task() -> None:
     assert same == {"fc.weight", "fc.bias"}
 
 
-def test_terms_have_names_and_sum_to_the_loss() -> None:
+def test_the_loss_is_the_sum_of_the_named_terms() -> None:
     step = step_of(distilling())
     assert set(step.terms) == {"task"} | TERMS
     assert all(term.shape == () for term in step.terms.values())
@@ -65,23 +65,23 @@ def test_terms_have_names_and_sum_to_the_loss() -> None:
 
 
 @pytest.mark.parametrize("a", [0.0, 0.25, 0.5, 1.0])
-def test_the_task_has_the_share_that_the_logits_leave(a: float) -> None:
+def test_the_task_is_weighted_by_one_minus_the_logits_weight(a: float) -> None:
     step = step_of(distilling(weights=LossWeights(logits=a)))
-    whole = F.cross_entropy(step.logits, TARGETS)
-    torch.testing.assert_close(step.terms["task"], (1 - a) * whole)
+    cross_entropy = F.cross_entropy(step.logits, TARGETS)
+    torch.testing.assert_close(step.terms["task"], (1 - a) * cross_entropy)
     assert ("logits" in step.terms) is (a > 0)
 
 
-def test_logits_are_the_students_own_and_its_teachers_are_distilled() -> None:
+def test_step_logits_are_the_students_and_the_teachers_logits_are_distilled() -> None:
     distiller = distilling(temperature=2.0).eval()
     step = step_of(distiller)
     assert torch.equal(step.logits, distiller.student(images(4)))
-    theirs = distiller.teacher_logits(images(4)) / 2
-    kd = -4 * (theirs.softmax(1) * (step.logits / 2).log_softmax(1)).sum(1).mean()
+    teacher_logits = distiller.teacher_logits(images(4)) / 2
+    kd = -4 * (teacher_logits.softmax(1) * (step.logits / 2).log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(step.terms["logits"], 0.5 * kd)
 
 
-def test_label_smoothing_reaches_the_task() -> None:
+def test_label_smoothing_is_applied_to_the_task() -> None:
     step = step_of(
         distilling(task=nn.CrossEntropyLoss(label_smoothing=0.1), weights=LossWeights(logits=0.0))
     )
@@ -101,15 +101,15 @@ def test_training_mode_does_not_reach_the_teacher() -> None:
 
 def test_the_teacher_is_in_no_parameters_and_no_state_dict() -> None:
     distiller = distilling()
-    theirs = {id(p) for p in distiller.teacher.model.parameters()}
-    assert theirs.isdisjoint(id(p) for p in distiller.parameters())
+    teacher_parameters = {id(p) for p in distiller.teacher.model.parameters()}
+    assert teacher_parameters.isdisjoint(id(p) for p in distiller.parameters())
     assert distiller.teacher.model not in list(distiller.modules())
     assert {name.split(".")[0] for name in distiller.state_dict()} == {"student", "criterion"}
     pointers = {p.data_ptr() for p in distiller.teacher.model.parameters()}
     assert pointers.isdisjoint(t.data_ptr() for t in distiller.state_dict().values())
 
 
-def test_moving_the_distiller_leaves_it_whole() -> None:
+def test_casting_the_distiller_to_float64_casts_all_its_parts() -> None:
     distiller = distilling().double()
     step = distiller(images(4).double(), TARGETS)
     step.loss.backward()
@@ -120,7 +120,7 @@ def test_moving_the_distiller_leaves_it_whole() -> None:
         torch.testing.assert_close(term.float(), single.terms[name], atol=1e-3, rtol=1e-3)
 
 
-def test_a_copy_trains_on_its_own_and_shares_the_teacher() -> None:
+def test_a_copied_distiller_trains_independently_and_shares_the_teacher() -> None:
     distiller = distilling()
     twin = copy.deepcopy(distiller)
     assert twin.teacher is distiller.teacher
@@ -137,7 +137,7 @@ def test_a_copy_trains_on_its_own_and_shares_the_teacher() -> None:
 
 
 @pytest.mark.parametrize("family", ["ResNet", "Swin", "ViT"])
-def test_the_students_state_dict_is_timms_alone(family: str) -> None:
+def test_the_students_state_dict_loads_into_the_plain_timm_model(family: str) -> None:
     distiller = distilling(FAMILIES[family]())
     step_of(distiller).loss.backward()
     plain = FAMILIES[family]()
@@ -147,14 +147,14 @@ def test_the_students_state_dict_is_timms_alone(family: str) -> None:
     assert torch.equal(plain(images()), distiller.student.eval()(images()))
 
 
-def test_a_state_dict_restores_a_distiller() -> None:
+def test_a_loaded_state_dict_restores_a_distiller() -> None:
     distiller, other = distilling(), distilling(FAMILIES["ResNet"]())
     step_of(distiller)
     other.load_state_dict(distiller.state_dict())
     assert torch.equal(step_of(other.eval()).loss, step_of(distiller.eval()).loss)
 
 
-def test_logits_are_left_out_and_noted_where_the_classes_differ() -> None:
+def test_logits_are_skipped_with_a_note_if_the_classes_differ() -> None:
     distiller = distilling(teacher=swin(num_classes=7))
     assert distiller.criterion.weights.logits == 0
     (note,) = (n for n in distiller.notes if "logit" in n.text)
@@ -166,7 +166,7 @@ def test_logits_are_left_out_and_noted_where_the_classes_differ() -> None:
     torch.testing.assert_close(step.terms["task"], F.cross_entropy(step.logits, TARGETS))
 
 
-def test_logits_are_left_out_and_noted_where_the_teacher_has_no_head() -> None:
+def test_logits_are_skipped_with_a_note_if_the_teacher_has_no_head() -> None:
     distiller = distilling(teacher=swin(num_classes=0))
     assert any("logit" in note.text and "no classes" in note.text for note in distiller.notes)
     assert "logits" not in step_of(distiller).terms
@@ -174,42 +174,42 @@ def test_logits_are_left_out_and_noted_where_the_teacher_has_no_head() -> None:
         distiller.teacher_logits(images())
 
 
-def test_logits_switched_off_are_not_remarked_upon() -> None:
+def test_logits_that_are_switched_off_get_no_note() -> None:
     off = LossWeights(logits=0.0)
     assert not any(
         "logit" in n.text for n in distilling(teacher=swin(num_classes=7), weights=off).notes
     )
 
 
-def test_a_random_teacher_is_noted() -> None:
+def test_a_random_teacher_gets_a_warning_note() -> None:
     distiller = ScaleKD("scalekd_digits_swin", digits_student(), teacher_weights="random")
     assert any(note.level == "warning" and "RANDOM" in note.text for note in distiller.notes)
 
 
-def test_a_teacher_smaller_than_its_student_is_noted() -> None:
+def test_a_teacher_smaller_than_its_student_gets_a_note() -> None:
     assert any("smaller" in note.text for note in distilling().notes)
     assert distilling(vit(depth=4)).notes == []
 
 
-def test_of_a_trained_and_larger_teacher_only_its_weights_are_noted() -> None:
+def test_a_pretrained_larger_teacher_gets_only_a_note_of_its_weights() -> None:
     (note,) = ScaleKD("scalekd_digits_swin", digits_student(), size=(32, 32)).notes
     assert note.level == "info"
     assert "pretrained" in note.text
     assert "75 of 75 tensors" in note.text
 
 
-def test_a_student_by_name_is_made_for_the_teachers_classes() -> None:
+def test_a_student_by_name_is_built_for_the_teachers_classes() -> None:
     distiller = distilling("test_vit", size=(160, 160))
     assert distiller.student.num_classes == CLASSES
     assert distilling("test_vit", size=(160, 160), num_classes=3).student.num_classes == 3
 
 
-def test_the_teacher_sees_its_own_normalisation() -> None:
+def test_the_teacher_gets_images_at_its_own_normalisation() -> None:
     overlay = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
     student = resnet(pretrained_cfg_overlay=overlay)
     distiller = distilling(student)
-    seen: list[Tensor] = []
-    hook = lambda m, i: seen.append(i[0])  # noqa: E731
+    teacher_inputs: list[Tensor] = []
+    hook = lambda m, i: teacher_inputs.append(i[0])  # noqa: E731
     distiller.teacher.model.patch_embed.register_forward_pre_hook(hook)
     pixels = torch.rand(4, 3, *SIZE, generator=torch.Generator().manual_seed(1))
 
@@ -217,9 +217,9 @@ def test_the_teacher_sees_its_own_normalisation() -> None:
         return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
     distiller(normalised(overlay["mean"], overlay["std"]), TARGETS)
-    theirs = distiller.teacher.input
-    assert theirs.mean != overlay["mean"]
-    torch.testing.assert_close(seen[0], normalised(theirs.mean, theirs.std))
+    config = distiller.teacher.input
+    assert config.mean != overlay["mean"]
+    torch.testing.assert_close(teacher_inputs[0], normalised(config.mean, config.std))
 
 
 def test_images_pass_unchanged_between_equal_normalisations() -> None:
@@ -231,16 +231,16 @@ def test_images_pass_unchanged_between_equal_normalisations() -> None:
 
 
 @pytest.mark.parametrize("size", [(96, 96), (64, 96)])
-def test_the_teacher_sees_its_own_resolution(size: tuple[int, int]) -> None:
+def test_the_teacher_gets_images_at_its_own_resolution(size: tuple[int, int]) -> None:
     distiller = distilling(size=size)
-    seen: list[Tensor] = []
-    hook = lambda m, i: seen.append(i[0])  # noqa: E731
+    teacher_inputs: list[Tensor] = []
+    hook = lambda m, i: teacher_inputs.append(i[0])  # noqa: E731
     distiller.teacher.model.patch_embed.register_forward_pre_hook(hook)
     distiller(images(4, size), TARGETS).loss.backward()
-    assert tuple(seen[0].shape[2:]) == SIZE
+    assert tuple(teacher_inputs[0].shape[2:]) == SIZE
 
 
-def test_other_channels_than_the_teachers_are_refused() -> None:
+def test_a_student_of_other_input_channels_than_the_teachers_is_refused() -> None:
     with refused("1 channels", "3", "in_chans"):
         distilling(resnet(in_chans=1))
 
@@ -289,14 +289,14 @@ def test_the_projectors_stem_has_channel_norm_for_convnext_only(family: str) -> 
 
 
 @pytest.mark.parametrize("name", ["pvt_v2_b0", "pit_ti_224"])
-def test_a_transformer_with_depthwise_convolutions_is_no_convnext(name: str) -> None:
+def test_a_transformer_with_depthwise_convolutions_gets_batch_norm_stems(name: str) -> None:
     size = (224, 224) if name.startswith("pit") else SIZE
     criterion = distilling(make(name), size=size, weights=ONE_VIEW).criterion
     assert type(criterion.final["original"].stem[1]) is nn.BatchNorm2d
 
 
 @pytest.mark.parametrize("family", ["ResNet", "Swin"])
-def test_names_without_weight_decay_are_parameters(family: str) -> None:
+def test_names_exempt_from_weight_decay_are_names_of_parameters(family: str) -> None:
     distiller = distilling(FAMILIES[family]())
     names = dict(distiller.named_parameters())
     exempt = distiller.no_weight_decay()
@@ -312,8 +312,8 @@ def test_timms_optimizer_decays_neither_positions_nor_what_the_student_exempts(f
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     names = dict(distiller.named_parameters())
     assert decay.keys() == {id(p) for p in names.values()}
-    own: Callable[[], set[str]] = getattr(distiller.student, "no_weight_decay", set)
-    exempt = {f"student.{name}" for name in own()} & names.keys()
+    exemptions: Callable[[], set[str]] = getattr(distiller.student, "no_weight_decay", set)
+    exempt = {f"student.{name}" for name in exemptions()} & names.keys()
     assert family == "ResNet" or exempt
     exempt |= {name for name in names if name.endswith((".position", ".own_query"))}
     for name, parameter in names.items():
@@ -335,12 +335,12 @@ def test_an_empty_batch_is_refused() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 3, 5])
-def test_counts_that_do_not_match_are_refused(count: int) -> None:
+def test_different_numbers_of_images_and_targets_are_refused(count: int) -> None:
     with refused("4 images", f"{count} targets"):
         distilling()(images(4), torch.zeros(count, dtype=torch.long))
 
 
-def test_one_image_under_batch_norm_is_refused_in_training_alone() -> None:
+def test_one_image_under_batch_norm_is_refused_only_in_training() -> None:
     distiller = distilling()
     with refused("1 image", "BatchNorm"):
         distiller(images(1), TARGETS[:1])
@@ -348,7 +348,7 @@ def test_one_image_under_batch_norm_is_refused_in_training_alone() -> None:
     assert distilling(vit())(images(1), TARGETS[:1]).loss.isfinite()
 
 
-def test_a_one_token_grid_is_refused_or_dropped_out_loud() -> None:
+def test_a_one_token_grid_is_refused_or_dropped_with_a_warning() -> None:
     with refused("1x1", "final_alternative"):
         distilling(size=(32, 32))
     with warned("final_alternative"):
@@ -381,14 +381,14 @@ def test_bfloat16_autocast_gives_finite_gradients(
     student: str, teacher: Callable[[], nn.Module]
 ) -> None:
     distiller = distilling(FAMILIES[student](), teacher=teacher())
-    whole = copy.deepcopy(distiller)
+    in_float32 = copy.deepcopy(distiller)
     with torch.autocast("cpu", torch.bfloat16):
         step = step_of(distiller)
     step.loss.backward()
     assert step.loss.dtype == torch.float32
     assert step.logits.dtype == torch.bfloat16
     assert all(p.grad.isfinite().all() for p in distiller.parameters())
-    for name, term in step_of(whole).terms.items():
+    for name, term in step_of(in_float32).terms.items():
         torch.testing.assert_close(step.terms[name].float(), term, atol=0.1, rtol=0.1)
 
 
@@ -410,7 +410,7 @@ def test_terms_are_float32_under_bfloat16_autocast() -> None:
     ],
     ids=["module", "frozen", "ViT", "two prefix tokens", "convolutions"],
 )
-def test_any_teacher_with_a_tail_teaches(teacher: Callable[[], Any]) -> None:
+def test_any_teacher_with_a_tail_gives_all_terms(teacher: Callable[[], Any]) -> None:
     distiller = distilling(vit(), teacher=teacher())
     step = step_of(distiller)
     step.loss.backward()
@@ -421,13 +421,13 @@ def test_any_teacher_with_a_tail_teaches(teacher: Callable[[], Any]) -> None:
 def test_two_distillers_share_one_teacher() -> None:
     teacher = FrozenTeacher(swin())
     first, second = distilling(teacher=teacher), distilling(vit(), teacher=teacher)
-    alone = step_of(first.eval()).terms
+    before = step_of(first.eval()).terms
     step_of(second)
     again = step_of(first).terms
-    assert all(torch.equal(again[name], alone[name]) for name in alone)
+    assert all(torch.equal(again[name], before[name]) for name in before)
 
 
-def test_two_distillers_learn_from_one_pass_of_the_teacher(
+def test_two_distillers_can_share_one_teacher_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     teacher = FrozenTeacher(swin())
@@ -440,14 +440,14 @@ def test_two_distillers_learn_from_one_pass_of_the_teacher(
         assert all(torch.equal(terms[name], expected[name]) for name in expected)
 
 
-def test_a_step_does_not_depend_on_what_the_teacher_saw_before() -> None:
+def test_a_step_does_not_depend_on_earlier_teacher_passes() -> None:
     distiller = distilling().eval()
     expected = step_of(distiller).loss
     distiller.teacher_logits(images(7, seed=3))
     assert torch.equal(step_of(distiller).loss, expected)
 
 
-def test_a_loop_of_plain_pytorch_lowers_every_term() -> None:
+def test_a_plain_pytorch_loop_lowers_every_term() -> None:
     torch.manual_seed(0)
     distiller = ScaleKD("scalekd_digits_swin", digits_student(), size=(32, 32)).train()
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=2e-3)
@@ -463,7 +463,7 @@ def test_a_loop_of_plain_pytorch_lowers_every_term() -> None:
     assert all(history[-1][name] < history[0][name] for name in history[0])
 
 
-def test_a_teacher_by_name_is_pretrained_unless_told_otherwise() -> None:
+def test_a_teacher_by_name_is_pretrained_by_default() -> None:
     distiller = ScaleKD("scalekd_digits_swin", digits_student(), size=(32, 32))
     pretrained = timm.create_model("scalekd_digits_swin", pretrained=True).state_dict()
     state = distiller.teacher.model.state_dict()

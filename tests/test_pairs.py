@@ -18,7 +18,7 @@ TERMS = ["task", "tpp_original", "tpp_alternative", "final_original", "final_alt
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", [*PAIRS, *ABLATION_PAIRS], ids=str)
-def test_a_pair_of_the_paper_takes_a_full_size_step(pair: PublishedPair) -> None:
+def test_each_pair_of_the_paper_runs_a_full_size_step(pair: PublishedPair) -> None:
     report = run_step(pair)
     assert report.silent == []
     assert report.touched == []
@@ -27,7 +27,7 @@ def test_a_pair_of_the_paper_takes_a_full_size_step(pair: PublishedPair) -> None
     assert report.difference <= 1e-4
 
 
-def test_a_student_with_a_class_token_learns_in_every_parameter() -> None:
+def test_a_student_with_a_class_token_gets_gradients_in_every_parameter() -> None:
     student = vit()
     distiller = ScaleKD(swin(), student).train()
     distiller(images(4, SIZE), torch.arange(4) % CLASSES).loss.backward()

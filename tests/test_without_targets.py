@@ -15,7 +15,7 @@ AFTER_POOLING = ("student.fc_norm.", "student.head.norm.")
 """The norms between pooling and classifier, which no feature map goes through."""
 
 
-def test_without_targets_the_terms_are_those_of_the_method_alone() -> None:
+def test_a_step_without_targets_has_all_terms_except_the_task() -> None:
     distiller = distilling().eval()
     with_task, without = distiller(images(4), TARGETS), distiller(images(4))
     assert set(without.terms) == TERMS
@@ -25,7 +25,7 @@ def test_without_targets_the_terms_are_those_of_the_method_alone() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_student_without_classifier_learns_the_features(family: str) -> None:
+def test_a_student_without_classifier_is_trained_on_features(family: str) -> None:
     distiller = distilling(FAMILIES[family](num_classes=0))
     assert any("no classifier" in note.text for note in distiller.notes)
     step = distiller(images(4))
@@ -39,14 +39,14 @@ def test_a_student_without_classifier_learns_the_features(family: str) -> None:
             assert parameter.grad.isfinite().all(), name
 
 
-def test_the_classifier_is_all_that_features_alone_do_not_reach() -> None:
+def test_feature_terms_train_everything_except_the_classifier() -> None:
     distiller = distilling(weights=LossWeights(logits=0.0))
     distiller(images(4)).loss.backward()
     idle = {name for name, p in distiller.named_parameters() if p.grad is None}
     assert idle == {"student.fc.weight", "student.fc.bias"}
 
 
-def test_a_student_and_a_teacher_without_classifier() -> None:
+def test_student_and_teacher_without_classifier_give_only_feature_terms() -> None:
     distiller = distilling(vit(num_classes=0), teacher=swin(num_classes=0), weights=ONE_VIEW)
     assert set(distiller(images(4)).terms) == {"tpp_original", "final_original"}
 
@@ -59,23 +59,23 @@ def test_targets_for_a_student_without_classifier_are_refused() -> None:
 
 
 @pytest.mark.parametrize("classes", [0, CLASSES])
-def test_nothing_to_learn_is_refused(classes: int) -> None:
+def test_a_step_without_targets_and_weights_is_refused(classes: int) -> None:
     weights = NOTHING if classes else LossWeights(0, 0, 0, 0)
     distiller = distilling(resnet(num_classes=classes), weights=weights)
     with refused("nothing to learn", "weight"):
         distiller(images(4))
 
 
-def test_the_task_alone_is_something_to_learn() -> None:
+def test_a_step_with_targets_and_without_weights_has_only_the_task() -> None:
     assert set(distilling(weights=NOTHING)(images(4), TARGETS).terms) == {"task"}
 
 
-def test_alone_has_nothing_to_learn_without_targets() -> None:
+def test_the_supervised_baseline_without_targets_is_refused() -> None:
     with refused("no targets"):
         Supervised(resnet())(images(4))
 
 
-def test_batches_that_cannot_be_learnt_from_are_refused_without_targets_too() -> None:
+def test_invalid_batches_without_targets_are_refused() -> None:
     distiller = distilling()
     with refused("0 images"):
         distiller(images(0))
@@ -85,7 +85,7 @@ def test_batches_that_cannot_be_learnt_from_are_refused_without_targets_too() ->
         distiller(images(1)[0])
 
 
-def test_targets_that_are_no_class_numbers_are_refused() -> None:
+def test_targets_of_the_wrong_type_or_shape_are_refused() -> None:
     for wrong in (TARGETS.float(), TARGETS[:, None]):
         with refused(str(tuple(wrong.shape)), str(wrong.dtype), "class indices"):
             distilling()(images(4), wrong)

@@ -17,8 +17,8 @@ ONE_VIEW = LossWeights(tpp_alternative=0.0, final_alternative=0.0)
 def distilling(student: nn.Module | None = None, **arguments: Any) -> ScaleKD:
     """A distiller of 64x64 images in 5 classes, in training mode."""
     torch.manual_seed(0)
-    given = {"teacher": swin(), "size": SIZE, **arguments}
-    return ScaleKD(student=resnet() if student is None else student, **given).train()
+    defaults = {"teacher": swin(), "size": SIZE, **arguments}
+    return ScaleKD(student=resnet() if student is None else student, **defaults).train()
 
 
 def step_of(distiller: ScaleKD) -> StepOutput:

@@ -26,7 +26,7 @@ def golden(name: str) -> dict[Any, Any]:
 
 
 def timm_name(name: str) -> str:
-    for theirs, timms in {
+    for released, timms in {
         "stages.2.downsample": "layers.1.downsample",
         "stages.3": "layers.1",
         "attn.w_msa": "attn",
@@ -34,7 +34,7 @@ def timm_name(name: str) -> str:
         "ffn.layers.1": "mlp.fc2",
         "norm3": "norm",
     }.items():
-        name = name.replace(theirs, timms)
+        name = name.replace(released, timms)
     return name
 
 
@@ -44,7 +44,7 @@ def timm_merging_order(columns: Tensor) -> Tensor:
 
 
 class Tail(nn.Module):
-    """timm's last Swin stage and norm, with the stored weights; keeps what it gave."""
+    """timm's last Swin stage and norm, with the stored weights; stores its outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,10 +66,10 @@ class Tail(nn.Module):
         assert all(".relative_position_index" in name for name in unused.unexpected_keys)
         assert not [name for name in unused.missing_keys if name.startswith(("layers.1.", "norm."))]
         self.eval().requires_grad_(False)
-        self.given: list[Tensor] = []
+        self.outputs: list[Tensor] = []
 
     def forward(self, tokens: Tensor) -> Tensor:
         grid = tokens.unflatten(1, (14, 14))
         out: Tensor = self.swin.norm(self.swin.layers[-1](grid)).flatten(1, 2)
-        self.given.append(out)
+        self.outputs.append(out)
         return out

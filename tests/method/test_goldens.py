@@ -48,14 +48,14 @@ class Replay:
 def same_values(loss: ScaleKDLoss, released: dict[str, Tensor]) -> dict[str, str]:
     """Each released name's counterpart: the tensor of the same random values."""
     names = {}
-    for theirs, tensor in released.items():
+    for name, tensor in released.items():
         same = [
             ours
             for ours, t in loss.state_dict().items()
             if t.numel() == tensor.numel() and torch.equal(t.flatten(), tensor.flatten())
         ]
-        assert len(same) == 1, f"{theirs} was loaded into {same}"
-        names[theirs] = same[0]
+        assert len(same) == 1, f"{name} was loaded into {same}"
+        names[name] = same[0]
     return names
 
 
@@ -76,7 +76,7 @@ def replay(name: str, dtype: torch.dtype) -> Replay:
     tail = Tail().to(dtype)
     run = Replay(loss, s3, s4, {}, torch.zeros(()), tail, names=names)
 
-    def keep(key: tuple[str, str]) -> Any:
+    def stores(key: tuple[str, str]) -> Any:
         def hook(_: nn.Module, __: object, out: Tensor) -> None:
             run.projected[key] = out.detach()
 
@@ -84,7 +84,7 @@ def replay(name: str, dtype: torch.dtype) -> Replay:
 
     for stage in STAGES.values():
         for view, projector in getattr(loss, stage).items():
-            projector.register_forward_hook(keep((stage, view)))
+            projector.register_forward_hook(stores((stage, view)))
 
     def logits(feature_map: Tensor, fc: dict[str, Tensor]) -> Tensor:
         return F.linear(feature_map.mean((2, 3)), fc["weight"].to(dtype), fc["bias"].to(dtype))
@@ -133,14 +133,14 @@ def relative(precision: str, name: str, term: str = "total") -> float:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_terms_are_those_of_the_released_code(name: str) -> None:
+def test_terms_are_those_of_the_released_code(name: str) -> None:
     expected = {TERMS[key] for key in golden(name)["f64"]["losses"] if key != "ori_loss"}
     assert set(replay(name, torch.float64).terms) == expected
 
 
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("name", FILES)
-def test_each_loss(name: str, precision: str) -> None:
+def test_each_loss_equals_the_released_codes(name: str, precision: str) -> None:
     run = replay(name, DTYPES[precision])
     for term, expected in golden(name)[precision]["losses"].items():
         tolerance = relative(precision, name, term)
@@ -149,14 +149,14 @@ def test_each_loss(name: str, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("name", FILES)
-def test_total(name: str, precision: str) -> None:
+def test_total_loss_equals_the_released_codes(name: str, precision: str) -> None:
     total = replay(name, DTYPES[precision]).total.item()
     expected = golden(name)[precision]["total"].item()
     assert total == pytest.approx(expected, rel=relative(precision, name))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_projected_tokens(name: str) -> None:
+def test_projected_tokens_equal_the_released_codes(name: str) -> None:
     projected = replay(name, torch.float64).projected
     stored = golden(name)["f64"]["cap_outputs"]
     assert len(stored) == len(projected)
@@ -167,16 +167,16 @@ def test_projected_tokens(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_tokens_after_the_tail(name: str) -> None:
-    given = replay(name, torch.float64).tail.given
+def test_tokens_after_the_tail_equal_the_released_codes(name: str) -> None:
+    outputs = replay(name, torch.float64).tail.outputs
     stored = golden(name)["f64"]["tpp_outputs"]
-    assert len(given) == len(stored)
-    for actual, view in zip(given, TPP_VIEWS, strict=False):
+    assert len(outputs) == len(stored)
+    for actual, view in zip(outputs, TPP_VIEWS, strict=False):
         torch.testing.assert_close(actual, stored[view].double(), rtol=3e-7, atol=3e-7)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_gradient_of_total_by_the_student_features(name: str) -> None:
+def test_gradient_by_student_features_equals_the_released_codes(name: str) -> None:
     run, stored = replay(name, torch.float64), golden(name)["f64"]
     for key, feature in (("grad_s3", run.s3), ("grad_s4", run.s4)):
         if not stored[key].numel():
@@ -188,7 +188,7 @@ def test_gradient_of_total_by_the_student_features(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_gradients_of_parameters(name: str) -> None:
+def test_gradients_of_parameters_equal_the_released_codes(name: str) -> None:
     run = replay(name, torch.float64)
     parameters = dict(run.loss.named_parameters())
     for key, stored in golden(name)["f64"]["grad_params"].items():
@@ -200,7 +200,9 @@ def test_gradients_of_parameters(name: str) -> None:
 
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("name", FILES)
-def test_length_of_every_parameter_gradient(name: str, precision: str) -> None:
+def test_norm_of_every_parameter_gradient_equals_the_released_codes(
+    name: str, precision: str
+) -> None:
     run = replay(name, DTYPES[precision])
     lengths = {key: p.grad.norm().item() for key, p in run.loss.named_parameters()}
     exact, stored = (golden(name)[key]["grad_l2_all"] for key in ("f64", precision))
@@ -217,7 +219,7 @@ def test_length_of_every_parameter_gradient(name: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_gradient_length_of_each_loss_by_the_student_features(name: str) -> None:
+def test_gradient_norm_of_each_loss_equals_the_released_codes(name: str) -> None:
     run = replay(name, torch.float64)
     for term, stored in golden(name)["f64"]["per_loss_grad_l2"].items():
         lengths = l2_by_input(run, run.named(term))
@@ -228,7 +230,7 @@ def test_gradient_length_of_each_loss_by_the_student_features(name: str) -> None
 
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("name", FILES)
-def test_parameters_without_gradient(name: str, precision: str) -> None:
+def test_parameters_without_gradient_are_the_released_codes(name: str, precision: str) -> None:
     run = replay(name, DTYPES[precision])
     without = {key for key, p in run.loss.named_parameters() if p.grad is None}
     expected = {run.names[key] for key in golden(name)[precision]["params_without_grad"]}
@@ -236,7 +238,7 @@ def test_parameters_without_gradient(name: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_running_statistics_after_one_call(name: str) -> None:
+def test_running_statistics_equal_the_released_codes_after_one_call(name: str) -> None:
     run = replay(name, torch.float64)
     buffers = dict(run.loss.named_buffers())
     for key, expected in golden(name)["f64"]["bn_after"].items():
@@ -252,7 +254,7 @@ def test_running_statistics_after_one_call(name: str) -> None:
         ([0.0, 0.06], [0.08, 0.06], "loss_s3"),
     ],
 )
-def test_a_term_that_weighs_nothing_leaves_the_others_as_they_are(
+def test_a_term_of_weight_zero_leaves_the_other_terms_unchanged(
     penultimate: list[float], final: list[float], absent: str
 ) -> None:
     stored = golden("A_res50like")
@@ -268,7 +270,7 @@ def test_a_term_that_weighs_nothing_leaves_the_others_as_they_are(
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-def test_timm_runs_the_teachers_last_stage(precision: str) -> None:
+def test_timms_last_swin_stage_equals_the_released_teachers(precision: str) -> None:
     dtype, stored = DTYPES[precision], golden("teacher_stage4")
     out = Tail().to(dtype)(stored["in_tokens"].to(dtype))
     tolerance = 3e-7 if precision == "f64" else 2e-5
@@ -277,7 +279,7 @@ def test_timm_runs_the_teachers_last_stage(precision: str) -> None:
 
 
 @pytest.mark.parametrize("case", range(3))
-def test_logit_distillation_and_its_gradient(case: int) -> None:
+def test_logit_distillation_and_its_gradient_equal_the_released_codes(case: int) -> None:
     stored = golden("kd")
     expected = stored["cases"][case]
     student = stored["logit_s"].clone().requires_grad_()

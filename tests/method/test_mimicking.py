@@ -9,7 +9,7 @@ from scalekd.method import alternative_view, distance, original_view
 DTYPES = [torch.float32, torch.float64]
 
 
-def test_original_view_is_the_tokens_themselves() -> None:
+def test_the_original_view_is_the_tokens_unchanged() -> None:
     tokens = torch.randn(2, 3, 4)
     assert original_view(tokens) is tokens
 
@@ -35,7 +35,7 @@ def test_distance_of_half_precision_is_computed_in_float32(dtype: torch.dtype) -
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("view", [original_view, alternative_view])
 @pytest.mark.parametrize("value", [0.0, 3.0, 0.1])
-def test_constant_tokens_give_finite_values_and_gradients(
+def test_constant_tokens_give_finite_distances_and_gradients(
     value: float, view: Callable[[Tensor], Tensor], dtype: torch.dtype
 ) -> None:
     s = torch.full((2, 9, 4), value, dtype=dtype, requires_grad=True)
@@ -47,7 +47,7 @@ def test_constant_tokens_give_finite_values_and_gradients(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tokens_of_rounding_noise_do_not_dominate(dtype: torch.dtype) -> None:
+def test_tokens_of_rounding_noise_do_not_dominate_the_distance(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     noise = (1e-9 * torch.randn(2, 9, 4, dtype=dtype)).requires_grad_()
     teacher = torch.randn(2, 9, 4, dtype=dtype)
@@ -58,7 +58,7 @@ def test_tokens_of_rounding_noise_do_not_dominate(dtype: torch.dtype) -> None:
     assert noise.grad.norm(dim=-1).max() <= 1.001 / 1e-4
 
 
-def test_teacher_and_student_change_places_freely() -> None:
+def test_distance_is_symmetric_in_teacher_and_student() -> None:
     torch.manual_seed(0)
     s, t = torch.randn(2, 3, 5, 4, dtype=torch.float64)
     assert distance(s, t).item() == pytest.approx(distance(t, s).item(), rel=1e-14)

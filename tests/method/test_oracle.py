@@ -62,21 +62,21 @@ def weights_for_oracle(module: nn.Module) -> dict[str, Tensor]:
     return copies
 
 
-def close(actual: Tensor | None, expected: Tensor | None, scale: float, what: str) -> None:
+def close(actual: Tensor | None, expected: Tensor | None, scale: float, name: str) -> None:
     if actual is None or expected is None:
-        assert actual is expected, f"{what}: {actual} and {expected}"
+        assert actual is expected, f"{name}: {actual} and {expected}"
         return
     torch.testing.assert_close(
-        actual, expected, rtol=TOLERANCE, atol=TOLERANCE * scale, msg=lambda m: f"{what}: {m}"
+        actual, expected, rtol=TOLERANCE, atol=TOLERANCE * scale, msg=lambda m: f"{name}: {m}"
     )
 
 
 def same_gradients(
-    ours: tuple[Tensor, dict[str, Tensor]], theirs: tuple[Tensor, dict[str, Tensor]]
+    actual: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor, dict[str, Tensor]]
 ) -> None:
     """Gradients of two scalars by leaves of the same names; absent ones must be absent in both."""
     gradients = []
-    for value, leaves in (ours, theirs):
+    for value, leaves in (actual, expected):
         of_leaves = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
         gradients.append(dict(zip(leaves, of_leaves, strict=True)))
     actual, expected = gradients
@@ -114,7 +114,7 @@ projector_cases = st.builds(
 
 @EXACT
 @given(projector_cases)
-def test_projector_is_the_formula(case: ProjectorCase) -> None:
+def test_the_projector_equals_its_formula(case: ProjectorCase) -> None:
     random = Random(case.seed)
     width = case.heads * case.per_head
     # One channel normalised over itself is zero whatever the input.
@@ -133,21 +133,29 @@ def test_projector_is_the_formula(case: ProjectorCase) -> None:
     copies = weights_for_oracle(module)
     features = random(case.batch, *case.student)
     query = None if case.own_query else random(case.batch, math.prod(case.queries), width)
-    given = {"features": features} if query is None else {"features": features, "query": query}
-    ours = {name: t.clone().requires_grad_() for name, t in given.items()}
-    theirs = {name: t.clone().requires_grad_() for name, t in given.items()}
+    inputs = {"features": features} if query is None else {"features": features, "query": query}
+    actual_inputs = {name: t.clone().requires_grad_() for name, t in inputs.items()}
+    oracle_inputs = {name: t.clone().requires_grad_() for name, t in inputs.items()}
 
-    actual = module(ours["features"], ours.get("query"))
+    actual = module(actual_inputs["features"], actual_inputs.get("query"))
     expected = oracle.projector(
-        copies, theirs["features"], theirs.get("query"), case.heads, case.norm, case.sharpness
+        copies,
+        oracle_inputs["features"],
+        oracle_inputs.get("query"),
+        case.heads,
+        case.norm,
+        case.sharpness,
     )
 
     close(actual, expected, max(1.0, expected.abs().max().item()), "tokens")
     direction = random(*expected.shape)
     parameters = dict(module.named_parameters())
     same_gradients(
-        ((actual * direction).sum(), {**ours, **parameters}),
-        ((expected * direction).sum(), {**theirs, **{name: copies[name] for name in parameters}}),
+        ((actual * direction).sum(), {**actual_inputs, **parameters}),
+        (
+            (expected * direction).sum(),
+            {**oracle_inputs, **{name: copies[name] for name in parameters}},
+        ),
     )
 
 
@@ -189,7 +197,7 @@ step_cases = st.builds(
 
 @EXACT
 @given(step_cases)
-def test_one_step_is_the_formula(case: StepCase) -> None:
+def test_one_step_of_the_loss_equals_its_formula(case: StepCase) -> None:
     random = Random(case.seed)
     c3, c4 = (h * d for h, d in zip(case.heads, case.per_head, strict=True))
     loss = ScaleKDLoss(
@@ -218,22 +226,24 @@ def test_one_step_is_the_formula(case: StepCase) -> None:
         "s4": random(case.batch, *case.s4),
         "logits": random(case.batch, case.classes),
     }
-    ours = {name: t.clone().requires_grad_() for name, t in student.items()}
-    theirs = {name: t.clone().requires_grad_() for name, t in student.items()}
+    actual_inputs = {name: t.clone().requires_grad_() for name, t in student.items()}
+    oracle_inputs = {name: t.clone().requires_grad_() for name, t in student.items()}
     t3 = random(case.batch, c3, *case.t3_grid).requires_grad_()
     t4 = random(case.batch, c4, *case.t4_grid).requires_grad_()
     teacher_logits = random(case.batch, case.classes).requires_grad_()
 
     actual = loss(
-        Features(ours["s3"], ours["s4"], ours["logits"]), Features(t3, t4, teacher_logits), tail
+        Features(actual_inputs["s3"], actual_inputs["s4"], actual_inputs["logits"]),
+        Features(t3, t4, teacher_logits),
+        tail,
     )
     expected = oracle.scalekd(
         copies,
         oracle.StepInputs(
-            theirs["s3"],
-            theirs["s4"],
+            oracle_inputs["s3"],
+            oracle_inputs["s4"],
             t4.detach(),
-            theirs["logits"],
+            oracle_inputs["logits"],
             teacher_logits.detach(),
             tail,
         ),
@@ -257,10 +267,10 @@ def test_one_step_is_the_formula(case: StepCase) -> None:
     )
     assert by_teacher == (None, None, None)
     same_gradients(
-        (total, {**ours, **parameters}),
+        (total, {**actual_inputs, **parameters}),
         (
             sum(expected.values()),
-            {**theirs, **{name: copies[name] for name in parameters}},
+            {**oracle_inputs, **{name: copies[name] for name in parameters}},
         ),
     )
 
@@ -277,7 +287,7 @@ def test_alternative_view_is_the_dct_without_coefficient_zero(
 
 @EXACT
 @given(seeds, st.integers(1, 3), grids, channels)
-def test_alternative_view_twice_is_once_and_added_constants_vanish(
+def test_the_alternative_view_is_idempotent_and_removes_constants(
     seed: int, batch: int, grid: tuple[int, int], width: int
 ) -> None:
     random = Random(seed)
@@ -289,13 +299,13 @@ def test_alternative_view_twice_is_once_and_added_constants_vanish(
 
 @EXACT
 @given(seeds, st.integers(1, 3), st.integers(1, 16), channels)
-def test_distance_is_the_formula(seed: int, batch: int, length: int, width: int) -> None:
+def test_the_distance_equals_its_formula(seed: int, batch: int, length: int, width: int) -> None:
     random = Random(seed)
     s, t = random(batch, length, width), random(batch, length, width)
-    ours, theirs = s.clone().requires_grad_(), s.clone().requires_grad_()
-    actual, expected = distance(ours, t), oracle.distance(theirs, t)
+    actual_inputs, oracle_inputs = s.clone().requires_grad_(), s.clone().requires_grad_()
+    actual, expected = distance(actual_inputs, t), oracle.distance(oracle_inputs, t)
     close(actual, expected, 1.0, "distance")
-    same_gradients((actual, {"s": ours}), (expected, {"s": theirs}))
+    same_gradients((actual, {"s": actual_inputs}), (expected, {"s": oracle_inputs}))
 
 
 @EXACT
@@ -312,7 +322,7 @@ def test_distance_lies_between_zero_for_identical_and_4l_for_opposite(
 
 @EXACT
 @given(seeds, st.integers(1, 3), st.integers(1, 16), channels)
-def test_distance_does_not_see_the_length_of_a_token(
+def test_the_distance_does_not_depend_on_the_length_of_a_token(
     seed: int, batch: int, length: int, width: int
 ) -> None:
     random = Random(seed)
@@ -324,16 +334,16 @@ def test_distance_does_not_see_the_length_of_a_token(
 
 @EXACT
 @given(seeds, st.integers(1, 5), st.integers(2, 7), temperatures)
-def test_logit_distillation_is_the_formula(
+def test_logit_distillation_equals_its_formula(
     seed: int, batch: int, classes: int, temperature: float
 ) -> None:
     random = Random(seed)
     s, t = 3 * random(batch, classes), 3 * random(batch, classes)
-    ours, theirs = s.clone().requires_grad_(), s.clone().requires_grad_()
-    actual = logit_distillation(ours, t, temperature)
-    expected = oracle.logit_distillation(theirs, t, temperature)
+    actual_inputs, oracle_inputs = s.clone().requires_grad_(), s.clone().requires_grad_()
+    actual = logit_distillation(actual_inputs, t, temperature)
+    expected = oracle.logit_distillation(oracle_inputs, t, temperature)
     close(actual, expected, 1.0, "kd")
-    same_gradients((actual, {"s": ours}), (expected, {"s": theirs}))
+    same_gradients((actual, {"s": actual_inputs}), (expected, {"s": oracle_inputs}))
 
 
 @EXACT

@@ -83,7 +83,9 @@ def seed() -> None:
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_components_give_their_terms_and_train_all_they_hold(component: str) -> None:
+def test_each_combination_of_components_gives_its_terms_and_trains_all_its_parameters(
+    component: str,
+) -> None:
     weights = COMPONENTS[component]
     loss = build(weighing(**weights)).double()
     student, teacher = (features(s, dtype=torch.float64) for s in (STUDENT, TEACHER))
@@ -108,7 +110,7 @@ def test_default_weights_give_all_five_terms() -> None:
     assert all(term.shape == () and term > 0 for term in terms.values())
 
 
-def test_terms_carry_their_weights() -> None:
+def test_terms_are_proportional_to_their_weights() -> None:
     student, teacher, tail = features(STUDENT), features(TEACHER), Tail()
     single = build().eval()
     double = build(LossWeights(0.16, 0.12, 0.16, 0.12, 1.0)).eval()
@@ -118,7 +120,7 @@ def test_terms_carry_their_weights() -> None:
         torch.testing.assert_close(twice[name], 2 * term)
 
 
-def test_nothing_weighed_gives_no_terms_and_trains_nothing() -> None:
+def test_weights_of_zero_give_no_terms_and_no_parameters() -> None:
     loss, tail = build(weighing()), Tail()
     assert loss(features(STUDENT), features(TEACHER), tail) == {}
     assert not list(loss.parameters())
@@ -126,14 +128,16 @@ def test_nothing_weighed_gives_no_terms_and_trains_nothing() -> None:
 
 
 @pytest.mark.parametrize(("original", "alternative"), list(product([0.0, 0.1], repeat=2)))
-def test_tail_runs_once_per_view_that_asks_for_it(original: float, alternative: float) -> None:
+def test_the_tail_runs_once_for_each_view_with_a_tpp_weight(
+    original: float, alternative: float
+) -> None:
     tail = Tail()
     loss = build(LossWeights(tpp_original=original, tpp_alternative=alternative))
     loss(features(STUDENT), features(TEACHER), tail)
     assert tail.calls == bool(original) + bool(alternative)
 
 
-def test_each_projector_runs_once_and_none_is_there_for_a_weight_of_zero() -> None:
+def test_each_projector_runs_once_and_is_not_built_for_a_weight_of_zero() -> None:
     loss = build(weighing(tpp_alternative=0.06, final_original=0.08, final_alternative=0.06))
     calls: list[str] = []
     for name, module in loss.named_modules():
@@ -144,7 +148,7 @@ def test_each_projector_runs_once_and_none_is_there_for_a_weight_of_zero() -> No
     assert list(loss.penultimate) == ["alternative"]
 
 
-def test_final_projectors_have_queries_of_their_own_only_without_a_tail() -> None:
+def test_final_projectors_train_their_own_queries_only_without_tpp() -> None:
     loss = build(LossWeights(tpp_original=0.0))
     assert loss.final["original"].own_query.shape == (4, 24)
     assert loss.final["alternative"].own_query is None
@@ -164,22 +168,22 @@ def test_final_terms_reach_the_penultimate_feature_through_the_queries(view: str
     assert all(parameter.grad is None for parameter in untouched)
 
 
-def test_teacher_gets_no_gradient() -> None:
+def test_the_teacher_gets_no_gradient() -> None:
     teacher, tail = features(TEACHER), Tail()
     sum(build()(features(STUDENT), teacher, tail).values()).backward()
     assert teacher.penultimate.grad is teacher.final.grad is teacher.logits.grad is None
     assert all(parameter.grad is None for parameter in tail.parameters())
 
 
-def test_teachers_penultimate_feature_is_never_read() -> None:
+def test_the_teachers_penultimate_feature_is_never_read() -> None:
     teacher = features(TEACHER)
     blind = Features(torch.full_like(teacher.penultimate, torch.nan), teacher.final, teacher.logits)
     loss, student, tail = build().eval(), features(STUDENT), Tail()
-    seen, unseen = loss(student, teacher, tail), loss(student, blind, tail)
-    assert all(torch.equal(seen[name], unseen[name]) for name in seen)
+    terms, blind_terms = loss(student, teacher, tail), loss(student, blind, tail)
+    assert all(torch.equal(terms[name], blind_terms[name]) for name in terms)
 
 
-def test_without_perception_no_penultimate_shape_is_needed() -> None:
+def test_penultimate_shapes_are_not_needed_without_tpp() -> None:
     weights = weighing(final_original=0.08)
     student = FeatureShapes(None, STUDENT.final)
     build(weights, student=student, teacher=FeatureShapes(None, TEACHER.final))
@@ -187,7 +191,7 @@ def test_without_perception_no_penultimate_shape_is_needed() -> None:
         build(weighing(tpp_alternative=0.06), student=student)
 
 
-def test_logits_term_is_the_weighted_distillation() -> None:
+def test_the_logits_term_is_the_weighted_distillation() -> None:
     student, teacher = features(STUDENT), features(TEACHER)
     loss = build(weighing(logits=0.25), temperature=3.0)
     actual = loss(student, teacher, Tail())["logits"]
@@ -196,7 +200,7 @@ def test_logits_term_is_the_weighted_distillation() -> None:
     )
 
 
-def test_state_dict_round_trip_gives_the_same_terms() -> None:
+def test_a_loaded_state_dict_gives_the_same_terms() -> None:
     student, teacher, tail = features(STUDENT), features(TEACHER), Tail()
     trained, fresh = build(), build()
     trained(student, teacher, tail)  # moves the running statistics
@@ -206,7 +210,7 @@ def test_state_dict_round_trip_gives_the_same_terms() -> None:
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_copies_are_independent() -> None:
+def test_copies_of_the_loss_are_independent() -> None:
     loss = build()
     twin = copy.deepcopy(loss)
     with torch.no_grad():
@@ -214,7 +218,7 @@ def test_copies_are_independent() -> None:
     assert not torch.equal(loss.final["original"].position, twin.final["original"].position)
 
 
-def test_state_dict_holds_projectors_alone() -> None:
+def test_the_state_dict_of_the_loss_holds_only_projectors() -> None:
     loss = build()
     loss(features(STUDENT), features(TEACHER), Tail())
     assert {name.split(".")[0] for name in loss.state_dict()} == {"penultimate", "final"}
@@ -229,28 +233,28 @@ def test_temperatures_that_are_not_positive_are_refused(temperature: float) -> N
         build(temperature=temperature)
 
 
-@pytest.mark.parametrize(("heads", "said"), [((5, 6), ("5", "12")), ((3, 7), ("7", "24"))])
+@pytest.mark.parametrize(("heads", "pieces"), [((5, 6), ("5", "12")), ((3, 7), ("7", "24"))])
 def test_heads_that_do_not_divide_the_channels_are_refused(
-    heads: tuple[int, int], said: tuple[str, str]
+    heads: tuple[int, int], pieces: tuple[str, str]
 ) -> None:
-    with refused(*said):
+    with refused(*pieces):
         build(heads=heads)
 
 
-@pytest.mark.parametrize("who", ["student", "teacher"])
-def test_missing_logits_are_refused(who: str) -> None:
-    given = {"student": features(STUDENT), "teacher": features(TEACHER)}
-    given[who] = Features(given[who].penultimate, given[who].final)
-    with refused(f"the {who} gives no logits", "0.5"):
-        build()(given["student"], given["teacher"], Tail())
+@pytest.mark.parametrize("network", ["student", "teacher"])
+def test_missing_logits_are_refused(network: str) -> None:
+    outputs = {"student": features(STUDENT), "teacher": features(TEACHER)}
+    outputs[network] = Features(outputs[network].penultimate, outputs[network].final)
+    with refused(f"the {network} gives no logits", "0.5"):
+        build()(outputs["student"], outputs["teacher"], Tail())
 
 
-def test_missing_logits_do_no_harm_without_their_term() -> None:
+def test_missing_logits_are_accepted_without_a_logits_weight() -> None:
     student, teacher = (Features(f.penultimate, f.final) for f in map(features, (STUDENT, TEACHER)))
     assert "logits" not in build(LossWeights(logits=0.0))(student, teacher, Tail())
 
 
-def test_logits_of_other_classes_are_refused() -> None:
+def test_logits_of_different_numbers_of_classes_are_refused_by_the_loss() -> None:
     teacher = features(FeatureShapes(TEACHER.penultimate, TEACHER.final, 7))
     with refused("(3, 5)", "(3, 7)"):
         build()(features(STUDENT), teacher, Tail())
@@ -265,13 +269,15 @@ def test_logits_of_other_classes_are_refused() -> None:
         (lambda tokens: tokens.new_ones(3, 24, 2, 2), "(3, 24, 2, 2)"),
     ],
 )
-def test_tail_of_another_shape_is_refused(tail: Callable[[Tensor], Tensor], shape: str) -> None:
+def test_a_tail_with_an_output_of_another_shape_is_refused(
+    tail: Callable[[Tensor], Tensor], shape: str
+) -> None:
     with refused(shape, "(3, 4, 24)"):
         build()(features(STUDENT), features(TEACHER), tail)
 
 
 @pytest.mark.parametrize(
-    ("penultimate", "final", "said"),
+    ("penultimate", "final", "pieces"),
     [
         ((8, 5, 6), STUDENT.final, ("(8, 5, 6)", "(8, 4, 6)")),
         (STUDENT.penultimate, (16, 2, 3), ("(16, 2, 3)", "(16, 3, 2)")),
@@ -279,13 +285,13 @@ def test_tail_of_another_shape_is_refused(tail: Callable[[Tensor], Tensor], shap
     ],
 )
 def test_student_maps_of_another_size_are_refused(
-    penultimate: tuple[int, int, int], final: tuple[int, int, int], said: tuple[str, str]
+    penultimate: tuple[int, int, int], final: tuple[int, int, int], pieces: tuple[str, str]
 ) -> None:
-    with refused(*said):
+    with refused(*pieces):
         build()(features(FeatureShapes(penultimate, final, 5)), features(TEACHER), Tail())
 
 
-def test_teacher_map_of_another_size_is_refused() -> None:
+def test_a_teacher_map_of_another_size_is_refused() -> None:
     teacher = features(FeatureShapes(TEACHER.penultimate, (24, 3, 3), 5))
     with refused("(3, 9, 24)", "(3, 4, 24)"):
         build(weighing(final_original=0.08))(features(STUDENT), teacher, Tail())
@@ -309,23 +315,23 @@ ONE_TOKEN = {
 }
 
 
-@pytest.mark.parametrize("what", ONE_TOKEN)
-def test_one_token_grids_are_refused(what: str) -> None:
-    shapes, dropped = ONE_TOKEN[what]
+@pytest.mark.parametrize("grid", ONE_TOKEN)
+def test_alternative_views_of_one_token_grids_are_refused(grid: str) -> None:
+    shapes, dropped = ONE_TOKEN[grid]
     for term in dropped:
-        with refused(what, "1x1", term):
+        with refused(grid, "1x1", term):
             build(weighing(**{term: 0.06}), **shapes)
 
 
-@pytest.mark.parametrize("what", ONE_TOKEN)
-def test_one_token_grids_are_no_matter_without_the_view(what: str) -> None:
-    shapes, dropped = ONE_TOKEN[what]
+@pytest.mark.parametrize("grid", ONE_TOKEN)
+def test_one_token_grids_are_accepted_without_the_alternative_view(grid: str) -> None:
+    shapes, dropped = ONE_TOKEN[grid]
     build(LossWeights(**dict.fromkeys(dropped, 0.0)), **shapes)
 
 
-@pytest.mark.parametrize("what", ONE_TOKEN)
-def test_one_token_views_are_dropped_out_loud_where_asked(what: str) -> None:
-    shapes, dropped = ONE_TOKEN[what]
+@pytest.mark.parametrize("grid", ONE_TOKEN)
+def test_alternative_views_of_one_token_grids_are_dropped_with_a_warning(grid: str) -> None:
+    shapes, dropped = ONE_TOKEN[grid]
     with warned("1x1") as messages:
         loss = build(one_token="drop", **shapes)
     assert len(messages) == len(dropped)
@@ -345,14 +351,14 @@ def test_one_token_views_are_dropped_out_loud_where_asked(what: str) -> None:
 
 def nearly_constant(shapes: FeatureShapes) -> Features:
     """Features that vary little over space."""
-    given = features(shapes, batch=4)
-    maps = (given.penultimate, given.final)
+    leaves = features(shapes, batch=4)
+    maps = (leaves.penultimate, leaves.final)
     s3, s4 = (1 + 0.1 * feature.detach() for feature in maps)
     return Features(s3.requires_grad_(), s4.requires_grad_())
 
 
 def inner_types(projector: nn.Module) -> dict[str, torch.dtype]:
-    """Filled with the type of what each part gives."""
+    """Filled by a forward pass with the output type of each part."""
     types: dict[str, torch.dtype] = {}
     for name, module in projector.named_modules():
         if not list(module.children()):
@@ -365,7 +371,7 @@ def inner_types(projector: nn.Module) -> dict[str, torch.dtype]:
 @pytest.mark.parametrize("tpp", [0.0, 0.06])
 def test_under_autocast_only_the_final_alternative_projector_stays_in_float32(tpp: float) -> None:
     loss = build(LossWeights(tpp_original=tpp, tpp_alternative=tpp, logits=0.0))
-    kept = inner_types(loss.final["alternative"])
+    in_float32 = inner_types(loss.final["alternative"])
     cast = {
         f"{stage}.{view}": inner_types(projector)
         for stage in ("penultimate", "final")
@@ -374,8 +380,8 @@ def test_under_autocast_only_the_final_alternative_projector_stays_in_float32(tp
     }
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = loss(features(STUDENT), features(TEACHER), Tail())
-    assert set(kept.values()) == {torch.float32}
-    assert {"stem.0", "to_query", "feed_forward.2"} <= set(kept)
+    assert set(in_float32.values()) == {torch.float32}
+    assert {"stem.0", "to_query", "feed_forward.2"} <= set(in_float32)
     matmuls = {"stem.0", "query_stem.0", "to_query", "to_key", "to_value", "to_output"}
     for name, types in cast.items():
         assert {types[part] for part in matmuls} == {torch.bfloat16}, name
@@ -407,11 +413,13 @@ def test_final_alternative_gradient_under_autocast_is_nearer_to_float32(
     loss = build(LossWeights(tpp_alternative=tpp, logits=0.0))
     arguments = loss, nearly_constant(STUDENT), features(TEACHER, batch=4), Tail()
     exact = alternative_gradients(*arguments, autocast=False, cast=False)
-    kept = alternative_gradients(*arguments, autocast=True, cast=False)
+    in_float32 = alternative_gradients(*arguments, autocast=True, cast=False)
     cast = alternative_gradients(*arguments, autocast=True, cast=True)
-    off_kept, off_cast = (1 - F.cosine_similarity(g, exact, dim=0).item() for g in (kept, cast))
+    off_in_float32, off_cast = (
+        1 - F.cosine_similarity(g, exact, dim=0).item() for g in (in_float32, cast)
+    )
     assert off_cast > 1e-4
-    assert off_kept < off_cast / gain
+    assert off_in_float32 < off_cast / gain
 
 
 # Three: tokens of length zero.
@@ -433,8 +441,8 @@ def test_constant_maps_give_finite_terms_and_gradients(
                     parameter.zero_()
 
     def constant(shapes: FeatureShapes, value: float) -> Features:
-        given = features(shapes, dtype=dtype)
-        maps = (given.penultimate, given.final, given.logits)
+        leaves = features(shapes, dtype=dtype)
+        maps = (leaves.penultimate, leaves.final, leaves.logits)
         return Features(*(torch.full_like(x, value).requires_grad_() for x in maps))
 
     student = constant(STUDENT, of_student)
@@ -445,10 +453,10 @@ def test_constant_maps_give_finite_terms_and_gradients(
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
 
 
-def test_separable_stems_are_in_every_projector_and_in_none_unless_asked() -> None:
-    for asked, groups in ((False, {1}), (True, {1, 8, 16})):
-        loss = build(separable_stem=asked)
+def test_separable_stems_are_in_every_projector_or_in_none() -> None:
+    for separable, groups in ((False, {1}), (True, {1, 8, 16})):
+        loss = build(separable_stem=separable)
         projectors = [*loss.penultimate.values(), *loss.final.values()]
         stems = [[m for m in p.stem.modules() if isinstance(m, nn.Conv2d)] for p in projectors]
-        assert [len(stem) for stem in stems] == [2 if asked else 1] * 4
+        assert [len(stem) for stem in stems] == [2 if separable else 1] * 4
         assert {conv.groups for stem in stems for conv in stem} == groups

@@ -20,17 +20,17 @@ def projector(own_query: bool = True, **changed: Any) -> CrossAttentionProjector
     return CrossAttentionProjector(**{**arguments, **changed})
 
 
-def test_tokens_lie_on_the_query_grid_with_the_teachers_channels() -> None:
+def test_projected_tokens_have_the_query_grid_and_the_teachers_channels() -> None:
     assert projector()(torch.randn(5, 8, 4, 3)).shape == (5, 6, 12)
 
 
-def test_given_queries_decide_the_number_of_tokens() -> None:
+def test_the_callers_queries_decide_the_number_of_tokens() -> None:
     module = projector(own_query=False)
     assert module.own_query is None
     assert module(torch.randn(5, 8, 4, 3), torch.randn(5, 7, 12)).shape == (5, 7, 12)
 
 
-def test_channel_norm_is_layer_norm_over_channels() -> None:
+def test_channel_norm_is_a_layer_norm_over_channels() -> None:
     torch.manual_seed(0)
     norm = ChannelNorm(6).double()
     nn.init.normal_(norm.weight)
@@ -52,7 +52,7 @@ def test_positions_start_small_and_own_queries_at_unit_variance() -> None:
     assert abs(module.own_query.mean().item()) < 0.05
 
 
-def test_stem_norm_is_exchangeable() -> None:
+def test_the_stem_norm_can_be_chosen() -> None:
     kinds = {"batch": nn.BatchNorm2d, "channel": ChannelNorm}
     for kind in kinds.values():
         assert type(projector(norm=kind).stem[1]) is kind
@@ -61,22 +61,22 @@ def test_stem_norm_is_exchangeable() -> None:
 def test_keys_and_values_both_see_the_position() -> None:
     torch.manual_seed(0)
     module, x = projector().eval(), torch.randn(2, 8, 4, 3)
-    seen: dict[str, Tensor] = {}
+    inputs_by_name: dict[str, Tensor] = {}
     for name in ("to_key", "to_value"):
         getattr(module, name).register_forward_pre_hook(
-            lambda _module, inputs, name=name: seen.update({name: inputs[0]})
+            lambda _module, inputs, name=name: inputs_by_name.update({name: inputs[0]})
         )
     module(x)
     expected = (module.stem(x) + module.position).flatten(2).mT
-    torch.testing.assert_close(seen["to_key"], expected)
-    torch.testing.assert_close(seen["to_value"], expected)
+    torch.testing.assert_close(inputs_by_name["to_key"], expected)
+    torch.testing.assert_close(inputs_by_name["to_value"], expected)
 
 
-def test_images_do_not_see_each_other_outside_of_batch_norm() -> None:
+def test_images_are_projected_independently_in_eval_mode() -> None:
     torch.manual_seed(0)
     module, x = projector().double().eval(), torch.randn(3, 8, 4, 3, dtype=torch.float64)
-    alone = torch.cat([module(image[None]) for image in x])
-    torch.testing.assert_close(module(x), alone, rtol=1e-12, atol=1e-12)
+    one_by_one = torch.cat([module(image[None]) for image in x])
+    torch.testing.assert_close(module(x), one_by_one, rtol=1e-12, atol=1e-12)
 
 
 def test_reordered_queries_give_reordered_tokens() -> None:
@@ -89,13 +89,13 @@ def test_reordered_queries_give_reordered_tokens() -> None:
     torch.testing.assert_close(module(x, query[:, order]), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_one_key_makes_all_tokens_equal() -> None:
+def test_a_single_key_makes_all_tokens_equal() -> None:
     torch.manual_seed(0)
     tokens = projector(key_grid=(1, 1)).double()(torch.randn(3, 8, 1, 1, dtype=torch.float64))
     torch.testing.assert_close(tokens, tokens[:, :1].expand_as(tokens), rtol=1e-12, atol=1e-12)
 
 
-def test_fresh_projector_learns_its_target() -> None:
+def test_a_new_projector_learns_a_target() -> None:
     torch.manual_seed(0)
     module, x, target = projector(), torch.randn(4, 8, 4, 3), torch.randn(4, 6, 12)
     optimiser = torch.optim.Adam(module.parameters(), 1e-2)
@@ -111,7 +111,7 @@ def test_fresh_projector_learns_its_target() -> None:
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, ChannelNorm])
 @pytest.mark.parametrize("own_query", [True, False])
-def test_state_dict_round_trip_gives_the_same_tokens(own_query: bool, norm: type) -> None:
+def test_a_loaded_state_dict_gives_the_same_tokens(own_query: bool, norm: type) -> None:
     torch.manual_seed(0)
     trained, fresh = (projector(own_query, norm=norm) for _ in range(2))
     x, query = torch.randn(2, 8, 4, 3), None if own_query else torch.randn(2, 6, 12)
@@ -127,7 +127,7 @@ def test_heads_that_do_not_divide_the_channels_are_refused(heads: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 5, 3), (8, 3, 4), (7, 4, 3)])
-def test_maps_of_another_size_are_refused(shape: tuple[int, int, int]) -> None:
+def test_feature_maps_of_another_size_are_refused(shape: tuple[int, int, int]) -> None:
     with refused(str(shape), "(8, 4, 3)"):
         projector()(torch.randn(2, *shape))
 
@@ -147,7 +147,7 @@ def test_constant_maps_give_finite_tokens_and_gradients(
     assert all(t.grad.isfinite().all() for t in (x, *module.parameters()))
 
 
-def test_sharper_scale_concentrates_the_attention() -> None:
+def test_a_larger_scale_concentrates_the_attention() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 8, 4, 3)
     blunt, sharp = projector(scale=1e-6).eval(), projector(scale=1e3).eval()
@@ -157,13 +157,13 @@ def test_sharper_scale_concentrates_the_attention() -> None:
     assert blunt.scale == pytest.approx(1e-6 / math.sqrt(12 / 3))
 
 
-def test_a_separable_stem_is_a_dense_one_whose_kernel_is_a_product() -> None:
+def test_a_separable_stem_equals_a_dense_stem_with_a_product_kernel() -> None:
     torch.manual_seed(0)
     exact, cheap = projector().double(), projector(separable_stem=True).double()
-    each, across = cheap.stem[0]
+    depthwise, pointwise = cheap.stem[0]
     state = {n: t for n, t in cheap.state_dict().items() if not n.startswith("stem.0.")}
-    state["stem.0.weight"] = across.weight * each.weight.transpose(0, 1)
-    state["stem.0.bias"] = across.bias
+    state["stem.0.weight"] = pointwise.weight * depthwise.weight.transpose(0, 1)
+    state["stem.0.bias"] = pointwise.bias
     exact.load_state_dict(state)
     x = torch.randn(5, 8, 4, 3, dtype=torch.float64)
     torch.testing.assert_close(cheap(x), exact(x), rtol=1e-12, atol=1e-12)

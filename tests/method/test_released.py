@@ -70,12 +70,12 @@ def released_weights(norm: type[nn.Module] = nn.BatchNorm2d) -> dict[str, Tensor
                 heads=cfg["num_heads"],
                 norm=norm,
             ).state_dict()
-            for theirs, name in PARTS.items():
+            for released_name, name in PARTS.items():
                 if name not in ours:
                     continue
                 tensor = torch.rand_like(ours[name])
-                tensor = tensor[..., None, None] if theirs == "proj_pos.0.weight" else tensor
-                weights[f"{stage}.projector_{number}.{theirs}"] = tensor
+                tensor = tensor[..., None, None] if released_name == "proj_pos.0.weight" else tensor
+                weights[f"{stage}.projector_{number}.{released_name}"] = tensor
     return weights
 
 
@@ -83,7 +83,7 @@ def changed(cfg: dict[str, Any], **values: object) -> dict[str, Any]:
     return {**copy.deepcopy(cfg), **values}
 
 
-def test_every_weight_arrives_under_its_own_name() -> None:
+def test_every_released_weight_is_loaded_under_its_new_name() -> None:
     weights = released_weights()
     loss = loss_from_released(s3_cfg=S3, s4_cfg=S4, kd_cfg=KD, state_dict=weights)
     ours = loss.state_dict()
@@ -95,7 +95,7 @@ def test_every_weight_arrives_under_its_own_name() -> None:
         assert torch.equal(loaded, tensor.view_as(loaded)), name
 
 
-def test_weights_temperature_and_scale_come_from_the_arguments() -> None:
+def test_weights_temperature_and_scale_come_from_the_released_arguments() -> None:
     scale = [3.0, 3.0]
     s3 = changed(S3, softmax_scale=scale, alpha=[0.1, 0.2])
     s4 = changed(S4, softmax_scale=scale, alpha=[0.3, 0.4])
@@ -107,20 +107,20 @@ def test_weights_temperature_and_scale_come_from_the_arguments() -> None:
     assert loss.final["original"].scale == 3.0 / (8 / 2) ** 0.5
 
 
-def test_weights_without_running_statistics_are_of_a_channel_norm_stem() -> None:
+def test_weights_without_running_statistics_get_channel_norm_stems() -> None:
     weights = released_weights(ChannelNorm)
     loss = loss_from_released(s3_cfg=S3, s4_cfg=S4, kd_cfg=KD, state_dict=weights)
     assert all(type(p.stem[1]) is ChannelNorm for p in loss.final.values())
 
 
-def test_view_that_weighs_nothing_at_the_final_stage_is_not_built() -> None:
+def test_a_view_of_final_weight_zero_has_no_final_projector() -> None:
     s4 = changed(S4, alpha=[0.08, 0.0])
     loss = loss_from_released(s3_cfg=S3, s4_cfg=s4, kd_cfg=None, state_dict=released_weights())
     assert list(loss.final) == ["original"]
     assert list(loss.penultimate) == ["original", "alternative"]
 
 
-def test_view_that_weighs_nothing_at_the_penultimate_stage_still_gives_queries() -> None:
+def test_a_view_of_penultimate_weight_zero_still_gives_queries() -> None:
     s3 = changed(S3, alpha=[0.0, 0.06])
     loss = loss_from_released(s3_cfg=s3, s4_cfg=S4, kd_cfg=None, state_dict=released_weights())
     assert list(loss.penultimate) == ["original", "alternative"]
@@ -128,13 +128,13 @@ def test_view_that_weighs_nothing_at_the_penultimate_stage_still_gives_queries()
     assert loss.weights.tpp_original == 0
 
 
-def test_view_that_weighs_nothing_at_either_stage_is_not_built() -> None:
+def test_a_view_of_weight_zero_at_both_stages_has_no_projectors() -> None:
     s3, s4 = (changed(cfg, alpha=[0.08, 0.0]) for cfg in (S3, S4))
     loss = loss_from_released(s3_cfg=s3, s4_cfg=s4, kd_cfg=None, state_dict=released_weights())
     assert list(loss.penultimate) == list(loss.final) == ["original"]
 
 
-def test_missing_names_are_listed() -> None:
+def test_missing_released_names_are_listed() -> None:
     weights = released_weights()
     del weights["loss_fmd_s4.projector_0.norm.bias"]
     del weights["loss_fmd_s3.projector_1.query.weight"]
@@ -142,7 +142,7 @@ def test_missing_names_are_listed() -> None:
         loss_from_released(s3_cfg=S3, s4_cfg=S4, kd_cfg=KD, state_dict=weights)
 
 
-def test_left_over_names_are_listed() -> None:
+def test_left_over_released_names_are_listed() -> None:
     weights = released_weights()
     weights["loss_fmd_s4.projector_1.query.weight"] = torch.zeros(2, 8)
     with refused("left over", "final.alternative.own_query"):
@@ -159,13 +159,13 @@ def test_left_over_names_are_listed() -> None:
         "mask",
     ],
 )
-def test_names_that_are_none_of_the_projectors_are_refused(name: str) -> None:
+def test_names_outside_the_released_projectors_are_refused(name: str) -> None:
     weights = {**released_weights(), name: torch.zeros(1)}
     with refused(name):
         loss_from_released(s3_cfg=S3, s4_cfg=S4, kd_cfg=KD, state_dict=weights)
 
 
-def test_own_queries_beside_a_tail_are_refused() -> None:
+def test_self_query_beside_a_penultimate_stage_is_refused() -> None:
     s4 = changed(S4, self_query=True)
     with refused("self_query", "True"):
         loss_from_released(s3_cfg=S3, s4_cfg=s4, kd_cfg=KD, state_dict=released_weights())

@@ -8,7 +8,7 @@ from scalekd.method import LossWeights
 TERMS = list(asdict(LossWeights()))
 
 
-def test_defaults_are_the_released_weights() -> None:
+def test_default_weights_are_the_released_weights() -> None:
     assert asdict(LossWeights()) == {
         "tpp_original": 0.08,
         "tpp_alternative": 0.06,
@@ -25,12 +25,12 @@ def test_negative_and_infinite_weights_are_refused(term: str, value: float) -> N
         LossWeights(**{term: value})
 
 
-def test_logits_are_a_share() -> None:
+def test_a_logits_weight_above_one_is_refused() -> None:
     LossWeights(logits=1.0)
     with refused("logits", "1.25"):
         LossWeights(logits=1.25)
 
 
 @pytest.mark.parametrize("term", TERMS[:4])
-def test_feature_weights_may_be_above_one(term: str) -> None:
+def test_feature_weights_above_one_are_accepted(term: str) -> None:
     LossWeights(**{term: 30.0})
