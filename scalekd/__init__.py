@@ -1,6 +1,6 @@
-"""ScaleKD: what a large vision transformer knows, in any small network."""
+"""Knowledge distillation from pretrained vision transformers into any small network: ScaleKD."""
 
-# These two make the names of their models known to timm.
+# Importing these two registers their models with timm.
 import scalekd.digits.teacher
 import scalekd.networks.paper_mixer  # noqa: F401
 from scalekd.distiller import ScaleKD, StepOutput
