@@ -30,7 +30,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"\b(?:scalekd|tests|docs|examples|benchmarks|experiments)/[\w./-]*\w/?")
 COMMAND = re.compile(rf"(?:^|\bm |srun |`)scalekd +({'|'.join(COMMANDS)})\b([^`\n]*)", re.MULTILINE)
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*\b")
-FOREIGN = {"--help", "--pair", "--threads", "--repetitions", "--ntasks-per-node"}
+FOREIGN = {"--ntasks-per-node"}
 
 
 def anchors(page: Path) -> set[str]:
@@ -80,6 +80,23 @@ def test_relative_links_lead_to_files_and_headings(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert broken == []
+
+
+def test_the_page_on_the_architecture_lists_every_module_in_its_room() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    tree = page.partition("    scalekd/\n")[2].partition("\n\n")[0]
+    rooms = re.findall(r"^ {6}(\S+) .*?:  ((?:[a-z_0-9]+ ?)+(?:\n {8,}.*)*)$", tree, re.MULTILINE)
+    listed = {
+        (room.strip("/") if room.endswith("/") else ".", name)
+        for room, names in rooms
+        for name in names.split()
+    }
+    modules = {
+        (str(file.parent.relative_to(ROOT / "scalekd")), file.stem)
+        for file in (ROOT / "scalekd").rglob("*.py")
+        if file.stem not in ("__init__", "__main__")
+    }
+    assert listed == modules
 
 
 @page_by_name
