@@ -167,6 +167,7 @@ def _add_check_options(parser: Parser) -> None:
     from scalekd.recipe import Data
 
     parser.add_settings(PAIR)
+    next(action for action in parser._actions if action.dest == "teacher").required = True
     images = {field.name for field in fields(Data)} - {"image_size"}
     data = parser.add_argument_group("data")
     data.add_class_arguments(Data, as_group=False, skip=images)
@@ -179,8 +180,6 @@ def _run_check(options: Namespace, _: list[str]) -> None:
     from scalekd.networks import FeatureSelection
 
     as_json = options.pop("json")
-    if options.teacher is None:
-        raise InputError("no --teacher is named: name the one to check")
     unset: tuple[Any, ...] = {}, FeatureSelection()
     report = check_pair(**{n: value for n, value in vars(options).items() if value not in unset})
     print(json.dumps(asdict(report), indent=2) if as_json else format_report(report))

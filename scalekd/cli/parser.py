@@ -104,7 +104,10 @@ class Parser(jsonargparse.ArgumentParser):
         for option in self.typed:
             if option in kinds or option.startswith(mappings):
                 continue
-            near = difflib.get_close_matches(option, kinds, n=2, cutoff=0.75)
+            group = option.rpartition(".")[0]
+            names = [name for name in kinds if not name.endswith(".help")]
+            names = [name for name in names if name.rpartition(".")[0] == group] or names
+            near = difflib.get_close_matches(option, names, n=2, cutoff=0.75)
             hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the options"
             refuse(f"there is no option {option}; {hint}")
         options: jsonargparse.Namespace = self.instantiate(self.parse_args(arguments))
@@ -140,8 +143,9 @@ class Parser(jsonargparse.ArgumentParser):
         for action in self._actions:
             kind = getattr(action, "_typehint", action.type)
             yield from ((option, kind) for option in action.option_strings)
-            for part in filter(is_dataclass, get_args(kind)):
-                yield from ((f"--{action.dest}.{f.name}", f.type) for f in fields(part))
+            if f"--{action.dest}" in action.option_strings:
+                for part in filter(is_dataclass, get_args(kind)):
+                    yield from ((f"--{action.dest}.{f.name}", f.type) for f in fields(part))
 
 
 def refuse(reason: str) -> NoReturn:
@@ -151,11 +155,11 @@ def refuse(reason: str) -> NoReturn:
 
 
 def describe_type(kind: Any) -> str:
-    """What a value of a setting may be, in words: "a number", "one of stop, skip"."""
+    """What a value of a setting may be, in words: "a number", "one of 'stop', 'skip'"."""
     parts = get_args(kind)
     origin = get_origin(kind)
     if origin is Literal:
-        return f"one of {', '.join(map(str, parts))}"
+        return f"one of {', '.join(map(repr, parts))}"
     if origin is list:
         return f"a list, each {describe_type(parts[0])}"
     if origin is tuple:

@@ -218,7 +218,7 @@ def test_bad_images_are_refused_by_name(
         ([*PAIR, "--label_smoothing", "0.1"], ["label_smoothing is 0.1", "no labels"]),
         (
             [*PAIR, "--compare", "[logit_kd]", "--teacher_args", "{num_classes: 0}"],
-            ["compare", "logits", "no classifier"],
+            ["compare", "logit_kd", "no classifier"],
         ),
         (
             [*PAIR, "--teacher_args", "{num_classes: 0}", *NO_FEATURES],
