@@ -37,7 +37,7 @@ def build_model(
     """Build a timm model with the weights asked for.
 
     The modules of the model use fused attention where timm has it, also where timm calls it
-    experimental (Swin, Visformer, XCiT). timm's own switch is as before afterwards.
+    experimental (Swin, Visformer, XCiT). Afterwards timm's own switch is as it was before.
 
     Args:
         name: one of timm's, also with a pretrained tag, `local-dir:FOLDER` or `hf-hub:ID`.

@@ -43,7 +43,7 @@ class FeatureExtractor:
         >>> import timm, torch
         >>> extractor = FeatureExtractor(timm.create_model("test_resnet"), size=(64, 64))
         >>> extractor.shapes.penultimate, extractor.shapes.final
-        ((64, 4, 4), (96, 2, 2))
+        ((192, 4, 4), (96, 2, 2))
         >>> extractor(torch.randn(8, 3, 64, 64)).logits.shape
         torch.Size([8, 1000])
     """

@@ -42,7 +42,7 @@ class ResolvedSelection:
 
     penultimate, final: indices among the outputs of forward_intermediates, from the start.
     from_forward_features: whether the final feature is the output of `forward_features`, after
-        whatever the model does behind its last stage; else it is the last stage's own output.
+        whatever the model does after its last stage; else it is the last stage's own output.
     norm, norm_module: of the final feature, and the name of that norm in the model.
     """
 

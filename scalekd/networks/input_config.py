@@ -22,8 +22,8 @@ class InputConfig:
 
     channels: number of channels.
     size: (height, width) in pixels.
-    mean, std: of each channel, which normalised images had subtracted and were divided by; for
-        images with values in [0, 1].
+    mean, std: of each channel, for images x with values in [0, 1]: normalised images are
+        (x - mean) / std.
     """
 
     channels: int

@@ -110,19 +110,13 @@ def find_conversion(x: Any, like: Any) -> LayoutConversion | None:
     """Return the conversion that gives `like` from `x`, bit-identical; None if there is none."""
     if not all(isinstance(t, Tensor) and t.dim() in (3, 4) for t in (x, like)):
         return None
-    to_tokens = (
-        [tokens_unchanged] if x.dim() == 3 else [tokens_from_map, _tokens_from_channels_last]
-    )
-    from_tokens = [_tokens_like] if like.dim() == 3 else [_map_like, _channels_last_like]
-    conversions = [LayoutConversion(read, write) for read in to_tokens for write in from_tokens]
+    reads = [tokens_unchanged] if x.dim() == 3 else [tokens_from_map, _tokens_from_channels_last]
+    writes = [_tokens_like] if like.dim() == 3 else [_map_like, _channels_last_like]
+    conversions = [LayoutConversion(read, write) for read in reads for write in writes]
     reordered: list[tuple[FromTokens, Tensor]] = [(_shaped_like, like)]
     reordered += [(_map_like, tokens_from_map(like))] if like.dim() == 4 else []
-    conversions += [
-        LayoutConversion(read, write, order)
-        for read in to_tokens
-        for write, tokens in reordered
-        if (order := _find_order(read(x), tokens)) is not None
-    ]
+    orders = ((r, w, _find_order(r(x), tokens)) for r in reads for w, tokens in reordered)
+    conversions += [LayoutConversion(r, w, order) for r, w, order in orders if order is not None]
     return next((c for c in conversions if _converts(c, x, like)), None)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -165,12 +165,8 @@ class Mismatch:
         return len(self.missing) + len(self.unexpected) + len(self.reshaped)
 
     def __str__(self) -> str:
-        kinds = {
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "of another shape": self.reshaped,
-        }
-        return "; ".join(f"{kind}: {shortened_list(n)}" for kind, n in kinds.items() if n)
+        kinds = zip(("missing", "unexpected", "of another shape"), astuple(self), strict=True)
+        return "; ".join(f"{kind}: {shortened_list(names)}" for kind, names in kinds if names)
 
 
 def load_weights(model: nn.Module, state: StateDict, source: str) -> None:
@@ -205,7 +201,7 @@ def record_loads() -> Iterator[list[RecordedLoad]]:
     """Record every load into any module, in order.
 
     timm does not report what it loads, so the functions that it has to call are replaced. They
-    are replaced for the whole process: two threads cannot record at once.
+    are replaced for the entire process: two threads cannot record at once.
     """
     loads: list[RecordedLoad] = []
     files: list[str] = []

@@ -190,8 +190,8 @@ def test_features_of_the_papers_mixers_come_from_the_papers_blocks(
 def test_features_of_vit_small_come_from_the_papers_blocks() -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_small_patch16_224", class_token=False, global_pool="avg")
-    plan = FeatureExtractor(model).selection
-    assert (plan.penultimate, plan.final) == (8, 11)
+    selection = FeatureExtractor(model).selection
+    assert (selection.penultimate, selection.final) == (8, 11)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,9 @@ def test_final_norm_decides_whether_the_final_feature_is_normed(
     with torch.no_grad():
         normed = FeatureExtractor(model, SIZE, FeatureSelection(norm="final"))(x).final
         bare = FeatureExtractor(model, SIZE, FeatureSelection(norm="none"))(x).final
-        by_hand = model.norm(bare.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        expected = model.norm(bare.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     assert not torch.allclose(normed, bare, atol=0.1)
-    torch.testing.assert_close(normed, by_hand)
+    torch.testing.assert_close(normed, expected)
 
 
 @pytest.mark.parametrize("norm", ["final", "none"])
@@ -235,8 +235,8 @@ def test_a_penultimate_feature_that_is_not_before_the_last_is_refused(index: int
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_a_model_of_few_blocks_has_a_default_penultimate_feature(depth: int) -> None:
-    plan = FeatureExtractor(vit(depth=depth)).selection
-    assert 0 <= plan.penultimate < plan.final == depth - 1
+    selection = FeatureExtractor(vit(depth=depth)).selection
+    assert 0 <= selection.penultimate < selection.final == depth - 1
 
 
 @pytest.mark.parametrize("build", [swin, vit, mixer], ids=["Swin", "ViT", "Mixer"])
@@ -290,7 +290,7 @@ def test_a_model_without_classifier_gives_no_logits(family: str) -> None:
 
 def test_a_feature_extractor_is_no_module_and_holds_no_parameters() -> None:
     holder = nn.Module()
-    holder.taps = FeatureExtractor(resnet(), SIZE)
+    holder.extractor = FeatureExtractor(resnet(), SIZE)
     assert not list(holder.parameters())
     assert not holder.state_dict()
 

@@ -35,7 +35,7 @@ from scalekd.networks.feature_selection import (
     resolve_selection,
 )
 
-some_settings = st.builds(
+selections = st.builds(
     FeatureSelection,
     st.none() | st.integers(-3, 3),
     st.none() | st.integers(-3, 3),
@@ -43,27 +43,29 @@ some_settings = st.builds(
 )
 
 
-def seen(sides: Sequence[int], **changed: Any) -> ShapeProbe:
+def make_probe(sides: Sequence[int], **changed: Any) -> ShapeProbe:
     """Maps of these sides, and a final norm."""
     maps = [torch.empty(2, 8, side, side) for side in sides]
     plain = ShapeProbe("a model", maps, True, "norm", None, 5)
     return replace(plain, **changed)
 
 
-def chosen(sides: Sequence[int], is_teacher: bool = False, **said: Any) -> tuple[int, int]:
-    plan = resolve_selection(FeatureSelection(**said), seen(sides), is_teacher)
-    return plan.penultimate, plan.final
+def chosen(sides: Sequence[int], is_teacher: bool = False, **features: Any) -> tuple[int, int]:
+    selection = resolve_selection(FeatureSelection(**features), make_probe(sides), is_teacher)
+    return selection.penultimate, selection.final
 
 
-@given(some_settings, some_settings)
-def test_a_selection_overrides_defaults(said: FeatureSelection, defaults: FeatureSelection) -> None:
-    both = said.with_defaults(defaults)
+@given(selections, selections)
+def test_a_selection_overrides_defaults(
+    requested: FeatureSelection, defaults: FeatureSelection
+) -> None:
+    both = requested.with_defaults(defaults)
     for name in ("penultimate", "final", "norm"):
-        own = getattr(said, name)
-        assert getattr(both, name) == (getattr(defaults, name) if own is None else own)
+        value = getattr(requested, name)
+        assert getattr(both, name) == (getattr(defaults, name) if value is None else value)
 
 
-@given(some_settings, some_settings, some_settings)
+@given(selections, selections, selections)
 def test_defaults_of_defaults_combine_in_any_order_of_evaluation(
     a: FeatureSelection, b: FeatureSelection, c: FeatureSelection
 ) -> None:
@@ -184,10 +186,10 @@ def test_a_model_of_one_feature_is_refused_for_that_reason() -> None:
 def test_a_final_feature_before_the_last_is_the_output_of_its_block(final: int) -> None:
     model: Any = vit()
     extractor = FeatureExtractor(model, features=FeatureSelection(final=final))
-    kept: list[Tensor] = []
-    model.blocks[final].register_forward_hook(lambda m, given, output: kept.append(output))
+    outputs: list[Tensor] = []
+    model.blocks[final].register_forward_hook(lambda m, given, output: outputs.append(output))
     features = extractor(images())
-    expected = model.norm(kept[0]) if final == 5 else kept[0]
+    expected = model.norm(outputs[0]) if final == 5 else outputs[0]
     assert torch.equal(tokens(features.final), expected[:, 1:])
     assert torch.equal(features.logits, model(images()))
     assert extractor.selection.norm == ("final" if final == 5 else "none")
@@ -199,10 +201,10 @@ def test_the_default_penultimate_depends_on_the_selected_final_feature() -> None
     assert chosen([4] * 12, is_teacher=True, final=5) == (4, 5)
 
 
-def extractor_for(model: nn.Module, settings: FeatureSelection) -> FeatureExtractor:
+def extractor_for(model: nn.Module, features: FeatureSelection) -> FeatureExtractor:
     """At the model's small size."""
     bound = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    return FeatureExtractor(model, bound or SIZE, settings)
+    return FeatureExtractor(model, bound or SIZE, features)
 
 
 NORMS: list[tuple[Callable[[], nn.Module], dict[Norm, str]]] = [
@@ -238,17 +240,17 @@ NAMES = [
 def test_the_norm_is_the_requested_one_or_refused_with_the_available_ones(
     make: Callable[[], nn.Module], has: dict[Norm, str], norm: Norm | None
 ) -> None:
-    settings = FeatureSelection(norm=norm)
+    features = FeatureSelection(norm=norm)
     if norm in ("final", "pooled") and norm not in has:
         where = "between feature" if norm == "final" else "after its pooling"
         with refused("has no norm", where, f"take the norm {' or '.join([*has, 'none'])}"):
-            extractor_for(make(), settings)
+            extractor_for(make(), features)
         return
-    plan = extractor_for(make(), settings).selection
+    selection = extractor_for(make(), features).selection
     expected = norm or ("final" if "final" in has else "none")
-    assert plan.norm == expected
-    assert plan.norm_module == has.get(expected)
-    assert plan.from_forward_features is (norm in (None, "final"))
+    assert selection.norm == expected
+    assert selection.norm_module == has.get(expected)
+    assert selection.from_forward_features is (norm in (None, "final"))
 
 
 def test_the_final_norm_is_refused_for_a_feature_before_the_last() -> None:
@@ -266,10 +268,10 @@ def test_the_pooled_norm_is_found_in_a_model_without_classifier(
     make: Callable[..., nn.Module],
 ) -> None:
     model = make(num_classes=0)
-    asked = FeatureSelection(norm="pooled")
+    pooled = FeatureSelection(norm="pooled")
     assert (
-        extractor_for(model, asked).selection.norm_module
-        == extractor_for(make(), asked).selection.norm_module
+        extractor_for(model, pooled).selection.norm_module
+        == extractor_for(make(), pooled).selection.norm_module
     )
 
 
@@ -320,7 +322,7 @@ EVA: dict[str, Any] = {"img_size": 224}
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "plan"),
+    ("name", "arguments", "selection"),
     [
         ("eva_large_patch14_196", EVA, ResolvedSelection(21, 23, True, "none", None)),
         ("vit_base_patch16_224", {}, ResolvedSelection(7, 11, True, "final", "norm")),
@@ -331,19 +333,19 @@ EVA: dict[str, Any] = {"img_size": 224}
     ],
 )
 def test_the_papers_teachers_get_the_papers_selection(
-    name: str, arguments: dict[str, Any], plan: ResolvedSelection
+    name: str, arguments: dict[str, Any], selection: ResolvedSelection
 ) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, **arguments)
-    assert FeatureExtractor(model, is_teacher=True).selection == plan
+    assert FeatureExtractor(model, is_teacher=True).selection == selection
 
 
 def test_the_users_selection_overrides_the_papers_field_by_field() -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch16_224", img_size=32)
-    said = FeatureSelection(norm="none")
-    assert FeatureExtractor(model, features=said, is_teacher=True).selection.penultimate == 7
-    said = FeatureSelection(penultimate=-2)
-    plan = FeatureExtractor(model, features=said, is_teacher=True).selection
-    assert plan == ResolvedSelection(10, 11, True, "final", "norm")
+    requested = FeatureSelection(norm="none")
+    assert FeatureExtractor(model, features=requested, is_teacher=True).selection.penultimate == 7
+    requested = FeatureSelection(penultimate=-2)
+    selection = FeatureExtractor(model, features=requested, is_teacher=True).selection
+    assert selection == ResolvedSelection(10, 11, True, "final", "norm")
     assert FeatureExtractor(model).selection.penultimate == 8

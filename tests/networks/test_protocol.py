@@ -226,7 +226,7 @@ def test_a_feature_selection_for_a_custom_module_is_refused() -> None:
 
 def test_a_teacher_is_not_its_own_student() -> None:
     model = custom_network()
-    with refused("no parameter to train"):
+    with refused("no trainable parameter"):
         ScaleKD(teacher=model, student=model)
 
 

@@ -18,7 +18,7 @@ from scalekd.networks.feature_extractor import FeatureExtractor, build_feature_e
 from scalekd.networks.feature_selection import FeatureSelection
 from scalekd.networks.layout import map_from_tokens, tokens_from_map
 from scalekd.networks.protocol import ProtocolFeatureExtractor
-from scalekd.networks.teacher.half_precision import cast_autocast_layers, cast_if_bit_identical
+from scalekd.networks.teacher.half_precision import cast_autocast_layers
 from scalekd.networks.teacher.tail import Tail, find_tail
 from scalekd.networks.teacher.tail_inputs import CachedOutputs, TailInputs
 
@@ -230,7 +230,15 @@ class FrozenTeacher:
             outputs = features.final, features.logits, self.tail(tokens)
             return [t for t in outputs if t is not None]
 
-        cast_if_bit_identical(lambda: self.cast_layers_to_half(dtype), run, dtype, device.type)
+        with torch.autocast(device.type, dtype):
+            expected = run()
+        undo = self.cast_layers_to_half(dtype)
+        try:
+            identical = all(map(torch.equal, expected, run()))
+        except Exception:  # each module has its own way to refuse a weight's precision
+            identical = False
+        if not identical:
+            undo()
 
     def cast_layers_to_half(self, dtype: torch.dtype) -> Callable[[], None]:
         """Cast as `cast_to_half`, without comparing outputs; return a function that restores."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 Undo = Callable[[], None]
 
@@ -29,25 +29,3 @@ def cast_autocast_layers(model: nn.Module, dtype: torch.dtype) -> Undo | None:
             parameter.data = data
 
     return undo
-
-
-def cast_if_bit_identical(
-    cast: Callable[[], Undo], run: Callable[[], list[Tensor]], dtype: torch.dtype, device: str
-) -> None:
-    """Cast weights, and restore them unless the outputs stay bit-identical to autocast's.
-
-    Args:
-        cast: casts the weights, and returns a function that restores them.
-        run: returns the outputs to compare; after `cast` it computes under autocast by itself.
-        dtype: of autocast.
-        device: type of the device that `run` computes on.
-    """
-    with torch.autocast(device, dtype):
-        expected = run()
-    undo = cast()
-    try:
-        identical = all(map(torch.equal, expected, run()))
-    except Exception:  # each module has its own way to refuse a weight's precision
-        identical = False
-    if not identical:
-        undo()

@@ -95,14 +95,12 @@ class _ReducedCopy:
         self, size: Size, features: FeatureSelection, prefix: PrefixTokens
     ) -> VerifiedTeacher:
         """Verify the tail on images of this size; its modules get their names in the full model."""
-        model, selection = self.model, self.full.selection
+        model, selection, count = self.model, self.full.selection, self.full.count
         if hasattr(model, "set_input_size"):
             resize(self.name, model, size, self.built_size)
-        requested = replace(  # counted from the end, because blocks before are missing
-            features,
-            penultimate=selection.penultimate - self.full.count,
-            final=selection.final - self.full.count,
-        )
+        # Counted from the end, because blocks before the penultimate feature are missing.
+        penultimate, final = (i - count for i in (selection.penultimate, selection.final))
+        requested = replace(features, penultimate=penultimate, final=final)
         teacher = FrozenTeacher(model, size, requested, prefix)
         if teacher.reorders_tokens and size != self.full.input.size:
             raise InputError("the order of the tokens differs at another size")

@@ -95,7 +95,7 @@ class _CachedLeaf:
 
     call: the module and the index of its call.
     leaf: of the call's arguments.
-    prefix: how many tokens to cache of it; None for all of it.
+    prefix: how many of its tokens to cache; None to cache the complete tensor.
     """
 
     call: Any
@@ -108,7 +108,7 @@ class TailInputs:
 
     Args:
         tail: of a teacher.
-        run: runs the teacher on so many images of noise, which differ for each number.
+        run: runs the teacher on that many images of noise, which differ for each number.
         prefix: how many prefix tokens the tail reads of the feature that its first module is given.
 
     Raises:
@@ -141,13 +141,8 @@ class TailInputs:
 
     def to_cache(self, recorded: RecordedInputs) -> list[Tensor]:
         """Return `CachedOutputs.tail_inputs` of the teacher's last pass."""
-        tensors = []
-        for place in self.cached:
-            tensor = recorded.inputs[place.call][0][place.leaf]
-            tensors.append(
-                tensor if place.prefix is None else tensor[:, : place.prefix].contiguous()
-            )
-        return tensors
+        tensors = [(recorded.inputs[c.call][0][c.leaf], c.prefix) for c in self.cached]
+        return [t if prefix is None else t[:, :prefix].contiguous() for t, prefix in tensors]
 
     def from_cache(self, recorded: RecordedInputs, cached: list[Tensor], like: Tensor) -> None:
         """Restore the tail's recorded inputs as that pass left them, except what is never read.

@@ -19,21 +19,21 @@ SWIN = {"embed_dim": 12, "depths": (2, 8, 8), "num_heads": (1, 1, 2)}
 Size = tuple[int, int]
 
 
-def verified(
+def verify(
     name: str,
     size: Size | None = None,
     features: FeatureSelection | None = None,
     prefix: str = "own",
     **arguments: Any,
 ) -> tuple[VerifiedTeacher, nn.Module]:
-    """And the whole model on the meta device."""
+    """The verified teacher, and the full model on the meta device."""
     with torch.device("meta"):
-        whole, _ = build_model(name, "random", size, **arguments)
-    asked = features or FeatureSelection()
-    return verify_on_reduced_copy(name, whole, arguments, size, asked, prefix), whole
+        full_model, _ = build_model(name, "random", size, **arguments)
+    requested = features or FeatureSelection()
+    return verify_on_reduced_copy(name, full_model, arguments, size, requested, prefix), full_model
 
 
-def itself(
+def freeze_full_model(
     name: str,
     size: Size | None = None,
     features: FeatureSelection | None = None,
@@ -100,46 +100,46 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_reduced_copy_gives_the_tail_of_the_full_model(case: str) -> None:
-    name, given, at = CASES[case]
-    on_copy, whole = verified(name, **given)
-    expected = itself(name, **given)
+    name, arguments, at = CASES[case]
+    on_copy, full_model = verify(name, **arguments)
+    expected = freeze_full_model(name, **arguments)
     assert on_copy.verified_on.startswith("a copy of ")
     assert on_copy.verified_on.endswith(at)
     assert on_copy.teacher.tail_modules == expected.tail_modules
     assert on_copy.teacher.prefix_tokens == expected.prefix_tokens
     assert on_copy.teacher.extractor.selection.norm == expected.extractor.selection.norm
     assert on_copy.teacher.difference <= 1e-5
-    outlined = on_copy.teacher.with_model(whole, given.get("size"))
-    assert outlined.extractor.selection == expected.extractor.selection
-    assert outlined.shapes == expected.shapes
-    assert outlined.input == expected.input
-    assert outlined.tail_modules == expected.tail_modules
+    full_teacher = on_copy.teacher.with_model(full_model, arguments.get("size"))
+    assert full_teacher.extractor.selection == expected.extractor.selection
+    assert full_teacher.shapes == expected.shapes
+    assert full_teacher.input == expected.input
+    assert full_teacher.tail_modules == expected.tail_modules
 
 
 @pytest.mark.parametrize("case", ["a deep ViT", "EVA-02, pooled norm", "Swin", "BEiT"])
 def test_a_teacher_with_the_full_model_runs_on_the_meta_device(case: str) -> None:
-    name, given, _ = CASES[case]
-    on_copy, whole = verified(name, **given)
-    outlined = on_copy.teacher.with_model(whole)
-    seen = outlined(torch.empty(3, 3, *outlined.input.size, device="meta"))
+    name, arguments, _ = CASES[case]
+    on_copy, full_model = verify(name, **arguments)
+    full_teacher = on_copy.teacher.with_model(full_model)
+    seen = full_teacher(torch.empty(3, 3, *full_teacher.input.size, device="meta"))
     assert seen.penultimate.device.type == "meta"
-    given_tokens = seen.penultimate.flatten(2).transpose(1, 2)
-    channels, height, width = outlined.shapes.final
-    assert outlined.tail(given_tokens).shape == (3, height * width, channels)
-    assert all(p.device.type == "meta" for p in whole.parameters())
+    penultimate_tokens = seen.penultimate.flatten(2).transpose(1, 2)
+    channels, height, width = full_teacher.shapes.final
+    assert full_teacher.tail(penultimate_tokens).shape == (3, height * width, channels)
+    assert all(p.device.type == "meta" for p in full_model.parameters())
 
 
 def test_tail_modules_of_a_reduced_copy_have_the_full_models_names() -> None:
-    teacher = verified("vit_tiny_patch16_224", depth=18, **NARROW)[0].teacher
+    teacher = verify("vit_tiny_patch16_224", depth=18, **NARROW)[0].teacher
     assert teacher.tail_modules == [*(f"blocks.{i}" for i in range(15, 18)), "norm"]
     named = dict(teacher.model.named_modules())
     assert "blocks.15" not in named  # of the copy's few
 
 
 def test_a_reduced_copy_has_few_blocks_of_each_run_of_equal_blocks() -> None:
-    teacher = verified("vit_tiny_patch16_224", depth=18, **NARROW)[0].teacher
+    teacher = verify("vit_tiny_patch16_224", depth=18, **NARROW)[0].teacher
     assert len(teacher.model.blocks) == 1 + 4
-    stages = verified("swin_tiny_patch4_window7_224", **SWIN)[0].teacher.model.layers
+    stages = verify("swin_tiny_patch4_window7_224", **SWIN)[0].teacher.model.layers
     assert [len(stage.blocks) for stage in stages] == [2, 3, 3]
     assert stages[2].blocks[1].shift_size == (0, 0)
     assert stages[2].blocks[2].shift_size != (0, 0)
@@ -147,23 +147,28 @@ def test_a_reduced_copy_has_few_blocks_of_each_run_of_equal_blocks() -> None:
 
 def test_verifying_a_reduced_copy_draws_no_random_numbers() -> None:
     state = torch.get_rng_state()
-    verified("vit_tiny_patch16_224", depth=16, **NARROW)
+    verify("vit_tiny_patch16_224", depth=16, **NARROW)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_model_that_cannot_be_made_smaller_is_verified_at_its_own_size() -> None:
-    given = {"embed_dim": (16, 24, 32), "key_dim": 8, "num_heads": (2, 2, 2), "depth": (1, 6, 6)}
-    on_copy, _ = verified("levit_128s", **given)
-    expected = itself("levit_128s", **given)
+    arguments = {
+        "embed_dim": (16, 24, 32),
+        "key_dim": 8,
+        "num_heads": (2, 2, 2),
+        "depth": (1, 6, 6),
+    }
+    on_copy, _ = verify("levit_128s", **arguments)
+    expected = freeze_full_model("levit_128s", **arguments)
     assert on_copy.verified_on.endswith("at 224x224 pixels")
     assert on_copy.teacher.tail_modules == expected.tail_modules
     assert on_copy.teacher.shapes == expected.shapes
 
 
 def test_a_model_that_cannot_be_reduced_is_verified_itself() -> None:
-    given = {"embed_dim": 16, "num_heads": 1}
-    on_itself, _ = verified("hiera_tiny_224", **given)
-    expected = itself("hiera_tiny_224", **given)
+    arguments = {"embed_dim": 16, "num_heads": 1}
+    on_itself, _ = verify("hiera_tiny_224", **arguments)
+    expected = freeze_full_model("hiera_tiny_224", **arguments)
     assert on_itself.verified_on == "the model itself, with random weights, at 224x224 pixels"
     assert on_itself.teacher.tail_modules == expected.tail_modules
     assert on_itself.teacher.shapes == expected.shapes
@@ -214,8 +219,8 @@ def scalekd_test_counts(
 
 
 def test_a_model_that_needs_all_its_blocks_is_verified_itself() -> None:
-    few, _ = verified("scalekd_test_counts")
-    every, _ = verified("scalekd_test_counts", all_needed=True)
+    few, _ = verify("scalekd_test_counts")
+    every, _ = verify("scalekd_test_counts", all_needed=True)
     assert few.verified_on.startswith("a copy of ")
     assert every.verified_on.startswith("the model itself")
     for teacher in (few.teacher, every.teacher):
@@ -225,15 +230,15 @@ def test_a_model_that_needs_all_its_blocks_is_verified_itself() -> None:
 @pytest.mark.parametrize("all_needed", [False, True])
 def test_a_model_that_cannot_be_replayed_is_refused(all_needed: bool) -> None:
     with refused("Counts", "cannot be replayed"):
-        verified("scalekd_test_counts", all_needed=all_needed, code_between=True)
+        verify("scalekd_test_counts", all_needed=all_needed, code_between=True)
 
 
 def test_a_teacher_that_needs_its_prefix_is_refused_without_it_on_a_reduced_copy() -> None:
     with refused("Eva", "cannot be replayed"):
-        verified("eva02_tiny_patch14_224", prefix="none", depth=16, **NARROW)
+        verify("eva02_tiny_patch14_224", prefix="none", depth=16, **NARROW)
 
 
 def test_an_index_out_of_range_is_refused_by_the_full_models_numbers() -> None:
     features = FeatureSelection(penultimate=18)
     with refused("0 to 17", "number 18"):
-        verified("vit_tiny_patch16_224", features=features, depth=18, **NARROW)
+        verify("vit_tiny_patch16_224", features=features, depth=18, **NARROW)
