@@ -135,7 +135,7 @@ def test_logits_alone_are_said_to_be_alone(recipe: Recipe) -> None:
         ({"label_smoothing": 0.1}, ["label_smoothing is 0.1", "labels"]),
         (
             {"compare": ["logit_kd"], "teacher_args": {"num_classes": 0}},
-            ["compare", "logits", "no logit distillation"],
+            ["compare", "logit_kd", "no logit distillation"],
         ),
         (
             {"weights": LossWeights(0, 0, 0, 0, 0)},
