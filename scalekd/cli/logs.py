@@ -31,6 +31,8 @@ class _Lines(logging.Handler):
         self.shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.INFO and record.name.startswith("scalekd.jobs."):
+            return  # for train.log only: a job displays its own progress
         kind = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
         line = f"scalekd: {kind}{record.getMessage()}"
         if line not in self.shown:

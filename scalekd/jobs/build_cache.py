@@ -1,27 +1,27 @@
-"""`scalekd cache`: the teacher's passes over all images, kept for many trainings."""
+"""`scalekd cache`: run the teacher over all training images and store its outputs."""
 
 import json
 import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from scalekd.cache.encoding import CachePrecision, EncodedRows, decode, encode, encoding_errors
 from scalekd.cache.store import Cache, Manifest, manifest_file, pixel_fingerprint
 from scalekd.data.cached import AugmentedViews, cache_identity, library_versions
 from scalekd.data.loader import worker_settings
-from scalekd.data.source import Source
 from scalekd.device import best_device
 from scalekd.errors import InputError
-from scalekd.jobs.console import QUIET, print_note
+from scalekd.jobs.progress import MAX_SECONDS_WITHOUT_LINE, print_note
 from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig
 from scalekd.networks.input_config import renormalization
 from scalekd.recipe import Recipe
@@ -29,92 +29,85 @@ from scalekd.runs import lock
 from scalekd.runs.atomic_io import write_atomically
 from scalekd.runs.result import format_duration
 from scalekd.signals import Interrupted, stop_on_signal
+from scalekd.text import printable
 from scalekd.training.performance import autocast
-from scalekd.training.prepare import prepare
+from scalekd.training.prepare import Prepared, prepare
 
 PART_BYTES = 2**26
-"""About so many in a part: what a run that is stopped loses of its work."""
+"""Approximate size of a part: at most so much work is lost when building a cache is stopped."""
 
 
 def build_cache(
     recipe: Recipe,
     out: Path,
-    views: int = 1,
-    keep: CachePrecision = "float16",
+    augmented_views: int = 1,
+    dtype: CachePrecision = "float16",
     resume: bool = False,
 ) -> Path:
-    """Keep what the recipe's teacher says of its training images.
+    """Store the outputs of a recipe's teacher for its training images.
 
-    What else the recipe says of training does not matter; `batch_size` and `precision` are the
-    teacher's passes', and the first of `seeds` draws the views. Without a student the images are
-    normalised and, unless data.image_size says else, as large as the teacher's.
+    The recipe's other training settings do not matter. `batch_size` and `precision` are those of
+    the teacher's passes, and the first of `seeds` draws the augmented views. Without a student the
+    images have the teacher's normalisation and, unless data.image_size is set, its size.
 
     Args:
-        recipe: whose teacher and images; its student may be "".
-        out: the folder of the cache.
-        views: of each image; training sees one after another, an epoch each.
-        keep: of the features: float32, float16, bfloat16 or int8.
-        resume: go on with a cache that was cut off; damaged parts are made again.
+        recipe: Recipe that names the teacher and the images; its student may be "".
+        out: Folder of the cache to write, which must not exist unless --resume is given.
+        augmented_views: Number of augmented views of each image that are stored. A training sees
+            another view in each epoch, and the first one again after the last.
+        dtype: Data type in which the features are stored. docs/cache.md compares size and error;
+            logits are always stored in float32.
+        resume: Resume the cache in `out`; parts of it that are missing or damaged are written
+            again.
 
     Returns:
-        The folder: cache.json and parts.
+        The folder of the cache: cache.json and parts.
 
     Raises:
-        InputError: see its message; nothing was overwritten.
+        InputError: the cache cannot be built or written, or exists; nothing was overwritten.
         Interrupted: by Ctrl-C or a signal; complete parts stay.
     """
-    if views < 1:
-        raise InputError(f"views is {views}: it must be 1 or more")
+    if augmented_views < 1:
+        raise InputError(f"augmented_views is {augmented_views}: it must be 1 or more")
     if out.exists() and not resume:
         raise InputError(
-            f"{str(out)!r} exists and is not overwritten: give another --out, or --resume to go on "
-            "with it"
+            f"{str(out)!r} exists and is not overwritten: give another --out, or --resume to "
+            "resume it"
         )
-    replace(recipe, cache=str(out))  # refuses what cannot be trained with one
+    replace(recipe, cache=str(out))  # refuses settings that no cache can be used with
     console = Console(highlight=False, soft_wrap=True)
     prepared = prepare(recipe)
-    source, config = prepared.source, prepared.input
     assert prepared.teacher is not None
-    teacher = prepared.teacher.model
-    console.print(str(prepared.teacher.weights))
-    for note in source.notes:
+    console.print(printable(prepared.teacher.weights))
+    for note in prepared.source.notes:
         print_note(console, note)
-    images = source.training_set(config, recipe.seeds[0])
-    passes = TeacherPasses(recipe, teacher, config)
-    names = range(min(2, len(images)))  # type: ignore[arg-type]
-    sample = passes.to_cache(default_collate([images[name] for name in names])[0])
-    encoded = encode(sample, keep)
-    bytes_a_row = sum(rows[0].nbytes for rows in encoded.values())
-    of_a_view = source.images_per_view or len(images)  # type: ignore[arg-type]
-    manifest = Manifest(
-        identity=cache_identity(recipe, source, teacher, config.size),
-        images_per_view=of_a_view,
-        augmented_views=views,
-        seed=recipe.seeds[0],
-        input=config,
-        precision=keep,
-        rows_per_part=max(1, min(of_a_view * views, PART_BYTES // bytes_a_row)),
-        library_versions=library_versions(),
-    )
-    console.print(_size(manifest, bytes_a_row, sample, encoded, out))
-    _refuse_without_room(manifest, bytes_a_row, out)
-    cache = _begun(out, manifest)
+    passes = TeacherPasses(recipe, prepared.teacher.model, prepared.input)
+    contents = plan_contents(prepared, passes, augmented_views=augmented_views, dtype=dtype)
+    console.print(f"cache {printable(out)}/: {contents.describe()}")
+    _check_free_space(contents, out)
+    cache = _open_or_create(out, contents.manifest)
     with lock.hold_folder(out):
-        write_atomically(
-            manifest_file(out), (json.dumps(asdict(manifest), indent=1) + "\n").encode()
-        )
-        missing = [n for n in range(manifest.parts) if not cache.is_intact(n)]
-        if resume:
-            console.print(f"{manifest.parts - len(missing)} of {manifest.parts} parts are intact")
-        _make(
-            cache, missing, AugmentedViews(images, manifest.rows), passes, recipe, source, console
-        )
-    console.print(f"{out}/: give it as --cache to `scalekd distill` with the same settings")
+        manifest = json.dumps(asdict(cache.manifest), indent=1) + "\n"
+        write_atomically(manifest_file(out), manifest.encode())
+        write_missing_parts(cache, contents.images, passes, prepared, console, resumed=resume)
+    console.print(
+        f"the cache {printable(out)}/ is complete: `scalekd distill` with the same settings reads "
+        f"it with --cache {printable(out)}"
+    )
     return out
 
 
 class TeacherPasses:
-    """The teacher's over images that are normalised as `config` says."""
+    """A teacher that is run over batches of images, whatever their normalisation.
+
+    Args:
+        recipe: its `precision` is that of the passes.
+        teacher: the teacher, which runs on `best_device()`.
+        config: channels, size and normalisation of the images.
+
+    Raises:
+        InputError: the teacher takes another number of channels.
+    """
 
     def __init__(self, recipe: Recipe, teacher: FrozenTeacher, config: InputConfig) -> None:
         self.precision, self.teacher, self.device = recipe.precision, teacher, best_device()
@@ -127,29 +120,84 @@ class TeacherPasses:
         self.scale, self.shift = scale.to(self.device), shift.to(self.device)
 
     def to_cache(self, images: Tensor) -> CachedOutputs:
-        """Of images (N, C, H, W); on the CPU."""
+        """Return the teacher's outputs for images (N, C, H, W), on the CPU."""
         with autocast(self.precision, self.device):
-            kept = self.teacher.to_cache(images.to(self.device) * self.scale + self.shift)
+            outputs = self.teacher.to_cache(images.to(self.device) * self.scale + self.shift)
         return CachedOutputs(
-            kept.final.cpu(), kept.logits.cpu(), [part.cpu() for part in kept.tail_inputs]
+            outputs.final.cpu(),
+            outputs.logits.cpu(),
+            [tail_input.cpu() for tail_input in outputs.tail_inputs],
         )
 
 
-def _size(
-    manifest: Manifest, bytes_a_row: int, sample: CachedOutputs, encoded: EncodedRows, out: Path
-) -> str:
-    """What is going to be written, in a line."""
-    plain, varying = encoding_errors(sample.final, decode(encoded).final)
-    return (
-        f"{manifest.augmented_views} augmented view{'s' * (manifest.augmented_views > 1)} of each "
-        f"of {manifest.images_per_view} images, {_bytes(bytes_a_row)} each: "
-        f"{_bytes(manifest.rows * bytes_a_row)} in {manifest.parts} "
-        f"part{'s' * (manifest.parts > 1)} in {out}/; {manifest.precision} is off by "
-        f"{plain:.2g} of the final features, by {varying:.2g} of what varies over space in them"
+@dataclass(frozen=True, kw_only=True)
+class PlannedContents:
+    """What a cache is going to hold, as found out from its first two images.
+
+    Attributes:
+        manifest: of the cache.
+        images: the training set in augmented views, in the order of the cache's rows.
+        row_bytes: size of a row.
+        error: relative error of the stored final features.
+        spatial_error: the same for the features minus their mean over space.
+    """
+
+    manifest: Manifest
+    images: AugmentedViews
+    row_bytes: int
+    error: float
+    spatial_error: float
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all rows."""
+        return self.manifest.rows * self.row_bytes
+
+    def describe(self) -> str:
+        """One line: views, images, size, parts and errors."""
+        views, parts = self.manifest.augmented_views, self.manifest.parts
+        return (
+            f"{views} augmented view{'s' * (views > 1)} of each of {self.manifest.images_per_view} "
+            f"images, {_format_bytes(self.row_bytes)} each: {_format_bytes(self.total_bytes)} in "
+            f"{parts} part{'s' * (parts > 1)}; {self.manifest.precision} has a relative error of "
+            f"{self.error:.2g} in the final features, and of {self.spatial_error:.2g} in their "
+            "variation over space"
+        )
+
+
+def plan_contents(
+    prepared: Prepared, passes: TeacherPasses, *, augmented_views: int, dtype: CachePrecision
+) -> PlannedContents:
+    """Run the teacher over the first two images, and decide what the cache is going to hold."""
+    recipe, source, config = prepared.recipe, prepared.source, prepared.input
+    seed = recipe.seeds[0]
+    images: Dataset[tuple[Tensor, int]] = source.training_set(config, seed)
+    count = len(images)  # type: ignore[arg-type]
+    sample = passes.to_cache(default_collate([images[key] for key in range(min(2, count))])[0])
+    encoded = encode(sample, dtype)
+    row_bytes = sum(rows[0].nbytes for rows in encoded.values())
+    images_per_view = source.images_per_view or count
+    manifest = Manifest(
+        identity=cache_identity(recipe, source, passes.teacher, config.size),
+        images_per_view=images_per_view,
+        augmented_views=augmented_views,
+        seed=seed,
+        input=config,
+        precision=dtype,
+        rows_per_part=max(1, min(images_per_view * augmented_views, PART_BYTES // row_bytes)),
+        library_versions=library_versions(),
+    )
+    error, spatial_error = encoding_errors(sample.final, decode(encoded).final)
+    return PlannedContents(
+        manifest=manifest,
+        images=AugmentedViews(images, manifest.rows),
+        row_bytes=row_bytes,
+        error=error,
+        spatial_error=spatial_error,
     )
 
 
-def _bytes(number: float) -> str:
+def _format_bytes(number: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.3g} {unit}"
@@ -157,107 +205,132 @@ def _bytes(number: float) -> str:
     return f"{number:.3g} TB"
 
 
-def _refuse_without_room(manifest: Manifest, bytes_a_row: int, out: Path) -> None:
+def _check_free_space(contents: PlannedContents, out: Path) -> None:
     existing = next(p for p in (out.absolute() / "_").parents if p.exists())
-    there = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    needed, free = manifest.rows * bytes_a_row - there, shutil.disk_usage(existing).free
+    written = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    needed, free = contents.total_bytes - written, shutil.disk_usage(existing).free
     if needed > free:
         raise InputError(
-            f"the cache takes {_bytes(needed)} more and {str(existing)!r} has {_bytes(free)} free: "
-            "fewer --views, --keep int8, or another --out"
+            f"the cache takes {_format_bytes(needed)} more and {str(existing)!r} has "
+            f"{_format_bytes(free)} free: give fewer --augmented_views, --dtype int8, or another "
+            "--out"
         )
 
 
-def _begun(out: Path, manifest: Manifest) -> Cache:
-    """The cache in `out`, which is made; InputError where another one is there."""
+def _open_or_create(out: Path, manifest: Manifest) -> Cache:
+    """The cache in `out`, whose folder is made; InputError where there is a different one."""
     if out.exists() and any(file.name != lock.NAME for file in out.iterdir()):
-        there = asdict(Manifest.read(out))
-        there = {**there.pop("identity"), **there}
-        now = asdict(manifest)
-        now = {**now.pop("identity"), **now}
-        if changed := [name for name in now if there.get(name) != now[name]]:
-            name = changed[0]
-            raise InputError(
-                f"the cache {str(out)!r} was begun with another {name} ({there.get(name)}; now "
-                f"{now[name]}): give what it was begun with, or another --out"
-            )
+        stored, planned = _flatten(Manifest.read(out)), _flatten(manifest)
+        for name, value in planned.items():
+            if stored.get(name) != value:
+                raise InputError(
+                    f"the cache {str(out)!r} was begun with another {name} ({stored.get(name)}; "
+                    f"now {value}): give the settings that it was begun with, or another --out"
+                )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{str(out)!r} cannot be made: {error}") from error
+        raise InputError(f"{str(out)!r} cannot be created: {error}") from error
     return Cache(out, manifest)
 
 
-def _make(
+def _flatten(manifest: Manifest) -> dict[str, object]:
+    fields = asdict(manifest)
+    return {**fields.pop("identity"), **fields}
+
+
+def write_missing_parts(
     cache: Cache,
-    missing: list[int],
     images: AugmentedViews,
     passes: TeacherPasses,
-    recipe: Recipe,
-    source: Source,
+    prepared: Prepared,
     console: Console,
+    *,
+    resumed: bool,
 ) -> None:
-    """Write the missing parts of the cache."""
-    manifest = cache.manifest
-    batches = [
-        list(batch)
-        for part in missing
-        for batch in _split(manifest.part_rows(part), recipe.batch_size)
-    ]
+    """Run the teacher over the images of missing and damaged parts, and write these parts.
+
+    Raises:
+        InputError: a part could not be written.
+        Interrupted: by Ctrl-C or a signal; complete parts stay.
+    """
+    parts = cache.manifest.parts
+    missing = [part for part in range(parts) if not cache.is_intact(part)]
+    if resumed:
+        console.print(f"{parts - len(missing)} of {parts} parts are intact")
+    batch_size = prepared.recipe.batch_size
+    batches_by_part = [_split(cache.manifest.part_rows(part), batch_size) for part in missing]
     loader = DataLoader(
-        images, batch_sampler=batches, pin_memory=False, **worker_settings(source, recipe.data)
+        images,
+        batch_sampler=[list(rows) for batches in batches_by_part for rows in batches],
+        pin_memory=False,
+        **worker_settings(prepared.source, prepared.recipe.data),
     )
-    asked = threading.Event()
-    bar = Progress(
+    total = sum(len(cache.manifest.part_rows(part)) for part in missing)
+    stop = threading.Event()
+    with stop_on_signal(stop.set), _show_progress(console, total) as progress:
+        loaded = iter(loader)
+        for number, (part, batches) in enumerate(zip(missing, batches_by_part, strict=True)):
+            rows: list[EncodedRows] = []
+            fingerprints: list[Tensor] = []
+            for _ in batches:
+                batch = next(loaded)[0]
+                rows.append(encode(passes.to_cache(batch), cache.manifest.precision))
+                fingerprints += map(pixel_fingerprint, batch)
+                progress.add(len(batch))
+                if stop.is_set():
+                    raise Interrupted(
+                        f"stopped; {parts - len(missing) + number} of {parts} parts are complete "
+                        f"in {cache.folder}/: the same command with --resume resumes it"
+                    )
+            _write_part(cache, part, rows, torch.stack(fingerprints))
+
+
+def _split(rows: range, size: int) -> list[range]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _write_part(cache: Cache, part: int, batches: list[EncodedRows], fingerprints: Tensor) -> None:
+    rows = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    try:
+        cache.write_part(part, rows, fingerprints)
+    except OSError as error:
+        raise InputError(
+            f"{cache.part_file(part)} could not be written ({error}): make room, then the same "
+            "command with --resume resumes the cache"
+        ) from error
+
+
+class _PassesProgress:
+    """A bar on a terminal; in a log file a line now and then."""
+
+    def __init__(self, bars: Progress, total: int) -> None:
+        self.bars, self.total, self.done = bars, total, 0
+        self.task = bars.add_task("the teacher's passes", total=total, pace="")
+        self.began = self.printed_at = time.monotonic()
+
+    def add(self, images: int) -> None:
+        """Count images that the teacher has passed over."""
+        self.done += images
+        now = time.monotonic()
+        seconds = now - self.began
+        left = format_duration((self.total - self.done) * seconds / self.done)
+        pace = f"{self.done / seconds:.3g} images/s, {left} left"
+        self.bars.update(self.task, completed=self.done, pace=pace)
+        console = self.bars.console
+        if not console.is_terminal and now - self.printed_at > MAX_SECONDS_WITHOUT_LINE:
+            self.printed_at = now
+            console.print(f"the teacher's passes: {self.done} of {self.total} images, {pace}")
+
+
+@contextmanager
+def _show_progress(console: Console, total: int) -> Iterator[_PassesProgress]:
+    bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("images, {task.fields[pace]}"),
         console=console,
     )
-    with stop_on_signal(asked.set), bar:
-        total, done, said = sum(map(len, batches)), 0, 0.0
-        task = bar.add_task("the teacher's passes", total=total, pace="")
-        began, stream = time.monotonic(), iter(loader)
-        for written, part in enumerate(missing):
-            encoded: list[tuple[EncodedRows, Tensor]] = []
-            for _ in _split(manifest.part_rows(part), recipe.batch_size):
-                batch = next(stream)[0]
-                encoded.append(
-                    (encode(passes.to_cache(batch), manifest.precision), _fingerprints(batch))
-                )
-                done += len(batch)
-                passed = time.monotonic() - began
-                left = format_duration((total - done) * passed / done)
-                pace = f"{done / passed:.3g} a second, {left} left"
-                bar.update(task, completed=done, pace=pace)
-                if not console.is_terminal and passed - said > QUIET:
-                    said = passed
-                    console.print(f"{done} of {total} images, {pace}")
-                if asked.is_set():
-                    raise Interrupted(
-                        f"stopped; {manifest.parts - len(missing) + written} of {manifest.parts} "
-                        f"parts are complete in {cache.folder}/: the same command with --resume "
-                        "continues"
-                    )
-            _write(cache, part, encoded)
-
-
-def _split(rows: range, size: int) -> Iterator[range]:
-    return (rows[i : i + size] for i in range(0, len(rows), size))
-
-
-def _fingerprints(images: Tensor) -> Tensor:
-    return torch.stack([pixel_fingerprint(image) for image in images])
-
-
-def _write(cache: Cache, part: int, batches: list[tuple[EncodedRows, Tensor]]) -> None:
-    names = batches[0][0]
-    rows = {name: torch.cat([encoded[name] for encoded, _ in batches]) for name in names}
-    try:
-        cache.write_part(part, rows, torch.cat([fingerprints for _, fingerprints in batches]))
-    except OSError as error:
-        raise InputError(
-            f"{cache.part_file(part)} could not be written ({error}): make room, then the same "
-            "command with --resume continues"
-        ) from error
+    with bars:
+        yield _PassesProgress(bars, total)

@@ -1,57 +1,65 @@
-"""The main job: distil, compare, and leave a folder that says what came out."""
+"""The main job: train a recipe's students and baselines, and write a run folder of the results."""
 
+import logging
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from scalekd.distributed import ranks
 from scalekd.errors import InputError
-from scalekd.jobs import console as report
-from scalekd.jobs import parallel as jobs
+from scalekd.jobs.job_log import job_log
 from scalekd.jobs.multi_student import distill_students
+from scalekd.jobs.parallel import default_processes, train_all
 from scalekd.jobs.preflight import run_preflight
+from scalekd.jobs.progress import ProgressDisplay, describe_result
+from scalekd.jobs.report import print_report
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
 from scalekd.runs.folder import RunFolder, choose_folder
-from scalekd.runs.result import Progress, Result, Run, methods_to_train
+from scalekd.runs.result import Result, Run, methods_to_train
 from scalekd.runs.summary import summarise
 from scalekd.runs.trackers import check_trackers
 from scalekd.signals import Interrupted
 from scalekd.training.prepare import prepare
 
+logger = logging.getLogger(__name__)
+
 
 def distill(
     recipe: Recipe, out: Path | None = None, parallel: int | None = None, resume: bool = False
 ) -> Path:
-    """Train the recipe's students and write the run folder.
+    """Train a recipe's students and write the run folder.
 
     Where this process is one of several ranks (see `ranks.launch_environment`), each of them calls
-    this with the same arguments, and sees the same folder.
+    this with the same arguments, and all of them use the same folder.
 
     Args:
-        recipe: what to train.
-        out: the run folder, which must not exist; default runs/NAME, numbered if that exists.
-        parallel: runs side by side; default one for each CPU core, or one on a GPU.
-        resume: go on with the run folder, or with the newest of that default name, where it
-            stands; begin where there is none.
+        recipe: What to train.
+        out: Run folder to write, which must not exist unless `resume` is set; by default
+            runs/NAME, with a number if that exists.
+        parallel: Number of runs that are trained in parallel, each in a process; by default one
+            for each CPU core, or one if there is a GPU.
+        resume: Resume the runs in the run folder, or in the newest of the default name, from their
+            newest checkpoints; start where there are none.
 
     Returns:
-        The run folder: settings.yaml, metrics.jsonl, curves.png, summary.json, checkpoints/, and
-        student/, which `timm.create_model("local-dir:...", pretrained=True)` loads. With
-        `more_students` it has such a folder for each of them in it.
+        The run folder: settings.yaml, metrics.jsonl, train.log, curves.png, summary.json,
+        checkpoints/, and student/, which `timm.create_model("local-dir:...", pretrained=True)`
+        loads. With `more_students` it contains such a folder for each student.
 
     Raises:
-        InputError: see its message; nothing was overwritten.
-        Interrupted: by Ctrl-C or a signal; checkpoints/ holds the state.
-        AnotherRankFailed: this is one of several ranks, and another failed.
+        InputError: the recipe cannot be trained or the folder not written, or a run failed;
+            nothing was overwritten.
+        Interrupted: by Ctrl-C or a signal; the states are in checkpoints/.
+        AnotherRankFailed: this process is one of several ranks, and another one failed.
     """
     with ranks.process_group():
         if recipe.more_students:
             out = out or ranks.decide_on_rank_0(lambda: choose_folder(recipe, newest=resume))
             if (parallel or 1) > 1:
                 raise InputError(
-                    f"parallel is {parallel}, and several students take turns in one process: "
-                    "leave one of the two out"
+                    f"parallel is {parallel}, but several students are trained interleaved in one "
+                    "process: drop parallel or more_students"
                 )
             distill_students(recipe, out, resume)
             return out
@@ -59,63 +67,62 @@ def distill(
 
 
 def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: bool) -> Path:
-    began = time.perf_counter()
-    if parallel is not None and parallel < 1:
-        raise InputError(f"parallel is {parallel}: it must be 1 or more")
-    if ranks.world_size() > 1 and (parallel or 1) > 1:
-        raise InputError(
-            f"parallel is {parallel} and there are {ranks.world_size()} ranks, which train one run "
-            "after another: leave one of the two out"
-        )
+    started = time.perf_counter()
+    _check_parallel(parallel)
     check_trackers(recipe.trackers)
-    folder, results = ranks.decide_on_rank_0(lambda: _look_at_folder(recipe, out, resume))
+    folder, results = ranks.decide_on_rank_0(lambda: _open_folder(recipe, out, resume))
     prepared = prepare(recipe)
     pair = run_preflight(prepared)
-    runs = [
-        Run(method, seed)
-        for seed in recipe.seeds
-        for method in methods_to_train(recipe.teacher, recipe.compare)
-    ]
-    left = [run for run in runs if run not in {result.run for result in results}]
-    out = folder.path
-    with ExitStack() as held, report.Display() as display:
-        display.introduce(recipe, pair, out)
-        ranks.decide_on_rank_0(lambda: held.enter_context(folder.hold(recipe, left)))
-        held.enter_context(lock.share_folder(out))
+    unfinished = _unfinished_runs(recipe, results)
 
-        def finished(result: Result) -> None:
-            results.append(result)
-            if ranks.rank() == 0:
-                folder.record_results(results)
-            display.finished(str(result.run), result)
+    def record(result: Result) -> None:
+        results.append(result)
+        if ranks.rank() == 0:
+            folder.record_results(results)
+            logger.info("%s: %s", result.run, describe_result(result))
+        display.print_result(str(result.run), result)
 
-        def progress(run: Run, news: Progress) -> None:
-            display.progress(str(run), news)
-
-        processes = parallel or jobs.default_jobs(len(left))
+    with ExitStack() as held, ProgressDisplay() as display:
+        display.print_start(recipe, pair, folder.path)
+        ranks.decide_on_rank_0(lambda: held.enter_context(folder.hold(recipe, unfinished)))
+        held.enter_context(lock.share_folder(folder.path))
+        held.enter_context(job_log(folder, recipe, pair))
         try:
-            jobs.train_all(
-                prepared, left, folder, processes=processes, report=progress, finished=finished
+            train_all(
+                prepared,
+                unfinished,
+                folder,
+                processes=parallel or default_processes(len(unfinished)),
+                report=lambda run, progress: display.update(str(run), progress),
+                finished=record,
             )
         except Interrupted as stopped:
             raise Interrupted(
                 f"stopped; the state of each run that had begun is in {folder.checkpoints}/: "
-                "the same command with --resume goes on, and `scalekd export FILE.ckpt --out "
+                "the same command with --resume resumes them, and `scalekd export FILE.ckpt --out "
                 "FOLDER` makes a timm model of one",
                 stopped.received,
             ) from stopped
     if ranks.rank() == 0:
-        summary = summarise(recipe, pair, results, time.perf_counter() - began)
-        report.conclude(recipe, pair, results, out)
+        summary = summarise(recipe, pair, results, time.perf_counter() - started)
+        print_report(recipe, pair, results, folder.path)
         folder.write_summary(summary)
     ranks.barrier()
-    return out
+    return folder.path
 
 
-def _look_at_folder(
-    recipe: Recipe, out: Path | None, resume: bool
-) -> tuple[RunFolder, list[Result]]:
-    """The run folder, and what is finished in it."""
+def _check_parallel(parallel: int | None) -> None:
+    if parallel is not None and parallel < 1:
+        raise InputError(f"parallel is {parallel}: it must be 1 or more")
+    if ranks.world_size() > 1 and (parallel or 1) > 1:
+        raise InputError(
+            f"parallel is {parallel}, but {ranks.world_size()} ranks train one run after another: "
+            "drop parallel or the ranks"
+        )
+
+
+def _open_folder(recipe: Recipe, out: Path | None, resume: bool) -> tuple[RunFolder, list[Result]]:
+    """The run folder, and the results of the runs that are finished in it."""
     folder = RunFolder(out or choose_folder(recipe, newest=resume))
     results = folder.finished_results(recipe) if resume else []
     if not resume and folder.path.exists():
@@ -124,3 +131,10 @@ def _look_at_folder(
         )
     folder.check_can_be_created()
     return folder, results
+
+
+def _unfinished_runs(recipe: Recipe, results: list[Result]) -> list[Run]:
+    finished = {result.run for result in results}
+    methods = methods_to_train(recipe.teacher, recipe.compare)
+    runs = [Run(method, seed) for seed in recipe.seeds for method in methods]
+    return [run for run in runs if run not in finished]

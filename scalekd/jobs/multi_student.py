@@ -1,8 +1,8 @@
-"""Several students under one teacher: interleaved training on one stream of batches.
+"""Multi-student training: several students under one teacher, interleaved on the same batches.
 
-The teacher passes once over each batch. Otherwise each student's run is bit-identical to the run of
-that student trained by itself, and has a run folder of its own: whatever reads a run folder reads
-each of them, and a student can resume without the others.
+The teacher is run once over each batch, and all students learn from these shared outputs. Each
+student's run is bit-identical to its run in a job with that student only, and has a run folder of
+its own, so a student can resume without the others.
 """
 
 import logging
@@ -20,9 +20,11 @@ from scalekd.device import best_device
 from scalekd.distributed import ranks
 from scalekd.distributed.launch import launcher_is_gone
 from scalekd.errors import DivergedError, InputError
-from scalekd.jobs import console as report
+from scalekd.jobs.job_log import job_log
 from scalekd.jobs.parallel import StopOr
 from scalekd.jobs.preflight import run_preflight
+from scalekd.jobs.progress import ProgressDisplay, describe_result
+from scalekd.jobs.report import print_report
 from scalekd.networks import InputConfig
 from scalekd.networks.input_config import renormalization
 from scalekd.recipe import Recipe
@@ -30,6 +32,7 @@ from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import PairSummary, Result, Run, methods_to_train
 from scalekd.runs.summary import summarise
 from scalekd.signals import Interrupted, stop_on_signal
+from scalekd.text import printable
 from scalekd.training.batch import Batch, SharedTeacherOutputs
 from scalekd.training.prepare import Prepared, prepare
 from scalekd.training.run import TrainingRun
@@ -40,15 +43,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class StudentJob:
-    """All runs of one of the students.
+    """One of the students, with all its runs.
 
     Attributes:
-        name: of its run folder.
-        prepared: its recipe with the shared teacher.
-        folder: its run folder.
-        results: of its runs that are finished.
-        pair: what its preflight found.
-        dropped: why runs of it ended before their time.
+        name: name of the student's run folder.
+        prepared: the student's recipe with the shared teacher.
+        folder: the student's run folder.
+        results: results of the runs that are finished.
+        pair: what the student's preflight found.
+        dropped: for each run that was dropped because it diverged, which and why.
     """
 
     name: str
@@ -64,8 +67,8 @@ class StudentJob:
         return self.prepared.recipe
 
     @property
-    def left(self) -> list[Run]:
-        """Its runs that are not finished."""
+    def unfinished(self) -> list[Run]:
+        """The runs that are still to be trained."""
         finished = {result.run for result in self.results}
         methods = methods_to_train(self.recipe.teacher, self.recipe.compare)
         runs = [Run(method, seed) for seed in self.recipe.seeds for method in methods]
@@ -73,28 +76,36 @@ class StudentJob:
 
 
 def distill_students(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Train the recipe's students; `out` gets a run folder for each.
+    """Train the recipe's students, interleaved.
+
+    Args:
+        recipe: names the first student, and the others in `more_students`.
+        out: gets a run folder for each student.
+        resume: resume the students whose run folders exist, and start the others.
 
     Raises:
-        InputError: see its message; or a student was dropped, and the others are complete.
-        Interrupted: by Ctrl-C or a signal; each run's state is in its folder.
+        InputError: the recipe cannot be trained; or a run of a student diverged and was dropped,
+            and the other students are complete.
+        Interrupted: by Ctrl-C or a signal; each run's state is in its student's folder.
     """
-    began = time.perf_counter()
+    started = time.perf_counter()
     jobs = _prepare_jobs(ranks.decide_on_rank_0(lambda: _find_folders(recipe, out, resume)))
-    with ExitStack() as held, report.Display() as display:
+    with ExitStack() as held, ProgressDisplay() as display:
         for job in jobs:
-            display.introduce(job.recipe, job.pair, job.folder.path)
+            display.print_start(job.recipe, job.pair, job.folder.path)
             ranks.decide_on_rank_0(partial(_hold, held, job))
-        asked = threading.Event()
-        with stop_on_signal(asked.set):
-            for run in dict.fromkeys(run for job in jobs for run in job.left):
-                _train([job for job in jobs if run in job.left], run, asked, display)
-    finished = [job for job in jobs if not job.left]
+            held.enter_context(job_log(job.folder, job.recipe, job.pair))
+        stop_requested = threading.Event()
+        with stop_on_signal(stop_requested.set):
+            for run in dict.fromkeys(run for job in jobs for run in job.unfinished):
+                jobs_with_run = [job for job in jobs if run in job.unfinished]
+                _train(jobs_with_run, run, stop_requested, display)
+    finished = [job for job in jobs if not job.unfinished]
     if ranks.rank() == 0:
         for job in finished:
-            Console(highlight=False).print(f"\n[bold]{job.name}[/]")
-            summary = summarise(job.recipe, job.pair, job.results, time.perf_counter() - began)
-            report.conclude(job.recipe, job.pair, job.results, job.folder.path)
+            Console(highlight=False).print(f"\n[bold]{printable(job.name)}[/]")
+            summary = summarise(job.recipe, job.pair, job.results, time.perf_counter() - started)
+            print_report(job.recipe, job.pair, job.results, job.folder.path)
             job.folder.write_summary(summary)
     ranks.barrier()
     if dropped := [reason for job in jobs for reason in job.dropped]:
@@ -106,7 +117,7 @@ def distill_students(recipe: Recipe, out: Path, resume: bool) -> None:
 def _find_folders(
     recipe: Recipe, out: Path, resume: bool
 ) -> dict[str, tuple[Recipe, RunFolder, list[Result]]]:
-    """By name each student's recipe, its run folder, and the results that are in it."""
+    """Each student's recipe, run folder, and results in that folder, by the student's name."""
     if out.exists() and not resume:
         raise InputError(
             f"{str(out)!r} exists and is not overwritten: give another --out, or --resume"
@@ -115,18 +126,18 @@ def _find_folders(
         raise InputError(
             f"{str(out)!r} is the run folder of one student: give another --out for several"
         )
-    found = {}
-    for name, own_recipe in recipe.per_student().items():
+    folders = {}
+    for name, student_recipe in recipe.per_student().items():
         folder = RunFolder(out / name)
-        found[name] = own_recipe, folder, folder.finished_results(own_recipe)
+        folders[name] = student_recipe, folder, folder.finished_results(student_recipe)
         folder.check_can_be_created()
-    return found
+    return folders
 
 
-def _prepare_jobs(found: dict[str, tuple[Recipe, RunFolder, list[Result]]]) -> list[StudentJob]:
-    """Build the teacher once, and try each student."""
+def _prepare_jobs(folders: dict[str, tuple[Recipe, RunFolder, list[Result]]]) -> list[StudentJob]:
+    """Build the teacher once, and run each student's preflight."""
     jobs: list[StudentJob] = []
-    for name, (recipe, folder, results) in found.items():
+    for name, (recipe, folder, results) in folders.items():
         first = jobs[0] if jobs else None
         prepared = prepare(recipe, teacher=first.prepared.teacher if first else None)
         pair = run_preflight(prepared, first.pair.teacher_top1 if first else None)
@@ -137,13 +148,13 @@ def _prepare_jobs(found: dict[str, tuple[Recipe, RunFolder, list[Result]]]) -> l
 
 
 def _check_same_images(first: StudentJob, other: StudentJob) -> None:
-    """InputError where two students cannot learn from one stream of images."""
+    """InputError where two students cannot be trained on the same images."""
     images, others = first.prepared.input, other.prepared.input
     if (images.channels, images.size) != (others.channels, others.size):
         raise InputError(
             f"{first.name} takes images of {_describe(images)} and {other.name} of "
-            f"{_describe(others)}, but they learn from the same images: give --data.image_size, "
-            "or drop one of them"
+            f"{_describe(others)}, but all students are trained on the same images: give "
+            "--data.image_size, or drop one of them"
         )
     erasing = other.recipe.data.erasing
     if erasing and (images.mean, images.std) != (others.mean, others.std):
@@ -160,32 +171,32 @@ def _describe(images: InputConfig) -> str:
 
 
 def _hold(held: ExitStack, job: StudentJob) -> None:
-    held.enter_context(job.folder.hold(job.recipe, job.left))
+    held.enter_context(job.folder.hold(job.recipe, job.unfinished))
 
 
 def _train(
-    jobs: list[StudentJob], run: Run, asked: threading.Event, display: report.Display
+    jobs: list[StudentJob], run: Run, stop_requested: threading.Event, display: ProgressDisplay
 ) -> None:
-    """Train all students of `jobs` by one method with one seed, interleaved.
+    """Train the students of `jobs` by one method with one seed, interleaved.
 
     Raises:
         Interrupted: the runs were asked to stop.
-        Exception: of the first run that failed for another reason than a loss that is not finite;
-            the others have saved their states.
+        Exception: that of the first run that failed for another reason than a non-finite loss; the
+            other runs have saved their states.
     """
     failed = threading.Event()
-    stop = StopOr(failed, lambda: asked.is_set() or launcher_is_gone())
+    stop = StopOr(failed, lambda: stop_requested.is_set() or launcher_is_gone())
     with ExitStack() as entered:
         trainings: dict[str, TrainingRun] = {}
         for job in jobs:
-            progress = partial(display.progress, f"{job.name}, {run}")
+            progress = partial(display.update, f"{job.name}, {run}")
             training = open_run(job.prepared, run, job.folder, progress, stop)
             trainings[job.name] = entered.enter_context(training)
         errors = _interleave(trainings, {job.name: job.prepared.input for job in jobs}, failed)
         for job in jobs:
             error = errors.get(job.name)
             if error is None:
-                _conclude(job, trainings[job.name], run, display)
+                _record_result(job, trainings[job.name], run, display)
             elif isinstance(error, DivergedError):
                 job.dropped.append(f"{job.name}, {run}, was dropped: {error}")
                 logger.warning(job.dropped[-1])
@@ -195,25 +206,37 @@ def _train(
     if any(isinstance(error, Interrupted) for error in errors.values()):
         raise Interrupted(
             "stopped; the state of each run is in its student's folder: the same command with "
-            "--resume continues"
+            "--resume resumes them"
         )
 
 
-def _conclude(job: StudentJob, training: TrainingRun, run: Run, display: report.Display) -> None:
+def _record_result(
+    job: StudentJob, training: TrainingRun, run: Run, display: ProgressDisplay
+) -> None:
     result = conclude(training, job.prepared, run, job.folder)
     job.results.append(result)
     if ranks.rank() == 0:
         job.folder.record_results(job.results)
-    display.finished(f"{job.name}, {run}", result)
+        logger.info("%s, %s: %s", job.name, run, describe_result(result))
+    display.print_result(f"{job.name}, {run}", result)
 
 
 def _interleave(
     trainings: dict[str, TrainingRun], inputs: dict[str, InputConfig], failed: threading.Event
 ) -> dict[str, Exception]:
-    """Train all to their ends, and give the errors that some of them ended with, by name.
+    """Train all runs to their end on the batches of the run that is at the earliest step.
 
-    A run that resumes from a later checkpoint than the others waits until they are as far. A run
-    whose loss is not finite any more is dropped; any other error stops all after their next step.
+    A run that resumes from a later checkpoint than the others waits until they are at its step. A
+    run whose loss is non-finite is dropped; any other error sets `failed`, which stops all runs
+    after their next step.
+
+    Args:
+        trainings: the runs by their students' names.
+        inputs: the images that the students take, by the students' names.
+        failed: set when a run failed.
+
+    Returns:
+        The errors that runs ended with, by their students' names.
     """
     errors: dict[str, Exception] = {}
     active = {name: run for name, run in trainings.items() if not run.loop.finished}
@@ -227,8 +250,8 @@ def _interleave(
         for name, training in list(active.items()):
             error: Exception | None
             if first_step[name] <= step:
-                own_batch = _renormalize(batch, inputs[earliest], inputs[name])
-                error = _process(training, own_batch, waited)
+                renormalized = _renormalize(batch, inputs[earliest], inputs[name])
+                error = _process(training, renormalized, waited)
             elif any(isinstance(error, Interrupted) for error in errors.values()):
                 error = Interrupted()  # its state is in its checkpoint
             else:
@@ -254,7 +277,7 @@ def _process(training: TrainingRun, batch: Batch, waited: float) -> Exception | 
 
 
 def _shared_batches(reference: TrainingRun) -> Iterator[tuple[Batch, float]]:
-    """The micro-batches that a run still has, and the seconds that each was waited for."""
+    """A run's remaining micro-batches, each with the seconds that were spent waiting for it."""
     waiting_since = time.perf_counter()
     for items in reference.batches:
         batch = Batch.from_loader(items, best_device())
@@ -264,9 +287,9 @@ def _shared_batches(reference: TrainingRun) -> Iterator[tuple[Batch, float]]:
         waiting_since = time.perf_counter()
 
 
-def _renormalize(batch: Batch, given: InputConfig, wanted: InputConfig) -> Batch:
-    """The batch, whose images are normalised as `given`, normalised as `wanted`."""
-    if (given.mean, given.std) == (wanted.mean, wanted.std):
+def _renormalize(batch: Batch, source: InputConfig, target: InputConfig) -> Batch:
+    """A batch whose images have `source`'s normalisation, with `target`'s normalisation."""
+    if (source.mean, source.std) == (target.mean, target.std):
         return batch
-    scale, shift = (t.to(batch.images.device) for t in renormalization(given, wanted))
+    scale, shift = (t.to(batch.images.device) for t in renormalization(source, target))
     return replace(batch, images=batch.images * scale + shift)

@@ -1,4 +1,4 @@
-"""Several runs at the same time: a process each, one progress stream, one way to stop."""
+"""Runs in parallel: each in a process of its own, with one stream of progress, stopped together."""
 
 import logging
 import logging.handlers
@@ -30,9 +30,12 @@ from scalekd.training.train import train
 Report = Callable[[Run, Progress], None]
 
 
-def default_jobs(runs: int) -> int:
-    """Runs side by side: one for each core on a CPU, where small models gain nothing from two
-    threads; one at a time on a GPU, and of several ranks."""
+def default_processes(runs: int) -> int:
+    """How many of `runs` runs are trained in parallel by default.
+
+    One for each CPU core, because small models gain nothing from a second thread; one if there is a
+    GPU or there are several ranks.
+    """
     if torch.cuda.is_available() or ranks.world_size() > 1:
         return 1
     return max(1, min(runs, os.cpu_count() or 1))
@@ -47,18 +50,26 @@ def train_all(
     report: Report,
     finished: Callable[[Result], None],
 ) -> None:
-    """Train all `runs`, as many at a time as there are `processes`.
+    """Train all `runs`, up to `processes` of them in parallel.
 
-    What stops them does so after a step, with their states saved.
+    A run that is stopped finishes its step and saves its state.
+
+    Args:
+        prepared: the recipe with its images and teacher.
+        runs: which methods with which seeds.
+        folder: the run folder.
+        processes: number of processes; 1 trains in this one.
+        report: called with the progress of each run.
+        finished: called with each result.
 
     Raises:
-        Interrupted: they were stopped, by Ctrl-C or a signal of `STOP_SIGNALS`.
-        InputError: of the first run that failed; the others are stopped with their checkpoints.
+        Interrupted: the runs were stopped, by Ctrl-C or a signal of `STOP_SIGNALS`.
+        InputError: that of the first run that failed; the others are stopped and have saved.
     """
     if processes == 1:
-        asked = threading.Event()
-        stop = StopOr(asked, launcher_is_gone)
-        with stop_on_signal(asked.set):
+        stop_requested = threading.Event()
+        stop = StopOr(stop_requested, launcher_is_gone)
+        with stop_on_signal(stop_requested.set):
             for run in runs:
                 finished(train(prepared, run, folder, partial(report, run), stop))
         return
@@ -90,18 +101,18 @@ def train_all(
 
 @dataclass(frozen=True)
 class StopOr:
-    """Set when somebody asks to stop, or when the process that began this one is gone."""
+    """A stop signal that is set by its event, or when the process that started this one is gone."""
 
     event: Event | threading.Event
     parent_is_gone: Callable[[], bool]
 
     def is_set(self) -> bool:
-        """Whether to end."""
+        """Whether the runs are to stop."""
         return self.event.is_set() or self.parent_is_gone()
 
 
 class _Worker:
-    """What a process that trains one run after another keeps: its recipe is prepared once."""
+    """A process that trains one run after another, for which it prepares the recipe once."""
 
     def __init__(self, recipe: Recipe, stop: Event, messages: Any) -> None:
         self.recipe, self.messages = recipe, messages
@@ -129,7 +140,7 @@ def _start_worker(recipe: Recipe, stop: Event, messages: Any, threads: int) -> N
     _worker = _Worker(recipe, stop, messages)
     ignore_stop_signals()  # the parent sets `stop`
     torch.set_num_threads(threads)
-    # The parent shows log records and warnings, in its way and above its bars.
+    # The parent shows log records and warnings above its bars, and writes them to train.log.
     logging.getLogger("scalekd").addHandler(_ToParent(messages))
     warnings.showwarning = lambda message, *_: messages.put(UserWarning(str(message)))
 
@@ -167,7 +178,7 @@ def _conclude(future: Future[Result], finished: Callable[[Result], None]) -> Bas
 
 
 def _drain(messages: Any, report: Report) -> None:
-    """Pass on what the workers have sent."""
+    """Pass on the progress, log records and warnings that the workers have sent."""
     while not messages.empty():
         message = messages.get()
         if isinstance(message, logging.LogRecord):

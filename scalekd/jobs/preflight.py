@@ -1,4 +1,4 @@
-"""Whether a recipe can be trained, found out before the expensive part."""
+"""The preflight of a recipe: one trial step and the teacher's accuracy, before training starts."""
 
 import math
 from dataclasses import asdict, replace
@@ -21,11 +21,14 @@ from scalekd.training.validation import top1, validation_batch_size
 
 
 def run_preflight(prepared: Prepared, teacher_top1: float | None = None) -> PairSummary:
-    """Build what the recipe's main run trains, try a step of it, and measure the teacher.
+    """Build the student of the recipe's main run, try a step, and measure the teacher.
 
     Args:
         prepared: the recipe with its images and teacher.
-        teacher_top1: the teacher's accuracy (a share), where that was measured before.
+        teacher_top1: the teacher's accuracy (a share), if it has been measured already.
+
+    Returns:
+        Sizes and cost of the pair, the teacher's accuracy, and notes for the user.
 
     Raises:
         InputError: the recipe cannot be trained.
@@ -33,7 +36,7 @@ def run_preflight(prepared: Prepared, teacher_top1: float | None = None) -> Pair
     recipe = prepared.recipe
     learner = prepared.build_learner(main_run(recipe))
     if "logit_kd" in recipe.compare and isinstance(learner, ScaleKD):
-        _refuse_logits_where_there_are_none(learner)
+        _check_logit_distillation(learner)
     source = prepared.images_for(learner)
     batches, validation = build_loaders(
         source,
@@ -89,53 +92,63 @@ def _check_classes(learner: Learner, source: Source, recipe: Recipe) -> None:
 
 
 def _notes_on_settings(prepared: Prepared, learner: Learner) -> list[Note]:
-    """What a user may not expect of the settings."""
+    """Notes on settings whose effect a user may not expect."""
     recipe = prepared.recipe
     texts = []
     if recipe.learning_rate != recipe.optim.lr:
         texts.append(
-            f"the learning rate is {recipe.learning_rate:.3g}: {recipe.optim.lr} for "
-            f"{recipe.optim.lr_batch_size} images a step, in proportion to these "
+            f"the learning rate is {recipe.learning_rate:.3g}: optim.lr is {recipe.optim.lr} for "
+            f"a batch of {recipe.optim.lr_batch_size} images, and is scaled to the batch of "
             f"{recipe.batch_size}"
         )
     if recipe.separable_stem and isinstance(learner, ScaleKD):
-        texts.append("separable_stem is true: cheaper than the exact method, and not the same")
-    if unlearnt := parameters_without_gradient(learner):
-        texts.append(f"no gradient reaches {len(unlearnt)} parameters, such as {unlearnt[0]}")
+        texts.append("separable_stem is true: the projectors are cheaper, and not the paper's")
+    if without_gradient := parameters_without_gradient(learner):
+        texts.append(
+            f"no gradient reaches {len(without_gradient)} parameters, for example "
+            f"{without_gradient[0]}"
+        )
     if prepared.cache is not None:
         texts.append(str(prepared.cache))
     return [Note("info", text) for text in texts]
 
 
-def _refuse_logits_where_there_are_none(learner: ScaleKD) -> None:
+def _check_logit_distillation(learner: ScaleKD) -> None:
     if not learner.criterion.weights.logits:
         why = why_no_logits(learner.student_extractor.shapes, learner.teacher.shapes)
         why = why or "the weight logits is 0"
-        raise InputError(f"compare has logit_kd, and there is no logit distillation here ({why})")
+        raise InputError(
+            f"compare has logit_kd, but logits cannot be distilled ({why}): drop logit_kd"
+        )
 
 
 def teacher_accuracy_notes(top1: float, classes: int, images: int) -> list[Note]:
-    """A warning where a teacher right on this share of the images may as well be guessing.
+    """Warn of a teacher whose accuracy is not above chance.
 
-    Guessing is right on 1 / classes of them. Whatever is below three standard errors above that is
-    called chance; of fewer than 50 images nothing is said.
+    Guessing is right on 1 / classes of the images. An accuracy of less than that plus three
+    standard errors counts as chance. Fewer than 50 images are too few to tell.
+
+    Args:
+        top1: the teacher's accuracy (a share).
+        classes: number of the images' classes.
+        images: number of images that it was measured on.
     """
     chance = 1 / classes
     if images < 50 or top1 >= chance + 3 * math.sqrt(chance * (1 - chance) / images):
         return []
     text = (
-        f"the teacher is right on {top1:.2%} of these images, which is chance for {classes} "
-        "classes: are its weights random, or its classes in another order?"
+        f"the teacher's top-1 accuracy on the validation images is {top1:.2%}, which is chance for "
+        f"{classes} classes: are its weights random, or its classes in another order?"
     )
     return [Note("warning", text)]
 
 
 def _notes_without_labels(learner: ScaleKD, root: str) -> list[Note]:
-    """What there is to say of a training without labels."""
+    """Notes on a training without labels: which losses remain."""
     weights = asdict(learner.criterion.weights)
     logits = weights.pop("logits")
-    kinds = [k for k, some in (("features", any(weights.values())), ("logits", logits)) if some]
-    texts = [f"no labels in {root}: {' and '.join(kinds)} alone are distilled"]
+    kinds = [k for k, used in (("features", any(weights.values())), ("logits", logits)) if used]
+    texts = [f"no labels in {root}: only {' and '.join(kinds)} are distilled, without a task loss"]
     if learner.student.num_classes and not logits:
         texts.append(
             f"nothing trains the student's classifier of {learner.student.num_classes} classes: "

@@ -1,4 +1,4 @@
-"""Any recipe as a run of about a minute on two cores, through the same code."""
+"""`--smoke`: shrink any recipe to a run of about a minute on two cores, through the same code."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +14,24 @@ STEPS_PER_EPOCH, EPOCHS, BATCH = 2, 2, 4
 
 
 def shrink_to_smoke_test(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with its teacher, student, losses, optimizer and augmentation, and little else.
+    """Shrink a recipe to four steps; teacher, student, losses, optimizer and augmentation stay.
 
-    The images are noise, written to `folder`; the teacher is random, and no cache is of it. Of the
-    digits, which are packaged with their teacher, there are only fewer.
+    The images are noise, which is written to `folder`; the teacher's weights are random, and a
+    cache is not read. The digits and their teacher, which are packaged, are used as they are, with
+    fewer images an epoch.
 
     Args:
-        recipe: any.
-        folder: an empty one; it must be there as long as the run.
+        recipe: any recipe.
+        folder: an empty folder, which must exist until the run has ended.
+
+    Returns:
+        The shrunk recipe.
     """
-    short = replace(
+    shortened = replace(
         recipe,
-        optim=_shorter(recipe.optim),
+        optim=_shorten(recipe.optim),
         more_students=[
-            replace(s, optim=_shorter(s.optim)) if isinstance(s, Student) and s.optim else s
+            replace(s, optim=_shorten(s.optim)) if isinstance(s, Student) and s.optim else s
             for s in recipe.more_students
         ],
         epochs=EPOCHS,
@@ -37,14 +41,14 @@ def shrink_to_smoke_test(recipe: Recipe, folder: Path) -> Recipe:
     )
     if recipe.data.root == "digits":
         images = STEPS_PER_EPOCH * recipe.batch_size
-        return replace(short, data=replace(recipe.data, epoch_images=images))
-    _noise(folder)
+        return replace(shortened, data=replace(recipe.data, epoch_images=images))
+    _write_noise(folder)
     resized = {"img_size": SIDE} if "img_size" in recipe.teacher_args else {}
     data = replace(
         recipe.data, root=str(folder), image_size=SIDE, train_images=None, epoch_images=None
     )
     return replace(
-        short,
+        shortened,
         data=replace(data, workers=0),
         teacher_weights="random",
         teacher_args={**recipe.teacher_args, **resized, "num_classes": CLASSES},
@@ -54,7 +58,7 @@ def shrink_to_smoke_test(recipe: Recipe, folder: Path) -> Recipe:
     )
 
 
-def _shorter(optim: Optim) -> Optim:
+def _shorten(optim: Optim) -> Optim:
     return replace(
         optim,
         warmup_epochs=min(optim.warmup_epochs, EPOCHS / 2),
@@ -62,13 +66,13 @@ def _shorter(optim: Optim) -> Optim:
     )
 
 
-def _noise(folder: Path) -> None:
-    """train/ and val/ of as many images as two epochs' steps need, each class of another grey."""
-    numbers = np.random.default_rng(0)
+def _write_noise(folder: Path) -> None:
+    """Write train/ and val/ with the images of an epoch, each class with another mean grey."""
+    generator = np.random.default_rng(0)
     for split in ("train", "val"):
-        for name in range(CLASSES):
-            (folder / split / str(name)).mkdir(parents=True)
+        for label in range(CLASSES):
+            (folder / split / str(label)).mkdir(parents=True)
             for index in range(STEPS_PER_EPOCH * BATCH // CLASSES):
-                noise = numbers.integers(0, 128, (SIDE, SIDE, 3)) + 32 * name
+                noise = generator.integers(0, 128, (SIDE, SIDE, 3)) + 32 * label
                 picture = Image.fromarray(noise.astype(np.uint8))
-                picture.save(folder / split / str(name) / f"{index}.png")
+                picture.save(folder / split / str(label) / f"{index}.png")

@@ -23,6 +23,15 @@ def test_information_is_shown_without_a_level(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == "scalekd: reading\n"
 
 
+def test_what_a_job_displays_itself_is_not_shown_a_second_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with shown_logs(), warned("a run diverged"):
+        logging.getLogger("scalekd.jobs.distill").info("a run is finished")
+        logging.getLogger("scalekd.jobs.distill").warning("a run diverged")
+    assert capsys.readouterr().err == "scalekd: warning: a run diverged\n"
+
+
 def test_warnings_of_other_packages_are_shown_in_the_same_way(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

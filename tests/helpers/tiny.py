@@ -22,6 +22,23 @@ def tiny(root: object, **changes: Any) -> Recipe:
     return replace(recipe, **changes)
 
 
+def tiny_cacheable(root: object, **changes: Any) -> Recipe:
+    """`tiny` with augmentation, so that each epoch sees other views, and for three epochs.
+
+    The teacher has the images' three classes, so that logits are distilled. The learning rate is
+    very small, because training amplifies the rounding of cached outputs.
+    """
+    recipe = tiny(
+        root,
+        data=Data(str(root), 64, workers=0, color_jitter=0.4),
+        teacher_args={"img_size": 64, "num_classes": 3},
+        optim=Optim(lr=1e-6, warmup_epochs=0),
+        epochs=3,
+        log_every=1,
+    )
+    return replace(recipe, **changes)
+
+
 def tiny_digits(**changes: Any) -> Recipe:
     """A ResNet of two blocks under the digits' teacher, for two steps of 32 images."""
     recipe = Recipe(

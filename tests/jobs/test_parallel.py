@@ -1,4 +1,4 @@
-"""Runs at the same time: what their processes have to say."""
+"""Runs in parallel processes: their warnings and log records reach the parent."""
 
 import logging
 import multiprocessing

@@ -1,4 +1,4 @@
-"""A teacher that is right no more often than chance is said aloud."""
+"""The preflight's warning of a teacher whose accuracy is chance."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from scalekd.training.prepare import prepare
 
 
 @pytest.mark.parametrize(
-    ("top1", "classes", "images", "remarked"),
+    ("top1", "classes", "images", "warned"),
     [
         (0.001, 1000, 50_000, True),
         (0.0014, 1000, 50_000, True),
@@ -28,19 +28,19 @@ from scalekd.training.prepare import prepare
         (0.0, 10, 49, False),
     ],
 )
-def test_chance_reaches_to_three_standard_errors(
-    top1: float, classes: int, images: int, remarked: bool
+def test_an_accuracy_below_chance_plus_three_standard_errors_is_warned_of(
+    top1: float, classes: int, images: int, warned: bool
 ) -> None:
-    said = teacher_accuracy_notes(top1, classes, images)
-    assert len(said) == remarked
-    for note in said:
+    notes = teacher_accuracy_notes(top1, classes, images)
+    assert len(notes) == warned
+    for note in notes:
         assert note.level == "warning"
         assert f"{top1:.2%}" in note.text
         assert f"chance for {classes} classes" in note.text
         assert "\n" not in note.text
 
 
-def test_a_teacher_of_random_weights_is_remarked_on_where_there_are_images_enough(
+def test_a_teacher_with_random_weights_is_warned_of_if_there_are_enough_images(
     tmp_path: Path,
 ) -> None:
     recipe = Recipe(
@@ -56,7 +56,7 @@ def test_a_teacher_of_random_weights_is_remarked_on_where_there_are_images_enoug
     pair = run_preflight(prepare(recipe))
     assert pair.teacher_top1 is not None
     (note,) = (n for n in pair.notes if "chance" in n.text)
-    assert f"{pair.teacher_top1:.2%} of these images" in note.text
+    assert f"accuracy on the validation images is {pair.teacher_top1:.2%}" in note.text
     assert note.level == "warning"
     few = image_folder(tmp_path / "few", each=4, side=32)
     assert not [

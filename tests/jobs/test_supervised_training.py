@@ -20,43 +20,45 @@ from scalekd.runs.result import Run
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """A distillation, and the student alone beside it."""
+    """A distillation with its supervised baseline."""
     pictures = image_folder(tmp_path_factory.mktemp("data") / "pictures")
     optim = Optim(warmup_epochs=0.5)
     return tiny(pictures, epochs=2, optim=optim, seeds=[3], compare=["supervised"])
 
 
-def test_it_is_the_baseline_of_the_distillation_to_the_bit(recipe: Recipe, tmp_path: Path) -> None:
+def test_training_without_a_teacher_is_bit_identical_to_the_supervised_baseline(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     compared = distill(recipe, tmp_path / "compared", parallel=1)
-    alone = distill(replace(recipe, teacher=None, compare=[]), tmp_path / "supervised", parallel=1)
+    without_teacher = replace(recipe, teacher=None, compare=[])
+    supervised = distill(without_teacher, tmp_path / "supervised", parallel=1)
     run = Run("supervised", 3)
-    one, other = (RunFolder(out).checkpoint(run).exists() for out in (compared, alone))
-    assert one
-    assert other
-    told = [
+    for out in (compared, supervised):
+        assert RunFolder(out).checkpoint(run).exists()
+    measured = [
         [
             (line["step"], line["loss"], line["top1"])
             for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
             if line["method"] == "supervised"
         ]
-        for out in (compared, alone)
+        for out in (compared, supervised)
     ]
-    assert told[0] == told[1]
-    assert len(told[0]) >= 2
+    assert measured[0] == measured[1]
+    assert len(measured[0]) >= 2
 
 
-def test_its_folder_is_a_student_and_a_recipe_without_a_teacher(
+def test_the_run_folder_has_a_student_and_settings_without_a_teacher(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cheaper = replace(recipe, separable_stem=True)  # of projectors, which a student alone has not
+    cheaper = replace(recipe, separable_stem=True)  # a setting of projectors, which are not built
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(cheaper.as_dict()))
     words = ["train", "--config", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]
     main([*words, "--parallel", "1"])
-    said = capsys.readouterr().out
-    assert "test_resnet" in said
-    assert "learns alone, without a teacher" in said
-    assert "projected" not in said
-    assert "separable_stem" not in said
+    printed = capsys.readouterr().out
+    assert "test_resnet" in printed
+    assert "is trained without a teacher (supervised baseline)" in printed
+    assert "projected" not in printed
+    assert "separable_stem" not in printed
     student = timm.create_model(f"local-dir:{tmp_path}/out/student", pretrained=True)
     assert student.num_classes == 3
     settings = yaml.safe_load((tmp_path / "out" / "settings.yaml").read_text())
@@ -83,8 +85,8 @@ def test_no_teacher_is_needed_on_the_command_line(
     assert "--teacher" in capsys.readouterr().err
 
 
-def test_without_labels_there_is_nothing_to_learn(tmp_path: Path) -> None:
+def test_training_without_a_teacher_and_without_labels_is_refused(tmp_path: Path) -> None:
     flat = Recipe(None, "test_resnet", Data(str(flat_folder(tmp_path / "flat")), 64), batch_size=4)
-    with refused("a student alone learns from labels", "scalekd distill"):
+    with refused("a student without a teacher learns from labels", "scalekd distill"):
         distill(flat, tmp_path / "out")
     assert not (tmp_path / "out").exists()

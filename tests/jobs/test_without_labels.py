@@ -41,8 +41,8 @@ def recipe(root: Path) -> Recipe:
 
 
 def summary(out: Path) -> dict[str, Any]:
-    said: dict[str, Any] = json.loads((out / "summary.json").read_text())
-    return said
+    plain: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return plain
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -54,34 +54,36 @@ def exported(out: Path) -> torch.nn.Module:
     return model.eval()
 
 
-def test_the_teachers_features_and_logits_are_learnt_and_the_loss_is_reported(
+def test_features_and_logits_are_distilled_and_the_loss_is_reported(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = distill(replace(recipe, compare=["logit_kd"]), tmp_path / "out", parallel=1)
-    found = summary(out)
-    note = f"no labels in {recipe.data.root}: features and logits alone are distilled"
-    assert found["notes"][0] == {"level": "info", "text": note}
+    summarised = summary(out)
+    losses = "only features and logits are distilled, without a task loss"
+    note = f"no labels in {recipe.data.root}: {losses}"
+    assert summarised["notes"][0] == {"level": "info", "text": note}
     assert {
-        n: found[n] for n in ("teacher_top1", "student_top1", "logit_kd_top1", "supervised_top1")
+        n: summarised[n]
+        for n in ("teacher_top1", "student_top1", "logit_kd_top1", "supervised_top1")
     } == {
         "teacher_top1": None,
         "student_top1": None,
         "logit_kd_top1": None,
         "supervised_top1": None,
     }
-    assert set(found["student_terms"]) == FEATURES | {"logits"}
-    assert set(found["logit_kd_terms"]) == {"logits"}
-    assert found["student_loss"] == pytest.approx(sum(found["student_terms"].values()))
-    assert found["student_loss_by_seed"] == {"1": found["student_loss"]}
+    assert set(summarised["student_terms"]) == FEATURES | {"logits"}
+    assert set(summarised["logit_kd_terms"]) == {"logits"}
+    assert summarised["student_loss"] == pytest.approx(sum(summarised["student_terms"].values()))
+    assert summarised["student_loss_by_seed"] == {"1": summarised["student_loss"]}
     for method in ("scalekd", "logit_kd"):
-        own = [m for m in metrics(out) if m["method"] == method]
-        assert (own[-1]["step"], own[-1]["steps"]) == (4, 4)
-        assert {m["top1"] for m in own} == {None}
+        lines = [m for m in metrics(out) if m["method"] == method]
+        assert (lines[-1]["step"], lines[-1]["steps"]) == (4, 4)
+        assert {m["top1"] for m in lines} == {None}
     printed = capsys.readouterr().out
     assert f"note: {note}" in printed
     assert "scalekd seed 1: step 4/4" in printed
-    assert f"loss {found['student_loss']:.4f} after 4 steps" in printed
-    assert f"{found['student_loss']:.3f}" in printed
+    assert f"loss {summarised['student_loss']:.4f} after 4 steps" in printed
+    assert f"{summarised['student_loss']:.3f}" in printed
     assert "top-1" not in printed
     assert exported(out).num_classes == 7
     with Image.open(out / "curves.png") as picture:
@@ -92,10 +94,10 @@ def test_a_teacher_without_classifier_gives_a_student_without_one(
     recipe: Recipe, tmp_path: Path
 ) -> None:
     out = distill(replace(recipe, teacher_args={"num_classes": 0}), tmp_path / "out", parallel=1)
-    found = summary(out)
-    note = f"no labels in {recipe.data.root}: features alone are distilled"
-    assert {"level": "info", "text": note} in found["notes"]
-    assert set(found["student_terms"]) == FEATURES
+    summarised = summary(out)
+    note = f"no labels in {recipe.data.root}: only features are distilled, without a task loss"
+    assert {"level": "info", "text": note} in summarised["notes"]
+    assert set(summarised["student_terms"]) == FEATURES
     student, spec = load_student(RunFolder(out).checkpoint(Run("scalekd", 1)))
     loaded = exported(out)
     assert loaded.num_classes == student.num_classes == spec.classes == 0
@@ -105,37 +107,37 @@ def test_a_teacher_without_classifier_gives_a_student_without_one(
 
 
 @pytest.mark.parametrize(
-    ("weights", "asked", "classes"),
+    ("weights", "student_args", "classes"),
     [(None, {}, 7), (LossWeights(logits=0), {}, 0), (None, {"num_classes": 5}, 5)],
-    ids=["with logits", "without logits", "as student_args say"],
+    ids=["with logits", "without logits", "as student_args set it"],
 )
-def test_the_students_classifier_is_what_it_can_learn_unless_asked_for(
-    weights: LossWeights | None, asked: dict[str, Any], classes: int, recipe: Recipe
+def test_the_students_classifier_has_the_classes_it_can_learn_unless_set(
+    weights: LossWeights | None, student_args: dict[str, Any], classes: int, recipe: Recipe
 ) -> None:
-    pair = run_preflight(prepare(replace(recipe, weights=weights, student_args=asked)))
+    pair = run_preflight(prepare(replace(recipe, weights=weights, student_args=student_args)))
     plain = timm.create_model("test_resnet", num_classes=classes)
     assert pair.student_parameters == sum(p.numel() for p in plain.parameters())
     assert (pair.teacher_top1, pair.labels) == (None, False)
-    idle = [
+    untrained = [
         n for n in pair.notes if "nothing trains the student's classifier of 5 classes" in n.text
     ]
-    assert len(idle) == (classes == 5)
+    assert len(untrained) == (classes == 5)
 
 
-def test_logits_alone_are_said_to_be_alone(recipe: Recipe) -> None:
+def test_a_note_names_logits_as_the_only_loss(recipe: Recipe) -> None:
     notes = run_preflight(prepare(replace(recipe, weights=LossWeights(0, 0, 0, 0, 0.5)))).notes
-    assert notes[0].text.endswith("logits alone are distilled")
+    assert notes[0].text.endswith("only logits are distilled, without a task loss")
     assert "features" not in notes[0].text
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message_parts"),
     [
         ({"compare": ["supervised"]}, ["compare", "supervised", "labels"]),
         ({"label_smoothing": 0.1}, ["label_smoothing is 0.1", "labels"]),
         (
             {"compare": ["logit_kd"], "teacher_args": {"num_classes": 0}},
-            ["compare", "logit_kd", "no logit distillation"],
+            ["compare", "logit_kd", "logits cannot be distilled"],
         ),
         (
             {"weights": LossWeights(0, 0, 0, 0, 0)},
@@ -144,15 +146,15 @@ def test_logits_alone_are_said_to_be_alone(recipe: Recipe) -> None:
     ],
     ids=["supervised", "smoothing", "logits of a headless teacher", "nothing"],
 )
-def test_what_needs_labels_or_leaves_nothing_is_refused(
-    changes: dict[str, Any], said: list[str], recipe: Recipe, tmp_path: Path
+def test_settings_that_need_labels_or_leave_no_loss_are_refused(
+    changes: dict[str, Any], message_parts: list[str], recipe: Recipe, tmp_path: Path
 ) -> None:
-    with refused(*said):
+    with refused(*message_parts):
         distill(replace(recipe, **changes), tmp_path / "out", parallel=1)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_needs_labels_is_refused_before_an_image_is_read(
+def test_settings_that_need_labels_are_refused_before_an_image_is_read(
     recipe: Recipe, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(_: str) -> None:
@@ -165,6 +167,6 @@ def test_what_needs_labels_is_refused_before_an_image_is_read(
         evaluate("test_resnet", recipe.data, "random")
 
 
-def test_settings_of_a_run_without_labels_are_plain(recipe: Recipe) -> None:
+def test_settings_of_a_run_without_labels_survive_yaml(recipe: Recipe) -> None:
     plain = recipe.as_dict()
     assert yaml.safe_load(yaml.safe_dump(plain)) == plain

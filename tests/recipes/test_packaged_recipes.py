@@ -202,7 +202,10 @@ def test_another_batch_size_changes_the_rate_in_proportion_and_says_so(
          "--optim.warmup_epochs", "0", "--optim.name", "momentum", "--log_every", "1",
          "--out", str(tmp_path / "out")]
     )  # fmt: skip
-    assert "the learning rate is 0.25: 0.5 for 12 images a step" in capsys.readouterr().out
+    assert (
+        "the learning rate is 0.25: optim.lr is 0.5 for a batch of 12 images"
+        in capsys.readouterr().out
+    )
     first = yaml.safe_load((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["learning_rate"] == pytest.approx(0.25)
 
