@@ -21,12 +21,9 @@ from scalekd.networks.student import StudentSpec
 
 logger = logging.getLogger(__name__)
 
-STUDENT = "method.student."
-AVERAGE = "average.module."
-"""The student's weights averaged over the steps, which are exported where there are such."""
-
-REQUIRED = {"scalekd_student", "step"}
-"""Keys that every checkpoint has; `scalekd_student` is the `StudentSpec` as plain data."""
+REQUIRED = {"scalekd_student", "step", "learner", "average"}
+"""Keys that every checkpoint has: the `StudentSpec` as plain data, how many steps are done, the
+weights of student and projectors, and the average of the student's, None where there is none."""
 
 
 def write_checkpoint(state: dict[str, Any], file: Path, previous: Path | None = None) -> None:
@@ -130,7 +127,7 @@ def load_student(file: Path) -> tuple[nn.Module, StudentSpec]:
 
 
 def _student_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """Of the average over the steps, where there is one, else of the student itself."""
+    """The student's weights, averaged over the steps where the run averages them."""
     average = checkpoint["average"]
     tensors = checkpoint["learner"] if average is None else average
     prefix = "student." if average is None else "module."

@@ -80,7 +80,12 @@ def test_a_stopped_run_leaves_a_checkpoint_that_gives_the_student(
     assert (tmp_path / "rescued" / "config.json").is_file()
 
 
-STATE = {"scalekd_student": {}, "step": 1, "state_dict": {"weight": torch.zeros(10_000)}}
+STATE = {
+    "scalekd_student": {},
+    "step": 1,
+    "learner": {"weight": torch.zeros(10_000)},
+    "average": None,
+}
 
 
 def state_of_step(step: int) -> dict[str, Any]:

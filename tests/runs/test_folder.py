@@ -18,6 +18,8 @@ from scalekd.runs.result import Result, Run
 RECIPE = Recipe(
     "test_vit", "test_resnet", Data("digits", workers=1), optim=Optim(lr=0.1), seeds=[1, 2]
 )
+EMPTY_STATE = {"scalekd_student": {}, "learner": {}, "average": None}
+
 DONE = Result(Run("scalekd", 1), 0.5, 12.5, 30, 100.0, {"task": 1.5, "logits": 0.25})
 
 
@@ -91,7 +93,7 @@ def test_metrics_recorded_after_the_newest_checkpoint_are_dropped(folder: RunFol
     with folder.metrics.open("a") as metrics:
         metrics.write('{"method": "scale')
     for run, step in zip(runs[:2], (20, 25), strict=True):
-        write_checkpoint({"scalekd_student": {}, "step": step}, folder.checkpoint(run))
+        write_checkpoint({**EMPTY_STATE, "step": step}, folder.checkpoint(run))
     folder.trim_metrics(runs[:3])
     steps: dict[Run, list[int]] = {}
     for line in map(json.loads, folder.metrics.read_text().splitlines()):
