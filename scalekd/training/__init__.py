@@ -1,1 +1,1 @@
-"""A recipe -> a trained student, on Lightning."""
+"""One run of a recipe: what it is prepared from, its loop, and what happens between steps."""
