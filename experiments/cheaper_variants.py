@@ -188,18 +188,18 @@ VARIANTS: dict[str, Variant] = {
 @contextmanager
 def pairs_built_as(variant: Variant) -> Iterator[None]:
     """Let training runs inside of this context train `variant`."""
-    join = Prepared.join
+    build = Prepared.build_distiller
 
-    def join_variant(*arguments: Any) -> ScaleKD:
-        distiller = join(*arguments)
+    def build_variant(*arguments: Any) -> ScaleKD:
+        distiller = build(*arguments)
         variant(distiller)
         return distiller
 
-    Prepared.join = join_variant  # type: ignore[method-assign]
+    Prepared.build_distiller = build_variant  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Prepared.join = join  # type: ignore[method-assign]
+        Prepared.build_distiller = build  # type: ignore[method-assign]
 
 
 def digits_recipe() -> Recipe:

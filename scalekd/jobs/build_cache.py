@@ -81,7 +81,7 @@ def build_cache(
     console.print(printable(prepared.teacher.weights))
     for note in prepared.source.notes:
         print_note(console, note)
-    passes = TeacherPasses(recipe, prepared.teacher.model, prepared.input)
+    passes = TeacherPasses(recipe, prepared.teacher.frozen, prepared.input)
     contents = plan_contents(prepared, passes, augmented_views=augmented_views, dtype=dtype)
     console.print(f"cache {printable(out)}/: {contents.describe()}")
     _check_free_space(contents, out)

@@ -270,7 +270,7 @@ def _interleave(
 
 def _process(training: TrainingRun, batch: Batch, waited: float) -> Exception | None:
     try:
-        training.process(batch, waited)
+        training.train_on(batch, waited)
     except Exception as error:
         return error
     return None

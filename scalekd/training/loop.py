@@ -39,10 +39,11 @@ class StepRecord:
     """What one step gave.
 
     Attributes:
-        terms: the loss's weighted terms by name, means over micro-batches and ranks; None of a step
-            that was skipped.
-        learning_rate: that the step was taken with.
-        gradient_norms: of "student" and "projectors", before clipping; empty where not asked for.
+        terms: The weighted terms of the loss by name, means over micro-batches and ranks; None if
+            the step was skipped.
+        learning_rate: The learning rate that the step was taken with.
+        gradient_norms: The norms of the gradients of "student" and "projectors", before clipping;
+            empty where they were not asked for.
     """
 
     terms: dict[str, Tensor] | None
@@ -54,19 +55,21 @@ class TrainingLoop:
     """Trains one learner on the micro-batches of one run.
 
     Args:
-        learner: the student with its loss.
-        fabric: casts, scales and steps; one for each loop, since it holds the loss scale of fp16.
-        sampler: of the run's batches.
-        optim: how the weights change.
-        learning_rate: after the warm-up.
-        ema: decay of the average of the student's weights; None for no average.
-        mixup: mixes images and targets of a micro-batch; see `build_mixup`.
-        max_skipped: how many steps may be skipped because their loss is not finite.
-        compile: compile the repeated blocks of the networks.
-        shard: shard weights, gradients and optimizer over the ranks (FSDP), in place of exchanging
+        learner: The student with its loss.
+        fabric: Places, casts and steps. Each loop has one of its own, since a Fabric holds the
+            scale of fp16's loss.
+        sampler: Draws the batches of the run; the loop takes its steps and seeds from there.
+        optim: The optimizer and its schedule.
+        learning_rate: The learning rate after the warm-up.
+        ema: Decay of the average of the student's weights; None for no average.
+        mixup: Mixes the images and targets of a micro-batch; see `build_mixup`.
+        max_skipped: How many steps may be skipped because their loss is not finite.
+        compile: Compile the repeated blocks of the networks.
+        shard: Shard weights, gradients and optimizer over the ranks (FSDP), in place of exchanging
             gradients (DDP).
-        all_have_gradients: whether each parameter gets a gradient in each step; DDP must be told.
-        state: of the run so far, to resume from.
+        all_have_gradients: Whether each parameter gets a gradient in each step, which DDP must
+            know.
+        state: The state to resume from, as `state_dict` gives it; None to start.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class TrainingLoop:
             self.optimizer.load_state_dict(
                 distribute_optimizer_state(state["optimizer"], self.optimizer)
             )
-            if state["precision"]:  # fp16 alone has a state
+            if state["precision"]:  # the loss scale; empty but in fp16
                 fabric.strategy.precision.load_state_dict(state["precision"])
         self.schedule.step_update(self.step)
         self._micro_batch = 0
@@ -131,8 +134,8 @@ class TrainingLoop:
         return self.step == self.steps
 
     @property
-    def student(self) -> nn.Module:
-        """The student that is validated and exported: its average, where there is one."""
+    def evaluated_student(self) -> nn.Module:
+        """The student that is validated and exported: the average, where there is one."""
         return self.learner.student if self.average is None else self.average.module
 
     def micro_step(self, batch: Batch, measure_gradients: bool = False) -> StepRecord | None:
@@ -152,11 +155,12 @@ class TrainingLoop:
 
     def forward_backward(self, batch: Batch) -> None:
         """Add the gradients of one micro-batch to those of its step."""
-        if self._micro_batch == 0 and isinstance(self.learner, FSDPModule):  # DDP does it itself
-            ranks.broadcast_buffers(self.learner)
-        # Random numbers depend on step, micro-batch and rank alone: a resumed run repeats them.
-        number = self.sampler.rank * self.sampler.micro_batches + self._micro_batch
-        seed_all(self.sampler.seed, self.step, number)
+        if self._micro_batch == 0 and isinstance(self.learner, FSDPModule):
+            ranks.broadcast_buffers(self.learner)  # as DDP does by itself
+        # Random numbers depend on step, micro-batch and rank alone. So a resumed run repeats them,
+        # and students that share their teacher's outputs draw the same Mixup.
+        stream = self.sampler.rank * self.sampler.micro_batches + self._micro_batch
+        seed_all(self.sampler.seed, self.step, stream)
         self._micro_batch += 1
         last = self._micro_batch == self.sampler.micro_batches
         with _exchanging_gradients(self.module, now=last):
@@ -165,6 +169,7 @@ class TrainingLoop:
             if not finite:
                 self._skip_or_fail(terms)
             if self._micro_batch == 1:
+                # Not earlier, so that `scalekd estimate` is right about the memory of a step.
                 self.optimizer.zero_grad()
             self.fabric.backward(loss / self.sampler.micro_batches)
         self._terms.append(terms)
@@ -172,7 +177,7 @@ class TrainingLoop:
     def update_weights(self, measure_gradients: bool) -> StepRecord:
         """Clip the gradients; step optimizer, schedule and average."""
         precision = self.fabric.strategy.precision
-        precision.unscale_gradients(self.optimizer)
+        precision.unscale_gradients(self.optimizer)  # before the norms are measured and clipped
         record = StepRecord(
             terms=None if self._skip else mean_terms(self._terms),
             learning_rate=self.optimizer.param_groups[0]["lr"],
@@ -181,7 +186,7 @@ class TrainingLoop:
         if self._skip:
             self.optimizer.zero_grad()  # an optimizer leaves alone what has no gradients
         elif self.clip:
-            nn.utils.clip_grad_norm_(self._trained(), self.clip)
+            nn.utils.clip_grad_norm_(self._trained_parameters(), self.clip)
         precision.optimizer_step(self.optimizer)
         self.step += 1
         self.schedule.step_update(self.step)
@@ -207,7 +212,7 @@ class TrainingLoop:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 
-    def _trained(self) -> list[nn.Parameter]:
+    def _trained_parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _gradient_norms(self) -> dict[str, float]:
@@ -229,13 +234,14 @@ class TrainingLoop:
         self._skip = True
         if self.skipped > self.max_skipped:
             raise DivergedError(
-                f"{diverged}, on the images number {images}: lower optim.lr or the weight of the "
-                f"term that is not finite, or let max_skipped be more than {self.max_skipped}"
+                f"{diverged}; its images have the indices {images}: lower optim.lr or the weight "
+                f"of the term that is not finite, or let max_skipped be more than "
+                f"{self.max_skipped}"
             )
         if ranks.rank() == 0:
             logger.warning(
                 "%s: the step is skipped, number %s of the %s that max_skipped allows; its images "
-                "were numbers %s",
+                "have the indices %s",
                 diverged,
                 self.skipped,
                 self.max_skipped,
@@ -259,7 +265,7 @@ class LossModule(nn.Module):
         is finite in all ranks; with `skip` the loss is zero."""
         output = batch.loss(self.learner, self.mixup)
         terms = ranks.mean_over_ranks({n: t.detach() for n, t in output.terms.items()})
-        finite = bool(torch.stack(list(terms.values())).sum().isfinite())  # waits for the GPU
+        finite = bool(torch.stack(list(terms.values())).sum().isfinite())  # synchronises the GPU
         if finite and not skip:
             return output.loss, terms, True
         trained = (p for p in self.learner.parameters() if p.requires_grad)
@@ -273,5 +279,5 @@ def mean_terms(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _exchanging_gradients(module: nn.Module, now: bool) -> AbstractContextManager[None]:
     """Ranks under DDP exchange gradients once a step, after its last micro-batch."""
-    waits = isinstance(module, DistributedDataParallel) and not now
-    return module.no_sync() if waits else nullcontext()  # type: ignore[operator]
+    skip_exchange = isinstance(module, DistributedDataParallel) and not now
+    return module.no_sync() if skip_exchange else nullcontext()  # type: ignore[operator]

@@ -65,6 +65,11 @@ class Metrics:
             self.newest.append(record.terms)
 
     @property
+    def images_per_second(self) -> float:
+        """Images that were trained on for each second of training."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    @property
     def news_are_due(self) -> bool:
         """Whether nothing was reported for a while, though there is something to report."""
         return self.last is None or time.perf_counter() - self.reported > SILENT
@@ -78,7 +83,7 @@ class Metrics:
             steps=self.steps,
             epoch=step / self.steps_per_epoch,
             seconds=self.seconds,
-            images_per_second=self.images / self.seconds,
+            images_per_second=self.images_per_second,
             learning_rate=record.learning_rate,
             loss=float(torch.stack(list(self.newest[-1].values())).sum()),
             terms=terms,
@@ -92,7 +97,7 @@ class Metrics:
     def mean_terms(self) -> dict[str, float]:
         """The weighted terms by name, means over the last steps; see `AVERAGED_STEPS`."""
         newest = [{name: value.cpu() for name, value in terms.items()} for terms in self.newest]
-        return {name: float(value) for name, value in mean_terms(newest).items()}
+        return {name: float(v) for name, v in mean_terms(newest).items()} if newest else {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run counts on from."""

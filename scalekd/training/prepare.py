@@ -1,7 +1,7 @@
 """What a recipe's runs share: images, teacher, cache, and how the student is built.
 
 All that builds a recipe's pair starts here: training, its preflight, a cache, and, without weights
-or images, `scalekd check` and `scalekd estimate`. No trainer is needed for it.
+or images, `scalekd check` and `scalekd estimate`. It loads no trainer.
 """
 
 from dataclasses import dataclass, replace
@@ -32,12 +32,12 @@ class PreparedTeacher:
     """A frozen teacher whose tail is verified.
 
     Attributes:
-        model: the teacher; on the meta device where there are no weights.
+        frozen: The teacher; on the meta device where there are no weights.
         weights: what was loaded into it.
         verified_on: the network that its tail was replayed and compared on.
     """
 
-    model: FrozenTeacher
+    frozen: FrozenTeacher
     weights: LoadedWeights
     verified_on: str = "the teacher itself"
 
@@ -65,7 +65,7 @@ class Prepared:
     @property
     def frozen_teacher(self) -> FrozenTeacher | None:
         """The teacher as a network."""
-        return None if self.teacher is None else self.teacher.model
+        return None if self.teacher is None else self.teacher.frozen
 
     def images_for(self, learner: ScaleKD | Supervised) -> Source:
         """What `learner` trains on: with a cache its augmented views, and where the learner has a
@@ -84,7 +84,7 @@ class Prepared:
         weights = self.recipe.weights
         if run.method == "logit_kd":
             weights = LossWeights(0, 0, 0, 0, logits=(weights or LossWeights()).logits)
-        learner = self.join(student, weights)
+        learner = self.build_distiller(student, weights)
         learner.notes.append(self.teacher.weights.note)
         return learner
 
@@ -92,9 +92,9 @@ class Prepared:
         """The recipe's pair without weights, to see its shapes and count its operations."""
         assert self.student is not None
         with torch.device("meta"):
-            return self.join(self.student.build(), self.recipe.weights)
+            return self.build_distiller(self.student.build(), self.recipe.weights)
 
-    def join(self, student: nn.Module, weights: LossWeights | None) -> ScaleKD:
+    def build_distiller(self, student: nn.Module, weights: LossWeights | None) -> ScaleKD:
         """The recipe's teacher and a student in one module, as the recipe joins them."""
         recipe, teacher = self.recipe, self.frozen_teacher
         assert teacher is not None
@@ -140,7 +140,7 @@ def prepare(
 
 
 def prepare_on_meta(recipe: Recipe, source: Source | None = None) -> Prepared:
-    """The same without weights and images: networks have shapes and no values.
+    """Prepare a recipe without weights and images: networks have shapes and no values.
 
     The teacher's tail is verified on a reduced copy where one can be made.
 
@@ -166,7 +166,7 @@ def prepare_on_meta(recipe: Recipe, source: Source | None = None) -> Prepared:
         recipe.teacher_prefix,
     )
     teacher = PreparedTeacher(
-        model=verified.teacher.with_model(model, size),
+        frozen=verified.teacher.with_model(model, size),
         weights=weights,
         verified_on=verified.verified_on,
     )
@@ -174,13 +174,13 @@ def prepare_on_meta(recipe: Recipe, source: Source | None = None) -> Prepared:
 
 
 def _assemble(recipe: Recipe, source: Source | None, teacher: PreparedTeacher | None) -> Prepared:
-    model = None if teacher is None else teacher.model
+    frozen = None if teacher is None else teacher.frozen
     student = None
     if recipe.student:
         student = StudentSpec(
             name=recipe.student,
             arguments=recipe.student_args,
-            classes=None if source is None else _student_classes(recipe, source, model),
+            classes=None if source is None else _student_classes(recipe, source, frozen),
             input=None if source is None else source.input,
             size=recipe.data.size,
         )
@@ -190,7 +190,7 @@ def _assemble(recipe: Recipe, source: Source | None, teacher: PreparedTeacher | 
         source=source,
         teacher=teacher,
         student=student,
-        input=_images_of(recipe, source, student, model),
+        input=_student_input(recipe, source, student, frozen),
     )
 
 
@@ -204,10 +204,10 @@ def _student_classes(recipe: Recipe, source: Source, teacher: FrozenTeacher | No
     return 0
 
 
-def _images_of(
+def _student_input(
     recipe: Recipe, source: Source, student: StudentSpec | None, teacher: FrozenTeacher | None
 ) -> InputConfig:
-    """What images the student takes; those of a recipe without student are the teacher's."""
+    """The images that the student takes; without a student, those that the teacher takes."""
     if student is not None:
         with torch.device("meta"):
             return input_config(student.build(), recipe.data.size)
@@ -224,7 +224,7 @@ def build_teacher(recipe: Recipe) -> PreparedTeacher:
         recipe.teacher, recipe.teacher_weights, size, **recipe.teacher_args
     )
     teacher = FrozenTeacher(model, size, recipe.teacher_features, recipe.teacher_prefix)
-    return PreparedTeacher(model=teacher, weights=weights)
+    return PreparedTeacher(frozen=teacher, weights=weights)
 
 
 def build_task_loss(recipe: Recipe) -> nn.Module:

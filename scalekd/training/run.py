@@ -27,15 +27,15 @@ class TrainingRun:
     """A training loop, and what belongs to it between steps.
 
     Attributes:
-        loop: takes the steps.
-        batches: what the loader still has for the run.
-        metrics: counts.
-        validation: measures the student.
-        checkpoints: writes states.
-        log_every: steps between two records of the metrics.
-        report: called every half second, and with everything that is recorded.
-        stop: ends the run after its current step.
-        identity: plain data that is stored with each state: what the run is, and what of.
+        loop: Takes the steps.
+        batches: The loader of the micro-batches that the run still has.
+        metrics: Counts steps, images and seconds.
+        validation: Measures the student.
+        checkpoints: Writes the run's states.
+        log_every: Steps between two records of the metrics.
+        report: Called every half second, and with everything that is recorded.
+        stop: Ends the run after its current step.
+        stored: Plain data that each checkpoint has in addition to the training state.
     """
 
     loop: TrainingLoop
@@ -46,15 +46,15 @@ class TrainingRun:
     log_every: int
     report: Callable[[Progress], None]
     stop: StopSignal
-    identity: dict[str, Any] = field(default_factory=dict)
+    stored: dict[str, Any] = field(default_factory=dict)
 
-    def resume(self) -> None:
-        """Measure first, where the run was stopped between a step and its measurement."""
+    def validate_if_missed(self) -> None:
+        """Validate where the run was stopped between a step and its validation."""
         step = self.loop.step
         if step and self.validation.is_due(step) and self.validation.step < step:
             self._validate()
 
-    def process(self, batch: Batch, waited: float = 0.0) -> None:
+    def train_on(self, batch: Batch, waited: float = 0.0) -> None:
         """Learn from a micro-batch, and after a step's last one do whatever is due.
 
         Args:
@@ -82,7 +82,7 @@ class TrainingRun:
     def state_dict(self) -> dict[str, Any]:
         """All that the run needs to resume. All ranks must ask for it at once."""
         return {
-            **self.identity,
+            **self.stored,
             "ranks": ranks.world_size(),
             **self.loop.state_dict(),
             "metrics": self.metrics.state_dict(),
@@ -105,7 +105,7 @@ class TrainingRun:
         stopped, overdue = ranks.any_rank(self.stop.is_set(), self.checkpoints.overdue)
         if stopped and not last:
             self.checkpoints.save(self.state_dict())
-            ranks.barrier()  # or who started the ranks might end rank 0 while it saves
+            ranks.barrier()  # or the launcher might end rank 0 while it still writes
             raise Interrupted
         if validate:
             self._validate()
@@ -114,7 +114,7 @@ class TrainingRun:
 
     def _validate(self) -> None:
         loop, validation = self.loop, self.validation
-        better = validation.measure(loop.step, loop.learner, loop.student)
+        better = validation.measure(loop.step, loop.learner, loop.evaluated_student)
         if validation.batches is not None and self.metrics.last is not None:
             self.report(replace(self.metrics.last, top1=validation.top1, recorded=True))
         if better:

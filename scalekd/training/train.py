@@ -52,22 +52,24 @@ def train(
     Where a checkpoint exists the run resumes from it. Of several ranks each calls this.
 
     Args:
-        prepared: the recipe with its images and teacher.
-        run: which method with which seed.
-        folder: the run folder.
-        report: called every half second, and with everything that is recorded.
-        stop: ends the run after its current step.
+        prepared: The recipe with its images and teacher.
+        run: Which method with which seed.
+        folder: The run folder.
+        report: Called every half second, and with everything that is recorded.
+        stop: Ends the run after its current step.
 
     Raises:
         Interrupted: `stop` was set; the state is in the checkpoint.
-        InputError: see its message.
+        InputError: The checkpoint belongs to another run, the batches cannot be split, or the
+            trained student could not be written.
+        DivergedError: The loss is not finite, once more than the recipe allows.
     """
     with open_run(prepared, run, folder, report, stop) as training:
         if not training.loop.finished:
             waiting_since = time.perf_counter()
             for items in training.batches:
                 batch = Batch.from_loader(items, best_device())
-                training.process(batch, waited=time.perf_counter() - waiting_since)
+                training.train_on(batch, waited=time.perf_counter() - waiting_since)
                 waiting_since = time.perf_counter()
         return conclude(training, prepared, run, folder)
 
@@ -80,7 +82,7 @@ def open_run(
     report: Callable[[Progress], None],
     stop: StopSignal,
 ) -> Iterator[TrainingRun]:
-    """The run from its newest checkpoint on, ready to `process` its batches; see `train`."""
+    """The run from its newest checkpoint on, ready to `train_on` its batches; see `train`."""
     recipe = prepared.recipe
     file = folder.checkpoint(run)
     state = load_newest(file)
@@ -99,10 +101,10 @@ def open_run(
     )
     sampler = batches.batch_sampler
     assert isinstance(sampler, ResumableBatchSampler)
-    marks = _marks(prepared, sampler, taught=isinstance(learner, ScaleKD))
-    ranks.check_same_on_all_ranks(**marks)
+    must_match = _must_match(prepared, sampler, taught=isinstance(learner, ScaleKD))
+    ranks.check_same_on_all_ranks(**must_match)
     if state:
-        _check_same_run(state, marks, file)
+        _check_same_run(state, must_match, file)
     loop = _build_loop(prepared, learner, batches, sampler, state)
     trackers = Trackers(recipe, run, folder)
     training = TrainingRun(
@@ -127,27 +129,26 @@ def open_run(
         log_every=recipe.log_every,
         report=_Recorder(run, folder, trackers, source, report),
         stop=stop,
-        identity={"scalekd_student": asdict(_student_of(prepared)), "marks": marks},
+        stored={"scalekd_student": asdict(_student_of(prepared)), "must_match": must_match},
     )
     with trackers if ranks.rank() == 0 and not loop.finished else nullcontext():
         if not loop.finished:
-            training.resume()
+            training.validate_if_missed()
         yield training
 
 
 def conclude(training: TrainingRun, prepared: Prepared, run: Run, folder: RunFolder) -> Result:
     """What a finished run gave; the student of the main run is written to the run folder."""
     if run == main_run(prepared.recipe):
-        weights = gather_full(training.loop.student.state_dict())
+        weights = gather_full(training.loop.evaluated_student.state_dict())
         if ranks.rank() == 0:
             _write_student(_student_of(prepared), weights, folder, folder.checkpoint(run))
-    assert training.metrics.last is not None
     return Result(
         run=run,
         top1=training.validation.top1,
         seconds=training.metrics.seconds,
         steps=training.loop.step,
-        images_per_second=training.metrics.last.images_per_second,
+        images_per_second=training.metrics.images_per_second,
         terms=training.metrics.mean_terms(),
         corrupt_images=ranks.sum_over_ranks(prepared.source.corrupt_count()),
     )
@@ -164,7 +165,8 @@ def _build_loop(
     apply_performance_settings(learner, recipe)
     several = ranks.world_size() > 1
     shard = several and "student" in recipe.fsdp
-    tried = several and not shard and sampler.start_step < sampler.steps
+    # DDP alone must know, and only where a step is left to take.
+    probe_gradients = several and not shard and sampler.start_step < sampler.steps
     loop = TrainingLoop(
         learner,
         build_fabric(recipe.precision),
@@ -176,7 +178,7 @@ def _build_loop(
         max_skipped=recipe.max_skipped,
         compile=recipe.compile,
         shard=shard,
-        all_have_gradients=not tried or _all_have_gradients(learner, batches),
+        all_have_gradients=not probe_gradients or _all_have_gradients(learner, batches),
         state=state,
     )
     if several and "teacher" in recipe.fsdp and isinstance(learner, ScaleKD):
@@ -233,26 +235,27 @@ def _write_student(
         ) from error
 
 
-def _marks(prepared: Prepared, sampler: ResumableBatchSampler, taught: bool) -> dict[str, Any]:
+def _must_match(prepared: Prepared, sampler: ResumableBatchSampler, taught: bool) -> dict[str, Any]:
     """What must be the same in a run that resumes, and in all its ranks."""
     weights = prepared.teacher.weights if taught and prepared.teacher is not None else None
-    marks: dict[str, Any] = {
+    must_match: dict[str, Any] = {
         "number of images": sampler.images,
         "set of images": prepared.source.identity,
         "teacher": weights and (weights.sha256 or weights.source),
     }
     if prepared.cache is not None:
-        marks["cache"] = prepared.cache.manifest.digest
-    return marks
+        must_match["cache"] = prepared.cache.manifest.digest
+    return must_match
 
 
-def _check_same_run(state: dict[str, Any], marks: dict[str, Any], checkpoint: Path) -> None:
+def _check_same_run(state: dict[str, Any], must_match: dict[str, Any], checkpoint: Path) -> None:
     """InputError where a run would resume as another one; a warning where it nearly does."""
-    then = state["marks"]
-    for name in marks:
-        if then.get(name) != marks[name]:
+    then = state["must_match"]
+    for name in must_match:
+        if then.get(name) != must_match[name]:
             raise InputError(
-                f"{checkpoint} was made with another {name} ({then.get(name)}; now {marks[name]}), "
+                f"{checkpoint} was made with another {name} ({then.get(name)}; now "
+                f"{must_match[name]}), "
                 "and a run cannot change it half-way: bring that back, or give another --out to "
                 "start again"
             )

@@ -120,13 +120,14 @@ def fit(
         log_every=10,
         report=report,
         stop=stop or Event(),
+        stored={"scalekd_student": {}},
     )
     rates = []
     waiting_since = time.perf_counter()
     for images, targets in run.batches:
         if loop._micro_batch == 0:
             rates.append(loop.optimizer.param_groups[0]["lr"])
-        run.process(Batch(images, targets), waited=time.perf_counter() - waiting_since)
+        run.train_on(Batch(images, targets), waited=time.perf_counter() - waiting_since)
         if loop._micro_batch == 0:
             after_step(loop)
         waiting_since = time.perf_counter()
@@ -199,7 +200,15 @@ MATRICES = {"student.1.weight", "student.3.weight"}
 
 def test_a_non_finite_loss_stops_the_run_before_it_reaches_the_weights(tmp_path: Path) -> None:
     learner = Breaking(at=4)
-    with refused("nan", "step 4", "left nan", "task", "images number", "optim.lr", "max_skipped"):
+    with refused(
+        "nan",
+        "step 4",
+        "left nan",
+        "task",
+        "its images have the indices",
+        "optim.lr",
+        "max_skipped",
+    ):
         fit(learner, tmp_path)
     assert all(bool(p.isfinite().all()) for p in learner.student.parameters())
 
@@ -235,7 +244,7 @@ def test_a_step_with_a_non_finite_loss_is_skipped_where_that_is_allowed(tmp_path
     changed = [not torch.equal(a, b) for a, b in pairwise(weights)]
     assert changed == [True, True, False] + [True] * 6
     (fourth,) = [message for message in messages if "number 2 of the 2" in message]
-    assert f"images were numbers {batch_sampler().sample_keys(3)}" in fourth
+    assert f"its images have the indices {batch_sampler().sample_keys(3)}" in fourth
     assert torch.load(tmp_path / "run.ckpt", weights_only=True)["skipped"] == 2
     with refused("step 6", "max_skipped be more than 2"), warned("the step is skipped"):
         fit(BreakingAt(1, 4, 6), tmp_path / "other", max_skipped=2)
@@ -355,7 +364,7 @@ def test_the_average_follows_the_student_and_is_validated_in_its_place(tmp_path:
         after_steps.append({n: t.clone() for n, t in learner.student.state_dict().items()})
 
     fitted = fit(learner, tmp_path, ema=0.75, after_step=remember)
-    average = fitted.loop.student.state_dict()
+    average = fitted.loop.evaluated_student.state_dict()
     parameters = {name for name, _ in learner.student.named_parameters()}
     for name, value in average.items():
         expected = after_steps[0][name]
@@ -363,7 +372,7 @@ def test_the_average_follows_the_student_and_is_validated_in_its_place(tmp_path:
             expected = 0.75 * expected + 0.25 * after[name] if name in parameters else after[name]
         torch.testing.assert_close(value, expected)
     assert not torch.equal(average["1.weight"], after_steps[-1]["1.weight"])
-    assert fitted.run.validation.top1 == accuracy(fitted.loop.student.eval())
+    assert fitted.run.validation.top1 == accuracy(fitted.loop.evaluated_student.eval())
     trained = {id(p) for group in fitted.loop.optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for p in learner.parameters()}
 
