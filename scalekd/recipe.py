@@ -31,21 +31,23 @@ class Data:
             of WebDataset tar files, train/*.tar and val/*.tar; a folder of images without classes,
             for training without labels; hf:NAME or hf:FOLDER for a Hugging Face dataset; or
             digits, which is packaged.
-        image_size: Size of the student's images in pixels: one number for squares, or [height,
-            width]. By default the size that the student's model is configured for.
+        image_size: Size of the student's images in pixels: one number for square images, or
+            [height, width]. By default the size that the student's model is configured for.
         train_images: Number of training images to use, the same number from each class. By default
             all of them.
-        epoch_images: Number of images in an epoch. By default each training image once.
+        epoch_images: Number of images in an epoch, drawn at random; batch_size or more, and at most
+            as many as there are. By default all training images once.
         auto_augment: Augmentation policy by timm's name, for example rand-m9-n2-mstd0.5
             (RandAugment) or 3a (3-Augment). By default none. Not for the digits.
         color_jitter: Strength of random changes of brightness, contrast and saturation, from 0
             (off) to 1. Only without auto_augment or with 3a. Not for the digits.
         erasing: Probability, from 0 (off) to 1, of erasing a random rectangle of a training image.
             Not for the digits.
-        mixup: Alpha of Mixup, which blends each image and its label with another of the batch; 0
-            switches it off. If cutmix is on too, each batch is mixed by one of the two.
-        cutmix: Alpha of CutMix, which pastes a rectangle of one image into another and mixes their
-            labels; 0 switches it off. If mixup is on too, each batch is mixed by one of the two.
+        mixup: Alpha of Mixup, 0 or more, which blends each image and its label with another of the
+            batch; 0 switches it off. If cutmix is on too, each batch is mixed by one of them.
+        cutmix: Alpha of CutMix, 0 or more, which pastes a rectangle of one image into another and
+            mixes their labels; 0 switches it off. If mixup is on too, each batch is mixed by one of
+            them.
         corrupt_images: What to do with an image that cannot be read. stop ends the run and names
             the image; skip puts the next readable image in its place in training, and does not
             measure it in validation.
@@ -114,7 +116,7 @@ class Optim:
         decay_all: Apply weight decay to all parameters, biases and norms included.
         warmup_epochs: Epochs over which the learning rate rises linearly to lr; may be a fraction,
             and must be less than epochs.
-        min_lr: Learning rate at the end of the cosine, 0 or more.
+        min_lr: Learning rate at the end of the cosine schedule, 0 or more.
         drops: Epochs at which the learning rate falls to a tenth, for example [30,60,90], in place
             of the cosine; may be fractions. By default the cosine is used.
         clip: Largest norm of the gradients, to which larger ones are scaled down; 0 switches
@@ -142,7 +144,7 @@ class Student:
         folder: Name of this student's run folder within --out. By default its name.
         features: Which two of this student's features are projected.
         heads: Attention heads of this student's two projectors, as [penultimate, final]. By default
-            those of the paper for its pairs, and otherwise one for 64 channels.
+            those of the paper for its pairs, and otherwise one head for each 64 channels.
         optim: Optimizer and learning rate of this student. By default the recipe's.
         weights: Weights of this student's loss terms. By default the recipe's.
         ema: Decay of the moving average of this student's weights. By default the recipe's.
@@ -164,8 +166,9 @@ class Recipe:
 
     Args:
         teacher: Teacher model: a timm name, or local-dir:FOLDER for a folder that timm saved.
-            `scalekd train` needs none.
-        student: Student model by its timm name; it starts from random initialisation.
+            `scalekd distill` needs one, from here or from --recipe or --config.
+        student: Student model by its timm name; it starts from random initialisation. Required
+            unless --recipe or --config gives it.
         data: Images and their augmentation.
         teacher_weights: Weights of the teacher: pretrained (timm's, downloaded if need be), a file
             (.safetensors, or .pth with tensors only), or random.
@@ -174,7 +177,7 @@ class Recipe:
         teacher_size: Size, as [height, width] in pixels, at which the teacher sees the images. By
             default the size that the teacher's model is configured for.
         teacher_features: Which two of the teacher's features are used. Its tail is the part of the
-            network after the penultimate one.
+            network after the penultimate feature; the student's projected tokens run through it.
         student_args: Further arguments of timm's create_model for the student, for example
             '{drop_path_rate: 0.1}'.
         student_features: Which two of the student's features are projected.
@@ -183,32 +186,38 @@ class Recipe:
             --more_students.help and docs/many-students.md). By default none.
         epochs: Number of epochs to train: passes over the training images, or over
             data.epoch_images of them.
-        batch_size: Number of images in an optimizer step, on all devices together.
+        batch_size: Number of images in an optimizer step, on all devices together; a multiple of
+            the devices times accumulate.
         optim: Optimizer and learning rate.
-        task: Loss of the student's logits on the labels. cross_entropy; bce, the mean over classes
-            of the binary cross-entropy; or bce_sum, its sum, as in the released code.
+        task: Task loss, of the student's logits and the labels: cross_entropy; bce, the binary
+            cross-entropy's mean over the classes; or bce_sum, its sum, as in the ScaleKD authors'
+            code.
         label_smoothing: Label smoothing of the task loss: the share of a label, from 0 to less than
             1, that is spread evenly over all classes.
         ema: Decay, between 0 and 1, for example 0.9999, of an exponential moving average of the
             student's weights over steps; the average is then what is measured and exported. By
-            default the student itself is.
+            default there is no average.
         weights: Weights of the loss terms, 0 or more: --weights.tpp_original,
             --weights.tpp_alternative, --weights.final_original, --weights.final_alternative and
             --weights.logits (at most 1: the task loss has the rest). 0 switches a term off. By
-            default those of the released code; without a classifier on the teacher, logits is 0.
+            default 0.08, 0.06, 0.08, 0.06 and 0.5, as in the ScaleKD authors' code; logits is 0 if
+            the teacher has no classifier. tpp terms compare features after the teacher's tail,
+            final terms the final features; original views compare them as they are, alternative
+            views without their mean over space.
         temperature: Temperature that divides the logits in logit distillation; more than 0.
         heads: Attention heads of the two projectors, as [penultimate, final]; each must divide its
-            feature's channels. By default those of the paper for its pairs, and otherwise one for
-            64 channels.
+            feature's channels. By default those of the paper for its pairs, and otherwise one head
+            for each 64 channels.
         separable_stem: Use separable convolutions in the projectors: a cheaper step that costs some
             accuracy and is not the exact method (docs/speed.md).
-        teacher_prefix: Prefix tokens, such as a class token, that the student's tokens meet in the
-            teacher's tail: own for the teacher's own tokens of the same image, or none as in the
-            released code.
-        one_token: What to do where a feature is 1x1 and its alternative view has no meaning: refuse
-            the pair, or drop that view's term from the loss.
-        precision: Precision of the arithmetic: 32-true for float32, or mixed precision in 16 or
-            bf16. The final alternative view is computed in float32 in any case.
+        teacher_prefix: Prefix tokens, such as a class token, that are put before the student's
+            tokens in the teacher's tail: own for the teacher's own tokens of the same image, or
+            none as in the ScaleKD authors' code.
+        one_token: What to do if a feature map is 1x1, where its alternative view, without the mean
+            over space, is zero: refuse the pair, or drop that view's term from the loss.
+        precision: Precision of the arithmetic: 32-true (float32), 16-mixed (float16, or bfloat16 on
+            CPUs) or bf16-mixed (bfloat16). The projector of weights.final_alternative stays in
+            float32.
         accumulate: Number of micro-batches that a step's batch is computed in, one after another,
             to save memory. It must divide batch_size.
         checkpoint_tail: Compute the teacher's tail a second time in the backward pass, to save the
@@ -222,8 +231,8 @@ class Recipe:
         fsdp: Networks whose weights are sharded over the devices (FSDP): [student] for the student
             and everything that is trained with it, [teacher], or both. By default each device has
             all weights.
-        cache: Folder of a teacher's outputs that `scalekd cache` made, which are read in place of
-            computing the teacher. By default the teacher is computed.
+        cache: Folder of a teacher's outputs that `scalekd cache` made, which are read instead of
+            running the teacher. By default the teacher is run.
         seeds: Random seeds, for example [1,2,3]; each method is trained once with each.
         compare: Baselines to train for comparison with the same student: supervised (labels only),
             logit_kd (labels and the teacher's logits), or both, as a list. By default none.
@@ -232,10 +241,10 @@ class Recipe:
             (NaN or Inf); the next such step ends the run.
         log_every: Number of steps between two lines of metrics.jsonl.
         trackers: Where metrics are sent in addition to metrics.jsonl: a list of csv, tensorboard,
-            wandb and mlflow (docs/monitoring.md). By default nowhere.
+            wandb and mlflow (docs/monitoring.md). By default none.
         save_minutes: Minutes between two checkpoints of a run.
-        save_steps: Steps between two checkpoints of a run, in addition to save_minutes, whichever
-            comes first. By default only save_minutes counts.
+        save_steps: Number of steps after which a checkpoint is written as well. By default only
+            save_minutes counts.
     """
 
     teacher: str | None

@@ -45,12 +45,13 @@ def _add_distill_options(parser: Parser) -> None:
         "--devices",
         type=int,
         default=1,
-        help="Number of this machine's devices that share each batch, a process for each.",
+        help="Number of this machine's GPUs, or without GPUs of processes on its CPU, that share "
+        "each batch.",
     )
     run.add_argument(
         "--smoke",
         action="store_true",
-        help="Try the recipe in a minute: four steps with random weights on noise of 64 pixels.",
+        help="Try the recipe in a minute: four steps with random weights on noise of 64x64 pixels.",
     )
     run.add_argument(
         "--resume",
@@ -297,13 +298,13 @@ RECIPE_DEFAULTS = (
 
 COMMANDS = {
     "distill": Command(
-        "train a student under a teacher, and compare",
+        "train a student with a teacher, and compare it with baselines",
         "Train a student under a teacher, and compare it with baselines.\n" + RECIPE_DEFAULTS,
         _add_distill_options,
         _run_distill,
     ),
     "train": Command(
-        "train the student of a recipe without a teacher",
+        "train the student of a recipe on labels only, the supervised baseline",
         "Train the student of a recipe without a teacher: the supervised baseline of a\n"
         "distillation. Settings of the teacher and of the method are not used.\n" + RECIPE_DEFAULTS,
         _add_distill_options,
@@ -324,7 +325,7 @@ COMMANDS = {
         _run_check,
     ),
     "cache": Command(
-        "store a teacher's outputs, for trainings without its passes",
+        "store a teacher's outputs, so that training need not run the teacher",
         "Store a teacher's outputs for the training images, which trainings read with --cache.\n"
         "Of a recipe, the teacher, the data, the first seed, batch_size and precision matter, and\n"
         "the student's image size and normalisation if one is named.\n" + RECIPE_DEFAULTS,
@@ -339,7 +340,7 @@ COMMANDS = {
         _run_estimate,
     ),
     "models": Command(
-        "list the models that are known to fit",
+        "list the timm models that were tried, and whether they fit",
         "List the timm models that were tried as teachers and students, and whether they fit.",
         _add_models_options,
         _run_models,

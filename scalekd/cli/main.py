@@ -24,7 +24,7 @@ commands (scalekd COMMAND --help lists the options):
 {commands}
 
 examples:
-  scalekd distill                                    digits: 2 CPU cores, no download
+  scalekd distill                                    packaged digits, on 2 CPU cores
   scalekd check --teacher swin_small_patch4_window7_224 --student resnet50
   scalekd distill --teacher swin_small_patch4_window7_224 --student resnet50 --data.root DIR
   scalekd runs

@@ -15,14 +15,14 @@ class FeatureSelection:
     """Which features of a timm model are used; None is the default, which depends on the model.
 
     Args:
-        penultimate: index of the penultimate feature among the outputs of timm's
-            forward_intermediates; a negative index counts from the end. Default: in a pyramid the
-            last feature on a larger grid than the final one; where all grids are equal, block
+        penultimate: Index of the penultimate feature among the outputs of timm's
+            forward_intermediates; a negative index counts from the end. By default, in a pyramid
+            the last feature on a larger grid than the final one; where all grids are equal, block
             (depth * 2) // 3 of a student, and of a teacher the block before its last sixth.
-        final: index of the final feature; default the last one.
-        norm: normalisation of the final feature. final: after the model's final norm; pooled:
-            through the norm that timm runs after pooling, on each token; none: as the last stage
-            returns it. Default: what the model itself pools.
+        final: Index of the final feature. By default the last one.
+        norm: Normalisation of the final feature: final for the output of the model's final norm;
+            pooled to run the norm that timm applies after pooling on each token; none for the
+            output of the last stage. By default the feature that the model itself pools.
     """
 
     penultimate: int | None = None
