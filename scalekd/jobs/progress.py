@@ -189,4 +189,4 @@ def _describe_state(progress: Progress) -> str:
         f"learning rate {progress.learning_rate:.2g}, "
         f"gradient norm {math.hypot(*progress.gradients.values()):.2g}, "
         f"memory {progress.memory / 2**30:.1f} GiB, waiting for data {progress.waiting:.0%}"
-    ) + f", {corrupt} corrupt images" * (corrupt > 0)
+    ) + f", corrupt images: {corrupt}" * (corrupt > 0)

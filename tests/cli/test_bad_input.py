@@ -74,7 +74,7 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "an unknown augmentation": (["--data.auto_augment", "fancy"], ["data.auto_augment", "fancy"]),
     "erasing twice over": (["--data.erasing", "2"], ["data.erasing is 2"]),
     "more images than there are": (["--data.train_images", "99"], ["data.train_images", "99"]),
-    "no runs side by side": (["--parallel", "0"], ["parallel is 0"]),
+    "no runs in parallel": (["--parallel", "0"], ["parallel is 0"]),
     "a recipe that is no YAML": (["--config", "broken.yaml"], ["broken.yaml"]),
     "a recipe of other options": (["--config", "other.yaml"], ["epoch"]),
     "no weights": (["--teacher_weights", "none.pth"], ["none.pth"]),

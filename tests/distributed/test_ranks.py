@@ -190,7 +190,7 @@ def test_two_ranks_that_are_killed_ten_times_end_bit_identical(
 def test_one_rank_resumes_the_state_of_two_ranks_that_were_stopped(root: Path) -> None:
     process = start(root, "stopped", *TWO)
     assert wait_until_training(process, root / "stopped")
-    assert stop(process).count("--resume goes on") == 1
+    assert stop(process).count("--resume resumes them") == 1
     output = finish(start(root, "stopped", "--resume"))
     assert "was begun on 2 devices and goes on on 1" in output
     assert json.loads((root / "stopped" / "summary.json").read_text())["steps"] == 84

@@ -1,4 +1,4 @@
-"""The whole job on the digits: its run folder, its comparison, its repeatability."""
+"""A complete job on the digits: its run folder, its comparison, its repeatability."""
 
 import json
 from dataclasses import replace
@@ -11,6 +11,7 @@ import timm
 import torch
 import yaml
 from helpers.refusals import refused
+from helpers.tiny import tiny_digits
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -21,24 +22,19 @@ from scalekd.digits import images
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.method import LossWeights
-from scalekd.recipe import Data, Optim, Recipe
+from scalekd.recipe import Data, Optim
 from scalekd.runs.checkpoint import load_student
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Method, Run
 from scalekd.training.prepare import prepare
 from scalekd.training.validation import top1
 
-ARMS: tuple[Method, ...] = ("supervised", "logit_kd", "scalekd")
-RUNS = [Run(method, seed) for seed in (1, 2) for method in ARMS]
-NAMES = {"supervised": "supervised", "logit_kd": "logit_kd", "scalekd": "student"}
+METHODS: tuple[Method, ...] = ("supervised", "logit_kd", "scalekd")
+RUNS = [Run(method, seed) for seed in (1, 2) for method in METHODS]
+SUMMARY_NAMES = {"supervised": "supervised", "logit_kd": "logit_kd", "scalekd": "student"}
 
-TINY = Recipe(
-    "scalekd_digits_swin",
-    "resnetv2_18",
-    Data("digits", train_images=100, epoch_images=64),
-    student_args={"layers": [1, 1], "channels": [16, 32], "stem_chs": 8, "stem_type": "deep"},
+TINY = tiny_digits(
     epochs=2,
-    batch_size=32,
     optim=Optim(lr=2e-3, warmup_epochs=0.5),
     temperature=4.0,
     seeds=[1, 2],
@@ -56,26 +52,26 @@ def _one_thread() -> Any:
 
 
 @pytest.fixture(scope="module")
-def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return distill(TINY, tmp_path_factory.mktemp("jobs") / "beside", parallel=2)
+def parallel_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return distill(TINY, tmp_path_factory.mktemp("jobs") / "parallel_runs", parallel=2)
 
 
 @pytest.fixture(scope="module")
-def in_turn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return distill(TINY, tmp_path_factory.mktemp("jobs") / "in-turn", parallel=1)
+def serial_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return distill(TINY, tmp_path_factory.mktemp("jobs") / "serial", parallel=1)
 
 
 def summary(out: Path) -> dict[str, Any]:
-    said: dict[str, Any] = json.loads((out / "summary.json").read_text())
-    return said
+    plain: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return plain
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_run_folder_holds_what_it_says(in_turn: Path) -> None:
-    assert {p.name for p in in_turn.iterdir()} == {
+def test_the_run_folder_has_its_documented_files(serial_runs: Path) -> None:
+    assert {p.name for p in serial_runs.iterdir()} == {
         ".lock",
         "settings.yaml",
         "metrics.jsonl",
@@ -85,77 +81,81 @@ def test_the_run_folder_holds_what_it_says(in_turn: Path) -> None:
         "checkpoints",
         "student",
     }
-    assert {p.name for p in (in_turn / "checkpoints").iterdir()} == {
+    assert {p.name for p in (serial_runs / "checkpoints").iterdir()} == {
         f"{run.method}-seed{run.seed}{which}.ckpt" for run in RUNS for which in ("", ".best")
     }
-    assert yaml.safe_load((in_turn / "settings.yaml").read_text()) == TINY.as_dict()
-    with Image.open(in_turn / "curves.png") as picture:
+    assert yaml.safe_load((serial_runs / "settings.yaml").read_text()) == TINY.as_dict()
+    with Image.open(serial_runs / "curves.png") as picture:
         picture.load()
         assert picture.format == "PNG"
 
 
-def test_the_summary_is_complete(in_turn: Path) -> None:
-    said = summary(in_turn)
-    assert said["seeds"] == [1, 2]
-    assert said["steps"] == 4
-    assert 0.85 < said["teacher_top1"] < 0.95
-    assert said["seconds"] > 0
-    assert said["images_per_second"] > 0
-    for name in NAMES.values():
-        by_seed = said[f"{name}_top1_by_seed"]
+def test_the_summary_is_complete(serial_runs: Path) -> None:
+    summarised = summary(serial_runs)
+    assert summarised["seeds"] == [1, 2]
+    assert summarised["steps"] == 4
+    assert 0.85 < summarised["teacher_top1"] < 0.95
+    assert summarised["seconds"] > 0
+    assert summarised["images_per_second"] > 0
+    for name in SUMMARY_NAMES.values():
+        by_seed = summarised[f"{name}_top1_by_seed"]
         assert set(by_seed) == {"1", "2"}
         assert all(0 <= v <= 1 for v in by_seed.values())
-        assert said[f"{name}_top1"] == pytest.approx(sum(by_seed.values()) / 2)
-        assert said[f"{name}_seconds_per_step"] > 0
-    assert said["versions"]["torch"] == version("torch")
-    assert set(said["versions"]) >= {"scalekd", "torch", "timm", "lightning", "python"}
-    assert set(said["machine"]) == {"system", "processor", "cores", "gpu"}
-    assert said["parameters"]["teacher"] == 588482
+        assert summarised[f"{name}_top1"] == pytest.approx(sum(by_seed.values()) / 2)
+        assert summarised[f"{name}_seconds_per_step"] > 0
+    assert summarised["versions"]["torch"] == version("torch")
+    assert set(summarised["versions"]) >= {"scalekd", "torch", "timm", "lightning", "python"}
+    assert set(summarised["machine"]) == {"system", "processor", "cores", "gpu"}
+    assert summarised["parameters"]["teacher"] == 588482
 
 
-@pytest.mark.parametrize("how", ["in_turn", pytest.param("beside", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("method", ARMS)
+@pytest.mark.parametrize(
+    "job", ["serial_runs", pytest.param("parallel_runs", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_measurement_at_a_runs_end_is_in_the_metrics_and_the_summary(
-    how: str, method: Method, seed: int, request: pytest.FixtureRequest
+    job: str, method: Method, seed: int, request: pytest.FixtureRequest
 ) -> None:
-    out: Path = request.getfixturevalue(how)
-    own = [m for m in metrics(out) if (m["method"], m["seed"]) == (method, seed)]
-    measured = [(m["step"], m["top1"]) for m in own if m["top1"] is not None]
+    out: Path = request.getfixturevalue(job)
+    lines = [m for m in metrics(out) if (m["method"], m["seed"]) == (method, seed)]
+    measured = [(m["step"], m["top1"]) for m in lines if m["top1"] is not None]
     assert [step for step, _ in measured] == [2, 4]
-    assert measured[-1][1] == summary(out)[f"{NAMES[method]}_top1_by_seed"][str(seed)]
+    assert measured[-1][1] == summary(out)[f"{SUMMARY_NAMES[method]}_top1_by_seed"][str(seed)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS, ids=str)
-def test_two_processes_give_the_weights_of_one(beside: Path, in_turn: Path, run: Run) -> None:
+def test_two_processes_give_the_weights_of_one(
+    parallel_runs: Path, serial_runs: Path, run: Run
+) -> None:
     one, other = (
         torch.load(RunFolder(out).checkpoint(run), weights_only=True)["learner"]
-        for out in (beside, in_turn)
+        for out in (parallel_runs, serial_runs)
     )
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_accuracies_of_one(beside: Path, in_turn: Path) -> None:
-    one, other = summary(beside), summary(in_turn)
-    for name in NAMES.values():
+def test_two_processes_give_the_accuracies_of_one(parallel_runs: Path, serial_runs: Path) -> None:
+    one, other = summary(parallel_runs), summary(serial_runs)
+    for name in SUMMARY_NAMES.values():
         assert one[f"{name}_top1_by_seed"] == other[f"{name}_top1_by_seed"]
 
 
-def test_arms_and_seeds_end_in_different_students(in_turn: Path) -> None:
-    students = [load_student(RunFolder(in_turn).checkpoint(run))[0] for run in RUNS]
+def test_methods_and_seeds_end_in_different_students(serial_runs: Path) -> None:
+    students = [load_student(RunFolder(serial_runs).checkpoint(run))[0] for run in RUNS]
     weights = [next(s.parameters()).detach() for s in students]
     pairs = [(a, b) for i, a in enumerate(weights) for b in weights[i + 1 :]]
     assert not [pair for pair in pairs if torch.equal(*pair)]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_arms_of_a_seed_start_from_the_same_student_and_see_the_same_images(seed: int) -> None:
+def test_methods_of_a_seed_start_from_the_same_student_and_images(seed: int) -> None:
     prepared = prepare(TINY)
     starts, firsts = [], []
-    for method in ARMS:
+    for method in METHODS:
         starts.append(prepared.build_learner(Run(method, seed)).student.state_dict())
         batches, _ = build_loaders(
             prepared.source, TINY.data, prepared.input, batch_size=TINY.batch_size, seed=seed
@@ -173,16 +173,16 @@ def test_seeds_start_from_different_students() -> None:
     assert not torch.equal(next(one.parameters()), next(two.parameters()))
 
 
-def test_the_logits_arm_has_no_projectors_and_keeps_the_weight() -> None:
+def test_logit_kd_has_no_projectors_and_the_same_weight_of_logits() -> None:
     learner = prepare(TINY).build_learner(Run("logit_kd", 1))
     assert isinstance(learner, ScaleKD)
     assert learner.criterion.weights == LossWeights(0, 0, 0, 0, logits=0.5)
     assert not list(learner.criterion.parameters())
 
 
-def test_plain_timm_loads_the_trained_student_to_the_bit(in_turn: Path) -> None:
-    loaded = timm.create_model(f"local-dir:{in_turn / 'student'}", pretrained=True).eval()
-    trained, _ = load_student(RunFolder(in_turn).checkpoint(Run("scalekd", 1)))
+def test_plain_timm_loads_the_trained_student_bit_identically(serial_runs: Path) -> None:
+    loaded = timm.create_model(f"local-dir:{serial_runs / 'student'}", pretrained=True).eval()
+    trained, _ = load_student(RunFolder(serial_runs).checkpoint(Run("scalekd", 1)))
     pictures = images.build_test_set().tensors[0][:64]
     with torch.no_grad():
         assert torch.equal(loaded(pictures), trained(pictures))
@@ -193,10 +193,10 @@ def test_plain_timm_loads_the_trained_student_to_the_bit(in_turn: Path) -> None:
     assert loaded.num_classes == 10
 
 
-def test_evaluating_the_student_folder_gives_the_summarys_accuracy(in_turn: Path) -> None:
-    measured = evaluate(str(in_turn / "student"), Data("digits"))
-    assert measured == summary(in_turn)["student_top1_by_seed"]["1"]
-    loaded = timm.create_model(f"local-dir:{in_turn / 'student'}", pretrained=True).eval()
+def test_evaluating_the_student_folder_gives_the_summarys_accuracy(serial_runs: Path) -> None:
+    measured = evaluate(str(serial_runs / "student"), Data("digits"))
+    assert measured == summary(serial_runs)["student_top1_by_seed"]["1"]
+    loaded = timm.create_model(f"local-dir:{serial_runs / 'student'}", pretrained=True).eval()
     assert measured == top1(loaded.to(best_device()), DataLoader(images.build_test_set(), 250), 10)
 
 
@@ -208,7 +208,7 @@ def test_an_existing_folder_is_refused_and_untouched(tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "precious"
 
 
-def test_default_folders_are_numbered_and_clipping_is_heeded(
+def test_default_folders_are_numbered_and_gradients_are_clipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -229,7 +229,7 @@ def test_default_folders_are_numbered_and_clipping_is_heeded(
     assert moved[1] > 100 * moved[0]
 
 
-def test_separable_stems_are_said_to_be_no_exact_method_and_a_run_keeps_to_its_own(
+def test_separable_stems_are_noted_and_cannot_be_changed_on_resume(
     tmp_path: Path,
 ) -> None:
     out = distill(replace(ONE, separable_stem=True), tmp_path / "out", parallel=1)
@@ -243,7 +243,7 @@ def test_separable_stems_are_said_to_be_no_exact_method_and_a_run_keeps_to_its_o
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_a_run_without_a_measurement_at_its_end_is_measured_then(tmp_path: Path) -> None:
+def test_a_run_is_validated_at_its_end_whatever_validate_every_is(tmp_path: Path) -> None:
     out = distill(replace(ONE, epochs=3, validate_every=2), tmp_path / "out", parallel=1)
     measured = [(m["step"], m["top1"]) for m in metrics(out) if m["top1"] is not None]
     assert [step for step, _ in measured] == [4, 6]
@@ -252,14 +252,14 @@ def test_a_run_without_a_measurement_at_its_end_is_measured_then(tmp_path: Path)
     assert summary(out)["logit_kd_top1"] is None
 
 
-def test_no_runs_side_by_side_is_refused(tmp_path: Path) -> None:
+def test_parallel_0_is_refused(tmp_path: Path) -> None:
     with refused("parallel is 0"):
         distill(ONE, tmp_path / "out", parallel=0)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("where", ["a file", "a folder that is no folder"])
-def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path, where: str) -> None:
+def test_a_run_folder_that_cannot_be_created_is_named(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "out" if where == "a file" else Path("/proc/scalekd/out")
     with refused(str(out)):

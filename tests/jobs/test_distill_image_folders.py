@@ -1,4 +1,4 @@
-"""The whole job on image folders, with networks that timm builds by name."""
+"""A complete job on image folders, with networks that timm builds by name."""
 
 import json
 from dataclasses import replace
@@ -30,42 +30,42 @@ def small(recipe: Recipe, **changes: Any) -> Recipe:
 
 
 def summary(out: Path) -> dict[str, Any]:
-    said: dict[str, Any] = json.loads((out / "summary.json").read_text())
-    return said
+    plain: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return plain
 
 
-def test_a_vit_teaches_a_resnet_three_classes_of_its_own(
+def test_a_vit_with_other_classes_is_distilled_into_a_resnet_of_three(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = distill(replace(recipe, compare=["supervised"]), tmp_path / "out", parallel=1)
-    said = [line for line in capsys.readouterr().out.splitlines() if "logit" in line]
-    assert len([line for line in said if "left out" in line]) == 1
-    assert "1000 classes" in said[0]
-    assert "student 3" in said[0]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "logit" in line]
+    assert len([line for line in lines if "is skipped" in line]) == 1
+    assert "1000 classes" in lines[0]
+    assert "student 3" in lines[0]
     student = timm.create_model(f"local-dir:{out / 'student'}", pretrained=True).eval()
     assert student.num_classes == 3
     assert student(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
     assert tuple(student.pretrained_cfg["mean"]) == (0.485, 0.456, 0.406)
-    found = summary(out)
-    assert found["teacher_top1"] is None
-    assert found["student_top1"] is not None
+    summarised = summary(out)
+    assert summarised["teacher_top1"] is None
+    assert summarised["student_top1"] is not None
     terms = [json.loads(line)["terms"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert all("logits" not in t for t in terms)
-    assert evaluate(str(out / "student"), recipe.data) == found["student_top1"]
+    assert evaluate(str(out / "student"), recipe.data) == summarised["student_top1"]
 
 
-def test_a_teacher_of_the_tasks_classes_is_measured_and_heard(
+def test_a_teacher_with_the_tasks_classes_is_measured_and_its_logits_distilled(
     recipe: Recipe, tmp_path: Path
 ) -> None:
     same = small(recipe, teacher_args={"num_classes": 3}, compare=["logit_kd"])
-    found = summary(distill(same, tmp_path / "out", parallel=1))
-    assert found["teacher_top1"] is not None
-    assert found["logit_kd_top1"] is not None
-    assert not [note for note in found["notes"] if "left out" in note["text"]]
+    summarised = summary(distill(same, tmp_path / "out", parallel=1))
+    assert summarised["teacher_top1"] is not None
+    assert summarised["logit_kd_top1"] is not None
+    assert not [note for note in summarised["notes"] if "skipped" in note["text"]]
 
 
 @pytest.mark.parametrize("classes", [1000, 0])
-def test_logit_distillation_alone_is_refused_where_the_teacher_has_other_classes(
+def test_logit_kd_is_refused_if_the_teacher_has_other_classes(
     recipe: Recipe, tmp_path: Path, classes: int
 ) -> None:
     other = small(recipe, teacher_args={"num_classes": classes}, compare=["logit_kd"])
@@ -74,28 +74,26 @@ def test_logit_distillation_alone_is_refused_where_the_teacher_has_other_classes
     assert not (tmp_path / "out").exists()
 
 
-def test_random_weights_of_the_teacher_are_remarked_on(recipe: Recipe, tmp_path: Path) -> None:
-    found = summary(distill(small(recipe), tmp_path / "out", parallel=1))
-    assert [note for note in found["notes"] if "RANDOM" in note["text"]]
+def test_random_weights_of_the_teacher_are_noted(recipe: Recipe, tmp_path: Path) -> None:
+    summarised = summary(distill(small(recipe), tmp_path / "out", parallel=1))
+    assert [note for note in summarised["notes"] if "RANDOM" in note["text"]]
 
 
-def test_a_teacher_smaller_than_its_student_is_remarked_on(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_teacher_smaller_than_its_student_is_noted(recipe: Recipe, tmp_path: Path) -> None:
     swapped = small(recipe, teacher="test_resnet", student="resnet10t")
-    found = summary(distill(swapped, tmp_path / "out", parallel=1))
-    assert [note for note in found["notes"] if "swapped" in note["text"]]
+    summarised = summary(distill(swapped, tmp_path / "out", parallel=1))
+    assert [note for note in summarised["notes"] if "swapped" in note["text"]]
 
 
-def test_a_head_and_a_name_of_ones_own_survive_in_the_students_folder(
-    recipe: Recipe, tmp_path: Path
-) -> None:
-    own = small(recipe, student_args={"drop_rate": 0.1, "global_pool": "max"})
-    out = distill(own, tmp_path / "out", parallel=1)
+def test_student_args_survive_in_the_students_folder(recipe: Recipe, tmp_path: Path) -> None:
+    with_student_args = small(recipe, student_args={"drop_rate": 0.1, "global_pool": "max"})
+    out = distill(with_student_args, tmp_path / "out", parallel=1)
     student = timm.create_model(f"local-dir:{out / 'student'}", pretrained=True)
     assert student.drop_rate == 0.1
     assert student.global_pool.pool_type == "max"
 
 
-def test_folders_are_read_by_as_many_processes_as_asked_for(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_job_with_a_worker_process_reads_folders(recipe: Recipe, tmp_path: Path) -> None:
     workers = small(recipe)
     workers = replace(workers, data=replace(workers.data, workers=1))
     assert summary(distill(workers, tmp_path / "out", parallel=1))["steps"] == 3

@@ -1,4 +1,4 @@
-"""Images of a size that is no square, from the option to the exported student."""
+"""Images that are not square, from the option to the exported student."""
 
 import json
 from dataclasses import replace
@@ -64,7 +64,7 @@ def loaded(folder: Path) -> nn.Module:
 
 
 @pytest.mark.parametrize("family", STUDENTS)
-def test_a_student_of_wide_images_comes_back_at_its_size(
+def test_a_student_of_wide_images_is_exported_with_its_size(
     family: str, pictures: Path, tmp_path: Path
 ) -> None:
     wide = recipe(pictures, *STUDENTS[family])
@@ -79,33 +79,33 @@ def test_a_student_of_wide_images_comes_back_at_its_size(
         with torch.no_grad():
             assert torch.equal(student(images()), trained(images()))
     arguments = json.loads((out / "student" / "config.json").read_text())["model_args"]
-    bound = family != "a CNN"
-    assert arguments.get("img_size") == (list(WIDE) if bound else None)
+    has_fixed_size = family != "a CNN"
+    assert arguments.get("img_size") == (list(WIDE) if has_fixed_size else None)
     measured = json.loads((out / "summary.json").read_text())["student_top1"]
     assert evaluate(str(out / "student"), Data(str(pictures))) == measured
     assert evaluate(str(out / "student"), wide.data) == measured
     assert 0 <= evaluate(str(out / "student"), replace(wide.data, image_size=(96, 64))) <= 1
 
 
-def test_images_without_labels_may_be_wide_too(tmp_path: Path) -> None:
+def test_wide_images_without_labels_are_trained_on(tmp_path: Path) -> None:
     wide = recipe(flat_folder(tmp_path / "flat"), *STUDENTS["a ViT"])
     out = distill(wide, tmp_path / "out", parallel=1)
     assert loaded(out / "student").patch_embed.grid_size == (4, 6)
 
 
-def test_a_checkpoint_from_before_sizes_were_kept_is_read(pictures: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_an_image_size_is_read(pictures: Path, tmp_path: Path) -> None:
     square = recipe(pictures, "test_resnet", {})
     out = distill(
         replace(square, data=replace(square.data, image_size=None)), tmp_path / "out", parallel=1
     )
     file = RunFolder(out).checkpoint(Run("scalekd", 1))
-    kept = torch.load(file, weights_only=True)
-    assert kept["scalekd_student"].pop("size") is None
-    torch.save(kept, file)
+    checkpoint = torch.load(file, weights_only=True)
+    assert checkpoint["scalekd_student"].pop("size") is None
+    torch.save(checkpoint, file)
     assert load_student(file)[1] == StudentSpec("test_resnet", {}, 3, None)
 
 
-def test_a_size_is_a_side_or_height_and_width() -> None:
+def test_an_image_size_is_a_side_or_height_and_width() -> None:
     assert Data("x").size is None
     assert Data("x", 64).size == (64, 64)
     assert Data("x", WIDE).size == WIDE
@@ -116,14 +116,14 @@ def test_a_size_is_a_side_or_height_and_width() -> None:
 
 
 @pytest.mark.parametrize("size", [0, -3, (64, 0), (-1, 64), (64,), (64, 64, 3)])
-def test_other_sizes_are_refused(size: Any) -> None:
+def test_an_image_size_that_is_not_one_or_two_positive_numbers_is_refused(size: Any) -> None:
     with refused(f"data.image_size is {size}", "more than 0"):
         Data("x", size)
 
 
-@pytest.mark.parametrize(("said", "meant"), [("64", 64), ("[64, 96]", [64, 96])])
-def test_a_size_survives_the_command_line_and_the_settings(
-    said: str, meant: int | list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("text", "value"), [("64", 64), ("[64, 96]", [64, 96])])
+def test_an_image_size_survives_the_command_line_and_settings_yaml(
+    text: str, value: int | list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["--teacher", "a", "--student", "b", "--data.root", "c"]
 
@@ -133,20 +133,20 @@ def test_a_size_survives_the_command_line_and_the_settings(
         assert ended.value.code == 0
         return yaml.safe_load(capsys.readouterr().out)
 
-    first = printed(*names, "--data.image_size", said)
-    assert first["data"]["image_size"] == meant
-    size = tuple(meant) if isinstance(meant, list) else meant
+    first = printed(*names, "--data.image_size", text)
+    assert first["data"]["image_size"] == value
+    size = tuple(value) if isinstance(value, list) else value
     settings = tmp_path / "settings.yaml"
     settings.write_text(yaml.safe_dump(Recipe("a", "b", Data("c", size)).as_dict()))
     assert printed("--config", str(settings)) == first
 
 
-@pytest.mark.parametrize("said", ["64x96", "[64]", "[64, 96, 3]", "[64, big]"])
-def test_a_size_of_another_kind_is_refused_in_one_line(
-    said: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("text", ["64x96", "[64]", "[64, 96, 3]", "[64, big]"])
+def test_an_image_size_of_another_type_is_refused_in_one_line(
+    text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["distill", "--data.image_size", said])
+        main(["distill", "--data.image_size", text])
     assert ended.value.code == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Several students under one pass of their teacher."""
+"""Multi-student training: several students under shared outputs of one teacher."""
 
 import json
 import os
@@ -36,8 +36,8 @@ from scalekd.runs.status import read_run_folders
 NAMES = ["test_vit", "other", "test_resnet"]
 
 
-def several(root: Path) -> dict[str, Any]:
-    """Much that is random; the second has dropout of its own, the third BatchNorm and momentum."""
+def multi_student_settings(root: Path) -> dict[str, Any]:
+    """`random_settings` for three students: the second has other dropout, the third SGD."""
     small = {"img_size": 48, "drop_path_rate": 0.4, "proj_drop_rate": 0.2}
     others = [
         {"name": "test_vit", "folder": "other", "args": small},
@@ -46,11 +46,11 @@ def several(root: Path) -> dict[str, Any]:
     return random_settings(root) | {"more_students": others}
 
 
-def alone(root: Path) -> dict[str, dict[str, Any]]:
-    """The recipe of each, written out by hand."""
-    plain = several(root)
+def single_student_settings(root: Path) -> dict[str, dict[str, Any]]:
+    """The settings of each student in a job of its own, written out by hand."""
+    plain = multi_student_settings(root)
     del plain["more_students"]
-    student = several(root)["more_students"]
+    student = multi_student_settings(root)["more_students"]
     return {
         "test_vit": plain,
         "other": plain | {"student_args": student[0]["args"]},
@@ -61,38 +61,38 @@ def alone(root: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images, a recipe of several students, and what each of them gives alone."""
-    root = tmp_path_factory.mktemp("together")
+    """A folder with images, a recipe of several students, and each student's single run."""
+    root = tmp_path_factory.mktemp("multi_student")
     image_folder(root / "images", each=10, side=48)
-    (root / "recipe.yaml").write_text(yaml.safe_dump(several(root)))
-    for name, plain in alone(root).items():
+    (root / "recipe.yaml").write_text(yaml.safe_dump(multi_student_settings(root)))
+    for name, plain in single_student_settings(root).items():
         (root / f"{name}.yaml").write_text(yaml.safe_dump(plain))
-        finish(start(root, f"{name} alone", recipe=f"{name}.yaml"))
+        finish(start(root, f"single {name}", recipe=f"{name}.yaml"))
     return root
 
 
-def assert_all_alike(root: Path, out: str) -> None:
+def assert_same_as_single_runs(root: Path, out: str) -> None:
     for name in NAMES:
-        assert_bit_identical(root / f"{name} alone", root / out / name)
+        assert_bit_identical(root / f"single {name}", root / out / name)
 
 
-def test_each_is_the_training_that_it_would_be_alone(root: Path) -> None:
-    said = finish(start(root, "together"))
-    assert_all_alike(root, "together")
-    assert all(f"{name}, scalekd seed 7: top-1" in said for name in NAMES)
-    assert "waiting for images" not in said
+def test_each_students_run_is_bit_identical_to_its_run_in_a_job_of_its_own(root: Path) -> None:
+    output = finish(start(root, "interleaved"))
+    assert_same_as_single_runs(root, "interleaved")
+    assert all(f"{name}, scalekd seed 7: top-1" in output for name in NAMES)
+    assert "waiting for images" not in output
 
 
-def test_they_are_killed_and_go_on(root: Path) -> None:
-    killed(root, "killed", 2)
+def test_a_killed_job_resumes_all_students_bit_identically(root: Path) -> None:
+    kill_resume_and_compare(root, "killed", 2)
 
 
 @pytest.mark.slow
-def test_they_are_killed_at_ten_points_and_go_on(root: Path) -> None:
-    killed(root, "killed often", 10)
+def test_a_job_killed_at_ten_points_resumes_bit_identically(root: Path) -> None:
+    kill_resume_and_compare(root, "killed often", 10)
 
 
-def killed(root: Path, out: str, times: int) -> None:
+def kill_resume_and_compare(root: Path, out: str, times: int) -> None:
     chance = random.Random(times)
     for _ in range(times):
         process = start(root, out, "--resume")
@@ -101,38 +101,41 @@ def killed(root: Path, out: str, times: int) -> None:
         assert process.poll() is None, "ended before it was killed: give it more epochs"
         kill(process)
     finish(start(root, out, "--resume"))
-    assert_all_alike(root, out)
+    assert_same_as_single_runs(root, out)
 
 
-def test_told_to_stop_they_save_and_one_that_lost_all_is_waited_for(root: Path) -> None:
+def test_a_stopped_job_saves_all_and_resumes_when_one_student_is_lost(root: Path) -> None:
     process = start(root, "stopped")
     assert wait_until_training(process, root / "stopped" / NAMES[2])
     os.killpg(process.pid, signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, said
-    assert "--resume" in said.splitlines()[-1]
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert "--resume" in output.splitlines()[-1]
     for name in NAMES:
         assert (root / "stopped" / name / "checkpoints" / "scalekd-seed7.ckpt").exists()
     shutil.rmtree(root / "stopped" / "other")
     finish(start(root, "stopped", "--resume"))
-    assert_all_alike(root, "stopped")
+    assert_same_as_single_runs(root, "stopped")
 
 
-def test_a_student_goes_on_by_itself(root: Path) -> None:
+def test_a_student_resumes_in_a_job_of_its_own(root: Path) -> None:
     process = start(root, "left")
     assert wait_until_training(process, root / "left" / "other")
     kill(process)
     finish(start(root, "left/other", "--resume", recipe="other.yaml"))
-    assert_bit_identical(root / "other alone", root / "left" / "other")
+    assert_bit_identical(root / "single other", root / "left" / "other")
 
 
 @pytest.mark.slow
-def test_two_ranks_train_them_as_they_train_each(root: Path) -> None:
-    for name, plain in {"together": several(root), **alone(root)}.items():
+def test_two_ranks_train_each_student_as_in_a_job_of_its_own(root: Path) -> None:
+    for name, plain in {
+        "interleaved": multi_student_settings(root),
+        **single_student_settings(root),
+    }.items():
         (root / "two.yaml").write_text(yaml.safe_dump({**plain, "accumulate": 1}))
         finish(start(root, f"two {name}", "--devices", "2", recipe="two.yaml"))
     for name in NAMES:
-        assert_bit_identical(root / f"two {name}", root / "two together" / name)
+        assert_bit_identical(root / f"two {name}", root / "two interleaved" / name)
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +143,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return image_folder(tmp_path_factory.mktemp("several") / "images", each=6)
 
 
-def recipe_of(images: Path, **changes: Any) -> Recipe:
-    usual: dict[str, Any] = {"more_students": ["test_vit2"], "epochs": 2, "log_every": 1}
-    usual |= {"student": "test_vit", "teacher_args": {"img_size": 64, "num_classes": 3}}
-    usual |= {"student_args": {"img_size": 64}}
-    usual |= {"more_students": [Student("test_vit2", {"img_size": 64})]}
-    return tiny(images, **{**usual, **changes})
+def two_students(images: Path, **changes: Any) -> Recipe:
+    settings: dict[str, Any] = {"more_students": ["test_vit2"], "epochs": 2, "log_every": 1}
+    settings |= {"student": "test_vit", "teacher_args": {"img_size": 64, "num_classes": 3}}
+    settings |= {"student_args": {"img_size": 64}}
+    settings |= {"more_students": [Student("test_vit2", {"img_size": 64})]}
+    return tiny(images, **{**settings, **changes})
 
 
 def losses(run: Path) -> list[dict[str, float]]:
@@ -160,19 +163,21 @@ def test_the_teacher_passes_once_over_each_batch(
     monkeypatch.setattr(
         FrozenTeacher, "__call__", lambda self, x: passes.append(len(x)) or call(self, x)
     )
-    one = distill(replace(recipe_of(images), more_students=[]), tmp_path / "one")
+    one = distill(replace(two_students(images), more_students=[]), tmp_path / "one")
     of_one = len(passes)
     passes.clear()
-    both = distill(recipe_of(images), tmp_path / "both")
+    both = distill(two_students(images), tmp_path / "both")
     assert losses(both / "test_vit") == losses(one)
     # The second student's fit is tried on two images before.
     assert len(passes) == of_one + 1
 
 
-def test_one_normalised_otherwise_learns_from_the_same_images(images: Path, tmp_path: Path) -> None:
-    still = Optim(lr=1e-6, warmup_epochs=0)  # or training makes more and more of what rounds
+def test_a_student_with_another_normalisation_is_trained_on_the_same_images(
+    images: Path, tmp_path: Path
+) -> None:
+    still = Optim(lr=1e-6, warmup_epochs=0)  # because training amplifies rounding
     other = Student("test_efficientnet")
-    recipe = recipe_of(images, more_students=[other], one_token="drop", optim=still)
+    recipe = two_students(images, more_students=[other], one_token="drop", optim=still)
     both = distill(recipe, tmp_path / "both")
     one = distill(recipe.per_student()["test_efficientnet"], tmp_path / "one")
     for a, b in zip(losses(both / "test_efficientnet"), losses(one), strict=True):
@@ -180,35 +185,37 @@ def test_one_normalised_otherwise_learns_from_the_same_images(images: Path, tmp_
 
 
 @pytest.mark.parametrize("without", ["teacher", "labels"])
-def test_arms_seeds_and_students_alone(images: Path, without: str, tmp_path: Path) -> None:
-    recipe = recipe_of(images, compare=["supervised", "logit_kd"], seeds=[1, 2], accumulate=2)
+def test_methods_and_seeds_equal_those_of_single_jobs(
+    images: Path, without: str, tmp_path: Path
+) -> None:
+    recipe = two_students(images, compare=["supervised", "logit_kd"], seeds=[1, 2], accumulate=2)
     if without == "teacher":
         recipe = replace(recipe, teacher=None, compare=[])
     else:
         root = str(flat_folder(tmp_path / "flat"))
         recipe = replace(recipe, compare=["logit_kd"], data=replace(recipe.data, root=root))
     both = distill(recipe, tmp_path / "both")
-    for name, own in recipe.per_student().items():
-        one = distill(own, tmp_path / name, parallel=1)
+    for name, single in recipe.per_student().items():
+        one = distill(single, tmp_path / name, parallel=1)
         assert losses(both / name) == losses(one)
         summaries = [json.loads((run / "summary.json").read_text()) for run in (both / name, one)]
         assert summaries[0]["student_top1_by_seed"] == summaries[1]["student_top1_by_seed"]
 
 
-def test_they_share_a_cache(images: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(images, seeds=[1, 2])
-    cache = build_cache(recipe, tmp_path / "cache", views=2, keep="float32")
+def test_all_students_read_the_same_cache(images: Path, tmp_path: Path) -> None:
+    recipe = two_students(images, seeds=[1, 2])
+    cache = build_cache(recipe, tmp_path / "cache", augmented_views=2, dtype="float32")
     recipe = replace(recipe, cache=str(cache))
     both = distill(recipe, tmp_path / "both")
-    for name, own in recipe.per_student().items():
-        assert losses(both / name) == losses(distill(own, tmp_path / name, parallel=1))
+    for name, single in recipe.per_student().items():
+        assert losses(both / name) == losses(distill(single, tmp_path / name, parallel=1))
 
 
-def test_a_student_whose_loss_is_no_number_is_dropped_without_hurting_the_others(
+def test_a_student_that_diverges_is_dropped_and_the_others_finish(
     images: Path, tmp_path: Path
 ) -> None:
     wild = Student("test_resnet", optim=Optim(lr=1e30, warmup_epochs=0, clip=0.0))
-    recipe = recipe_of(images)
+    recipe = two_students(images)
     recipe = replace(recipe, more_students=[wild, *recipe.more_students], epochs=3)
     out = tmp_path / "three"
     with (
@@ -225,7 +232,7 @@ def test_a_student_whose_loss_is_no_number_is_dropped_without_hurting_the_others
 
 
 def test_another_student_can_be_added_later(images: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(images)
+    recipe = two_students(images)
     out = distill(recipe, tmp_path / "both")
     before = (out / "test_vit2" / "metrics.jsonl").read_text()
     more = replace(recipe, more_students=[*recipe.more_students, "test_resnet"])
@@ -235,19 +242,19 @@ def test_another_student_can_be_added_later(images: Path, tmp_path: Path) -> Non
     assert losses(out / "test_resnet") == losses(one)
 
 
-def test_an_image_that_cannot_be_read_ends_all_and_is_named(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_ends_all_runs_and_is_named(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "images", each=6)
     next((root / "train").rglob("*.jpg")).write_bytes(b"none")
     with refused(".jpg", "corrupt_images"):
-        distill(recipe_of(root, epochs=3), tmp_path / "both")
+        distill(two_students(root, epochs=3), tmp_path / "both")
 
 
-def test_what_cannot_be_together_is_refused_before_anything_is_written(
+def test_students_that_cannot_share_images_are_refused_before_writing(
     images: Path, tmp_path: Path
 ) -> None:
-    recipe = recipe_of(images)
+    recipe = two_students(images)
     out = tmp_path / "out"
-    with refused("parallel is 2", "turns"):
+    with refused("parallel is 2", "interleaved"):
         distill(recipe, out, parallel=2)
     with refused("test_vit takes images of 64x64", "test_vit3", "data.image_size"):
         data = replace(recipe.data, image_size=None)
@@ -267,8 +274,8 @@ def test_what_cannot_be_together_is_refused_before_anything_is_written(
         estimate(recipe)
 
 
-def test_a_recipe_says_what_is_wrong_with_its_students(images: Path) -> None:
-    recipe = recipe_of(images)
+def test_a_recipe_names_what_is_wrong_with_its_students(images: Path) -> None:
+    recipe = two_students(images)
     with refused("'test_vit' twice", "folder"):
         replace(recipe, more_students=["test_vit"])
     with refused("fsdp has teacher"):

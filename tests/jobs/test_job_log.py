@@ -1,0 +1,67 @@
+"""A run folder's train.log while a job trains."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from helpers.pictures import image_folder
+from helpers.tiny import tiny
+from helpers.warned import warned
+
+from scalekd.jobs.distill import distill
+from scalekd.jobs.job_log import job_log
+from scalekd.notes import Note
+from scalekd.recipe import Data
+from scalekd.runs.folder import RunFolder
+from scalekd.runs.result import PairSummary
+from scalekd.signals import Interrupted
+
+PAIR = PairSummary(None, 10, 10, 10, [Note("warning", "the teacher is random")])
+
+
+@pytest.fixture(autouse=True)
+def _package_logs_at_info(caplog: pytest.LogCaptureFixture) -> None:
+    """As on the command line."""
+    caplog.set_level(logging.INFO, "scalekd")
+
+
+def test_train_log_has_the_recipe_the_notes_and_the_end(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with job_log(folder, tiny("images"), PAIR):
+        pass
+    start, note, end = folder.log.read_text().splitlines()
+    assert 'training starts with {"teacher": "test_vit"' in start
+    assert note.endswith("note (warning): the teacher is random")
+    assert end.endswith(f"{tmp_path}: training ended")
+
+
+@pytest.mark.parametrize(
+    ("error", "ended_by"),
+    [
+        (Interrupted("stopped; the state is saved"), "Interrupted: stopped; the state is saved"),
+        (MemoryError(), "MemoryError: MemoryError"),
+        (KeyboardInterrupt(), "KeyboardInterrupt: KeyboardInterrupt"),
+    ],
+    ids=["a signal", "an error", "a second Ctrl-C"],
+)
+def test_train_log_has_what_ended_a_job(
+    error: BaseException, ended_by: str, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(type(error)), job_log(folder, tiny("images"), PAIR):
+        raise error
+    assert folder.log.read_text().splitlines()[-1].endswith(f"training ended by {ended_by}")
+
+
+def test_train_log_has_the_results_and_the_warnings_of_a_run(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images", each=6)
+    for file in (root / "train").rglob("*.png"):  # so that not all are read in the preflight
+        file.write_bytes(b"none")
+    data = Data(str(root), 64, workers=0, corrupt_images="skip")
+    with warned("corrupt|skip"):
+        out = distill(tiny(root, data=data), tmp_path / "out", parallel=1)
+    lines = RunFolder(out).log.read_text().splitlines()
+    assert "training starts with" in lines[0]
+    assert any("WARNING scalekd.data.corrupt" in line for line in lines)
+    assert any("scalekd seed 1: top-1" in line for line in lines)
+    assert lines[-1].endswith("training ended")
