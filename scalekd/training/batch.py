@@ -1,4 +1,4 @@
-"""One micro-batch on its way through a step: images, labels, and what is known of the teacher."""
+"""A micro-batch: its images, its labels, and the teacher's outputs where they exist already."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,14 @@ from scalekd.features import Features
 from scalekd.networks import CachedOutputs
 
 Learner = ScaleKD | Supervised
-"""What a run trains: a student with its loss, and its projectors where it has a teacher."""
+"""What a run trains: a student with its loss and, under a teacher, its projectors."""
 
 
 class SharedTeacherOutputs:
-    """The teacher's features of one micro-batch, for several students: computed once, by the first
-    student that asks."""
+    """The teacher's features of one micro-batch, which several students share.
+
+    They are computed once, for the first student that needs them.
+    """
 
     def __init__(self) -> None:
         self._features: Features | None = None
@@ -33,7 +35,7 @@ class SharedTeacherOutputs:
 
 @dataclass
 class Batch:
-    """A micro-batch on the device that computes.
+    """A micro-batch on the device that trains.
 
     Attributes:
         images: (N, channels, H, W), normalised for the student.
@@ -49,13 +51,13 @@ class Batch:
 
     @classmethod
     def from_loader(cls, items: Sequence[Any], device: torch.device) -> "Batch":
-        """The batch of a loader's `items`: images, targets if there are labels, cached outputs."""
+        """Make a batch of a loader's `items`: images, targets if any, cached outputs if any."""
         images, *others = move_data_to_device(list(items), device)
         cached = others.pop() if others and isinstance(others[-1], CachedOutputs) else None
         return cls(images, others[0] if others else None, cached)
 
     def loss(self, learner: nn.Module, mixup: nn.Module | None = None) -> StepOutput:
-        """The loss of the `learner` on this batch, after `mixup` of images and targets."""
+        """Compute the loss of `learner` on this batch, after `mixup` of images and targets."""
         images, targets = self.images, self.targets
         if mixup is not None:
             images, targets = mixup(images, targets)

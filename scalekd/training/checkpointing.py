@@ -1,4 +1,4 @@
-"""When a run's state is written: by steps, by minutes, and where its student is the best so far."""
+"""When a run's checkpoints are written: by steps, by minutes, and at the best accuracy so far."""
 
 import logging
 import time
@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpointing:
-    """Writes a run's states; a full disk ends no training.
+    """Writes a run's checkpoints; a disk that is full does not end the training.
 
     Args:
-        file: of the newest state; the one before and the best one are kept beside it.
-        every_steps: steps between two states; None for by time alone.
-        every_minutes: minutes between two states, where that comes sooner.
+        file: the newest checkpoint; the previous one and the best one are written next to it.
+        every_steps: steps between two checkpoints; None for `every_minutes` only.
+        every_minutes: minutes between two checkpoints, if that comes sooner.
     """
 
     def __init__(self, file: Path, *, every_steps: int | None, every_minutes: float) -> None:
@@ -25,21 +25,21 @@ class Checkpointing:
         self.saved = time.perf_counter()
 
     def is_due(self, step: int) -> bool:
-        """Whether the state after `step` is to be written."""
+        """Whether a checkpoint is to be written after `step`."""
         return self.every_steps is not None and step % self.every_steps == 0
 
     @property
     def overdue(self) -> bool:
-        """Whether the last state is older than it should get; ranks must agree on it."""
+        """Whether the newest checkpoint is older than `every_minutes`; ranks differ in this."""
         return time.perf_counter() - self.saved > 60 * self.every_minutes
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the newest state."""
+        """Write `state` as the newest checkpoint."""
         self.saved = time.perf_counter()
         self._write(state, self.file, previous_checkpoint(self.file))
 
     def save_best(self, state: dict[str, Any]) -> None:
-        """Write the state with the highest accuracy so far."""
+        """Write `state`, that with the highest accuracy so far, as the best checkpoint."""
         self._write(state, best_checkpoint(self.file))
 
     def _write(self, state: dict[str, Any], file: Path, aside: Path | None = None) -> None:

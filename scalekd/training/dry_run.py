@@ -1,4 +1,4 @@
-"""One step on two images, before the expensive part: what does not fit together says so now."""
+"""A dry run: one step on two images before training, which shows errors early and counts FLOPs."""
 
 import torch
 from torch import nn
@@ -10,22 +10,24 @@ from scalekd.flops import FLOP_FORMULAS
 from scalekd.training.batch import Batch, Learner
 
 IMAGES = 2
-"""They show it as well as a batch, which may be large."""
+"""Images of a dry run: they show the same errors as a batch, which may be large."""
 
 
 def dry_run(learner: Learner, batches: DataLoader[object]) -> float:
-    """A step of `learner`, which is left with gradients and moved statistics.
+    """Run forward and backward of `learner` on the first images of its first batch.
+
+    Afterwards `learner` has gradients, and its BatchNorm statistics are changed.
 
     Args:
         learner: on the device that trains.
-        batches: whose data set and first batch the images are of.
+        batches: loader of the run.
 
     Returns:
-        GFLOP an image, forward and backward, 2 for each multiply-add.
+        GFLOP per image, forward and backward, with 2 for each multiply-add.
     """
     assert batches.batch_sampler is not None
-    names = next(iter(batches.batch_sampler))[:IMAGES]
-    batch = default_collate([batches.dataset[name] for name in names])
+    keys = next(iter(batches.batch_sampler))[:IMAGES]
+    batch = default_collate([batches.dataset[key] for key in keys])
     learner.train()
     with (
         FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter,
@@ -34,9 +36,9 @@ def dry_run(learner: Learner, batches: DataLoader[object]) -> float:
         loss = Batch.from_loader(batch, best_device()).loss(learner).loss
         torch.autograd.backward(loss)
     learner.eval()
-    return float(counter.get_total_flops()) / len(names) / 1e9
+    return float(counter.get_total_flops()) / len(keys) / 1e9
 
 
 def parameters_without_gradient(learner: nn.Module) -> list[str]:
-    """Names of the parameters that the last step gave no gradient."""
+    """Names of the trained parameters that have no gradient after a step."""
     return [name for name, p in learner.named_parameters() if p.requires_grad and p.grad is None]

@@ -1,4 +1,4 @@
-"""What changes the weights, as a recipe's `optim` says: optimizer, schedule, average."""
+"""Optimizer, learning rate schedule and weight average (EMA), from a recipe's `optim` and `ema`."""
 
 from typing import Any
 
@@ -15,9 +15,10 @@ from scalekd.recipe import Optim
 def build_optimizer(
     learner: nn.Module, optim: Optim, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """timm's optimizer of all that `learner` trains.
+    """Build timm's optimizer for the trained parameters of `learner`.
 
-    Weight decay leaves out what the networks themselves exempt, unless `optim.decay_all` is set.
+    Biases, norms and what the networks exempt have no weight decay, unless `optim.decay_all` is
+    set.
     """
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         learner,
@@ -37,14 +38,16 @@ def build_schedule(
     steps: int,
     steps_per_epoch: int,
 ) -> Scheduler:
-    """Linear warm-up, then a cosine or drops; `step_update(step)` sets the rate after `step` steps.
+    """Build the schedule of the learning rate: linear warm-up, then a cosine or drops.
+
+    `step_update(step)` sets the learning rate for the step after `step` steps.
 
     Args:
-        optimizer: whose learning rate moves.
-        optim: epochs of warm-up, drops and the rate at the end.
-        learning_rate: after the warm-up.
-        steps: of the run.
-        steps_per_epoch: to count the epochs of `optim` in.
+        optimizer: the optimizer whose learning rate is set.
+        optim: epochs of the warm-up and of the drops, and the learning rate at the end.
+        learning_rate: learning rate after the warm-up.
+        steps: steps of the run.
+        steps_per_epoch: steps of an epoch.
     """
     warmup = min(round(optim.warmup_epochs * steps_per_epoch), steps - 1)
     rising: dict[str, Any] = {
@@ -68,7 +71,7 @@ def build_schedule(
 
 
 def build_average(student: nn.Module, decay: float) -> AveragedModel:
-    """The exponential moving average of the student's weights over the steps, a copy of its own."""
+    """Build the exponential moving average of the student's weights, which is a copy of it."""
     rule = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     average = AveragedModel(student, multi_avg_fn=rule)
     average.requires_grad_(False)

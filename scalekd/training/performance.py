@@ -1,4 +1,4 @@
-"""Performance settings: how the networks are run, which changes results by rounding at most."""
+"""Performance settings: precision, memory format, kernels and compilation of the networks."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -23,9 +23,9 @@ ResNet-50's have 16."""
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """What autocast computes in for a recipe's precision; None without autocast.
+    """The data type of autocast for a recipe's precision; None without autocast.
 
-    On CPUs that is bf16 for fp16, too, as Lightning has it.
+    On a CPU it is bf16 for "16-mixed" too, as in Lightning.
     """
     if precision == "32-true":
         return None
@@ -34,15 +34,15 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """For a recipe's precision, as a run has it."""
+    """Autocast for a recipe's precision on `device`; does nothing for "32-true"."""
     kind = autocast_dtype(precision, device)
     return nullcontext() if kind is None else torch.autocast(device.type, kind)
 
 
 def build_fabric(precision: Precision) -> Fabric:
-    """What casts, scales the loss of fp16 and steps on this process's device.
+    """Build the Fabric that casts, scales the loss of fp16 and steps on this process's device.
 
-    Several ranks are no matter of Fabric's here: torch's own DDP and FSDP know them.
+    It has one device in each rank: torch's own DDP and FSDP connect the ranks.
     """
     on_gpu = torch.cuda.is_available()
     return Fabric(
@@ -54,9 +54,10 @@ def build_fabric(precision: Precision) -> Fabric:
 
 
 def apply_performance_settings(learner: ScaleKD | Supervised, recipe: Recipe) -> None:
-    """Lay out the weights and synchronise norms as the recipe says, before anything holds them.
+    """Cast the teacher, and set memory format and synchronised BatchNorm as the recipe asks.
 
-    A teacher that another learner of this process has used already is left as it is.
+    This replaces parameters, so it comes before the optimizer is built. A teacher whose trunk was
+    dropped for another learner of this process is not changed.
 
     Raises:
         InputError: synchronised BatchNorm on CPUs, where torch has none.
@@ -77,10 +78,10 @@ def apply_performance_settings(learner: ScaleKD | Supervised, recipe: Recipe) ->
 
 
 def _cast_teacher(teacher: FrozenTeacher, recipe: Recipe) -> None:
-    """Cast the weights that autocast would cast at each use, and drop what a cache stands for."""
+    """Cast the weights that autocast would cast at each use; drop the trunk if there is a cache."""
     if teacher.trunk_dropped:
         return
-    # FSDP wants one precision in all that it shards.
+    # FSDP needs one precision in all parameters that it shards.
     sharded = ranks.world_size() > 1 and "teacher" in recipe.fsdp
     dtype = autocast_dtype(recipe.precision, device := best_device())
     if dtype is not None and not sharded:
@@ -101,8 +102,8 @@ def _choose_kernels(recipe: Recipe) -> None:
 def compile_repeated_blocks(learner: ScaleKD | Supervised) -> None:
     """Compile the repeated blocks of student and teacher, its tail among them, and the projectors.
 
-    Block by block, so that one compilation serves all alike, and what the teacher's tail records
-    of its blocks' arguments stays outside.
+    Each block is compiled by itself, so that one compilation serves all equal blocks, and the
+    recording of the arguments of the teacher's tail is not compiled.
     """
     torch._dynamo.config.recompile_limit = KINDS_OF_BLOCK
     parts = repeated_blocks(learner.student)

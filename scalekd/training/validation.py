@@ -1,4 +1,4 @@
-"""How often a network is right, while a student trains and elsewhere."""
+"""Top-1 accuracy of a network, and the validation of a student during training."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,14 +22,14 @@ def top1(
     classes: int,
     precision: Precision = "32-true",
 ) -> float:
-    """Share of images whose largest logit is the target's.
+    """Measure the top-1 accuracy: the share of images whose largest logit is the target's.
 
     Args:
-        classify: images (N, channels, H, W) -> logits (N, classes), on the GPU where there is one.
-            A model in eval mode.
-        batches: of images and targets, which are not counted where they are `IGNORED`.
-        classes: how many there are.
-        precision: that `classify` computes in.
+        classify: images (N, channels, H, W) -> logits (N, classes), on `best_device()`; for example
+            a model in eval mode.
+        batches: batches of images and targets; images whose target is `IGNORED` are not counted.
+        classes: number of classes.
+        precision: precision of the passes.
     """
     device = best_device()
     accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=IGNORED)
@@ -41,24 +41,25 @@ def top1(
 
 
 def validation_batch_size(recipe: Recipe) -> int:
-    """Images at a time that surely fit: as many as a rank computes at once while it trains."""
+    """Images of a validation batch: at most a rank's micro-batch, which fits into memory."""
     return min(250, max(1, recipe.batch_size // ranks.world_size() // recipe.accumulate))
 
 
 class Validation:
-    """Measures a run's student now and then.
+    """Measures a run's student after every `every_steps` steps.
 
     Args:
-        batches: of validation images and labels; None without labels, where nothing is measured.
-        classes: how many there are; None without labels.
-        every_steps: steps between two measurements.
-        precision: that the student computes in.
-        state: of the run so far, to resume from.
+        batches: batches of validation images and labels; None without labels, where nothing is
+            measured.
+        classes: number of classes; None without labels.
+        every_steps: steps between two validations.
+        precision: precision of the passes.
+        state: state of the validation to resume from.
 
     Attributes:
-        top1: share of images right, when last measured; None where never.
-        step: after which that was.
-        highest: of all measurements; -1 before the first.
+        top1: accuracy (a share) at the last validation; None before the first.
+        step: step of the last validation.
+        highest: highest accuracy so far; -1 before the first validation.
     """
 
     def __init__(
@@ -78,14 +79,14 @@ class Validation:
         self.highest: float = state.get("highest", -1.0)
 
     def is_due(self, step: int) -> bool:
-        """Whether the student after `step` is to be measured."""
+        """Whether the student is to be validated after `step`."""
         return step % self.every_steps == 0
 
     def measure(self, step: int, learner: nn.Module, student: nn.Module) -> bool:
-        """Measure `student`, a part of `learner` or its average, after `step`.
+        """Validate `student`, which is a part of `learner` or its average, after `step`.
 
         Returns:
-            Whether it is better than ever before. False without labels, where nothing is measured.
+            Whether the accuracy is the highest so far; False without labels.
         """
         self.step = step
         if self.batches is None or self.classes is None:
@@ -100,5 +101,5 @@ class Validation:
         return better
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes by."""
+        """Return what the validation needs to resume."""
         return {"step": self.step, "top1": self.top1, "highest": self.highest}
