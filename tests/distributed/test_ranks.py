@@ -192,7 +192,7 @@ def test_one_rank_resumes_the_state_of_two_ranks_that_were_stopped(root: Path) -
     assert wait_until_training(process, root / "stopped")
     assert stop(process).count("--resume resumes them") == 1
     output = finish(start(root, "stopped", "--resume"))
-    assert "was begun on 2 devices and goes on on 1" in output
+    assert "was begun on 2 devices and resumes on 1" in output
     assert json.loads((root / "stopped" / "summary.json").read_text())["steps"] == 84
 
 
