@@ -54,6 +54,8 @@ def distill(
         AnotherRankFailed: this process is one of several ranks, and another one failed.
     """
     with ranks.process_group():
+        _check_parallel(parallel)
+        check_trackers(recipe.trackers)
         if recipe.more_students:
             out = out or ranks.decide_on_rank_0(lambda: choose_folder(recipe, newest=resume))
             if (parallel or 1) > 1:
@@ -68,8 +70,6 @@ def distill(
 
 def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: bool) -> Path:
     started = time.perf_counter()
-    _check_parallel(parallel)
-    check_trackers(recipe.trackers)
     folder, results = ranks.decide_on_rank_0(lambda: _open_folder(recipe, out, resume))
     prepared = prepare(recipe)
     pair = run_preflight(prepared)
