@@ -213,7 +213,7 @@ def one_cell(size: int, **arguments: Any) -> nn.Module:
 def test_a_students_final_grid_of_one_token_is_refused_or_dropped() -> None:
     with refused("the student's final grid is 1x1", "final_alternative"):
         ScaleKD(swin(), one_cell(64), size=(64, 64))
-    with warned("final_alternative is left out"):
+    with warned("final_alternative is dropped"):
         distiller = ScaleKD(swin(), one_cell(64), size=(64, 64), one_token="drop")
     check_step(distiller, {"final_alternative"})
 
