@@ -42,7 +42,9 @@ def test_the_learning_rate_must_be_positive(value: float) -> None:
 
 @pytest.mark.parametrize("name", ["weight_decay", "warmup_epochs", "min_lr", "clip"])
 @pytest.mark.parametrize("value", [-0.5, NAN])
-def test_what_may_be_zero_in_the_optimizer_may_not_be_less(name: str, value: float) -> None:
+def test_settings_of_the_optimizer_that_may_be_0_may_not_be_negative(
+    name: str, value: float
+) -> None:
     message = refusal(optim=replace(Optim(), **{name: value}))
     assert f"optim.{name}" in message
     assert str(value) in message
@@ -50,7 +52,7 @@ def test_what_may_be_zero_in_the_optimizer_may_not_be_less(name: str, value: flo
 
 
 @pytest.mark.parametrize("name", ["weight_decay", "warmup_epochs", "min_lr"])
-def test_nothing_in_the_optimizer_may_be_infinite(name: str) -> None:
+def test_settings_of_the_optimizer_must_be_finite(name: str) -> None:
     message = refusal(optim=replace(Optim(), **{name: INFINITE}))
     assert f"optim.{name}" in message
     assert "inf" in message
@@ -63,7 +65,7 @@ def test_a_warm_up_as_long_as_the_training_is_refused(warmup: float) -> None:
     assert "epochs is 2" in message
 
 
-def test_an_unknown_optimizer_is_answered_with_near_ones() -> None:
+def test_an_unknown_optimizer_is_refused_with_similar_names() -> None:
     message = refusal(optim=Optim(name="adamm"))
     assert "optim.name" in message
     assert "adamm" in message
@@ -72,7 +74,7 @@ def test_an_unknown_optimizer_is_answered_with_near_ones() -> None:
 
 @pytest.mark.parametrize("name", ["image_size", "train_images", "epoch_images"])
 @pytest.mark.parametrize("value", [0, -3])
-def test_counts_of_the_data_must_be_positive(name: str, value: int) -> None:
+def test_numbers_of_images_must_be_positive(name: str, value: int) -> None:
     message = refusal(data=lambda: Data("digits", **{name: value}))
     assert f"data.{name}" in message
     assert str(value) in message
@@ -87,20 +89,20 @@ def test_a_weight_must_be_finite_and_not_negative(term: str, value: float) -> No
     assert str(value) in str(caught.value)
 
 
-def test_the_weight_of_the_logits_is_a_share() -> None:
+def test_the_weight_of_the_logits_is_at_most_1() -> None:
     with pytest.raises(InputError, match=r"logits is 1\.5"):
         LossWeights(logits=1.5)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, NAN])
-def test_label_smoothing_is_a_share_below_one(value: float) -> None:
+def test_label_smoothing_is_from_0_to_less_than_1(value: float) -> None:
     message = refusal(label_smoothing=value)
     assert "label_smoothing" in message
     assert str(value) in message
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, NAN])
-def test_erasing_is_a_probability(value: float) -> None:
+def test_the_erasing_probability_is_from_0_to_1(value: float) -> None:
     message = refusal(data=lambda: Data("x", erasing=value))
     assert "data.erasing" in message
     assert str(value) in message
@@ -111,7 +113,7 @@ def test_a_negative_number_of_workers_is_refused() -> None:
 
 
 @pytest.mark.parametrize("seeds", [[], [1, 1], [2, 1, 2]])
-def test_there_is_a_seed_and_each_only_once(seeds: list[int]) -> None:
+def test_seeds_must_be_given_and_each_only_once(seeds: list[int]) -> None:
     message = refusal(seeds=seeds)
     assert "seeds" in message
     assert str(seeds) in message
@@ -123,25 +125,25 @@ def test_a_negative_seed_is_refused() -> None:
     assert "-1" in message
 
 
-def test_an_arm_named_twice_is_refused() -> None:
+def test_a_baseline_named_twice_is_refused() -> None:
     message = refusal(compare=["supervised", "supervised"])
     assert "compare" in message
     assert "supervised" in message
 
 
-def test_a_recipe_as_plain_data_survives_yaml() -> None:
+def test_a_recipe_survives_being_written_to_yaml() -> None:
     plain = recipe(heads=(2, 4), seeds=[3], compare=["supervised"]).as_dict()
     assert yaml.safe_load(yaml.safe_dump(plain)) == plain
     assert plain["heads"] == [2, 4]
     assert plain["data"]["root"] == "digits"
 
 
-def test_every_packaged_recipe_is_found_by_its_name() -> None:
+def test_find_recipe_finds_every_packaged_recipe() -> None:
     files = sorted(RECIPES.glob("*.yaml"))
     assert files
     assert [find_recipe(f.stem) for f in files] == files
 
 
-def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_recipe_is_refused_with_the_known_names() -> None:
     with pytest.raises(InputError, match=r"'imagenet'.*digits"):
         find_recipe("imagenet")

@@ -23,7 +23,7 @@ NO_FEATURES += ["--weights.logits", "0"]
 OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "an unknown teacher": (["--teacher", "swin_smal"], ["swin_smal", "did you mean", "swin_s"]),
     "an unknown student": (["--student", "resnet5O"], ["resnet5O", "did you mean", "resnet50"]),
-    "a teacher's folder that is none": (["--teacher", "local-dir:/no"], ["/no"]),
+    "a teacher's folder that does not exist": (["--teacher", "local-dir:/no"], ["/no"]),
     "an unknown option": (["--epoch", "3"], ["--epoch", "--epochs"]),
     "an unknown argument of a model": (["--student_args", "{fo: 1}"], ["test_resnet", "fo"]),
     "no epochs": (["--epochs", "0"], ["epochs is 0"]),
@@ -39,7 +39,7 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "a clip below 0": (["--optim.clip", "-1"], ["optim.clip is -1"]),
     "a warm-up too long": (["--optim.warmup_epochs", "5"], ["optim.warmup_epochs is 5"]),
     "a weight below 0": (["--weights.tpp_original", "-1"], ["tpp_original is -1"]),
-    "a weight that is no number": (["--weights.final_original", "nan"], ["nan"]),
+    "a non-finite weight": (["--weights.final_original", "nan"], ["nan"]),
     "a share above 1": (["--weights.logits", "1.5"], ["logits is 1.5"]),
     "no temperature": (["--temperature", "0"], ["temperature is 0"]),
     "a temperature below 0": (["--temperature", "-2"], ["temperature is -2"]),
@@ -48,7 +48,7 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "no seeds": (["--seeds", "[]"], ["seeds"]),
     "a seed twice": (["--seeds", "[3,3]"], ["seeds", "[3, 3]"]),
     "a seed below 0": (["--seeds", "[-1]"], ["seeds", "-1"]),
-    "an method twice": (["--compare", "[alone,alone]"], ["compare", "supervised"]),
+    "a method twice": (["--compare", "[alone,alone]"], ["compare", "supervised"]),
     "an unknown method": (["--compare", "[none]"], ["compare", "none"]),
     "logits without their weight": (
         ["--compare", "[logit_kd]", "--weights.logits", "0", "--teacher_args", "{num_classes: 3}"],
@@ -63,8 +63,11 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "a teacher's size that it refuses": (["--teacher_args", "{img_size: 8}"], ["test_vit", "8"]),
     "an image too small": (["--data.image_size", "8"], ["1x1", "final_alternative"]),
     "an image below 0": (["--data.image_size", "-8"], ["data.image_size is -8"]),
-    "an image of no width": (["--data.image_size", "[64,0]"], ["data.image_size is (64, 0)"]),
-    "one number of two": (["--data.image_size", "[64]"], ["--data.image_size is '[64]'"]),
+    "an image of width 0": (["--data.image_size", "[64,0]"], ["data.image_size is (64, 0)"]),
+    "one number in a list": (
+        ["--data.image_size", "[64]"],
+        ["--data.image_size is '[64]'"],
+    ),
     "letters for a size": (["--data.image_size", "64x96"], ["--data.image_size is '64x96'"]),
     "a penultimate feature too many": (["--student_features.penultimate", "50"], ["50", "0 to 4"]),
     "a headless student": (["--student_args", "{num_classes: 0}"], ["num_classes", "0"]),
@@ -72,17 +75,17 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "other channels": (["--student_args", "{in_chans: 1}"], ["1 channel", "3"]),
     "an unknown precision": (["--precision", "12"], ["precision", "12"]),
     "an unknown augmentation": (["--data.auto_augment", "fancy"], ["data.auto_augment", "fancy"]),
-    "erasing twice over": (["--data.erasing", "2"], ["data.erasing is 2"]),
+    "an erasing probability above 1": (["--data.erasing", "2"], ["data.erasing is 2"]),
     "more images than there are": (["--data.train_images", "99"], ["data.train_images", "99"]),
-    "no runs in parallel": (["--parallel", "0"], ["parallel is 0"]),
-    "a recipe that is no YAML": (["--config", "broken.yaml"], ["broken.yaml"]),
+    "no parallel runs": (["--parallel", "0"], ["parallel is 0"]),
+    "a recipe that is not YAML": (["--config", "broken.yaml"], ["broken.yaml"]),
     "a recipe of other options": (["--config", "other.yaml"], ["epoch"]),
     "no weights": (["--teacher_weights", "none.pth"], ["none.pth"]),
     "weights that are a pickle": (["--teacher_weights", "pickle.pth"], ["pickle.pth"]),
-    "weights that are no tensors": (["--teacher_weights", "object.pth"], ["object.pth"]),
+    "weights that are not tensors": (["--teacher_weights", "object.pth"], ["object.pth"]),
     "weights of another model": (["--teacher_weights", "other.pth"], ["other.pth", "fit", "stray"]),
-    "half a file of weights": (["--teacher_weights", "half.pth"], ["half.pth"]),
-    "safetensors that are none": (["--teacher_weights", "no.safetensors"], ["no.safetensors"]),
+    "a truncated file of weights": (["--teacher_weights", "half.pth"], ["half.pth"]),
+    "a text file named safetensors": (["--teacher_weights", "no.safetensors"], ["no.safetensors"]),
 }
 
 
@@ -137,7 +140,7 @@ def text_among_the_images(root: Path) -> str:
     return str(file)
 
 
-BROKEN: list[Callable[[Path], str]] = [
+BAD_FOLDERS: list[Callable[[Path], str]] = [
     a_missing_folder,
     an_empty_folder,
     no_validation_images,
@@ -192,24 +195,24 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.usefixtures("_files")
-@pytest.mark.parametrize(("options", "said"), OPTIONS.values(), ids=OPTIONS)
-def test_a_bad_option_is_refused_by_name_and_value(
-    options: list[str], said: list[str], root: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("options", "pieces"), OPTIONS.values(), ids=OPTIONS)
+def test_a_bad_option_is_refused_with_its_name_and_value(
+    options: list[str], pieces: list[str], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused([*PAIR, f"--data.root={root}", "--out=out", *options], capsys)
-    assert [piece for piece in said if piece not in line] == [], line
+    assert [piece for piece in pieces if piece not in line] == [], line
 
 
-@pytest.mark.parametrize("spoil", BROKEN)
-def test_bad_images_are_refused_by_name(
+@pytest.mark.parametrize("spoil", BAD_FOLDERS)
+def test_a_bad_image_folder_is_refused_with_the_name_of_the_bad_part(
     spoil: Callable[[Path], str], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = spoil(root)
-    assert said in refused([*PAIR, f"--data.root={root}", "--out=out"], capsys)
+    name = spoil(root)
+    assert name in refused([*PAIR, f"--data.root={root}", "--out=out"], capsys)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "pieces"),
     [
         (
             [*PAIR, "--compare", "[supervised]"],
@@ -230,18 +233,18 @@ def test_bad_images_are_refused_by_name(
     ],
     ids=["supervised", "smoothing", "logits", "nothing", "images", "batch", "evaluate"],
 )
-def test_what_images_without_labels_do_not_allow_is_refused(
-    arguments: list[str], said: list[str], root: Path, capsys: pytest.CaptureFixture[str]
+def test_settings_that_need_labels_are_refused_without_labels(
+    arguments: list[str], pieces: list[str], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for split in ("train", "val"):
         (root / split).rename(root / f"some-{split}")
     out = ["--out=out"] if arguments[0] == "distill" else []
     line = refused([*arguments, f"--data.root={root}", *out], capsys)
-    assert [piece for piece in said if piece not in line] == [], line
+    assert [piece for piece in pieces if piece not in line] == [], line
 
 
 @pytest.mark.parametrize("out", ["pictures", "pictures/train/ant/0.jpg"])
-def test_what_exists_is_not_overwritten(
+def test_an_existing_file_or_folder_is_not_overwritten_by_a_run(
     out: str, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused([*PAIR, f"--data.root={root}", f"--out={out}"], capsys)
@@ -249,22 +252,22 @@ def test_what_exists_is_not_overwritten(
     assert "--out" in line
 
 
-def test_a_folder_below_a_file_cannot_be_made(
+def test_a_run_folder_below_a_file_is_refused(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused([*PAIR, f"--data.root={root}", "--out=pictures/train/ant/0.jpg/x"], capsys)
     assert "pictures/train/ant/0.jpg/x" in line
 
 
-def test_a_loss_that_explodes_is_said_in_one_line(
+def test_a_diverging_loss_is_reported_in_one_line(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*PAIR, f"--data.root={root}", "--out=out", "--optim.lr=1e38", "--optim.name=sgd"])
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert [p for p in ("step 2", "task", "optim.lr", "max_skipped") if p not in said] == []
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert [p for p in ("step 2", "task", "optim.lr", "max_skipped") if p not in stderr] == []
 
 
 @pytest.mark.parametrize(
@@ -276,7 +279,7 @@ def test_a_loss_that_explodes_is_said_in_one_line(
     ],
     ids=["a headless teacher", "a teacher of other classes", "teacher and student swapped"],
 )
-def test_what_is_odd_but_possible_is_remarked_on_and_runs(
+def test_an_unusual_pair_trains_with_a_note(
     options: list[str], note: str, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([*PAIR, f"--data.root={root}", "--out=out", "--data.image_size=64", *options])
@@ -287,7 +290,7 @@ def test_what_is_odd_but_possible_is_remarked_on_and_runs(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "pieces"),
     [
         (["evaluate", "nowhere", "--data.root=pictures"], ["nowhere"]),
         (["evaluate", "pictures", "--data.root=pictures"], ["pictures", "config.json"]),
@@ -304,8 +307,8 @@ def test_what_is_odd_but_possible_is_remarked_on_and_runs(
     ids=lambda value: " ".join(value) if value[0] in ("evaluate", "export") else "",
 )
 @pytest.mark.usefixtures("_files")
-def test_the_other_commands_refuse_by_name(
-    arguments: list[str], said: list[str], capsys: pytest.CaptureFixture[str]
+def test_evaluate_and_export_refuse_bad_input_with_its_name(
+    arguments: list[str], pieces: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(arguments, capsys)
-    assert [piece for piece in said if piece not in line] == [], line
+    assert [piece for piece in pieces if piece not in line] == [], line

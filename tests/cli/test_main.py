@@ -7,13 +7,17 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import timm
 import yaml
 
+from scalekd.cli.commands import COMMANDS
 from scalekd.cli.main import main
+from scalekd.cli.parser import TOPICS
+from scalekd.recipe import Recipe
 
 RUN = [sys.executable, "-c", "from scalekd.cli.main import main; main()"]
 ONE_RUN = ["--seeds", "[4]", "--compare", "[]"]
@@ -32,7 +36,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return printed.err
 
 
-def test_the_help_fits_a_screen_and_has_examples(
+def test_the_help_of_scalekd_fits_a_screen_and_has_examples(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
@@ -49,7 +53,7 @@ def test_the_help_fits_a_screen_and_has_examples(
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "options"),
     [
         ("distill", ["--recipe", "--config", "--teacher", "--data.root", "--weights.logits"]),
         ("check", ["--teacher", "--student", "--image_size", "--teacher_features", "--json"]),
@@ -60,17 +64,17 @@ def test_the_help_fits_a_screen_and_has_examples(
     ],
 )
 def test_each_command_lists_its_options(
-    command: str, told: list[str], capsys: pytest.CaptureFixture[str]
+    command: str, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert [option for option in told if option not in printed] == []
+    assert [option for option in options if option not in printed] == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "pieces"),
     [
         ([], ["distill", "check", "models", "evaluate", "export"]),
         (["distil"], ["distil", "distill"]),
@@ -96,11 +100,11 @@ def test_each_command_lists_its_options(
         (["distill", "extra"], ["extra"]),
     ],
 )
-def test_a_slip_is_answered_by_one_line_that_names_it(
-    arguments: list[str], said: list[str], capsys: pytest.CaptureFixture[str]
+def test_a_mistyped_command_line_is_refused_in_one_line_that_names_the_mistake(
+    arguments: list[str], pieces: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(arguments, capsys)
-    assert [piece for piece in said if piece not in line] == [], line
+    assert [piece for piece in pieces if piece not in line] == [], line
 
 
 @pytest.mark.parametrize(
@@ -114,14 +118,14 @@ def test_a_slip_is_answered_by_one_line_that_names_it(
         ["check", "--teacher_prefix", "all"],
     ],
 )
-def test_no_line_speaks_of_the_parsers_own_types(
+def test_a_refused_value_is_described_without_python_types(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(arguments, capsys)
-    assert [own for own in ("<class", "typing.", "Parser key") if own in line] == [], line
+    assert [word for word in ("<class", "typing.", "Parser key") if word in line] == [], line
 
 
-def test_without_options_the_recipe_is_the_packaged_digits(
+def test_distill_without_options_uses_the_packaged_digits_recipe(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -135,7 +139,7 @@ def test_without_options_the_recipe_is_the_packaged_digits(
     assert packaged["teacher"] == "scalekd_digits_swin"
 
 
-def test_options_lie_over_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_override_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["distill", "--print_config"])
     packaged = yaml.safe_load(capsys.readouterr().out)
@@ -153,7 +157,9 @@ def test_options_lie_over_the_recipe(capsys: pytest.CaptureFixture[str]) -> None
     }
 
 
-def test_a_recipe_of_ones_own_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_is_read_from_a_yaml_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("teacher: a\nstudent: b\ndata: {root: digits}\nepochs: 7\n")
     with pytest.raises(SystemExit):
@@ -161,7 +167,7 @@ def test_a_recipe_of_ones_own_by_file(tmp_path: Path, capsys: pytest.CaptureFixt
     assert yaml.safe_load(capsys.readouterr().out)["epochs"] == 7
 
 
-def test_distill_evaluate_and_export_work_together(
+def test_a_student_of_distill_is_evaluated_and_exported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -187,7 +193,7 @@ def test_distill_evaluate_and_export_work_together(
     assert again.num_classes == 10
 
 
-def test_the_settings_of_a_run_are_a_recipe(
+def test_settings_yaml_is_a_recipe_that_trains_the_same_student(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, again = tmp_path / "run", tmp_path / "again"
@@ -198,7 +204,7 @@ def test_the_settings_of_a_run_are_a_recipe(
     assert one.read_bytes() == other.read_bytes()
 
 
-def under_way(parallel: int, out: Path) -> subprocess.Popen[str]:
+def start_training(parallel: int, out: Path) -> subprocess.Popen[str]:
     """A real command, once each of its runs has begun to train."""
     process = subprocess.Popen(
         [*RUN, "distill", *ENDLESS, "--parallel", str(parallel), "--out", str(out)],
@@ -215,13 +221,13 @@ def under_way(parallel: int, out: Path) -> subprocess.Popen[str]:
     return process
 
 
-def interrupted(parallel: int, out: Path) -> subprocess.CompletedProcess[str]:
+def interrupt(parallel: int, out: Path) -> subprocess.CompletedProcess[str]:
     """Ctrl-C at a terminal, where it reaches every process."""
-    process = under_way(parallel, out)
+    process = start_training(parallel, out)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGINT)
-    printed, said = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, printed, said)
+    stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def lines(file: Path) -> list[str]:
@@ -229,39 +235,39 @@ def lines(file: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("parallel", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_ctrl_c_keeps_the_state_and_says_where(parallel: int, tmp_path: Path) -> None:
+def test_ctrl_c_saves_checkpoints_and_names_their_folder(parallel: int, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    ended = interrupted(parallel, out)
+    ended = interrupt(parallel, out)
     assert ended.returncode == 130, ended.stderr
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert ended.stderr.startswith("scalekd: stopped")
     assert f"{out}/checkpoints" in ended.stderr
     assert "scalekd export" in ended.stderr
-    kept = sorted((out / "checkpoints").iterdir())
-    assert [f.name for f in kept] == [f"scalekd-seed{4 + i}.ckpt" for i in range(parallel)]
-    main(["export", str(kept[0]), "--out", str(tmp_path / "student")])
+    checkpoints = sorted((out / "checkpoints").iterdir())
+    assert [f.name for f in checkpoints] == [f"scalekd-seed{4 + i}.ckpt" for i in range(parallel)]
+    main(["export", str(checkpoints[0]), "--out", str(tmp_path / "student")])
     model = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True)
     assert model.num_classes == 10
     assert not (out / "student").exists()
 
 
 @pytest.mark.slow
-def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
-    process = under_way(2, tmp_path / "run")
+def test_training_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    process = start_training(2, tmp_path / "run")
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(workers) >= 2
     process.kill()
     process.communicate(timeout=300)  # returns when the last holder of its output is gone
-    assert [pid for pid in workers if runs(pid)] == []
+    assert [pid for pid in workers if is_running(pid)] == []
 
 
-def runs(pid: str) -> bool:
+def is_running(pid: str) -> bool:
     """Whether a process is there and more than an entry that nobody has collected yet."""
     command = Path("/proc", pid, "cmdline")
     return command.exists() and command.read_bytes() != b""
 
 
-def test_ctrl_c_before_the_training_ends_with_130_too(
+def test_ctrl_c_before_training_exits_with_130(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -272,12 +278,12 @@ def test_ctrl_c_before_the_training_ends_with_130_too(
         main(["distill", *ENDLESS, "--parallel", "1", "--out", str(out)])
     assert isinstance(ended.value, SystemExit), "Ctrl-C came through as a traceback"
     assert ended.value.code == 130
-    said = capsys.readouterr().err
-    assert said.startswith("scalekd: stopped")
-    assert said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("scalekd: stopped")
+    assert stderr.count("\n") == 1
 
 
-def test_bad_input_ends_the_process_with_2_and_no_traceback(tmp_path: Path) -> None:
+def test_bad_input_exits_with_2_without_a_traceback(tmp_path: Path) -> None:
     ended = subprocess.run(
         [*RUN, "distill", "--epochs", "0"], capture_output=True, text=True, cwd=tmp_path
     )
@@ -286,3 +292,32 @@ def test_bad_input_ends_the_process_with_2_and_no_traceback(tmp_path: Path) -> N
     assert ended.stderr.count("\n") == 1
     assert ended.stdout == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_the_help_of_distill_lists_every_setting_in_the_group_of_its_topic(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert sorted(sum(TOPICS.values(), ())) == sorted(field.name for field in fields(Recipe))
+    with pytest.raises(SystemExit):
+        main(["distill", "--help"])
+    text = capsys.readouterr().out.partition("\n\n")[2]
+    positions = [text.index(f"\n{topic}:\n") for topic in TOPICS]
+    assert positions == sorted(positions)
+    for (topic, names), end in zip(TOPICS.items(), [*positions[1:], None], strict=True):
+        section = text[text.index(f"\n{topic}:\n") : end]
+        assert [name for name in names if f"\n  --{name} " not in section] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_in_the_help_has_a_description_in_a_full_sentence(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    parser = COMMANDS[command].build_parser(command)
+    texts = {"/".join(a.option_strings) or a.dest: a.help or "" for a in parser._actions}
+    own = {name: text for name, text in texts.items() if name != "-h/--help"}
+    assert [name for name, text in own.items() if not text[:1].isupper()] == []
+    assert [name for name, text in own.items() if not text.endswith((".", "exit"))] == []
+    assert "typing." not in parser.format_help()
+    assert "Union[" not in parser.format_help()

@@ -53,7 +53,7 @@ def read(file: Path) -> Recipe:
     return Recipe(**vars(options))
 
 
-def test_each_pair_of_the_paper_has_a_recipe_and_no_other() -> None:
+def test_each_pair_of_the_paper_has_a_recipe_and_no_other_pair_has_one() -> None:
     recipes = [read(file) for file in PAPERS]
     here = {(r.teacher, r.student, str(r.teacher_args), str(r.student_args)) for r in recipes}
     for pair in (*PAIRS, *ABLATION_PAIRS):
@@ -70,7 +70,7 @@ def test_each_pair_of_the_paper_has_a_recipe_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("file", PAPERS, ids=lambda file: file.stem)
-def test_settings_are_the_papers(file: Path) -> None:
+def test_a_packaged_recipe_has_the_papers_settings(file: Path) -> None:
     recipe = read(file)
     optim = OPTIM[file.stem]
     assert recipe.optim == optim
@@ -92,7 +92,7 @@ def test_settings_are_the_papers(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", PAPERS, ids=lambda file: file.stem)
-def test_a_header_says_command_result_and_batch(file: Path) -> None:
+def test_the_header_of_a_recipe_has_its_command_result_and_batch_size(file: Path) -> None:
     header = " ".join(line[2:] for line in file.read_text().splitlines() if line[:1] == "#")
     recipe = read(file)
     assert f"scalekd distill --recipe {file.stem} --data.root IMAGENET" in header
@@ -103,11 +103,12 @@ def test_a_header_says_command_result_and_batch(file: Path) -> None:
         sized = pair.student_args.get("patch_size") == recipe.student_args.get("patch_size")
         if same and sized and recipe.epochs == 300:
             assert (
-                f"the paper's {pair.scalekd:.2f}, the student alone {pair.supervised:.2f}" in header
+                f"the paper's {pair.scalekd:.2f}, its supervised baseline {pair.supervised:.2f}"
+                in header
             )
 
 
-def test_without_images_the_option_for_them_is_named(
+def test_a_recipe_without_its_images_is_refused_with_the_option_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -136,7 +137,7 @@ SMALL = Recipe(
 )
 
 
-def test_a_recipe_is_shrunk_to_few_steps_of_the_same_kind(tmp_path: Path) -> None:
+def test_a_smoke_test_has_few_steps_of_the_same_kind(tmp_path: Path) -> None:
     short = shrink_to_smoke_test(SMALL, tmp_path)
     for name in ("teacher", "student", "task", "label_smoothing", "ema", "compare", "weights"):
         assert getattr(short, name) == getattr(SMALL, name)
@@ -147,7 +148,9 @@ def test_a_recipe_is_shrunk_to_few_steps_of_the_same_kind(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("recipe", ["small", "digits"])
-def test_a_shrunk_recipe_runs(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_smoke_test_runs_four_steps(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     if recipe == "small":
         Path("small.yaml").write_text(yaml.safe_dump(SMALL.as_dict()))
@@ -160,7 +163,7 @@ def test_a_shrunk_recipe_runs(recipe: str, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_packaged_recipe_runs_shrunk(file: Path, tmp_path: Path) -> None:
+def test_a_packaged_recipe_passes_its_smoke_test(file: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from scalekd.cli.main import main; main()", "distill"]
     ran = subprocess.run(
         [*command, "--recipe", file.stem, "--smoke", "--out", str(tmp_path / "out")],
@@ -186,12 +189,14 @@ def test_a_packaged_recipe_runs_shrunk(file: Path, tmp_path: Path) -> None:
         ({"log_every": 0}, ["log_every is 0"]),
     ],
 )
-def test_a_setting_that_cannot_be_is_named(options: dict[str, Any], pieces: list[str]) -> None:
+def test_an_impossible_setting_of_a_recipe_is_refused_with_its_name(
+    options: dict[str, Any], pieces: list[str]
+) -> None:
     with refused(*pieces):
         Recipe("test_vit", "test_resnet", Data("digits"), **options)
 
 
-def test_another_batch_size_changes_the_rate_in_proportion_and_says_so(
+def test_another_batch_size_changes_the_learning_rate_in_proportion_with_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image_folder(tmp_path / "images", side=32)
@@ -210,6 +215,6 @@ def test_another_batch_size_changes_the_rate_in_proportion_and_says_so(
     assert first["learning_rate"] == pytest.approx(0.25)
 
 
-def test_an_unknown_recipe_is_answered_with_those_there_are() -> None:
+def test_an_unknown_recipe_is_refused_with_the_names_of_all_recipes() -> None:
     with refused("nobody", "swin_large-resnet50", "digits"):
         find_recipe("nobody")
