@@ -282,9 +282,8 @@ def test_each_rank_has_its_shards_of_student_projectors_and_teacher() -> None:
 import torch
 from timm import create_model
 from scalekd import ScaleKD
-from scalekd.networks.blocks import repeated_blocks
 from scalekd.distributed import ranks
-from scalekd.distributed.fsdp import gather_full, shard_frozen, shard_trained
+from scalekd.distributed.fsdp import gather_full, shard_frozen, shard_learner
 with ranks.process_group():
     torch.manual_seed(0)
     teacher = create_model("test_vit", img_size=48)
@@ -292,8 +291,7 @@ with ranks.process_group():
     models = [method, method.teacher.model]
     before = [sum(p.numel() for p in m.parameters()) for m in models]
     values = {n: t.clone() for n, t in method.state_dict().items()}
-    projectors = [*method.criterion.penultimate.values(), *method.criterion.final.values()]
-    shard_trained(method, [*repeated_blocks(method.student), *projectors])
+    shard_learner(method)
     shard_frozen(method.teacher.model)
     shards = [sum(getattr(p, "_local_tensor", p).numel() for p in m.parameters()) for m in models]
     assert abs(shards[0] / before[0] - 0.5) < 0.01, (shards, before)

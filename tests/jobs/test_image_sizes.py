@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import timm
@@ -59,7 +60,9 @@ def images() -> Tensor:
 
 
 def loaded(folder: Path) -> nn.Module:
-    model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    """The student as timm loads it, with fused attention for Swins, too, as it was trained with."""
+    with patch.object(timm.layers.config, "_USE_FUSED_ATTN", 2):
+        model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
     return model.eval()
 
 

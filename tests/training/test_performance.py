@@ -24,7 +24,7 @@ from scalekd.recipe import Data, Recipe
 from scalekd.runs.checkpoint import load_student
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Run
-from scalekd.training import performance as tuning
+from scalekd.training import performance
 from scalekd.training.performance import (
     apply_performance_settings,
     autocast_dtype,
@@ -38,16 +38,18 @@ TARGETS = torch.tensor([0, 1, 2, 0])
 
 def pair(student: str = "test_resnet", checkpoint_tail: bool = False) -> ScaleKD:
     torch.manual_seed(0)
-    teacher = timm.create_model("test_vit", img_size=64, num_classes=3)
+    teacher = FrozenTeacher(timm.create_model("test_vit", img_size=64, num_classes=3))
     learner = timm.create_model(student, num_classes=3)
     return ScaleKD(teacher, learner, size=(64, 64), checkpoint_tail=checkpoint_tail)
 
 
-def gradients(method: ScaleKD) -> tuple[float, dict[str, Tensor]]:
-    dtype = next(method.parameters()).dtype
-    step = method(IMAGES.to(dtype), TARGETS)
+def gradients(distiller: ScaleKD) -> tuple[float, dict[str, Tensor]]:
+    dtype = next(distiller.parameters()).dtype
+    step = distiller(IMAGES.to(dtype), TARGETS)
     torch.autograd.backward(step.loss)
-    return step.loss.item(), {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+    return step.loss.item(), {
+        n: p.grad for n, p in distiller.named_parameters() if p.grad is not None
+    }
 
 
 def assert_same_but_for_rounding(other: ScaleKD, plain: ScaleKD, allowed: float) -> None:
@@ -60,14 +62,14 @@ def assert_same_but_for_rounding(other: ScaleKD, plain: ScaleKD, allowed: float)
         assert (gradient - theirs[name]).norm() <= allowed * length, name
 
 
-def test_a_tail_that_is_computed_anew_gives_the_same_to_the_bit() -> None:
+def test_a_checkpointed_tail_gives_bit_identical_gradients() -> None:
     (loss, mine), (expected, theirs) = gradients(pair(checkpoint_tail=True)), gradients(pair())
     assert loss == expected
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-def test_and_keeps_fewer_activations() -> None:
-    def kept(method: ScaleKD) -> int:
+def test_a_checkpointed_tail_stores_fewer_activations() -> None:
+    def stored_bytes(distiller: ScaleKD) -> int:
         saved: list[Tensor] = []
 
         def note(tensor: Tensor) -> Tensor:
@@ -75,12 +77,12 @@ def test_and_keeps_fewer_activations() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            step = method(IMAGES, TARGETS)
+            step = distiller(IMAGES, TARGETS)
         del step
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
         return sum(storages.values())
 
-    assert kept(pair(checkpoint_tail=True)) < kept(pair())
+    assert stored_bytes(pair(checkpoint_tail=True)) < stored_bytes(pair())
 
 
 def test_a_teacher_that_two_students_share_is_compiled_once() -> None:
@@ -93,7 +95,7 @@ def test_a_teacher_that_two_students_share_is_compiled_once() -> None:
     assert hasattr(other.student.layer1[0].forward, "_torchdynamo_orig_callable")
 
 
-def test_alike_blocks_of_a_teacher_are_compiled_once_whatever_their_drop_path_rates(
+def test_identical_blocks_of_a_teacher_are_compiled_once_at_any_drop_path_rates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     teacher = timm.create_model(
@@ -106,7 +108,8 @@ def test_alike_blocks_of_a_teacher_are_compiled_once_whatever_their_drop_path_ra
         drop_path_rate=0.1,
         num_classes=3,
     )
-    method = ScaleKD(teacher, timm.create_model("test_resnet", num_classes=3), size=(64, 64))
+    student = timm.create_model("test_resnet", num_classes=3)
+    distiller = ScaleKD(FrozenTeacher(teacher), student, size=(64, 64))
     compiled: list[torch.fx.GraphModule] = []
 
     def counting(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
@@ -115,22 +118,22 @@ def test_alike_blocks_of_a_teacher_are_compiled_once_whatever_their_drop_path_ra
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
-    expected = method.run_teacher(IMAGES).final
-    compile_repeated_blocks(method)
-    assert torch.equal(method.run_teacher(IMAGES).final, expected)
+    expected = distiller.run_teacher(IMAGES).final
+    compile_repeated_blocks(distiller)
+    assert torch.equal(distiller.run_teacher(IMAGES).final, expected)
     assert len(compiled) == 4  # with shifted windows and without, in each stage
 
 
-def test_a_run_in_half_precision_halves_the_teacher_and_ends_the_same_to_the_bit(
+def test_a_run_in_half_precision_casts_the_teacher_and_ends_bit_identical(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny(image_folder(tmp_path / "images"), precision="bf16-mixed")
-    kept: list[torch.dtype | None] = []
-    halve = FrozenTeacher.cast_to_half
+    dtypes: list[torch.dtype | None] = []
+    cast = FrozenTeacher.cast_to_half
 
-    def noting(teacher: FrozenTeacher, dtype: torch.dtype, device: torch.device) -> None:
-        halve(teacher, dtype, device)
-        kept.append(teacher.half_dtype)
+    def record(teacher: FrozenTeacher, dtype: torch.dtype, device: torch.device) -> None:
+        cast(teacher, dtype, device)
+        dtypes.append(teacher.half_dtype)
 
     def end(how: Callable[..., None]) -> dict[str, Tensor]:
         monkeypatch.setattr(FrozenTeacher, "cast_to_half", how)
@@ -140,8 +143,8 @@ def test_a_run_in_half_precision_halves_the_teacher_and_ends_the_same_to_the_bit
     def never(*_: object) -> None:
         pass
 
-    torch.testing.assert_close(end(noting), end(never), rtol=0, atol=0)
-    assert kept == [torch.bfloat16]
+    torch.testing.assert_close(end(record), end(never), rtol=0, atol=0)
+    assert dtypes == [torch.bfloat16]
 
 
 @pytest.mark.parametrize(
@@ -151,33 +154,33 @@ def test_a_run_in_half_precision_halves_the_teacher_and_ends_the_same_to_the_bit
         ("32-true", "cuda", None),
         ("bf16-mixed", "cpu", torch.bfloat16),
         ("bf16-mixed", "cuda", torch.bfloat16),
-        ("16-mixed", "cpu", torch.bfloat16),  # as the trainer has it
+        ("16-mixed", "cpu", torch.bfloat16),  # as Fabric has it
         ("16-mixed", "cuda", torch.float16),
     ],
 )
-def test_what_a_precision_computes_in(precision: Any, device: str, computes_in: Any) -> None:
+def test_the_dtype_that_autocast_computes_in(precision: Any, device: str, computes_in: Any) -> None:
     assert autocast_dtype(precision, torch.device(device)) is computes_in
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
-def test_on_a_cpu_the_teacher_is_in_bf16_as_the_trainer_is(
+def test_on_a_cpu_the_teacher_is_cast_to_bf16_as_fabric_computes(
     precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "best_device", lambda: torch.device("cpu"))
-    method = pair()
-    apply_performance_settings(method, replace(RECIPE, precision=precision))
-    assert method.teacher.half_dtype is torch.bfloat16
+    monkeypatch.setattr(performance, "best_device", lambda: torch.device("cpu"))
+    distiller = pair()
+    apply_performance_settings(distiller, replace(RECIPE, precision=precision))
+    assert distiller.teacher.half_dtype is torch.bfloat16
 
 
-def test_a_teacher_in_pieces_keeps_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sharded_teacher_is_not_cast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     for fsdp, kept in (["teacher"], None), (["student"], torch.bfloat16):
-        method = pair()
-        apply_performance_settings(method, replace(RECIPE, precision="bf16-mixed", fsdp=fsdp))
-        assert method.teacher.half_dtype is kept
+        distiller = pair()
+        apply_performance_settings(distiller, replace(RECIPE, precision="bf16-mixed", fsdp=fsdp))
+        assert distiller.teacher.half_dtype is kept
 
 
-def test_channels_last_is_a_layout_and_no_other_arithmetic() -> None:
+def test_channels_last_changes_the_layout_and_not_the_arithmetic() -> None:
     other = pair()
     apply_performance_settings(other, replace(RECIPE, channels_last=True))
     weight = next(p for p in other.student.parameters() if p.dim() == 4 and p.shape[1] > 1)
@@ -187,7 +190,7 @@ def test_channels_last_is_a_layout_and_no_other_arithmetic() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_blocks_compute_the_same() -> None:
+def test_compiled_blocks_give_the_same_gradients() -> None:
     other = pair("test_convnext2")
     names = set(other.state_dict())
     compile_repeated_blocks(other)
@@ -197,7 +200,7 @@ def test_compiled_blocks_compute_the_same() -> None:
     assert not breaks()
 
 
-def test_channels_last_in_pieces_is_refused() -> None:
+def test_channels_last_with_a_sharded_student_is_refused() -> None:
     with refused("channels_last", "fsdp"):
         replace(RECIPE, channels_last=True, fsdp=["student"])
 
@@ -214,7 +217,7 @@ def test_synchronised_batchnorm_over_cpus_is_refused(tmp_path: Path) -> None:
     process: subprocess.Popen[str] = start(
         tmp_path, "out", "--devices", "2", "--sync_batchnorm", "true"
     )
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 2, said
-    assert said.count("scalekd: error:") == 1
-    assert "--sync_batchnorm false" in said
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert output.count("scalekd: error:") == 1
+    assert "--sync_batchnorm false" in output

@@ -65,9 +65,9 @@ def test_nothing_is_measured_without_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "accumulate", "expected"), [(32, 1, 32), (32, 4, 8), (1024, 1, 250)]
+    ("batch_size", "accumulate", "expected"), [(32, 1, 128), (32, 4, 32), (1024, 1, 250)]
 )
-def test_validation_takes_as_many_images_at_once_as_training_does(
+def test_validation_takes_four_times_the_micro_batch_and_at_most_250_images(
     batch_size: int, accumulate: int, expected: int
 ) -> None:
     recipe = replace(tiny("nowhere"), batch_size=batch_size, accumulate=accumulate)
