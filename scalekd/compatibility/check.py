@@ -113,22 +113,10 @@ def check_pair(
     if no such copy can be made. Everything else runs on the meta device.
 
     Args:
-        teacher: The teacher: a timm model name, or local-dir:FOLDER.
-        student: The student: a timm model name.
-        teacher_args: Further arguments for timm's create_model of the teacher.
-        student_args: Further arguments for timm's create_model of the student.
-        image_size: Size of the student's images in pixels, one side or (height, width). Default:
-            the student's own.
-        teacher_size: (height, width) in pixels at which the teacher works. Default: its own.
-        teacher_features: The teacher's features to use; the tail begins after the penultimate one.
-        student_features: The student's features to use.
-        teacher_prefix: Prefix tokens in the teacher's tail: its own, or none as in the released
-            code.
-        weights: Weights of the loss terms; 0 switches a term off.
-        heads: Attention heads of the projectors of the penultimate and the final feature. Default:
-            the paper's for its teachers, otherwise one head for 64 channels.
-        one_token: What to do with an alternative view of a 1x1 grid: refuse the pair, or drop the
-            view's term.
+        teacher, student, teacher_args, student_args, teacher_size, teacher_features,
+            student_features, teacher_prefix, weights, heads, one_token: The settings of the same
+            names in `scalekd.recipe.Recipe`; None is the recipe's default.
+        image_size: As in `scalekd.recipe.Data`.
 
     Raises:
         InputError: The pair cannot be trained. The message names a model that fits, if the model
