@@ -30,7 +30,7 @@ class Data:
         root: Where the images are: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg; a folder
             of WebDataset tar files, train/*.tar and val/*.tar; a folder of images without classes,
             for training without labels; hf:NAME or hf:FOLDER for a Hugging Face dataset; or
-            digits, which is packaged.
+            digits, which is packaged. Required unless --recipe or --config gives it.
         image_size: Size of the student's images in pixels: one number for square images, or
             [height, width]. By default the size that the student's model is configured for.
         train_images: Number of training images to use, the same number from each class. By default

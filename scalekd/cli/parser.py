@@ -38,7 +38,7 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHe
     def _get_help_string(self, action: argparse.Action) -> str:
         text, default = action.help or "", action.default
         if action.required and action.option_strings:
-            return f"{text} (required)"
+            return text if "Required unless" in text else f"{text} (required)"
         if action.nargs == 0 or default in (None, "", [], {}, argparse.SUPPRESS):
             return text
         return f"{text} (default: {str(default).lower() if isinstance(default, bool) else default})"

@@ -179,7 +179,7 @@ class TrainingLoop:
         precision = self.fabric.strategy.precision
         precision.unscale_gradients(self.optimizer)  # before the norms are measured and clipped
         record = StepRecord(
-            terms=None if self._skip else mean_terms(self._terms),
+            terms=None if self._skip else average_terms(self._terms),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             gradient_norms=self._gradient_norms() if measure_gradients else {},
         )
@@ -272,7 +272,7 @@ class LossModule(nn.Module):
         return torch.stack([0 * p.sum() for p in trained]).sum(), terms, finite
 
 
-def mean_terms(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def average_terms(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of each term by name, on the device where it is."""
     return {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scalekd.runs.result import AVERAGED_STEPS, Progress
-from scalekd.training.loop import StepRecord, mean_terms
+from scalekd.training.loop import StepRecord, average_terms
 
 SILENT = 0.5
 """Seconds after which a person who watches wants news."""
@@ -97,7 +97,7 @@ class Metrics:
     def mean_terms(self) -> dict[str, float]:
         """The weighted terms by name, means over the last steps; see `AVERAGED_STEPS`."""
         newest = [{name: value.cpu() for name, value in terms.items()} for terms in self.newest]
-        return {name: float(v) for name, v in mean_terms(newest).items()} if newest else {}
+        return {name: float(v) for name, v in average_terms(newest).items()} if newest else {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run counts on from."""
