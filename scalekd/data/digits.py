@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from scalekd.data.source import Source, balanced_subset
+from scalekd.data.source import Source, Split, balanced_subset
 from scalekd.digits import images as digits
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
@@ -28,6 +28,7 @@ def open_digits(data: Data) -> Source:
             f"data.train_images is {data.train_images}: of the digits there are 10 to "
             f"{available} to train on"
         )
+    names = tuple(map(str, range(digits.CLASSES)))
     size = (digits.SIZE, digits.SIZE)
     if data.size not in (None, size):
         raise InputError(f"data.image_size is {data.image_size}: the digits are 32x32")
@@ -47,4 +48,8 @@ def open_digits(data: Data) -> Source:
         training_set=training_set,
         validation_set=validation_set,
         images_per_view=originals,
+        splits=(
+            Split("train", available, names),
+            Split("test", digits.TEST_IMAGES, names),
+        ),
     )

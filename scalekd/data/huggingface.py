@@ -35,7 +35,9 @@ def open_hugging_face(data: Data) -> Source:
     if training.label is None:
         features = _list_features(splits[train_split].features)
         note = f"no feature of {data.root} is a ClassLabel, so it has no labels ({features})"
-        return build_source(data, training=training, identifiers=[], notes=[note])
+        return build_source(
+            data, training=training, identifiers=[], split_names=(train_split,), notes=[note]
+        )
     validation_split = next((name for name in VALIDATION_SPLITS if name in splits), None)
     if validation_split is None:
         raise InputError(
@@ -55,7 +57,8 @@ def open_hugging_face(data: Data) -> Source:
         identifiers=training.classes,
         validation=validation,
         targets=targets,
-        classes=len(training.classes),
+        classes=training.classes,
+        split_names=(train_split, validation_split),
         notes=[f"accuracy is measured on the split {validation_split} of {data.root}"],
     )
 

@@ -30,7 +30,7 @@ def open_class_folders(data: Data) -> Source:
         identifiers=(file.removeprefix(str(root)) for file, _ in training.samples),
         validation=validation,
         targets=torch.tensor(training.targets),
-        classes=len(training.classes),
+        classes=training.classes,
     )
 
 

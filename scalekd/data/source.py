@@ -33,6 +33,21 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 @dataclass(frozen=True)
+class Split:
+    """What a split of a source holds.
+
+    Args:
+        name: of the split, as the source names it.
+        images: how many images it has.
+        classes: names of the classes in the order of their numbers; empty without labels.
+    """
+
+    name: str
+    images: int
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Source:
     """Where images come from.
 
@@ -52,6 +67,7 @@ class Source:
         identity: hash of the training images' names, classes and order.
         images_per_view: how many images one augmented view of a cache has; None for as many as the
             training set has.
+        splits: what the training and the validation split hold, in this order.
     """
 
     classes: int | None
@@ -64,6 +80,7 @@ class Source:
     corrupt_count: Callable[[], int] = lambda: 0
     identity: str = ""
     images_per_view: int | None = None
+    splits: tuple[Split, ...] = ()
 
     @classmethod
     def without_images(
@@ -84,7 +101,8 @@ def build_source(
     identifiers: Iterable[str],
     validation: Samples | None = None,
     targets: Tensor | None = None,
-    classes: int | None = None,
+    classes: Sequence[str] = (),
+    split_names: tuple[str, ...] = ("train", "val"),
     notes: Iterable[str] = (),
     epoch_sampler: EpochSampler | None = None,
 ) -> Source:
@@ -96,7 +114,8 @@ def build_source(
         identifiers: strings that differ for other training samples, wherever they are stored.
         validation: samples to validate on; None without labels.
         targets: classes of the training samples (N,); None without labels.
-        classes: number of classes; None without labels.
+        classes: names of the classes in the order of their numbers; empty without labels.
+        split_names: names of the training and the validation split.
         notes: decisions that were taken and not asked for, one line each.
         epoch_sampler: draws the order of all training samples.
 
@@ -110,33 +129,37 @@ def build_source(
             f"train on in {data.root!r}"
         )
     classes_of_samples = torch.zeros(len(training)) if targets is None else targets
-    splits = [
+    checked = [
         CheckedSamples(s, data.corrupt_images) for s in (training, validation) if s is not None
     ]
-    if sum(map(len, splits)) <= MAX_DECODED_BEFOREHAND:
-        for split in splits:
-            for index in range(len(split)):
-                split.read(index)
+    if sum(map(len, checked)) <= MAX_DECODED_BEFOREHAND:
+        for samples in checked:
+            for index in range(len(samples)):
+                samples.read(index)
 
     def training_set(config: InputConfig, seed: int) -> Dataset[Any]:
         subset: range | list[int] = range(len(training))
         if data.train_images is not None:
             subset = balanced_subset(classes_of_samples.tolist(), data.train_images, seed)
-        return TrainingSet(splits[0], subset, build_training_transform(data, config), seed)
+        return TrainingSet(checked[0], subset, build_training_transform(data, config), seed)
 
     def validation_set(config: InputConfig) -> Dataset[Any]:
-        return ValidationSet(splits[1], config)
+        return ValidationSet(checked[1], config)
 
     return Source(
-        classes=classes,
+        classes=len(classes) or None,
         workers=min(MAX_WORKERS, usable_cores()),
         input=None,
         training_set=training_set,
         validation_set=None if validation is None else validation_set,
         notes=[Note("info", note) for note in notes],
         epoch_sampler=epoch_sampler if data.train_images is None else None,
-        corrupt_count=lambda: sum(split.corrupt_count() for split in splits),
+        corrupt_count=lambda: sum(samples.corrupt_count() for samples in checked),
         identity=_identity(classes_of_samples, identifiers),
+        splits=tuple(
+            Split(name, len(samples), tuple(classes))
+            for name, samples in zip(split_names, checked, strict=False)
+        ),
     )
 
 

@@ -105,8 +105,8 @@ def open_webdataset(data: Data) -> Source:
             f"of {classes} classes, 0 to {classes - 1}, {classes - len(labels)} have no image, for "
             f"example {min(set(range(classes)) - set(labels))}"
         )
-    targets = torch.from_numpy(training.index.target)
-    return build(validation=validation, targets=targets, classes=classes, notes=notes)
+    targets, names = torch.from_numpy(training.index.target), [str(i) for i in range(classes)]
+    return build(validation=validation, targets=targets, classes=names, notes=notes)
 
 
 @dataclass(frozen=True)

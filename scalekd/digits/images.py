@@ -24,6 +24,8 @@ DEGREES = 20.0
 NOISE = 0.15
 MEAN, STD = 0.14, 0.35
 TEST_SEED = 20_241_210
+TEST_ORIGINALS, TEST_RENDERINGS = 1_000, 4
+TEST_IMAGES = TEST_ORIGINALS * TEST_RENDERINGS
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def load_originals(split: str) -> Originals:
     targets = torch.from_numpy(labels).long()
     test = torch.zeros(len(targets), dtype=torch.bool)
     for digit in range(CLASSES):
-        test[(targets == digit).nonzero()[-100:, 0]] = True
+        last = (targets == digit).nonzero()[-TEST_ORIGINALS // CLASSES :, 0]
+        test[last] = True
     chosen = test if split == "test" else ~test
     images, targets = images[chosen], targets[chosen]
     offset = (torch.arange(28) - 13.5).abs() + 0.5
@@ -151,5 +154,5 @@ def build_test_set() -> TensorDataset:
     """Render each of the 1,000 test originals four times, always alike, in training clutter."""
     digits, clutter = load_originals("test"), load_originals("train")
     generator = Generator().manual_seed(TEST_SEED)
-    images = torch.cat([render(digits, clutter, generator) for _ in range(4)])
-    return TensorDataset(images, digits.labels.repeat(4))
+    images = torch.cat([render(digits, clutter, generator) for _ in range(TEST_RENDERINGS)])
+    return TensorDataset(images, digits.labels.repeat(TEST_RENDERINGS))
