@@ -12,6 +12,7 @@ from timm.optim import list_optimizers
 from scalekd.errors import InputError
 from scalekd.method import LossWeights
 from scalekd.networks import FeatureSelection
+from scalekd.networks.input_config import DEFAULT_CROP, Interpolation
 from scalekd.networks.teacher.frozen import PrefixTokens
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -33,6 +34,16 @@ class Data:
             digits, which is packaged. Required unless --recipe or --config gives it.
         image_size: Size of the student's images in pixels: one number for square images, or
             [height, width]. By default the size that the student's model is configured for.
+        mean: Mean of each channel by which the student's images are normalised, for values from 0
+            to 1, for example [0.485,0.456,0.406]; one number stands for all channels. By default
+            that of the student's model. Not for the digits.
+        std: Standard deviation of each channel by which the student's images are normalised, as
+            mean. By default that of the student's model. Not for the digits.
+        crop: Share of a validation image's sides that is looked at, more than 0 and at most 1: the
+            image is resized to image_size divided by crop, and cropped from the centre. The
+            exported student's configuration says the same. Not for the digits.
+        interpolation: How validation images are resized. The exported student's configuration says
+            the same. Not for the digits.
         train_images: Number of training images to use, the same number from each class. By default
             all of them.
         epoch_images: Number of images in an epoch, drawn at random; batch_size or more, and at most
@@ -57,6 +68,10 @@ class Data:
 
     root: str
     image_size: int | tuple[int, int] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    crop: float = DEFAULT_CROP
+    interpolation: Interpolation = "bilinear"
     train_images: int | None = None
     epoch_images: int | None = None
     auto_augment: str | None = None
@@ -77,6 +92,9 @@ class Data:
                 f"data.image_size is {self.image_size}: it must be one number, or height and "
                 "width, each more than 0"
             )
+        _check_statistics("data.", self.mean, self.std)
+        if not 0 < self.crop <= 1:
+            raise InputError(f"data.crop is {self.crop}: it must be more than 0 and at most 1")
         if not (self.workers or 0) >= 0:
             raise InputError(f"data.workers is {self.workers}: it must be 0 or more")
         if not 0 <= self.erasing <= 1:
@@ -176,6 +194,16 @@ class Recipe:
             '{img_size: 224}'.
         teacher_size: Size, as [height, width] in pixels, at which the teacher sees the images. By
             default the size that the teacher's model is configured for.
+        teacher_mean: Mean of each channel by which the teacher's images are normalised, for values
+            from 0 to 1, for example [0.5,0.5,0.5]; one number stands for all channels. By default
+            that of the teacher's model, which a teacher of your own may not have been trained with.
+        teacher_std: Standard deviation of each channel by which the teacher's images are
+            normalised, as teacher_mean. By default that of the teacher's model.
+        teacher_classes: Order of the teacher's classes: sorted for the order of this package and of
+            torchvision, by code point; natural for that of timm's data sets, in which class2 is
+            before class10 and upper case does not matter; or a text file with a class's name on
+            each line. By default the names in the teacher's configuration if it has some, and
+            otherwise sorted.
         teacher_features: Which two of the teacher's features are used. Its tail is the part of the
             network after the penultimate feature; the student's projected tokens run through it.
         student_args: Further arguments of timm's create_model for the student, for example
@@ -253,6 +281,9 @@ class Recipe:
     teacher_weights: str = "pretrained"
     teacher_args: dict[str, Any] = field(default_factory=dict)
     teacher_size: tuple[int, int] | None = None
+    teacher_mean: list[float] | None = None
+    teacher_std: list[float] | None = None
+    teacher_classes: str | None = None
     teacher_features: FeatureSelection = field(default_factory=FeatureSelection)
     student_args: dict[str, Any] = field(default_factory=dict)
     student_features: FeatureSelection = field(default_factory=FeatureSelection)
@@ -304,6 +335,7 @@ class Recipe:
             self._check_students()
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema is {self.ema}: it must be between 0 and 1, for example 0.9999")
+        _check_statistics("teacher_", self.teacher_mean, self.teacher_std)
         if self.optim.lr_batch_size is not None:
             _positive(**{"optim.lr_batch_size": self.optim.lr_batch_size})
         _positive(validate_every=self.validate_every, temperature=self.temperature)
@@ -432,6 +464,15 @@ def find_recipe(name: str) -> Path:
         known = ", ".join(sorted(f.stem for f in RECIPES.glob("*.yaml")))
         raise InputError(f"no recipe is named {name!r}; there are: {known}")
     return file
+
+
+def _check_statistics(prefix: str, mean: list[float] | None, std: list[float] | None) -> None:
+    """Raise InputError unless these can be the mean and standard deviation of images' channels."""
+    for name, values in (("mean", mean), ("std", std)):
+        fits = values is None or (len(values) > 0 and all(map(math.isfinite, values)))
+        if not fits or (name == "std" and min(values or [1]) <= 0):
+            above = ", each above 0" * (name == "std")
+            raise InputError(f"{prefix}{name} is {values}: give one number a channel{above}")
 
 
 def _positive(**values: float) -> None:

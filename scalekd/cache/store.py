@@ -107,7 +107,7 @@ class Manifest:
                     f"reads format {FORMAT}: build it again"
                 )
             shape = {name: tuple(plain["input"][name]) for name in ("size", "mean", "std")}
-            config = InputConfig(plain["input"]["channels"], **shape)
+            config = InputConfig(**{**plain["input"], **shape})
             return cls(**{**plain, "input": config})
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(

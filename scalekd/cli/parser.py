@@ -13,7 +13,8 @@ import jsonargparse
 # fmt: off
 TOPICS = {
     "model": (
-        "teacher", "teacher_weights", "teacher_args", "teacher_size", "teacher_features",
+        "teacher", "teacher_weights", "teacher_args", "teacher_size", "teacher_mean",
+        "teacher_std", "teacher_classes", "teacher_features",
         "student", "student_args", "student_features", "more_students",
     ),
     "data": ("data",),

@@ -44,7 +44,7 @@ def open_digits(data: Data) -> Source:
     return Source(
         classes=digits.CLASSES,
         workers=0,
-        input=InputConfig(1, size, (digits.MEAN,), (digits.STD,)),
+        input=InputConfig(1, size, (digits.MEAN,), (digits.STD,), crop=1.0),
         training_set=training_set,
         validation_set=validation_set,
         images_per_view=originals,

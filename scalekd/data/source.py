@@ -191,7 +191,7 @@ class TrainingSet(Dataset[Any]):
 
 
 class ValidationSet(Dataset[Any]):
-    """All validation samples, cropped from the centre and normalised.
+    """All samples of a split, resized, cropped and normalised by timm's validation transform.
 
     A corrupt image is replaced by zeros and its class by `IGNORED`.
     """
@@ -199,7 +199,12 @@ class ValidationSet(Dataset[Any]):
     def __init__(self, samples: CheckedSamples, config: InputConfig) -> None:
         self.samples, self.config = samples, config
         self.transform: Transform = create_transform(
-            config.size, mean=config.mean, std=config.std, crop_pct=0.875
+            config.size,
+            mean=config.mean,
+            std=config.std,
+            crop_pct=config.crop,
+            crop_mode=config.crop_mode,
+            interpolation=config.interpolation,
         )
 
     def __len__(self) -> int:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import timm.data
 import torch
@@ -15,25 +15,39 @@ from scalekd.errors import InputError, one_line
 Size = tuple[int, int]
 """Height and width in pixels."""
 
+Interpolation = Literal["bilinear", "bicubic"]
+"""How an image is resized."""
+
+DEFAULT_CROP = 0.875
+"""Share of a validation image's sides that is looked at, unless a model or a recipe says another:
+224 of 256 pixels."""
+
 
 @dataclass(frozen=True)
 class InputConfig:
-    """The images that a model takes.
+    """The images that a model takes, and how validation images are made out of pictures.
 
     channels: number of channels.
     size: (height, width) in pixels.
     mean, std: of each channel, for images x with values in [0, 1]: normalised images are
         (x - mean) / std.
+    crop: share of a validation image's sides that is kept: the image is resized to size / crop.
+    crop_mode: timm's: "center" keeps the aspect ratio and crops from the centre, "squash" gives the
+        aspect ratio up, "border" keeps it and adds borders.
+    interpolation: with which validation images are resized.
     """
 
     channels: int
     size: Size
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: float = DEFAULT_CROP
+    crop_mode: str = "center"
+    interpolation: str = "bilinear"
 
 
 def input_config(model: nn.Module, size: Size | None = None) -> InputConfig:
-    """Return the input that `model` was built and trained for.
+    """Return the input that `model` was built and trained for, as timm's configuration has it.
 
     Args:
         model: a timm model.
@@ -54,7 +68,15 @@ def input_config(model: nn.Module, size: Size | None = None) -> InputConfig:
         # timm keeps three-channel statistics if the first layer was built for another number.
         mean = (sum(mean) / len(mean),) * channels
         std = (sum(std) / len(std),) * channels
-    return InputConfig(channels, size, mean, std)
+    return InputConfig(
+        channels=channels,
+        size=size,
+        mean=mean,
+        std=std,
+        crop=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+        interpolation=config["interpolation"],
+    )
 
 
 def renormalization(source: InputConfig, target: InputConfig) -> tuple[Tensor, Tensor]:
