@@ -12,7 +12,7 @@ from timm.optim import list_optimizers
 from scalekd.errors import InputError
 from scalekd.method import LossWeights
 from scalekd.networks import FeatureSelection
-from scalekd.networks.input_config import DEFAULT_CROP, Interpolation
+from scalekd.networks.input_config import Interpolation
 from scalekd.networks.teacher.frozen import PrefixTokens
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -35,15 +35,17 @@ class Data:
         image_size: Size of the student's images in pixels: one number for square images, or
             [height, width]. By default the size that the student's model is configured for.
         mean: Mean of each channel by which the student's images are normalised, for values from 0
-            to 1, for example [0.485,0.456,0.406]; one number stands for all channels. By default
-            that of the student's model. Not for the digits.
+            to 1, for example [0.485,0.456,0.406]. By default that of the student's model. Not for
+            the digits.
         std: Standard deviation of each channel by which the student's images are normalised, as
             mean. By default that of the student's model. Not for the digits.
         crop: Share of a validation image's sides that is looked at, more than 0 and at most 1: the
-            image is resized to image_size divided by crop, and cropped from the centre. The
-            exported student's configuration says the same. Not for the digits.
-        interpolation: How validation images are resized. The exported student's configuration says
-            the same. Not for the digits.
+            image is resized to image_size divided by crop, and cropped from the centre. By default
+            0.875, and in evaluate what the model's configuration says. An exported student's
+            configuration says what was measured. Not for the digits.
+        interpolation: How validation images are resized. By default bilinear, and in evaluate what
+            the model's configuration says. An exported student's configuration says what was
+            measured. Not for the digits.
         train_images: Number of training images to use, the same number from each class. By default
             all of them.
         epoch_images: Number of images in an epoch, drawn at random; batch_size or more, and at most
@@ -70,8 +72,8 @@ class Data:
     image_size: int | tuple[int, int] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
-    crop: float = DEFAULT_CROP
-    interpolation: Interpolation = "bilinear"
+    crop: float | None = None
+    interpolation: Interpolation | None = None
     train_images: int | None = None
     epoch_images: int | None = None
     auto_augment: str | None = None
@@ -93,7 +95,7 @@ class Data:
                 "width, each more than 0"
             )
         _check_statistics("data.", self.mean, self.std)
-        if not 0 < self.crop <= 1:
+        if self.crop is not None and not 0 < self.crop <= 1:
             raise InputError(f"data.crop is {self.crop}: it must be more than 0 and at most 1")
         if not (self.workers or 0) >= 0:
             raise InputError(f"data.workers is {self.workers}: it must be 0 or more")
@@ -195,15 +197,15 @@ class Recipe:
         teacher_size: Size, as [height, width] in pixels, at which the teacher sees the images. By
             default the size that the teacher's model is configured for.
         teacher_mean: Mean of each channel by which the teacher's images are normalised, for values
-            from 0 to 1, for example [0.5,0.5,0.5]; one number stands for all channels. By default
-            that of the teacher's model, which a teacher of your own may not have been trained with.
+            from 0 to 1, for example [0.5,0.5,0.5]. By default that of the teacher's model, which a
+            teacher of your own may not have been trained with.
         teacher_std: Standard deviation of each channel by which the teacher's images are
             normalised, as teacher_mean. By default that of the teacher's model.
-        teacher_classes: Order of the teacher's classes: sorted for the order of this package and of
-            torchvision, by code point; natural for that of timm's data sets, in which class2 is
-            before class10 and upper case does not matter; or a text file with a class's name on
-            each line. By default the names in the teacher's configuration if it has some, and
-            otherwise sorted.
+        teacher_classes: Order of the teacher's classes: data for that of the images' classes, which
+            are sorted by code point as by torchvision, class10 before class2; natural for that of
+            timm's data sets, class2 before class10; or a text file with a class's name on each
+            line. By default the order of the names in the teacher's configuration if it has them,
+            and otherwise data.
         teacher_features: Which two of the teacher's features are used. Its tail is the part of the
             network after the penultimate feature; the student's projected tokens run through it.
         student_args: Further arguments of timm's create_model for the student, for example

@@ -37,6 +37,8 @@ def cache_identity(
         "teacher": recipe.teacher,
         "teacher's arguments": recipe.as_dict()["teacher_args"],
         "teacher's size": list(teacher.input.size),
+        "teacher's mean": list(teacher.input.mean),
+        "teacher's std": list(teacher.input.std),
         "teacher's features": features,
         "teacher_prefix": teacher.prefix,
         "teacher's weights": teacher.fingerprint,

@@ -52,4 +52,5 @@ def open_digits(data: Data) -> Source:
             Split("train", available, names),
             Split("test", digits.TEST_IMAGES, names),
         ),
+        unaugmented_set=lambda config: training_set(config, 0),
     )

@@ -68,6 +68,9 @@ class Source:
         images_per_view: how many images one augmented view of a cache has; None for as many as the
             training set has.
         splits: what the training and the validation split hold, in this order.
+        unaugmented_set: builds the set of all training images, made as validation images are, for
+            an input; None without labels.
+        targets: classes of the images of `unaugmented_set` (N,) where they are known beforehand.
     """
 
     classes: int | None
@@ -81,6 +84,13 @@ class Source:
     identity: str = ""
     images_per_view: int | None = None
     splits: tuple[Split, ...] = ()
+    unaugmented_set: Callable[[InputConfig], Dataset[Any]] | None = None
+    targets: Tensor | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by label; empty without labels."""
+        return self.splits[0].classes if self.splits else ()
 
     @classmethod
     def without_images(
@@ -160,6 +170,8 @@ def build_source(
             Split(name, len(samples), tuple(classes))
             for name, samples in zip(split_names, checked, strict=False)
         ),
+        unaugmented_set=None if targets is None else lambda c: ValidationSet(checked[0], c),
+        targets=targets,
     )
 
 

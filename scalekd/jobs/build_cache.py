@@ -22,6 +22,7 @@ from scalekd.data.loader import worker_settings
 from scalekd.device import best_device
 from scalekd.errors import InputError
 from scalekd.jobs.progress import MAX_SECONDS_WITHOUT_LINE, print_note
+from scalekd.jobs.teacher_check import check_teacher
 from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig
 from scalekd.networks.input_config import renormalization
 from scalekd.recipe import Recipe
@@ -79,7 +80,7 @@ def build_cache(
     prepared = prepare(recipe)
     assert prepared.teacher is not None
     console.print(printable(prepared.teacher.weights))
-    for note in prepared.source.notes:
+    for note in [*prepared.source.notes, *prepared.teacher.notes, *check_teacher(prepared)]:
         print_note(console, note)
     passes = TeacherPasses(recipe, prepared.teacher.frozen, prepared.input)
     contents = plan_contents(prepared, passes, augmented_views=augmented_views, dtype=dtype)

@@ -11,6 +11,7 @@ from scalekd.device import best_device
 from scalekd.distiller import ScaleKD, why_no_logits
 from scalekd.errors import InputError
 from scalekd.fit import describe_fit
+from scalekd.jobs.teacher_check import check_teacher
 from scalekd.notes import Note
 from scalekd.recipe import Recipe
 from scalekd.runs.result import PairSummary, main_run
@@ -57,6 +58,7 @@ def run_preflight(prepared: Prepared, teacher_top1: float | None = None) -> Pair
         projector_parameters=0,
         notes=[*source.notes, *learner.notes, *_notes_on_settings(prepared, learner)],
         images=prepared.input,
+        splits=source.splits,
         labels=source.classes is not None,
         gflop=gflop,
         workers=batches.num_workers,
@@ -68,6 +70,7 @@ def run_preflight(prepared: Prepared, teacher_top1: float | None = None) -> Pair
         notes = [*_notes_without_labels(learner, recipe.data.root), *notes]
     elif validation is not None and learner.teacher.shapes.classes == source.classes:
         if teacher_top1 is None:
+            notes = [*notes, *check_teacher(prepared)]
             classify = learner.teacher_logits
             teacher_top1 = top1(classify, validation, source.classes, recipe.precision)
         images = len(validation.dataset)  # type: ignore[arg-type]
@@ -79,6 +82,7 @@ def run_preflight(prepared: Prepared, teacher_top1: float | None = None) -> Pair
         teacher_parameters=_count_parameters(learner.teacher.model),
         projector_parameters=_count_parameters(learner.criterion),
         fit=describe_fit(learner),
+        teacher_images=learner.teacher.input,
     )
 
 

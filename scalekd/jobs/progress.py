@@ -12,6 +12,7 @@ from rich.table import Column
 
 from scalekd.distributed import ranks
 from scalekd.jobs.report import format_terms
+from scalekd.networks import InputConfig
 from scalekd.notes import Note
 from scalekd.recipe import Recipe
 from scalekd.runs.result import PairSummary, Progress, Result, format_duration
@@ -68,9 +69,11 @@ class ProgressDisplay:
         self.bars.stop()
 
     def print_start(self, recipe: Recipe, pair: PairSummary, out: Path) -> None:
-        """Print what is trained, what a step costs, the preflight's notes and the run folder."""
+        """Print what is trained on what, what a step costs, the notes and the run folder."""
         self.has_labels = pair.labels
         self.console.print(describe_pair(recipe, pair))
+        for line in describe_images(pair):
+            self.console.print(printable(line))
         if pair.fit:
             self.console.print("projected features:", printable(pair.fit))
         self.console.print(describe_step(recipe, pair))
@@ -149,6 +152,31 @@ def describe_pair(recipe: Recipe, pair: PairSummary) -> str:
         f"parameters{accuracy}) is distilled into {student}; the projectors "
         f"({pair.projector_parameters / 1e6:.2f} M parameters) are discarded after training"
     )
+
+
+def describe_images(pair: PairSummary) -> list[str]:
+    """What each split holds, and how the images of student and teacher are made."""
+    lines = []
+    for split in pair.splits:
+        names = split.classes
+        classes = f"{len(names)} classes, {names[0]} to {names[-1]}" if names else "no labels"
+        lines.append(f"{split.name}: {split.images} images, {classes}")
+    if pair.images is not None:
+        lines.append(
+            f"student's images: {_describe_input(pair.images)}; validation images are cropped to "
+            f"{pair.images.crop:g} of their sides, {pair.images.interpolation}"
+        )
+    if pair.teacher_images is not None:
+        resized = pair.images is not None and pair.images.size != pair.teacher_images.size
+        how = "the student's, resized (bicubic)" if resized else "the student's"
+        lines.append(f"teacher's images: {_describe_input(pair.teacher_images)}; {how}")
+    return lines
+
+
+def _describe_input(images: InputConfig) -> str:
+    height, width = images.size
+    mean, std = (" ".join(f"{v:g}" for v in values) for values in (images.mean, images.std))
+    return f"{height}x{width} pixels, mean {mean}, std {std}"
 
 
 def describe_step(recipe: Recipe, pair: PairSummary) -> str:

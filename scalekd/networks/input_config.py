@@ -79,6 +79,33 @@ def input_config(model: nn.Module, size: Size | None = None) -> InputConfig:
     )
 
 
+def set_statistics(
+    model: Any, *, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> None:
+    """Write the mean and standard deviation of a model's images into its timm configuration.
+
+    Args:
+        model: a timm model.
+        mean, std: of each channel; None leaves the model's own.
+    """
+    changes = {"mean": mean, "std": std}
+    changes = {name: tuple(values) for name, values in changes.items() if values is not None}
+    if changes:
+        model.pretrained_cfg = {**pretrained_config(model), **changes}
+
+
+def check_statistics(
+    prefix: str, channels: int, *, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> None:
+    """Raise InputError where `prefix`mean or `prefix`std is not one number for each channel."""
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != channels:
+            raise InputError(
+                f"{prefix}{name} is {list(values)} for images of {channels} channels: give one "
+                "number a channel"
+            )
+
+
 def renormalization(source: InputConfig, target: InputConfig) -> tuple[Tensor, Tensor]:
     """Return the scale and shift from images normalised as `source` to `target`'s normalisation.
 

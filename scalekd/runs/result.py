@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from scalekd.data.source import Split
 from scalekd.networks import InputConfig
 from scalekd.notes import Note
 from scalekd.recipe import Baseline, Recipe
@@ -146,7 +147,9 @@ class PairSummary:
         fit: which features are projected to which, in one line.
         gflop: of a training step, for each image.
         workers: processes that load images, for each device.
-        images: channels, size and normalisation of the student's images.
+        images: the student's images.
+        teacher_images: the teacher's images; None without a teacher.
+        splits: what the training and the validation split hold.
     """
 
     teacher_top1: float | None
@@ -159,6 +162,8 @@ class PairSummary:
     gflop: float = 0.0
     workers: int = 0
     images: InputConfig | None = None
+    teacher_images: InputConfig | None = None
+    splits: tuple[Split, ...] = ()
 
 
 def read_metrics(file: Path) -> tuple[list[dict[str, Any]], int]:

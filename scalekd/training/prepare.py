@@ -4,7 +4,8 @@ All that builds a recipe's pair starts here: training, its preflight, a cache, a
 or images, `scalekd check` and `scalekd estimate`. It loads no trainer.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -20,11 +21,14 @@ from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.method import LossWeights
 from scalekd.networks import FrozenTeacher, InputConfig, build_model, input_config
+from scalekd.networks.input_config import DEFAULT_CROP, check_statistics, set_statistics
 from scalekd.networks.pretrained import LoadedWeights
 from scalekd.networks.student import StudentSpec
 from scalekd.networks.teacher.reduced_copy import verify_on_reduced_copy
+from scalekd.notes import Note
 from scalekd.recipe import Recipe
 from scalekd.runs.result import Run
+from scalekd.training.teacher_classes import put_classes_in_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +39,16 @@ class PreparedTeacher:
         frozen: The teacher; on the meta device where there are no weights.
         weights: what was loaded into it.
         verified_on: the network that its tail was replayed and compared on.
+        notes: what was decided about its classes.
+        class_order_is_known: whether the recipe or names in the teacher's configuration give the
+            order of its classes.
     """
 
     frozen: FrozenTeacher
     weights: LoadedWeights
     verified_on: str = "the teacher itself"
+    notes: list[Note] = field(default_factory=list)
+    class_order_is_known: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +94,7 @@ class Prepared:
         if run.method == "logit_kd":
             weights = LossWeights(0, 0, 0, 0, logits=(weights or LossWeights()).logits)
         learner = self.build_distiller(student, weights)
-        learner.notes.append(self.teacher.weights.note)
+        learner.notes += [self.teacher.weights.note, *self.teacher.notes]
         return learner
 
     def build_pair_on_meta(self) -> ScaleKD:
@@ -133,7 +142,7 @@ def prepare(
         if source.classes is None:
             refuse_what_needs_labels(recipe)
     if recipe.teacher is not None:
-        teacher = teacher or build_teacher(recipe)
+        teacher = teacher or build_teacher(recipe, source.class_names)
     prepared = _assemble(recipe, source, teacher)
     cache = open_cache(recipe, source, prepared.frozen_teacher, prepared.input)
     return replace(prepared, cache=cache)
@@ -183,15 +192,16 @@ def _assemble(recipe: Recipe, source: Source | None, teacher: PreparedTeacher | 
             classes=None if source is None else _student_classes(recipe, source, frozen),
             input=None if source is None else source.input,
             size=recipe.data.size,
+            mean=tuple(recipe.data.mean) if recipe.data.mean else None,
+            std=tuple(recipe.data.std) if recipe.data.std else None,
+            crop=recipe.data.crop or DEFAULT_CROP,
+            interpolation=recipe.data.interpolation or "bilinear",
+            class_names=() if source is None else source.class_names,
         )
     source = source or Source.without_images()
-    return Prepared(
-        recipe=recipe,
-        source=source,
-        teacher=teacher,
-        student=student,
-        input=_student_input(recipe, source, student, frozen),
-    )
+    images = _student_input(recipe, source, student, frozen)
+    check_statistics("data.", images.channels, mean=recipe.data.mean, std=recipe.data.std)
+    return Prepared(recipe=recipe, source=source, teacher=teacher, student=student, input=images)
 
 
 def _student_classes(recipe: Recipe, source: Source, teacher: FrozenTeacher | None) -> int:
@@ -215,16 +225,22 @@ def _student_input(
     return source.input or replace(teacher.input, size=recipe.data.size or teacher.input.size)
 
 
-def build_teacher(recipe: Recipe) -> PreparedTeacher:
-    """The recipe's teacher with its weights, verified."""
+def build_teacher(recipe: Recipe, class_names: Sequence[str] = ()) -> PreparedTeacher:
+    """The recipe's teacher with its weights, verified; its logits in the order of `class_names`."""
     assert recipe.teacher is not None
     seed_generators(recipe.seeds[0])  # of a teacher that is random, as asked
     size = recipe.teacher_size
     model, weights = build_model(
         recipe.teacher, recipe.teacher_weights, size, **recipe.teacher_args
     )
+    mean, std = recipe.teacher_mean, recipe.teacher_std
+    set_statistics(model, mean=mean, std=std)
+    order_is_known, notes = put_classes_in_order(model, recipe.teacher_classes, class_names)
     teacher = FrozenTeacher(model, size, recipe.teacher_features, recipe.teacher_prefix)
-    return PreparedTeacher(frozen=teacher, weights=weights)
+    check_statistics("teacher_", teacher.input.channels, mean=mean, std=std)
+    return PreparedTeacher(
+        frozen=teacher, weights=weights, notes=notes, class_order_is_known=order_is_known
+    )
 
 
 def build_task_loss(recipe: Recipe) -> nn.Module:

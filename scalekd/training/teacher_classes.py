@@ -24,7 +24,7 @@ def natural_order(names: Sequence[str]) -> list[str]:
 
 def put_classes_in_order(
     model: nn.Module, teacher_classes: str | None, data_classes: Sequence[str]
-) -> list[Note]:
+) -> tuple[bool, list[Note]]:
     """Permute a teacher's logits, in place, so that they are in the order of the data's classes.
 
     Args:
@@ -33,7 +33,7 @@ def put_classes_in_order(
         data_classes: names of the data's classes by label; empty if they are not known.
 
     Returns:
-        Notes on what was done.
+        Whether the order of the teacher's classes is known, and notes on what was done.
 
     Raises:
         InputError: the names of `teacher_classes` are not those of the data's classes, or the
@@ -43,14 +43,14 @@ def put_classes_in_order(
     if teacher_classes is None:
         names = read_label_names(model)
         if len(names) != classes or classes != len(data_classes):
-            return []
+            return False, []
         if set(names) != set(map(_normal, data_classes)):
             text = (
                 f"the teacher's configuration names its classes {_ends(names)}, and the data's are "
                 f"{_ends(data_classes)}: the names do not match, so the teacher's logits are taken "
                 "to be in the data's order"
             )
-            return [Note("warning", text)]
+            return False, [Note("warning", text)]
         source = "by their names in the teacher's configuration"
     else:
         names = _requested_names(teacher_classes, data_classes)
@@ -63,11 +63,10 @@ def put_classes_in_order(
     order = [names.index(_normal(name)) for name in data_classes]
     moved = sum(place != index for index, place in enumerate(order))
     if not moved:
-        return []
+        return True, []
     _permute_logits(model, order)
-    return [
-        Note("info", f"{moved} of the teacher's {classes} classes were put in another place {source}")
-    ]
+    text = f"{moved} of the teacher's {classes} classes were put in another place {source}"
+    return True, [Note("info", text)]
 
 
 def read_label_names(model: nn.Module) -> list[str]:

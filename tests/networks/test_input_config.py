@@ -27,7 +27,8 @@ def test_a_models_own_statistics_are_used() -> None:
 
 def test_the_packaged_teachers_input_is_found() -> None:
     model = timm.create_model("scalekd_digits_swin")
-    assert input_config(model) == InputConfig(1, (32, 32), (MEAN,), (STD,))
+    expected = InputConfig(1, (32, 32), (MEAN,), (STD,), crop=0.9, interpolation="bicubic")
+    assert input_config(model) == expected
     assert scalekd.FrozenTeacher(model).input == input_config(model)
 
 
@@ -41,9 +42,12 @@ def test_other_numbers_of_channels_get_as_many_statistics(channels: int) -> None
 
 
 def test_a_models_own_statistics_for_one_channel_are_used() -> None:
-    overlay = {"mean": (0.2,), "std": (0.3,), "input_size": (1, 28, 28)}
+    overlay = {"mean": (0.2,), "std": (0.3,), "input_size": (1, 28, 28), "crop_pct": 0.7}
+    overlay |= {"interpolation": "bilinear", "crop_mode": "squash"}
     model = timm.create_model("test_resnet", in_chans=1, pretrained_cfg_overlay=overlay)
-    assert input_config(model) == InputConfig(1, (28, 28), (0.2,), (0.3,))
+    assert input_config(model) == InputConfig(
+        1, (28, 28), (0.2,), (0.3,), crop=0.7, crop_mode="squash", interpolation="bilinear"
+    )
 
 
 @pytest.mark.parametrize("build", [vit, swin, mixer], ids=["ViT", "Swin", "Mixer"])
