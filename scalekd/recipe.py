@@ -201,11 +201,11 @@ class Recipe:
             teacher of your own may not have been trained with.
         teacher_std: Standard deviation of each channel by which the teacher's images are
             normalised, as teacher_mean. By default that of the teacher's model.
-        teacher_classes: Order of the teacher's classes: data for that of the images' classes, which
-            are sorted by code point as by torchvision, class10 before class2; natural for that of
-            timm's data sets, class2 before class10; or a text file with a class's name on each
-            line. By default the order of the names in the teacher's configuration if it has them,
-            and otherwise data.
+        teacher_classes: Order of the teacher's classes: data for that of the images' classes;
+            sorted by code point, as torchvision sorts folders, class10 before class2; natural as
+            timm's data sets sort them, class2 before class10; or a text file with a class's name on
+            each line. By default the order of the names in the teacher's configuration if it has
+            them, and otherwise data.
         teacher_features: Which two of the teacher's features are used. Its tail is the part of the
             network after the penultimate feature; the student's projected tokens run through it.
         student_args: Further arguments of timm's create_model for the student, for example

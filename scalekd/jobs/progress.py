@@ -162,14 +162,16 @@ def describe_images(pair: PairSummary) -> list[str]:
         classes = f"{len(names)} classes, {names[0]} to {names[-1]}" if names else "no labels"
         lines.append(f"{split.name}: {split.images} images, {classes}")
     if pair.images is not None:
+        crop, how = pair.images.crop, pair.images.interpolation
+        cut = "not cropped" if crop == 1 else f"cropped to {crop:g} of their sides"
         lines.append(
-            f"student's images: {_describe_input(pair.images)}; validation images are cropped to "
-            f"{pair.images.crop:g} of their sides, {pair.images.interpolation}"
+            f"student's images: {_describe_input(pair.images)}; validation images are resized "
+            f"({how}) and {cut}"
         )
     if pair.teacher_images is not None:
         resized = pair.images is not None and pair.images.size != pair.teacher_images.size
-        how = "the student's, resized (bicubic)" if resized else "the student's"
-        lines.append(f"teacher's images: {_describe_input(pair.teacher_images)}; {how}")
+        made = "resized (bicubic) from the student's" if resized else "the same pixels"
+        lines.append(f"teacher's images: {_describe_input(pair.teacher_images)}; {made}")
     return lines
 
 

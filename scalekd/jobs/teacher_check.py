@@ -4,7 +4,7 @@ A teacher whose classes are in another order, or whose images were normalised by
 runs without an error and teaches what is wrong. Where there are labels, its accuracy shows it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +27,9 @@ differs between two orders."""
 
 GOOD = 0.95
 """A teacher with this accuracy (a share) is not tried with other images."""
+
+IMAGES_PER_CLASS = 4
+"""So many images of each class, on average, show which of the teacher's logits is whose."""
 
 FAR_BETTER, STANDARD_ERRORS = 0.05, 3.0
 """An alternative is far better if it is right on so much larger a share of the images, on so many
@@ -83,7 +86,7 @@ def _standard_errors(gained: int, lost: int) -> float:
 def check_teacher(prepared: Prepared) -> list[Note]:
     """Measure a teacher as it is set up, and under usual alternatives that the recipe leaves open.
 
-    The alternatives are the natural order of the classes, other means and standard deviations, and
+    The alternatives are other orders of the classes, other means and standard deviations, and
     the image size that the tables in its weights' file fit. Without labels, or where the teacher
     has another number of classes than the images, nothing is measured.
 
@@ -101,11 +104,11 @@ def check_teacher(prepared: Prepared) -> list[Note]:
         return []
     if teacher.shapes.classes != source.classes:
         return []
-    places = _places_in_natural_order(prepared)
-    pixels, targets = _load_images(prepared, teacher.input, places)
+    orders = _other_orders(prepared)
+    pixels, targets = _load_images(prepared, teacher.input, orders.values())
     if not len(targets):
         return []
-    own, *others = _setups(prepared, pixels, targets, places)
+    own, *others = _setups(prepared, pixels, targets, orders)
     if better := [setup for setup in others if setup.is_far_better_than(own, targets)]:
         best = max(better, key=lambda setup: setup.accuracy)
         raise InputError(
@@ -118,19 +121,26 @@ def check_teacher(prepared: Prepared) -> list[Note]:
     return [Note("info", text)]
 
 
-def _places_in_natural_order(prepared: Prepared) -> Tensor | None:
-    """The label of each of the teacher's logits, if its classes were in natural order; None where
-    that is the order that they have, or where the order is known."""
+def _other_orders(prepared: Prepared) -> dict[str, Tensor]:
+    """Usual orders that the teacher's classes may be in, where the order is not known.
+
+    Returns:
+        The label of each of the teacher's logits (classes,) in such an order, by its option.
+    """
     names = list(prepared.source.class_names)
-    natural = natural_order(names)
     assert prepared.teacher is not None
-    if prepared.teacher.class_order_is_known or natural == names:
-        return None
-    return torch.tensor([names.index(name) for name in natural])
+    if prepared.teacher.class_order_is_known:
+        return {}
+    orders = {"natural": natural_order(names), "sorted": sorted(names)}
+    return {
+        f"--teacher_classes {order}": torch.tensor([names.index(name) for name in sorted_names])
+        for order, sorted_names in orders.items()
+        if sorted_names != names
+    }
 
 
 def _load_images(
-    prepared: Prepared, config: InputConfig, places: Tensor | None
+    prepared: Prepared, config: InputConfig, orders: Iterable[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Pixels (N, channels, H, W) from 0 to 1, and labels (N,), of some training images."""
     source, generator = prepared.source, Generator().manual_seed(0)
@@ -140,7 +150,7 @@ def _load_images(
     images = source.unaugmented_set(raw)
     count = len(images)  # type: ignore[arg-type]
     chosen = set(torch.randperm(count, generator=generator)[:IMAGES].tolist())
-    if places is not None and source.targets is not None:
+    for places in orders if source.targets is not None else ():
         moves = (places != torch.arange(len(places)))[source.targets].nonzero()[:, 0]
         some = torch.randperm(len(moves), generator=generator)[: IMAGES // 2]
         chosen.update(moves[some].tolist())
@@ -156,29 +166,55 @@ def _load_images(
 
 
 def _setups(
-    prepared: Prepared, pixels: Tensor, targets: Tensor, places: Tensor | None
+    prepared: Prepared, pixels: Tensor, targets: Tensor, orders: dict[str, Tensor]
 ) -> Iterator[Setup]:
     """The teacher as it is, first, and every alternative that the recipe leaves open."""
     recipe, teacher = prepared.recipe, prepared.frozen_teacher
     assert teacher is not None
+    assert prepared.teacher is not None
 
-    def setups(predicted: Tensor, options: Options, keep: Options) -> Iterator[Setup]:
+    def in_each_order(predicted: Tensor, options: Options, keep: Options) -> Iterator[Setup]:
         yield Setup(options, keep, predicted == targets)
-        if places is not None:
-            natural = "--teacher_classes natural", *options
-            yield Setup(natural, ("--teacher_classes data", *keep), places[predicted] == targets)
+        for option, places in orders.items():
+            keep_order = "--teacher_classes data", *keep
+            yield Setup((option, *options), keep_order, places[predicted] == targets)
 
     own = teacher.input
-    own_setups = list(setups(_predict(prepared, teacher, pixels, own), (), ()))
-    yield from own_setups
-    if max(setup.accuracy for setup in own_setups) >= GOOD:
+    predicted = _predict(prepared, teacher, pixels, own)
+    in_own_size = list(in_each_order(predicted, (), ()))
+    yield from in_own_size
+    if max(setup.accuracy for setup in in_own_size) >= GOOD:
         return
+    if not prepared.teacher.class_order_is_known and recipe.teacher_weights != "random":
+        yield from _in_an_unusual_order(predicted, targets, prepared.source.class_names)
     if recipe.teacher_mean is None and recipe.teacher_std is None:
-        for mean, std in USUAL_STATISTICS:
-            if (mean, std) != (own.mean, own.std) and own.channels == 3:
+        for mean, std in _usual_statistics(own.channels):
+            if (mean, std) != (own.mean, own.std):
                 other = replace(own, mean=mean, std=std)
                 predicted = _predict(prepared, teacher, pixels, other)
-                yield from setups(predicted, _statistics(other), _statistics(own))
+                yield from in_each_order(predicted, _statistics(other), _statistics(own))
+
+
+def _in_an_unusual_order(
+    predicted: Tensor, targets: Tensor, class_names: Sequence[str]
+) -> Iterator[Setup]:
+    """The order of the classes that the images themselves show, if there is one.
+
+    It is taken from every second image, so that the others can tell whether it is right.
+    """
+    classes = len(class_names)
+    if len(targets) < IMAGES_PER_CLASS * classes:
+        return
+    confusion = torch.zeros(classes, classes)
+    confusion.index_put_((predicted[::2], targets[::2]), torch.tensor(1.0), accumulate=True)
+    places = confusion.argmax(1)  # each logit stands for the class that it is largest for
+    if len(set(places.tolist())) < classes:
+        return
+    correct = places[predicted] == targets
+    correct[::2] = predicted[::2] == targets[::2]
+    names = ", ".join(class_names[label] for label in places[:3].tolist())
+    option = f"--teacher_classes FILE, a text file with a class on each line in the order {names} …"
+    yield Setup((option,), ("--teacher_classes data",), correct)
 
 
 @torch.no_grad()
@@ -196,6 +232,15 @@ def _predict(
         assert logits is not None
         predicted.append(logits.float().argmax(1).cpu())
     return torch.cat(predicted)
+
+
+def _usual_statistics(channels: int) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Usual means and standard deviations; of other than three channels their averages."""
+    for mean, std in USUAL_STATISTICS:
+        if channels == 3:
+            yield mean, std
+        else:
+            yield (sum(mean) / 3,) * channels, (sum(std) / 3,) * channels
 
 
 def _statistics(config: InputConfig) -> Options:

@@ -85,14 +85,15 @@ def _requested_names(teacher_classes: str, data_classes: Sequence[str]) -> list[
         )
     if teacher_classes == "data":
         return list(map(_normal, data_classes))
-    if teacher_classes == "natural":
-        return list(map(_normal, natural_order(data_classes)))
+    if teacher_classes in ("natural", "sorted"):
+        put = natural_order if teacher_classes == "natural" else sorted
+        return list(map(_normal, put(data_classes)))
     try:
         lines = Path(teacher_classes).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"teacher_classes is {teacher_classes!r}: it must be data, natural or a text file with "
-            f"a class's name on each line, and it cannot be read as one ({error})"
+            f"teacher_classes is {teacher_classes!r}: it must be data, sorted, natural or a text "
+            f"file with a class's name on each line, and it cannot be read as one ({error})"
         ) from error
     names = [_normal(line.strip()) for line in lines if line.strip()]
     expected = list(map(_normal, data_classes))

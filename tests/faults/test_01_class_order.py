@@ -5,11 +5,13 @@ point (DC-10 before DC-3).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from helpers.pictures import tar
 from helpers.refusals import refused
 from helpers.tiny import tiny
 from helpers.trained_teacher import coloured_folder, fit_teacher
@@ -94,6 +96,31 @@ def test_a_wrong_file_of_names_is_refused(
     )
     with refused("teacher_classes", reason):
         prepare(recipe)
+
+
+def test_an_order_that_no_program_makes_is_found_by_the_images(
+    images: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_with_teacher(images, REVERSED, tmp_path / "t.pth")
+    with refused("--teacher_classes FILE", "in the order DC-12, DC-11, DC-10 …"):
+        run_preflight(prepare(recipe))
+
+
+def test_an_order_by_code_point_is_found_where_the_data_has_numbers(tmp_path: Path) -> None:
+    """Classes of tar files are numbers in their own order, of folders by code point."""
+    numbers = [str(number) for number in range(12)]
+    folder = coloured_folder(tmp_path / "images", numbers)
+    for split in ("train", "val"):
+        members: dict[str, bytes] = {}
+        for file in sorted((folder / split).glob("*/*.png")):
+            key = f"{file.parent.name}-{file.stem}"
+            members |= {f"{key}.png": file.read_bytes(), f"{key}.cls": file.parent.name.encode()}
+        tar(tmp_path / "tars" / split / "0.tar", members)
+    torch.save(fit_teacher(folder, sorted(numbers), img_size=64).state_dict(), tmp_path / "t.pth")
+    recipe = tiny(tmp_path / "tars", teacher_weights=str(tmp_path / "t.pth"))
+    with refused("--teacher_classes sorted on 100.0%"):
+        run_preflight(prepare(recipe))
+    assert run_preflight(prepare(replace(recipe, teacher_classes="sorted"))).teacher_top1 == 1
 
 
 def test_names_of_another_number_of_classes_are_refused(images: Path) -> None:

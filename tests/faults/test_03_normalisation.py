@@ -43,7 +43,7 @@ def test_the_teachers_statistics_can_be_set_and_are_shown(recipe: Recipe) -> Non
     assert "teacher's images: 64x64 pixels, mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in lines
     assert "train: 144 images, 12 classes, c00 to c11" in lines
     assert "val: 144 images, 12 classes, c00 to c11" in lines
-    assert "cropped to 0.875 of their sides, bilinear" in lines
+    assert "resized (bilinear) and cropped to 0.875 of their sides" in lines
 
 
 def test_statistics_that_are_set_are_not_doubted(recipe: Recipe) -> None:
