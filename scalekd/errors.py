@@ -1,8 +1,12 @@
 """Exceptions for what the user can correct."""
 
+from scalekd.text import visible
+
 
 class InputError(ValueError):
     """Bad input. The message is one line: the value, why it is refused, and the remedy.
+
+    Characters of foreign names that a terminal would obey are escaped in it; see `visible`.
 
     The command line prints only the message and exits with code 2; in Python it is a `ValueError`.
 
@@ -16,7 +20,7 @@ class InputError(ValueError):
         if "\nOriginal Traceback" in message:
             # A DataLoader's worker sends a traceback as text; the message is in its last line.
             message = message.strip().splitlines()[-1].partition("Error: ")[2]
-        super().__init__(message)
+        super().__init__(visible(message))
 
 
 class DivergedError(InputError):

@@ -3,6 +3,8 @@
 import difflib
 import json
 import math
+import os
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,10 +12,42 @@ from typing import Any, Literal
 from timm.optim import list_optimizers
 
 from scalekd.errors import InputError
+from scalekd.kinds import check_kinds
 from scalekd.method import LossWeights
 from scalekd.networks import FeatureSelection
-from scalekd.networks.input_config import Interpolation
+from scalekd.networks.input_config import MAX_SIDE, Interpolation
 from scalekd.networks.teacher.frozen import PrefixTokens
+
+LARGEST = {
+    "data.workers": 256,
+    "data.mixup": 1e3,
+    "data.cutmix": 1e3,
+    "optim.lr": 1e6,
+    "optim.lr_batch_size": 2**24,
+    "optim.weight_decay": 1e3,
+    "optim.clip": 1e9,
+    "epochs": 10**6,
+    "batch_size": 2**24,
+    "temperature": 1e3,
+    "validate_every": 10**6,
+    "max_skipped": 10**9,
+    "log_every": 10**9,
+    "save_minutes": 1e6,
+    "save_steps": 10**9,
+}
+"""The largest value of settings: more is a slip, and would overflow or fill the memory."""
+
+PATHS = "teacher", "teacher_weights", "teacher_classes", "cache"
+"""Settings that may name files or folders."""
+
+MAX_WEIGHT, MAX_HEADS, MAX_SEEDS, MAX_FOLDER_BYTES = 1e4, 1024, 1000, 200
+MAX_ARGUMENT = 10**6
+"""Largest number among the arguments of a model."""
+
+RUN_FOLDER_FILE = re.compile(
+    r"student|checkpoints|trackers|.*\.(yaml|json|jsonl|png|log|ckpt|part|lock)|\..*", re.IGNORECASE
+)
+"""Names that a run folder itself uses."""
 
 RECIPES = Path(__file__).with_name("recipes")
 DEFAULT_RECIPE = "digits"
@@ -85,14 +119,18 @@ class Data:
     workers: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "root", _expand_home(self.root))
+        check_kinds(self, "data.")
+        _check_name("data.root", self.root)
+        _check_largest(self, "data.")
         for name in ("train_images", "epoch_images"):
             value = getattr(self, name)
             if value is not None:
                 _positive(**{f"data.{name}": value})
-        if self.size is not None and not (len(self.size) == 2 and min(self.size) > 0):
+        if self.size is not None and not 0 < min(self.size) <= max(self.size) <= MAX_SIDE:
             raise InputError(
                 f"data.image_size is {self.image_size}: it must be one number, or height and "
-                "width, each more than 0"
+                f"width, each more than 0 and at most {MAX_SIDE}"
             )
         _check_statistics("data.", self.mean, self.std)
         if self.crop is not None and not 0 < self.crop <= 1:
@@ -153,6 +191,9 @@ class Optim:
     drops: list[float] = field(default_factory=list)
     clip: float = 5.0
 
+    def __post_init__(self) -> None:
+        check_kinds(self, "optim.")
+
 
 @dataclass(frozen=True)
 class Student:
@@ -178,6 +219,12 @@ class Student:
     optim: Optim | None = None
     weights: LossWeights | None = None
     ema: float | None = None
+
+    def __post_init__(self) -> None:
+        check_kinds(self, "more_students: ")
+        _check_name("more_students: name", self.name)
+        if self.folder is not None:
+            _check_folder_name(self.folder)
 
 
 @dataclass(frozen=True)
@@ -320,6 +367,13 @@ class Recipe:
     save_steps: int | None = None
 
     def __post_init__(self) -> None:
+        for name in PATHS:
+            object.__setattr__(self, name, _expand_home(getattr(self, name)))
+        check_kinds(self)
+        for name in PATHS:
+            _check_name(name, getattr(self, name))
+        _check_largest(self)
+        _check_largest(self.optim, "optim.")
         _positive(epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate)
         if self.batch_size % self.accumulate:
             raise InputError(
@@ -347,6 +401,7 @@ class Recipe:
         if self.save_steps is not None:
             _positive(save_steps=self.save_steps)
         _positive(**{"optim.lr": self.optim.lr})
+        self._check_largest_sizes()
         for name in ("weight_decay", "warmup_epochs", "min_lr", "clip"):
             value = getattr(self.optim, name)
             if not (math.isfinite(value) and value >= 0):
@@ -378,9 +433,36 @@ class Recipe:
         if len(set(self.compare)) < len(self.compare):
             raise InputError(f"compare is {self.compare}: name each once")
 
+    def _check_largest_sizes(self) -> None:
+        size = self.teacher_size
+        if size is not None and not 0 < min(size) <= max(size) <= MAX_SIDE:
+            raise InputError(
+                f"teacher_size is {size}: height and width must be more than 0 and at "
+                f"most {MAX_SIDE}"
+            )
+        if self.heads is not None and not 0 < min(self.heads) <= max(self.heads) <= MAX_HEADS:
+            raise InputError(f"heads are {self.heads}: each must be from 1 to {MAX_HEADS}")
+        for name, weight in asdict(self.weights or LossWeights()).items():
+            if weight > MAX_WEIGHT:
+                raise InputError(
+                    f"the weight {name} is {weight}: it must be at most {MAX_WEIGHT:g}"
+                )
+        for name in ("teacher_args", "student_args"):
+            _check_arguments(name, getattr(self, name))
+        if len(self.seeds) > MAX_SEEDS:
+            raise InputError(f"there are {len(self.seeds)} seeds: give at most {MAX_SEEDS}")
+        if self.optim.min_lr > self.learning_rate > 0:
+            raise InputError(
+                f"optim.min_lr is {self.optim.min_lr}: it must be at most the learning rate, "
+                f"{self.learning_rate:.3g}"
+            )
+
     def _check_students(self) -> None:
         folders = list(map(student_folder_name, [self.student, *self.more_students]))
-        if twice := next((f for f in folders if folders.count(f) > 1), None):
+        for name in folders:
+            _check_folder_name(name)
+        alike = [name.casefold() for name in folders]  # on some file systems the same
+        if twice := next((f for f in folders if alike.count(f.casefold()) > 1), None):
             raise InputError(
                 f"student and more_students have the run folder {twice!r} twice: give one of them "
                 "another folder"
@@ -451,7 +533,9 @@ def flatten_settings(
 
 def student_folder_name(student: str | Student) -> str:
     """The name of the run folder of one of several students: its folder, or the model's name."""
-    name = student if isinstance(student, str) else student.folder or student.name
+    if isinstance(student, Student) and student.folder is not None:
+        return student.folder
+    name = student if isinstance(student, str) else student.name
     return name.replace("/", "_").replace(":", "_")
 
 
@@ -477,7 +561,52 @@ def _check_statistics(prefix: str, mean: list[float] | None, std: list[float] | 
             raise InputError(f"{prefix}{name} is {values}: give one number a channel{above}")
 
 
+def _expand_home(path: Any) -> Any:
+    """A path, or an address such as local-dir:~/FOLDER, with its ~ expanded."""
+    if not isinstance(path, str):
+        return path
+    prefix, colon, rest = path.rpartition(":")
+    return f"{prefix}{colon}{os.path.expanduser(rest)}" if rest[:1] == "~" else path
+
+
+def _check_name(setting: str, value: str | None) -> None:
+    if value is not None and not value.strip():
+        raise InputError(f"{setting} is {value!r}: give a name, or leave it out")
+
+
+def _check_folder_name(name: str) -> None:
+    if (
+        not name.strip()
+        or any(character in name for character in "/\\\0")
+        or RUN_FOLDER_FILE.fullmatch(name)
+        or len(os.fsencode(name)) > MAX_FOLDER_BYTES
+        or not name.isprintable()
+    ):
+        raise InputError(
+            f"more_students has the folder {name[:100]!r}: it must be one name without / and \\, "
+            f"of at most {MAX_FOLDER_BYTES} bytes, that does not begin with a full stop and is not "
+            "the name of a file in a run folder; give the student another folder"
+        )
+
+
+def _check_arguments(name: str, arguments: Any) -> None:
+    """InputError where a number among a model's arguments would fill the memory."""
+    for key, value in flatten_settings(arguments).items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        most = MAX_SIDE if key in ("img_size", "input_size") else MAX_ARGUMENT
+        for number in numbers:
+            if isinstance(number, int | float) and not -most <= number <= most:
+                raise InputError(f"{name} has {key} {number}: it must be at most {most}")
+
+
+def _check_largest(settings: Any, prefix: str = "") -> None:
+    for name, value in vars(settings).items():
+        most = LARGEST.get(f"{prefix}{name}")
+        if most is not None and isinstance(value, int | float) and value > most:
+            raise InputError(f"{prefix}{name} is {value}: it must be at most {most:g}")
+
+
 def _positive(**values: float) -> None:
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
+        if not 0 < value < math.inf:
             raise InputError(f"{name} is {value}: it must be more than 0")

@@ -16,7 +16,18 @@ from scalekd.runs.folder import RunFolder
 PACKAGE = Path(scalekd.__file__).parent
 
 FLOORS = [
-    {"errors", "features", "device", "flops", "signals", "notes", "text"},
+    {
+        "errors",
+        "features",
+        "device",
+        "flops",
+        "signals",
+        "notes",
+        "text",
+        "atomic_io",
+        "reading",
+        "kinds",
+    },
     {"method", "networks"},
     {"recipe", "digits"},
     {"cache", "distiller", "fit", "baselines"},
@@ -115,7 +126,7 @@ TRAINERS = {
 )
 def test_commands_that_do_not_train_load_no_trainer(tmp_path: Path, command: list[str]) -> None:
     """In a fresh interpreter, since this one has loaded everything."""
-    RunFolder(tmp_path / "run").create(Recipe("swin", "resnet", Data("digits")))
+    RunFolder(tmp_path / "run").start(Recipe("swin", "resnet", Data("digits")), {}, [])
     script = f"""
 import sys
 from scalekd.cli.main import main

@@ -9,20 +9,23 @@ was interrupted resumes at the first missing part.
 import hashlib
 import json
 import math
+import os
 import zlib
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from scalekd.atomic_io import write_atomically
 from scalekd.cache.encoding import CachePrecision, EncodedRows, decode
-from scalekd.errors import InputError
+from scalekd.errors import InputError, one_line
 from scalekd.networks import CachedOutputs, InputConfig
+from scalekd.reading import is_number, is_whole, open_regular, read_mapping
 
 FORMAT = 2
 """Version of the files' layout; other versions are refused."""
@@ -95,24 +98,52 @@ class Manifest:
             InputError: `folder` has no cache.json, or one that is damaged or of another format.
         """
         file = manifest_file(folder)
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise InputError(
                 f"{str(folder)!r} is no cache: it has no {file.name}; `scalekd cache` makes one"
             )
         try:
-            plain = json.loads(file.read_text())
+            plain = read_mapping(file, repr(str(file)))
+        except InputError as error:
+            raise InputError(f"{error}; if it is damaged, build the cache again") from error
+        try:
             if plain["format"] != FORMAT:
                 raise InputError(
-                    f"the cache {str(folder)!r} is of format {plain['format']}, and this scalekd "
+                    f"the cache {str(folder)!r} is of format {plain['format']!r}, and this scalekd "
                     f"reads format {FORMAT}: build it again"
                 )
             shape = {name: tuple(plain["input"][name]) for name in ("size", "mean", "std")}
             config = InputConfig(**{**plain["input"], **shape})
-            return cls(**{**plain, "input": config})
+            manifest = cls(**{**plain, "input": config})
+            manifest.check()
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{str(file)!r} is damaged ({error}): build the cache again"
+                f"{str(file)!r} is damaged ({one_line(error)}): build the cache again"
             ) from error
+        return manifest
+
+    def check(self) -> None:
+        """Raise ValueError where a field is not what it must be."""
+        images, numbers = self.input, [*self.input.mean, *self.input.std]
+        for name in ("images_per_view", "augmented_views", "rows_per_part"):
+            if not is_whole(value := getattr(self, name), least=1):
+                raise ValueError(f"{name} is {value!r}")
+        if not is_whole(self.seed):
+            raise ValueError(f"seed is {self.seed!r}")
+        if self.precision not in get_args(CachePrecision):
+            raise ValueError(f"precision is {self.precision!r}")
+        if not (isinstance(self.identity, dict) and isinstance(self.library_versions, dict)):
+            raise ValueError("identity or library_versions is no mapping")
+        if (
+            not is_whole(images.channels, least=1)
+            or len(images.size) != 2
+            or not all(is_whole(side, least=1) for side in images.size)
+            or not len(images.mean) == len(images.std) == images.channels
+            or not all(map(is_number, numbers))
+        ):
+            raise ValueError(f"input is {images}")
 
 
 def manifest_file(folder: Path) -> Path:
@@ -191,12 +222,7 @@ class Cache:
             for i in range(len(fingerprints))
         ]
         content = save({**rows, CHECKSUM: torch.tensor(checksums)}, self._metadata(part))
-        partial = self.part_file(part).with_suffix(".part")
-        try:
-            partial.write_bytes(content)
-            partial.replace(self.part_file(part))
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(self.part_file(part), content)
 
     def is_intact(self, part: int) -> bool:
         """Whether a part is there and each of its rows has the checksum it was written with."""
@@ -214,7 +240,9 @@ class Cache:
             content = self._open_part(part)
             rows = {name: content.get_slice(name)[index : index + 1] for name in content.keys()}  # noqa: SIM118
             intact = int(rows.pop(CHECKSUM)) == _checksum(rows)
-        except (SafetensorError, OSError, KeyError, IndexError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # of a damaged file, nearly anything
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(_damaged(file, reason)) from error
         if not intact:
@@ -227,6 +255,7 @@ class Cache:
 
     def _open_part(self, part: int) -> Any:
         if part not in self._open_parts:
+            open_regular(self.part_file(part)).close()
             content = safe_open(self.part_file(part), "pt")
             if content.metadata() != self._metadata(part):  # type: ignore[no-untyped-call]
                 raise InputError(

@@ -16,6 +16,7 @@ from jsonargparse import Namespace
 from scalekd.cli.parser import HelpFormatter, Parser
 from scalekd.errors import InputError
 from scalekd.signals import Interrupted
+from scalekd.text import build_console, visible
 
 # fmt: off
 PAIR = (
@@ -135,8 +136,6 @@ def _add_runs_options(parser: Parser) -> None:
 
 
 def _run_runs(options: Namespace, _: list[str]) -> None:
-    from rich.console import Console
-
     from scalekd.runs.status import (
         check_picture,
         differing_settings,
@@ -150,18 +149,18 @@ def _run_runs(options: Namespace, _: list[str]) -> None:
     folders = options.folders or [Path("runs")]
     statuses = read_run_folders(folders) if options.folders or folders[0].is_dir() else []
     differences = differing_settings(statuses) if options.compare is not None else {}
-    console = Console(highlight=False)
+    console = build_console()
     if options.json:
         print(json.dumps({"runs": list(map(asdict, statuses)), "differences": differences}))
     elif not statuses:
-        print(f"no run folders in {', '.join(map(str, folders))}; `scalekd distill` makes one")
+        _print(f"no run folders in {', '.join(map(str, folders))}; `scalekd distill` makes one")
     else:
         console.print(status_table(statuses))
     if options.compare is not None and statuses:
         draw_comparison(statuses, options.compare)
         if not options.json:
             console.print(settings_table(statuses, differences))
-            print(f"{options.compare}: their learning curves")
+            _print(f"{options.compare}: their learning curves")
 
 
 def _add_check_options(parser: Parser) -> None:
@@ -183,7 +182,7 @@ def _run_check(options: Namespace, _: list[str]) -> None:
     as_json = options.pop("json")
     unset: tuple[Any, ...] = {}, FeatureSelection()
     report = check_pair(**{n: value for n, value in vars(options).items() if value not in unset})
-    print(json.dumps(asdict(report), indent=2) if as_json else format_report(report))
+    _print(json.dumps(asdict(report), indent=2) if as_json else format_report(report))
 
 
 def _add_estimate_options(parser: Parser) -> None:
@@ -202,7 +201,7 @@ def _run_estimate(options: Namespace, _: list[str]) -> None:
     as_json = options.pop("json")
     recipe, others = _split_recipe(options)
     estimated = estimate(recipe, **others)
-    print(json.dumps(asdict(estimated), indent=2) if as_json else format_estimate(estimated))
+    _print(json.dumps(asdict(estimated), indent=2) if as_json else format_estimate(estimated))
 
 
 def _add_models_options(parser: Parser) -> None:
@@ -217,7 +216,7 @@ def _add_models_options(parser: Parser) -> None:
 def _run_models(options: Namespace, _: list[str]) -> None:
     from scalekd.compatibility.text import format_known_models
 
-    print(format_known_models(options.pattern))
+    _print(format_known_models(options.pattern))
 
 
 def _add_evaluate_options(parser: Parser) -> None:
@@ -246,7 +245,12 @@ def _run_export(options: Namespace, _: list[str]) -> None:
     from scalekd.export.checkpoint import export_checkpoint
 
     export_checkpoint(options.checkpoint, options.out)
-    print(f'timm.create_model("local-dir:{options.out}", pretrained=True)')
+    _print(f'timm.create_model("local-dir:{options.out}", pretrained=True)')
+
+
+def _print(text: str) -> None:
+    """Print lines, whose names from outside may hold anything."""
+    print("\n".join(map(visible, text.split("\n"))))
 
 
 def _add_json_option(parser: Parser) -> None:

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from scalekd.text import visible
+
 
 @contextmanager
 def shown_logs() -> Iterator[None]:
@@ -34,7 +36,7 @@ class _Lines(logging.Handler):
         if record.levelno == logging.INFO and record.name.startswith("scalekd.jobs."):
             return  # for train.log only: a job displays its own progress
         kind = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        line = f"scalekd: {kind}{record.getMessage()}"
+        line = visible(f"scalekd: {kind}{record.getMessage()}")
         if line not in self.shown:
             self.shown.add(line)
             print(line, file=sys.stderr)

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-import yaml
-
 from scalekd.cli.commands import COMMANDS
 from scalekd.cli.logs import shown_logs
-from scalekd.cli.parser import refuse
+from scalekd.cli.parser import read_words, refuse
 from scalekd.errors import InputError
+from scalekd.reading import read_mapping
 from scalekd.signals import Interrupted, remember_ctrl_c
+from scalekd.text import accept_all_characters, visible
 
 USAGE = """\
 usage: scalekd COMMAND [options]
@@ -38,6 +38,7 @@ examples:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Exits with 2 after bad input (one line) and with 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    accept_all_characters()
     try:
         with shown_logs(), remember_ctrl_c():
             _run(arguments)
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         _refuse(arguments, str(error.__cause__))
     except Interrupted as stopped:
         if str(stopped):
-            print(f"scalekd: {stopped}", file=sys.stderr)
+            print(visible(f"scalekd: {stopped}"), file=sys.stderr)
         sys.exit(stopped.code)
     except KeyboardInterrupt:
         print("scalekd: stopped at once; what a run wrote before is in its folder", file=sys.stderr)
@@ -63,7 +64,8 @@ def _run(arguments: list[str]) -> None:
         print(USAGE.format(commands="\n".join(lines)), end="")
         sys.exit(0)
     if command := COMMANDS.get(name):
-        options = command.build_parser(name).parse(_with_recipe(name, arguments[1:]))
+        words = read_words(arguments[1:])
+        options = command.build_parser(name).parse(_with_recipe(name, words))
         command.run(options, arguments)
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -89,18 +91,11 @@ def _with_recipe(command: str, options: list[str]) -> list[str]:
             options = ["--config", str(find_recipe(recipe)), *options[:index], *rest]
         elif not names & {"--teacher", "--student", "--data.root", "--config"}:
             options = ["--config", str(find_recipe(DEFAULT_RECIPE)), *options]
-    for option, file in itertools.pairwise(options):
-        if option == "--config" and Path(file).is_file():
-            _check_yaml(Path(file))
+    pairs = [part.partition("=")[::2] for part in options if part.startswith("--config=")]
+    for option, file in (*itertools.pairwise(options), *pairs):
+        if option == "--config":
+            read_mapping(Path(file), repr(file))
     return options
-
-
-def _check_yaml(file: Path) -> None:
-    try:
-        yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{str(file)!r} is not YAML: {reason}") from error
 
 
 def _refuse(arguments: list[str], reason: str) -> NoReturn:

@@ -2,13 +2,20 @@
 
 import argparse
 import difflib
+import os
+import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, get_args, get_origin
+from typing import Any, ClassVar, NoReturn, get_args, get_origin
 
 import jsonargparse
+import yaml
+
+from scalekd.errors import InputError
+from scalekd.kinds import describe_kind
+from scalekd.reading import UnwantedYamlError, parse_yaml
+from scalekd.text import visible
 
 # fmt: off
 TOPICS = {
@@ -31,6 +38,10 @@ TOPICS = {
 }
 # fmt: on
 """The settings of a recipe by topic, in the order in which `--help` lists them."""
+
+
+HOME = re.compile(r"^((?:--[\w.]+=)?(?:local-dir:|hf:)?)(~(?=/|$))")
+"""A word that names a place below the home folder, as a shell does not expand it after = or :."""
 
 
 class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -132,7 +143,7 @@ class Parser(jsonargparse.ArgumentParser):
             if kinds.get(kind) is None:
                 refuse(f"{option}: {reason}")
             value = message.rpartition(": ")[2]
-            refuse(f"{option} is {value!r}: expected {describe_type(kinds[kind])}")
+            refuse(f"{option} is {value!r}: expected {describe_kind(kinds[kind])}")
         if isinstance(ex, TypeError):  # the following arguments are required: NAMES
             missing = message.rpartition(": ")[2].split(", ")
             options = [f"--{name}" if f"--{name}" in kinds else name for name in missing]
@@ -149,23 +160,48 @@ class Parser(jsonargparse.ArgumentParser):
                     yield from ((f"--{action.dest}.{f.name}", f.type) for f in fields(part))
 
 
+def read_words(words: Sequence[str]) -> list[str]:
+    """The words of a command line with ~ expanded.
+
+    Raises:
+        InputError: one is empty, which a variable of the shell that is not set makes, or an option
+            is given twice.
+    """
+    given: set[str] = set()
+    for word in words:
+        option, _, value = word.partition("=")
+        if not word or (option[:2] == "--" and word.endswith("=") and not value):
+            raise InputError(
+                f"{option or 'an argument'} is empty: give it a value, or leave it out"
+            )
+        if option[:2] == "--" and not option.endswith("+"):
+            if option in given:
+                raise InputError(f"{option} is given twice: give it once")
+            given.add(option)
+        setting = value if option[:2] == "--" and value else word
+        if setting[0] in "{[":
+            try:
+                parse_yaml(setting)
+            except UnwantedYamlError as error:
+                raise InputError(f"{setting[:100]!r} is no setting: {error}") from error
+            except yaml.YAMLError:  # perhaps a name
+                pass
+    return [HOME.sub(lambda home: home[1] + os.path.expanduser(home[2]), word) for word in words]
+
+
+_load_yaml = jsonargparse.get_loader("yaml")
+
+
+def _load_checked_yaml(text: str) -> Any:
+    parse_yaml(text)
+    return _load_yaml(text)
+
+
+# For all YAML, also that of files such as --optim FILE.
+jsonargparse.set_loader("yaml", _load_checked_yaml, exceptions=(yaml.YAMLError,))
+
+
 def refuse(reason: str) -> NoReturn:
     """Print one line on stderr and exit with 2."""
-    print(f"scalekd: error: {reason}", file=sys.stderr)
+    print(f"scalekd: error: {visible(reason)}", file=sys.stderr)
     sys.exit(2)
-
-
-def describe_type(kind: Any) -> str:
-    """What a value of a setting may be, in words: "a number", "one of 'stop', 'skip'"."""
-    parts = get_args(kind)
-    origin = get_origin(kind)
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, parts))}"
-    if origin is list:
-        return f"a list, each {describe_type(parts[0])}"
-    if origin is tuple:
-        return f"[{', '.join(map(describe_type, parts))}]"
-    if parts and origin is not dict:
-        return " or ".join(describe_type(part) for part in parts if part is not type(None))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a name"}
-    return words.get(kind, "a mapping of settings" if kind is not Path else "a path")

@@ -26,6 +26,7 @@ import torch
 from torch import Generator, Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from scalekd.atomic_io import replacing
 from scalekd.data.corrupt import Sample, decode_image
 from scalekd.data.source import Source, build_source, check_same_classes
 from scalekd.errors import InputError
@@ -247,10 +248,8 @@ def _load_index(files: list[str]) -> TarIndex:
         raise InputError(f"there is no sample in {len(files)} tar files, such as {files[0]!r}")
     with contextlib.suppress(OSError):  # then the next run reads the headers again
         folder.mkdir(parents=True, exist_ok=True)
-        partial_file = folder / f"{stored.stem}-{os.getpid()}.part"
-        with partial_file.open("wb") as content:
+        with replacing(stored) as content:
             np.savez(content, **asdict(index))
-        partial_file.replace(stored)
     return index
 
 

@@ -1,5 +1,6 @@
 """Export the student from a run's checkpoint."""
 
+import os
 from pathlib import Path
 
 from scalekd.errors import InputError
@@ -19,8 +20,11 @@ def export_checkpoint(checkpoint: Path, out: Path) -> None:
     Raises:
         InputError: The checkpoint cannot be read, or `out` exists or cannot be written.
     """
+    if os.path.lexists(out):
+        raise InputError(f"{str(out)!r} exists and is not overwritten: give another folder")
     student, spec = load_student(checkpoint)
     try:
         spec.export(student, out)
     except OSError as error:
-        raise InputError(f"the student could not be written to {str(out)!r}: {error}") from error
+        reason = error.strerror or error
+        raise InputError(f"the student could not be written to {str(out)!r}: {reason}") from error

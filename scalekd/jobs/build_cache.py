@@ -1,6 +1,7 @@
 """`scalekd cache`: run the teacher over all training images and store its outputs."""
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from scalekd.atomic_io import TEMPORARY_NAME, remove_leftovers, write_atomically
 from scalekd.cache.encoding import CachePrecision, EncodedRows, decode, encode, encoding_errors
 from scalekd.cache.store import Cache, Manifest, manifest_file, pixel_fingerprint
 from scalekd.data.cached import AugmentedViews, cache_identity, library_versions
@@ -25,12 +27,13 @@ from scalekd.jobs.progress import MAX_SECONDS_WITHOUT_LINE, print_note
 from scalekd.jobs.teacher_check import check_teacher
 from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig
 from scalekd.networks.input_config import renormalization
+from scalekd.reading import why_unreadable
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
-from scalekd.runs.atomic_io import write_atomically
+from scalekd.runs.folder import hold_new_folder
 from scalekd.runs.result import format_duration
 from scalekd.signals import Interrupted, stop_on_signal
-from scalekd.text import printable
+from scalekd.text import build_console, printable
 from scalekd.training.performance import autocast
 from scalekd.training.prepare import Prepared, prepare
 
@@ -70,13 +73,20 @@ def build_cache(
     """
     if augmented_views < 1:
         raise InputError(f"augmented_views is {augmented_views}: it must be 1 or more")
-    if out.exists() and not resume:
-        raise InputError(
-            f"{str(out)!r} exists and is not overwritten: give another --out, or --resume to "
-            "resume it"
-        )
     replace(recipe, cache=str(out))  # refuses settings that no cache can be used with
-    console = Console(highlight=False, soft_wrap=True)
+    if resume and _contents(out):
+        Manifest.read(out)  # refuses a folder that is something else
+    with hold_new_folder(out, resume=resume, keep=manifest_file(out).exists):
+        remove_leftovers(out)
+        _build_in(out, recipe, augmented_views, dtype, resume)
+    return out
+
+
+def _build_in(
+    out: Path, recipe: Recipe, augmented_views: int, dtype: CachePrecision, resume: bool
+) -> None:
+    """Build the cache in a folder that this process holds."""
+    console = build_console(soft_wrap=True)
     prepared = prepare(recipe)
     assert prepared.teacher is not None
     console.print(printable(prepared.teacher.weights))
@@ -86,16 +96,18 @@ def build_cache(
     contents = plan_contents(prepared, passes, augmented_views=augmented_views, dtype=dtype)
     console.print(f"cache {printable(out)}/: {contents.describe()}")
     _check_free_space(contents, out)
-    cache = _open_or_create(out, contents.manifest)
-    with lock.hold_folder(out):
-        manifest = json.dumps(asdict(cache.manifest), indent=1) + "\n"
+    _check_same_cache(out, contents.manifest)
+    cache = Cache(out, contents.manifest)
+    manifest = json.dumps(asdict(cache.manifest), indent=1) + "\n"
+    try:
         write_atomically(manifest_file(out), manifest.encode())
-        write_missing_parts(cache, contents.images, passes, prepared, console, resumed=resume)
+    except OSError as error:
+        raise InputError(f"{str(out)!r} cannot be written to: {error}") from error
+    write_missing_parts(cache, contents.images, passes, prepared, console, resumed=resume)
     console.print(
         f"the cache {printable(out)}/ is complete: `scalekd distill` with the same settings reads "
         f"it with --cache {printable(out)}"
     )
-    return out
 
 
 class TeacherPasses:
@@ -218,9 +230,20 @@ def _check_free_space(contents: PlannedContents, out: Path) -> None:
         )
 
 
-def _open_or_create(out: Path, manifest: Manifest) -> Cache:
-    """The cache in `out`, whose folder is made; InputError where there is a different one."""
-    if out.exists() and any(file.name != lock.NAME for file in out.iterdir()):
+def _contents(out: Path) -> set[str]:
+    """What is in a folder, if it is there, besides what a killed process leaves."""
+    try:
+        names = set(os.listdir(out))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise InputError(f"{str(out)!r} {why_unreadable(error)}") from error
+    return {n for n in names if n != lock.NAME and not TEMPORARY_NAME.fullmatch(n)}
+
+
+def _check_same_cache(out: Path, manifest: Manifest) -> None:
+    """InputError where there is a different cache in `out`."""
+    if _contents(out):
         stored, planned = _flatten(Manifest.read(out)), _flatten(manifest)
         for name, value in planned.items():
             if stored.get(name) != value:
@@ -228,11 +251,6 @@ def _open_or_create(out: Path, manifest: Manifest) -> Cache:
                     f"the cache {str(out)!r} was begun with another {name} ({stored.get(name)}; "
                     f"now {value}): give the settings that it was begun with, or another --out"
                 )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{str(out)!r} cannot be created: {error}") from error
-    return Cache(out, manifest)
 
 
 def _flatten(manifest: Manifest) -> dict[str, object]:

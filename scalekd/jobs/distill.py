@@ -3,7 +3,9 @@
 import logging
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from scalekd.distributed import ranks
 from scalekd.errors import InputError
@@ -20,6 +22,7 @@ from scalekd.runs.result import Result, Run, methods_to_train
 from scalekd.runs.summary import summarise
 from scalekd.runs.trackers import check_trackers
 from scalekd.signals import Interrupted
+from scalekd.training.optim import check_optimizer
 from scalekd.training.prepare import prepare
 
 logger = logging.getLogger(__name__)
@@ -56,6 +59,8 @@ def distill(
     with ranks.process_group():
         _check_parallel(parallel)
         check_trackers(recipe.trackers)
+        for student in recipe.per_student().values():
+            check_optimizer(student.optim)
         if recipe.more_students:
             out = out or ranks.decide_on_rank_0(lambda: choose_folder(recipe, newest=resume))
             if (parallel or 1) > 1:
@@ -69,9 +74,21 @@ def distill(
 
 
 def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: bool) -> Path:
+    with ExitStack() as held:
+        opened = ranks.decide_on_rank_0(lambda: _take_folder(held, recipe, out, resume))
+        folder = RunFolder(Path(opened["folder"]))
+        results = [Result.from_dict(result) for result in opened["results"]]
+        held.enter_context(lock.share_folder(folder.path))
+        _train_in(folder, recipe, results, parallel)
+        return folder.path
+
+
+def _train_in(
+    folder: RunFolder, recipe: Recipe, results: list[Result], parallel: int | None
+) -> None:
     started = time.perf_counter()
-    folder, results = ranks.decide_on_rank_0(lambda: _open_folder(recipe, out, resume))
     prepared = prepare(recipe)
+    ranks.decide_on_rank_0(lambda: folder.check_inputs(recipe, prepared.identity))
     pair = run_preflight(prepared)
     unfinished = _unfinished_runs(recipe, results)
 
@@ -84,8 +101,7 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
 
     with ExitStack() as held, ProgressDisplay() as display:
         display.print_start(recipe, pair, folder.path)
-        ranks.decide_on_rank_0(lambda: held.enter_context(folder.hold(recipe, unfinished)))
-        held.enter_context(lock.share_folder(folder.path))
+        ranks.decide_on_rank_0(lambda: folder.start(recipe, prepared.identity, unfinished))
         held.enter_context(job_log(folder, recipe, pair))
         try:
             train_all(
@@ -108,7 +124,6 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
         print_report(recipe, pair, results, folder.path)
         folder.write_summary(summary)
     ranks.barrier()
-    return folder.path
 
 
 def _check_parallel(parallel: int | None) -> None:
@@ -121,16 +136,12 @@ def _check_parallel(parallel: int | None) -> None:
         )
 
 
-def _open_folder(recipe: Recipe, out: Path | None, resume: bool) -> tuple[RunFolder, list[Result]]:
-    """The run folder, and the results of the runs that are finished in it."""
+def _take_folder(held: ExitStack, recipe: Recipe, out: Path | None, resume: bool) -> dict[str, Any]:
+    """Hold the run folder; gives it and the results of its finished runs, as plain data."""
     folder = RunFolder(out or choose_folder(recipe, newest=resume))
-    results = folder.finished_results(recipe) if resume else []
-    if not resume and folder.path.exists():
-        raise InputError(
-            f"{str(folder.path)!r} exists and is not overwritten: give another --out, or --resume"
-        )
-    folder.check_can_be_created()
-    return folder, results
+    held.enter_context(folder.hold(recipe, resume=resume))
+    results = folder.finished_results(recipe)
+    return {"folder": str(folder.path), "results": [asdict(result) for result in results]}
 
 
 def _unfinished_runs(recipe: Recipe, results: list[Result]) -> list[Run]:

@@ -6,15 +6,15 @@ its own, so a student can resume without the others.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-
-from rich.console import Console
+from typing import Any
 
 from scalekd.device import best_device
 from scalekd.distributed import ranks
@@ -32,7 +32,7 @@ from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import PairSummary, Result, Run, methods_to_train
 from scalekd.runs.summary import summarise
 from scalekd.signals import Interrupted, stop_on_signal
-from scalekd.text import printable
+from scalekd.text import build_console, printable
 from scalekd.training.batch import Batch, SharedTeacherOutputs
 from scalekd.training.prepare import Prepared, prepare
 from scalekd.training.run import TrainingRun
@@ -89,11 +89,17 @@ def distill_students(recipe: Recipe, out: Path, resume: bool) -> None:
         Interrupted: by Ctrl-C or a signal; each run's state is in its student's folder.
     """
     started = time.perf_counter()
-    jobs = _prepare_jobs(ranks.decide_on_rank_0(lambda: _find_folders(recipe, out, resume)))
+    with ExitStack() as held:
+        finished_results = ranks.decide_on_rank_0(lambda: _take_folders(held, recipe, out, resume))
+        jobs = _prepare_jobs(recipe, out, finished_results)
+        _train_all(jobs, started)
+
+
+def _train_all(jobs: list[StudentJob], started: float) -> None:
     with ExitStack() as held, ProgressDisplay() as display:
         for job in jobs:
             display.print_start(job.recipe, job.pair, job.folder.path)
-            ranks.decide_on_rank_0(partial(_hold, held, job))
+            ranks.decide_on_rank_0(partial(_start, job))
             held.enter_context(job_log(job.folder, job.recipe, job.pair))
         stop_requested = threading.Event()
         with stop_on_signal(stop_requested.set):
@@ -103,7 +109,7 @@ def distill_students(recipe: Recipe, out: Path, resume: bool) -> None:
     finished = [job for job in jobs if not job.unfinished]
     if ranks.rank() == 0:
         for job in finished:
-            Console(highlight=False).print(f"\n[bold]{printable(job.name)}[/]")
+            build_console().print(f"\n[bold]{printable(job.name)}[/]")
             summary = summarise(job.recipe, job.pair, job.results, time.perf_counter() - started)
             print_report(job.recipe, job.pair, job.results, job.folder.path)
             job.folder.write_summary(summary)
@@ -114,11 +120,11 @@ def distill_students(recipe: Recipe, out: Path, resume: bool) -> None:
         raise InputError(f"{'; '.join(dropped)}{complete}")
 
 
-def _find_folders(
-    recipe: Recipe, out: Path, resume: bool
-) -> dict[str, tuple[Recipe, RunFolder, list[Result]]]:
-    """Each student's recipe, run folder, and results in that folder, by the student's name."""
-    if out.exists() and not resume:
+def _take_folders(
+    held: ExitStack, recipe: Recipe, out: Path, resume: bool
+) -> dict[str, list[dict[str, Any]]]:
+    """Hold each student's run folder; gives its finished results as plain data, by name."""
+    if os.path.lexists(out) and not resume:
         raise InputError(
             f"{str(out)!r} exists and is not overwritten: give another --out, or --resume"
         )
@@ -126,21 +132,26 @@ def _find_folders(
         raise InputError(
             f"{str(out)!r} is the run folder of one student: give another --out for several"
         )
-    folders = {}
+    results = {}
     for name, student_recipe in recipe.per_student().items():
         folder = RunFolder(out / name)
-        folders[name] = student_recipe, folder, folder.finished_results(student_recipe)
-        folder.check_can_be_created()
-    return folders
+        held.enter_context(folder.hold(student_recipe, resume=resume))
+        results[name] = [asdict(result) for result in folder.finished_results(student_recipe)]
+    return results
 
 
-def _prepare_jobs(folders: dict[str, tuple[Recipe, RunFolder, list[Result]]]) -> list[StudentJob]:
+def _prepare_jobs(
+    recipe: Recipe, out: Path, finished_results: dict[str, list[dict[str, Any]]]
+) -> list[StudentJob]:
     """Build the teacher once, and run each student's preflight."""
     jobs: list[StudentJob] = []
-    for name, (recipe, folder, results) in folders.items():
+    for name, student_recipe in recipe.per_student().items():
         first = jobs[0] if jobs else None
-        prepared = prepare(recipe, teacher=first.prepared.teacher if first else None)
+        prepared = prepare(student_recipe, teacher=first.prepared.teacher if first else None)
+        folder = RunFolder(out / name)
+        ranks.decide_on_rank_0(partial(folder.check_inputs, student_recipe, prepared.identity))
         pair = run_preflight(prepared, first.pair.teacher_top1 if first else None)
+        results = [Result.from_dict(result) for result in finished_results[name]]
         jobs.append(StudentJob(name, prepared, folder, results, pair))
     for job in jobs[1:]:
         _check_same_images(jobs[0], job)
@@ -170,8 +181,8 @@ def _describe(images: InputConfig) -> str:
     return f"{height}x{width} pixels in {images.channels} channel{'s' * (images.channels > 1)}"
 
 
-def _hold(held: ExitStack, job: StudentJob) -> None:
-    held.enter_context(job.folder.hold(job.recipe, job.unfinished))
+def _start(job: StudentJob) -> None:
+    job.folder.start(job.recipe, job.prepared.identity, job.unfinished)
 
 
 def _train(

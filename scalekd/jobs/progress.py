@@ -16,7 +16,7 @@ from scalekd.networks import InputConfig
 from scalekd.notes import Note
 from scalekd.recipe import Recipe
 from scalekd.runs.result import PairSummary, Progress, Result, format_duration
-from scalekd.text import printable
+from scalekd.text import build_console, printable
 
 LONG_DATA_WAIT = 0.2
 """A run that spends a larger share of its time waiting for images gets a note with the remedy."""
@@ -40,7 +40,7 @@ class ProgressDisplay:
     """
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True, quiet=ranks.rank() > 0)
+        self.console = build_console(soft_wrap=True, quiet=ranks.rank() > 0)
         self.bars = ProgressBars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),

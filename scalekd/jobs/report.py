@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from scalekd.recipe import Recipe
@@ -21,7 +20,7 @@ from scalekd.runs.result import (
     results_of_method,
     seconds_per_step,
 )
-from scalekd.text import printable
+from scalekd.text import build_console, printable
 
 SHORT_TERM_NAMES = {
     "tpp_original": "tpp",
@@ -42,7 +41,7 @@ def format_terms(terms: Mapping[str, float], digits: int) -> str:
 
 def print_report(recipe: Recipe, pair: PairSummary, results: list[Result], out: Path) -> None:
     """Print the table of a job's runs, the comparisons in sentences, and what the folder has."""
-    console = Console(highlight=False)
+    console = build_console()
     build_table = build_accuracy_table if all_have_accuracy(results) else build_loss_table
     console.print(build_table(recipe, pair, results))
     for sentence in compare_in_sentences(results):

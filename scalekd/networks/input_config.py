@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from scalekd.errors import InputError, one_line
 
+MAX_SIDE = 4096
+"""Largest height and width of images, in pixels."""
+
 Size = tuple[int, int]
 """Height and width in pixels."""
 

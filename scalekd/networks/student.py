@@ -1,7 +1,7 @@
 """Rebuilding a student without its run, and exporting it as a folder that plain timm loads."""
 
-import shutil
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,11 @@ from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import nn
 
+from scalekd.atomic_io import new_folder
 from scalekd.errors import InputError
 from scalekd.networks.build import build_model, build_without_weights
-from scalekd.networks.input_config import DEFAULT_CROP, InputConfig, Size
+from scalekd.networks.input_config import DEFAULT_CROP, MAX_SIDE, InputConfig, Size
+from scalekd.reading import is_number, is_whole
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,32 @@ class StudentSpec:
     crop: float = DEFAULT_CROP
     interpolation: str = "bilinear"
     class_names: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "StudentSpec":
+        """The spec that `dataclasses.asdict` made `plain` from, read from a checkpoint.
+
+        Raises:
+            TypeError, ValueError, KeyError: it is not such a one.
+        """
+        spec = cls(**plain)
+        if not isinstance(spec.name, str) or not isinstance(spec.arguments, dict):
+            raise TypeError("its name or its arguments are of another type")
+        if spec.classes is not None and not is_whole(spec.classes):
+            raise ValueError(f"it has {spec.classes!r} classes")
+        if not all(map(is_number, (spec.crop, *(spec.mean or ()), *(spec.std or ())))):
+            raise ValueError("its normalisation or its crop is of another type")
+        if not all(isinstance(text, str) for text in (spec.interpolation, *spec.class_names)):
+            raise ValueError("its interpolation or its classes are of another type")
+        if spec.size is not None:
+            spec = replace(spec, size=_read_size(spec.size))
+        if plain["input"]:
+            config = InputConfig(**plain["input"])
+            means = [*config.mean, *config.std, config.crop]
+            if not is_whole(config.channels, least=1) or not all(map(is_number, means)):
+                raise ValueError("its images are of another type")
+            spec = replace(spec, input=replace(config, size=_read_size(config.size)))
+        return spec
 
     def build(self) -> nn.Module:
         """Build the student with random weights, for images of its size."""
@@ -81,6 +109,13 @@ class StudentSpec:
         return True
 
 
+def _read_size(size: Any) -> tuple[int, int]:
+    height, width = size
+    if not (is_whole(height, least=1, most=MAX_SIDE) and is_whole(width, least=1, most=MAX_SIDE)):
+        raise ValueError(f"its image size is {size!r}")
+    return height, width
+
+
 def export_student(
     student: nn.Module,
     folder: Path,
@@ -102,19 +137,16 @@ def export_student(
         InputError: the folder exists.
         OSError: the folder cannot be written.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise InputError(f"{str(folder)!r} exists and is not overwritten: give another folder")
-    partial = folder.with_name(folder.name + ".part")
     try:
-        save_for_hf(
-            student,
-            str(partial),
-            model_config={"label_names": class_names} if class_names else None,
-            model_args=arguments,
-            safe_serialization=True,
-        )
-        partial.rename(folder)
+        with new_folder(folder) as partial:
+            save_for_hf(
+                student,
+                str(partial),
+                model_config={"label_names": class_names} if class_names else None,
+                model_args=arguments,
+                safe_serialization=True,
+            )
     except SafetensorError as error:  # an error of the disk, in safetensors' own class
         raise OSError(str(error)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

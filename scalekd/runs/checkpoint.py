@@ -9,21 +9,28 @@ import logging
 import os
 import zipfile
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scalekd.errors import InputError
-from scalekd.networks import InputConfig
-from scalekd.networks.pretrained import load_weights, read_checkpoint
+from scalekd.atomic_io import replacing
+from scalekd.errors import InputError, one_line
+from scalekd.networks.pretrained import is_state_dict, load_weights, read_checkpoint
 from scalekd.networks.student import StudentSpec
+from scalekd.reading import open_regular
 
 logger = logging.getLogger(__name__)
 
-REQUIRED = {"scalekd_student", "step", "learner", "average"}
-"""Keys that every checkpoint has: the `StudentSpec` as plain data, how many steps are done, the
-weights of student and projectors, and the average of the student's, None where there is none."""
+REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "scalekd_student": dict,
+    "step": int,
+    "learner": dict,
+    "average": (dict, NoneType),
+}
+"""What every checkpoint has: the `StudentSpec` as plain data, how many steps are done, the weights
+of student and projectors, and the average of the student's, None where there is none."""
 
 
 def write_checkpoint(state: dict[str, Any], file: Path, previous: Path | None = None) -> None:
@@ -40,20 +47,17 @@ def write_checkpoint(state: dict[str, Any], file: Path, previous: Path | None = 
         OSError: the disk is full, for example; both files are unchanged.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".part")
     try:
-        with partial.open("wb") as stream:
+        with replacing(file) as stream:
             torch.save(state, stream)
             stream.flush()
             os.fsync(stream.fileno())
+            if previous is not None and file.exists():
+                file.replace(previous)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         # After the disk's own error torch's writer raises a second one, which hides the reason.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise OSError(str(reason).splitlines()[0]) from error
-    if previous is not None and file.exists():
-        file.replace(previous)
-    partial.replace(file)
 
 
 def previous_checkpoint(file: Path) -> Path:
@@ -67,19 +71,20 @@ def best_checkpoint(file: Path) -> Path:
 
 
 def load_newest(file: Path) -> dict[str, Any] | None:
-    """The state in `file`, or in the previous checkpoint where `file` is missing or damaged.
+    """The state in `file`, or in the previous one where `file` is missing, damaged or another file.
 
     Returns:
         The state; None where there is no checkpoint.
 
     Raises:
-        InputError: there are checkpoints, and all are damaged.
+        InputError: there are checkpoints, and none can be read.
     """
-    existing = [path for path in (file, previous_checkpoint(file)) if path.exists()]
+    existing = [path for path in (file, previous_checkpoint(file)) if os.path.lexists(path)]
     for path in existing:
-        if is_intact(path):
+        try:
             return read_state(path)
-        logger.warning("%s is damaged; trying the checkpoint before it", path)
+        except InputError as error:
+            logger.warning("%s; trying the checkpoint before it", error)
     if existing:
         raise InputError(
             f"{file} and the checkpoint before it are damaged: remove them to train from the start"
@@ -90,9 +95,9 @@ def load_newest(file: Path) -> dict[str, Any] | None:
 def is_intact(file: Path) -> bool:
     """Whether each part of a checkpoint has the checksum that it was written with."""
     try:
-        with zipfile.ZipFile(file) as parts:
+        with open_regular(file) as stream, zipfile.ZipFile(stream) as parts:
             return parts.testzip() is None
-    except (zipfile.BadZipFile, OSError):
+    except Exception:  # of a damaged file, nearly anything
         return False
 
 
@@ -102,8 +107,15 @@ def read_state(file: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is damaged, or something else than a checkpoint.
     """
+    open_regular(file, repr(str(file))).close()
+    if not is_intact(file):
+        raise InputError(f"{str(file)!r} is damaged, or not a checkpoint of `scalekd distill`")
     state = read_checkpoint(file)
-    if not isinstance(state, dict) or not state.keys() >= REQUIRED:
+    if not isinstance(state, dict) or not all(
+        isinstance(state.get(name, ...), kind) for name, kind in REQUIRED.items()
+    ):
+        raise InputError(f"{str(file)!r} is not a checkpoint of `scalekd distill`")
+    if state["step"] < 0 or not all(map(is_state_dict, (state["learner"], state["average"] or {}))):
         raise InputError(f"{str(file)!r} is not a checkpoint of `scalekd distill`")
     return state
 
@@ -114,13 +126,16 @@ def load_student(file: Path) -> tuple[nn.Module, StudentSpec]:
     Raises:
         InputError: there is no such file, or it is damaged or something else than a checkpoint.
     """
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise InputError(f"no checkpoint {str(file)!r}; a run's are in RUN/checkpoints/*.ckpt")
     checkpoint = read_state(file)
-    plain = dict(checkpoint["scalekd_student"])
-    if plain["input"]:
-        plain["input"] = InputConfig(**plain["input"])
-    spec = StudentSpec(**plain)
+    try:
+        spec = StudentSpec.from_dict(checkpoint["scalekd_student"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{str(file)!r} does not describe its student ({one_line(error)}): it is damaged, or "
+            "of another version of scalekd"
+        ) from error
     student = spec.build()
     load_weights(student, _student_weights(checkpoint), str(file))
     return student.eval(), spec

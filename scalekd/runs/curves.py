@@ -5,12 +5,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-from scalekd.runs.atomic_io import write_atomically
 from scalekd.runs.result import METHOD_NAMES, Method
 
 COLOURS: dict[Method, str] = {"supervised": "#8a8a8a", "logit_kd": "#d98c21", "scalekd": "#2166ac"}
@@ -71,16 +69,15 @@ def average_neighbours(points: list[Point], limit: int = 100) -> list[Point]:
     ]
 
 
-def draw_curves(entries: Sequence[dict[str, Any]], teacher_top1: float | None, file: Path) -> None:
+def draw_curves(entries: Sequence[dict[str, Any]], teacher_top1: float | None) -> bytes:
     """Draw the metrics of one run folder by method: accuracies, or losses without labels.
 
     Args:
         entries: the lines of its metrics.jsonl.
         teacher_top1: the teacher's accuracy (a share); None where it was not measured.
-        file: the picture to write.
 
-    Raises:
-        OSError: the picture cannot be written.
+    Returns:
+        The picture, in PNG.
     """
     accuracies = has_accuracy(entries)
     teacher = None if teacher_top1 is None else ("teacher", teacher_top1)
@@ -89,19 +86,19 @@ def draw_curves(entries: Sequence[dict[str, Any]], teacher_top1: float | None, f
         for method, name in METHOD_NAMES.items()
         if (lines := lines_by_run(entries, method, accuracies))
     ]
-    draw(curves, accuracies, file)
+    return draw(curves, accuracies, "png")
 
 
-def draw(curves: Sequence[Curves], accuracies: bool, file: Path) -> None:
+def draw(curves: Sequence[Curves], accuracies: bool, picture_format: str) -> bytes:
     """Draw curves over steps and over training time, side by side.
 
     Args:
         curves: what to draw.
         accuracies: whether the values are accuracies in %; else they are losses.
-        file: the picture to write, in the format of its suffix.
+        picture_format: png, or another format of matplotlib's.
 
-    Raises:
-        OSError: the picture cannot be written.
+    Returns:
+        The picture.
     """
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
@@ -126,6 +123,6 @@ def draw(curves: Sequence[Curves], accuracies: bool, file: Path) -> None:
     by_time.set(xlabel="seconds of training")
     by_step.legend(loc="best")
     picture = io.BytesIO()
-    figure.savefig(picture, format=file.suffix[1:], dpi=150)
+    figure.savefig(picture, format=picture_format, dpi=150)
     plt.close(figure)
-    write_atomically(file, picture.getvalue())
+    return picture.getvalue()

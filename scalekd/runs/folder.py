@@ -1,21 +1,24 @@
 """A run folder on disk: its files, the recipe that it was created for, and its finished runs."""
 
+import errno
 import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
+from scalekd.atomic_io import TEMPORARY_NAME, remove_leftovers, write_atomically
 from scalekd.errors import InputError
+from scalekd.reading import read_mapping, why_unreadable
 from scalekd.recipe import Recipe, flatten_settings
 from scalekd.runs import lock
-from scalekd.runs.atomic_io import read_mapping, write_atomically
 from scalekd.runs.checkpoint import load_newest
 from scalekd.runs.curves import draw_curves
 from scalekd.runs.result import Result, Run, read_metrics, read_results
@@ -38,8 +41,9 @@ CHANGEABLE_SETTINGS = {
 change weights by rounding errors only, as does the number of devices, with which they change."""
 
 SETTINGS = "settings.yaml"
-INCOMPLETE = {lock.NAME, "settings.part"}
-"""All that a folder contains whose creation was interrupted."""
+DECIDED_BY_INPUTS = {"data.root", "teacher_weights", "cache"}
+"""Settings that name files, which may lie elsewhere when a run is resumed: inputs.json decides
+whether they are the same files."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ class RunFolder:
     def settings(self) -> Path:
         """settings.yaml: the recipe that the folder was created for."""
         return self.path / SETTINGS
+
+    @property
+    def inputs(self) -> Path:
+        """inputs.json: hashes of the images, the teacher's weights and the cache."""
+        return self.path / "inputs.json"
 
     @property
     def metrics(self) -> Path:
@@ -105,39 +114,42 @@ class RunFolder:
 
     def last_written(self) -> float:
         """When metrics, results or settings were last written, in seconds since the epoch."""
-        files = [file for file in (self.metrics, self.results, self.settings) if file.exists()]
-        return max(file.stat().st_mtime for file in files or [self.path])
-
-    def check_can_be_created(self) -> None:
-        """Raise InputError where the nearest existing folder above cannot be written to."""
-        existing = next(p for p in (self.path.absolute() / "_").parents if p.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise InputError(
-                f"{str(self.path)!r} cannot be created: {str(existing)!r} is not a writable folder"
-            )
+        times = []
+        for file in (self.metrics, self.results, self.settings, self.path):
+            with suppress(OSError):
+                times.append(file.stat().st_mtime)
+        return max(times[:-1] or times, default=0.0)
 
     @contextmanager
-    def hold(self, recipe: Recipe, unfinished: list[Run]) -> Iterator[None]:
-        """Create the folder for `recipe` and lock it while this process trains in it.
+    def hold(self, recipe: Recipe, *, resume: bool) -> Iterator[None]:
+        """Create the folder and lock it while this process trains in it.
+
+        The folder is taken before the expensive part. Where the block ends before `start` has
+        written the settings, a folder that was created for it is removed again, unless something
+        else is in it.
+
+        Args:
+            recipe: that is trained.
+            resume: the folder may exist; it is then checked before anything is written to it.
+
+        Raises:
+            InputError: the folder exists, cannot be resumed by `recipe` (see `finished_results`) or
+                written to, or another process trains in it.
+        """
+        if resume:
+            self._check_settings(recipe)
+        with hold_new_folder(self.path, resume=resume, keep=self.settings.exists):
+            for folder in (self.path, self.checkpoints, self.trackers):
+                remove_leftovers(folder)
+            yield
+
+    def start(self, recipe: Recipe, inputs: dict[str, Any], unfinished: list[Run]) -> None:
+        """Write down what is trained, in a folder that this process holds.
 
         Args:
             recipe: written to settings.yaml.
+            inputs: hashes of what is trained on, written to inputs.json; see `check_inputs`.
             unfinished: runs that are about to be trained or resumed; see `trim_metrics`.
-
-        Raises:
-            InputError: another process trains in the folder, or it cannot be written to.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{str(self.path)!r} cannot be created: {error}") from error
-        with lock.hold_folder(self.path):
-            self.create(recipe)
-            self.trim_metrics(unfinished)
-            yield
-
-    def create(self, recipe: Recipe) -> None:
-        """Create the folder and write the recipe to settings.yaml.
 
         Raises:
             InputError: the disk is full, or the folder cannot be written to.
@@ -145,9 +157,41 @@ class RunFolder:
         settings = yaml.safe_dump(recipe.as_dict(), sort_keys=False)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.inputs, (json.dumps(inputs, indent=1) + "\n").encode())
             write_atomically(self.settings, settings.encode())
         except OSError as error:
-            raise InputError(f"{str(self.path)!r} cannot be created: {error}") from error
+            raise InputError(f"{str(self.path)!r} cannot be written to: {error}") from error
+        self.trim_metrics(unfinished)
+
+    def check_inputs(self, recipe: Recipe, inputs: dict[str, Any]) -> None:
+        """Refuse to resume on other images, another teacher or another cache than before.
+
+        Args:
+            recipe: that is resumed.
+            inputs: hashes of what it would be trained on.
+
+        Raises:
+            InputError: they are not the same.
+        """
+        before = self._read_inputs()
+        if before is None:
+            return
+        for name, value in inputs.items():
+            if before.get(name) != value:
+                raise InputError(
+                    f"{str(self.path)!r} was trained with another {name} ({before.get(name)}; now "
+                    f"{value}), and a run cannot change it half-way: bring that back, or give "
+                    "another --out to start again"
+                )
+        for name, then, now in self._changed_settings(recipe):
+            if name in DECIDED_BY_INPUTS:
+                logger.info(
+                    "%s: %s is now %s and was %s; its hash is the same, so the runs resume",
+                    self.path,
+                    name,
+                    now,
+                    then,
+                )
 
     def finished_results(self, recipe: Recipe) -> list[Result]:
         """Read the results of the finished runs, before `recipe` is resumed in this folder.
@@ -156,30 +200,62 @@ class RunFolder:
             The results; none where the folder is missing, empty or was not completely created.
 
         Raises:
-            InputError: the folder is no run folder, was created with other settings (see
-                `CHANGEABLE_SETTINGS`), or another process trains in it.
+            InputError: the folder is no run folder, or was created with other settings (see
+                `CHANGEABLE_SETTINGS`).
         """
-        if not self.path.exists() or {file.name for file in self.path.iterdir()} <= INCOMPLETE:
+        self._check_settings(recipe)
+        try:
+            results, broken = read_results(self.results)
+        except InputError as error:
+            raise InputError(f"{str(self.path)!r} cannot be resumed: {error}") from error
+        _warn_of_broken_lines(self.results, broken)
+        return results
+
+    def _read_inputs(self) -> dict[str, Any] | None:
+        try:
+            return read_mapping(self.inputs)
+        except InputError:  # missing or damaged: then the settings decide
+            return None
+
+    def _changed_settings(self, recipe: Recipe) -> list[tuple[str, Any, Any]]:
+        """Name, former and new value of each setting that is not as the folder was created with."""
+        if not self.settings.exists():
             return []
-        if not self.settings.is_file():
+        then = flatten_settings(read_mapping(self.settings, str(self.settings)))
+        now = flatten_settings(recipe.as_dict())
+        return [
+            (name, then.get(name), now.get(name))
+            for name in sorted(then.keys() | now.keys())
+            if then.get(name) != now.get(name)
+        ]
+
+    def _check_settings(self, recipe: Recipe) -> None:
+        """InputError where the folder is there and `recipe` cannot be resumed in it."""
+        try:
+            names = set(os.listdir(self.path))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise InputError(f"{str(self.path)!r} {why_unreadable(error)}") from error
+        if SETTINGS not in names:
+            names -= {lock.NAME, "inputs.json"}  # of a folder whose creation was interrupted
+            if all(map(TEMPORARY_NAME.fullmatch, names)):
+                return
             raise InputError(
                 f"{str(self.path)!r} is no run folder: it has no settings.yaml to resume from"
             )
-        lock.refuse_if_training(self.path)
-        then = flatten_settings(read_mapping(self.settings))
-        now = flatten_settings(recipe.as_dict())
-        changed = {name for name in then.keys() | now.keys() if then.get(name) != now.get(name)}
-        if refused := changed - CHANGEABLE_SETTINGS:
-            name = min(refused)
+        may_change = CHANGEABLE_SETTINGS | (DECIDED_BY_INPUTS if self._read_inputs() else set())
+        refused = [
+            change for change in self._changed_settings(recipe) if change[0] not in may_change
+        ]
+        if refused:
+            name, then, now = refused[0]
             raise InputError(
-                f"{str(self.path)!r} was created with {name} {then.get(name)}, now it is "
-                f"{now.get(name)}: a resumed run may change only "
+                f"{str(self.path)!r} was created with {name} {then}, now it is {now}: a resumed "
+                "run may change only "
                 f"{', '.join(sorted(CHANGEABLE_SETTINGS))}; give the settings that the folder was "
                 "created with, or another --out"
             )
-        results, broken = read_results(self.results)
-        _warn_of_broken_lines(self.results, broken)
-        return results
 
     def record_results(self, results: list[Result]) -> None:
         """Write results.jsonl; on a full disk warn, so that the other runs continue."""
@@ -197,12 +273,17 @@ class RunFolder:
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; on a full disk warn, so that training continues.
 
-        It is a single write in append mode: runs that are trained in parallel share the file.
+        It is a single write in append mode: runs that are trained in parallel share the file. A
+        line that a full disk or a kill cut off is ended first.
         """
+        line = json.dumps(entry) + "\n"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with self.metrics.open("a") as lines:
-                lines.write(json.dumps(entry) + "\n")
+            with self.metrics.open("ab+", buffering=0) as lines:
+                cut_off = lines.seek(0, os.SEEK_END) and _last_byte(lines) != b"\n"
+                content = ("\n" * bool(cut_off) + line).encode()
+                if lines.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             logger.warning("%s could not be written (%s): a line is lost", self.metrics, error)
 
@@ -215,7 +296,10 @@ class RunFolder:
             InputError: metrics.jsonl cannot be written.
         """
         steps = {run: self._checkpointed_step(run) for run in unfinished}
-        entries, broken = read_metrics(self.metrics)
+        try:
+            entries, broken = read_metrics(self.metrics)
+        except InputError as error:
+            raise InputError(f"{str(self.path)!r} cannot be resumed: {error}") from error
         _warn_of_broken_lines(self.metrics, broken)
         lines = [
             json.dumps(entry) + "\n"
@@ -238,7 +322,9 @@ class RunFolder:
         """
         try:
             write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
-            draw_curves(read_metrics(self.metrics)[0], summary["teacher_top1"], self.curves)
+            entries = _readable_metrics(self.metrics)
+            picture = draw_curves(entries, summary["teacher_top1"])
+            write_atomically(self.curves, picture)
         except OSError as error:
             raise InputError(
                 f"the students are trained and complete, in {self.student} and checkpoints; "
@@ -252,10 +338,57 @@ class RunFolder:
         return state["step"] if state else 0
 
 
+@contextmanager
+def hold_new_folder(path: Path, *, resume: bool, keep: Callable[[], bool]) -> Iterator[None]:
+    """Create a folder and lock it within the block.
+
+    Args:
+        path: the folder, which must not exist unless `resume` is set.
+        resume: whether it may exist.
+        keep: asked at the end whether the folder has content; where it has none, a folder that was
+            created here is removed again, unless something else is in it.
+
+    Raises:
+        InputError: it exists or cannot be created or written to, or another process holds it.
+    """
+    try:
+        created = [p for p in (path, *path.parents) if not os.path.lexists(p)]
+    except ValueError as error:  # a null byte
+        raise InputError(f"{str(path)!r} cannot be created: {error}") from error
+    if path not in created and not (resume and path.is_dir()):
+        raise InputError(
+            f"{str(path)!r} exists and is not overwritten: give another --out"
+            + (", or --resume" if path.is_dir() else "")
+        )
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(exist_ok=resume)  # it may have been made in between
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"{str(path)!r} cannot be created: {reason}") from error
+        with lock.hold_folder(path):
+            try:
+                yield
+            finally:
+                if path in created and not keep() and os.listdir(path) == [lock.NAME]:
+                    lock.remove(path)
+    finally:
+        with suppress(OSError):  # not empty
+            for folder in created:
+                if folder.exists():
+                    folder.rmdir()
+
+
+def _last_byte(stream: IO[bytes]) -> bytes:
+    stream.seek(-1, os.SEEK_END)
+    return stream.read(1)
+
+
 def find_run_folders(root: Path) -> Iterator[RunFolder]:
     """Every run folder at or below `root`; folders in a run folder are not searched."""
     for path, inner, files in os.walk(root):
-        if {SETTINGS, *INCOMPLETE} & set(files):
+        if {SETTINGS, lock.NAME} & set(files):
             inner.clear()
             yield RunFolder(Path(path))
 
@@ -272,14 +405,22 @@ def choose_folder(recipe: Recipe, newest: bool = False) -> Path:
         name = "digits" if recipe.teacher else "digits-supervised"
     if recipe.more_students:
         name += f"-and-{len(recipe.more_students)}-more"
-    base = Path("runs") / name.replace("/", "_").replace(":", "_")
+    name = re.sub(r"[^\w.+@=-]", "_", name)[:150].lstrip(".")
+    base = Path("runs") / name
     numbered = itertools.chain(
         [base], (base.with_name(f"{base.name}-{n}") for n in itertools.count(2))
     )
-    existing = list(itertools.takewhile(Path.exists, numbered))
+    existing = list(itertools.takewhile(os.path.lexists, numbered))
     if newest and existing:
         return existing[-1]
     return base.with_name(f"{base.name}-{len(existing) + 1}") if existing else base
+
+
+def _readable_metrics(file: Path) -> list[dict[str, Any]]:
+    try:
+        return read_metrics(file)[0]
+    except InputError as error:
+        raise OSError(str(error)) from error
 
 
 def _warn_of_broken_lines(file: Path, broken: int) -> None:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from scalekd.errors import InputError
+from scalekd.reading import is_whole, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
         InputError: other processes train in the folder, or it cannot be written to.
     """
     try:
-        file = (folder / NAME).open("a+")
+        file = _open(folder, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise InputError(f"{str(folder)!r} cannot be written to: {error}") from error
     with file:
@@ -82,7 +84,7 @@ def share_folder(folder: Path) -> Iterator[None]:
     if not (folder / NAME).is_file():
         yield
         return
-    with (folder / NAME).open("r") as file:
+    with _open(folder, os.O_RDONLY) as file:
         register_after_fork(file, lambda inherited: inherited.close())
         _lock(file, fcntl.LOCK_SH)
         yield
@@ -96,13 +98,15 @@ def refuse_if_training(folder: Path) -> None:
 
 
 def find_process(folder: Path) -> TrainingProcess | None:
-    """The process that trains in `folder`; None where there is none, or no such run folder."""
+    """The process that trains in `folder`; None where there is none, no such run folder, or none
+    whose lock may be read."""
     try:
-        file = (folder / NAME).open("r+")
-    except FileNotFoundError:
-        return None
+        try:
+            file = _open(folder, os.O_RDWR)
+        except PermissionError:
+            file = _open(folder, os.O_RDONLY)  # it is another user's
     except OSError:
-        file = (folder / NAME).open("r")  # it is another user's
+        return None
     with file:
         state, process = _try_to_lock(file), _read_process(file)
     if state == "held":
@@ -110,6 +114,25 @@ def find_process(folder: Path) -> TrainingProcess | None:
     if process is None or (state == "free" and process.host == socket.gethostname()):
         return None
     return replace(process, certain=False)
+
+
+def remove(folder: Path) -> None:
+    """Remove the lock of a folder that this process holds, and that is about to be removed."""
+    (folder / NAME).unlink(missing_ok=True)
+
+
+def _open(folder: Path, flags: int) -> IO[str]:
+    """Open the lock's file, which is no link, pipe or device.
+
+    Raises:
+        OSError: it is one, or cannot be opened.
+    """
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(folder / NAME, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"its {NAME} is no regular file")
+    return os.fdopen(descriptor, "r" if flags & os.O_ACCMODE == os.O_RDONLY else "r+")
 
 
 def _refusal(folder: Path, process: TrainingProcess | None) -> InputError:
@@ -154,9 +177,12 @@ def _read_process(file: IO[str]) -> TrainingProcess | None:
     """The process that the file names; None where it is empty or contains something else."""
     file.seek(0)
     try:
-        return TrainingProcess(**json.load(file))
-    except (ValueError, TypeError):
+        plain = parse_json(file.read(10_000))
+        process = TrainingProcess(plain["host"], plain["pid"], plain["since"])
+    except (OSError, ValueError, TypeError, KeyError):
         return None
+    texts = isinstance(process.host, str) and isinstance(process.since, str)
+    return process if texts and is_whole(process.pid) else None
 
 
 def _rewrite(file: IO[str], text: str) -> None:

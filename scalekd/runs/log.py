@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from scalekd.text import visible
+
 
 @contextmanager
 def logging_to(file: Path) -> Iterator[None]:
@@ -42,4 +44,4 @@ class _LogFile(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # Opened for each line: on a full disk, closing a file raises what writing it left undone.
         with suppress(OSError), self.file.open("a", errors="backslashreplace") as file:
-            file.write(self.format(record) + "\n")
+            file.write(visible(self.format(record)) + "\n")

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from scalekd.data.source import Split
 from scalekd.networks import InputConfig
 from scalekd.notes import Note
+from scalekd.reading import is_number, is_whole, read_jsonl
 from scalekd.recipe import Baseline, Recipe
-from scalekd.runs.atomic_io import read_jsonl
 
 AVERAGED_STEPS = 50
 """Last steps over which a run's final loss is the mean: the loss of a single step is noise."""
@@ -26,9 +26,6 @@ METHOD_NAMES: dict[Method, str] = {
     "scalekd": "ScaleKD",
 }
 """How tables, curves and sentences call the methods, in the order in which they list them."""
-
-METRICS_KEYS = {"method", "seed", "step", "steps", "seconds", "loss", "top1"}
-"""What every line of metrics.jsonl contains; it has the other fields of `Progress` as well."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +119,19 @@ class Result:
         """The result that `dataclasses.asdict` made `plain` from.
 
         Raises:
-            TypeError, KeyError: fields are missing or unknown.
+            TypeError, KeyError, ValueError: fields are missing, unknown or of another kind.
         """
-        return cls(**{**plain, "run": Run(**plain["run"])})
+        result = cls(**{**plain, "run": Run(**plain["run"])})
+        numbers = [result.seconds, result.images_per_second]
+        if (
+            not _is_run(result.run.method, result.run.seed)
+            or not (result.top1 is None or _is_share(result.top1))
+            or not all(is_number(number, least=0) for number in numbers)
+            or not (is_whole(result.steps, least=1) and is_whole(result.corrupt_images))
+            or not all(isinstance(value, int | float) for value in result.terms.values())
+        ):
+            raise ValueError(f"{plain} is no result")
+        return result
 
     @property
     def loss(self) -> float:
@@ -169,8 +176,29 @@ class PairSummary:
 def read_metrics(file: Path) -> tuple[list[dict[str, Any]], int]:
     """Read metrics.jsonl: its entries, and how many of its lines are broken."""
     lines, broken = read_jsonl(file)
-    entries = [line for line in lines if line.keys() >= METRICS_KEYS]
+    entries = list(filter(_is_entry, lines))
     return entries, broken + len(lines) - len(entries)
+
+
+def _is_entry(line: dict[str, Any]) -> bool:
+    """Whether a line of metrics.jsonl has what every line has; there is more in it."""
+    return (
+        _is_run(line.get("method"), line.get("seed"))
+        and is_whole(line.get("step"))
+        and is_whole(line.get("steps"), least=1)
+        and is_number(line.get("seconds"), least=0)
+        and isinstance(line.get("loss"), int | float)
+        and "top1" in line
+        and (line["top1"] is None or _is_share(line["top1"]))
+    )
+
+
+def _is_run(method: object, seed: object) -> bool:
+    return isinstance(method, str) and method in METHOD_NAMES and is_whole(seed)
+
+
+def _is_share(value: object) -> bool:
+    return is_number(value, least=0, most=1)
 
 
 def read_results(file: Path) -> tuple[list[Result], int]:
@@ -180,7 +208,7 @@ def read_results(file: Path) -> tuple[list[Result], int]:
     for line in lines:
         try:
             results.append(Result.from_dict(line))
-        except (TypeError, KeyError):
+        except (TypeError, KeyError, ValueError, AttributeError):
             broken += 1
     return results, broken
 

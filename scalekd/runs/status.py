@@ -1,18 +1,20 @@
 """The state of run folders, read from their files, and the comparison of several."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from scalekd.atomic_io import create_atomically
 from scalekd.errors import InputError
+from scalekd.reading import is_number, is_whole, read_mapping
 from scalekd.recipe import flatten_settings
 from scalekd.runs import lock
-from scalekd.runs.atomic_io import read_mapping
 from scalekd.runs.curves import Curves, draw, has_accuracy, lines_by_run
 from scalekd.runs.folder import RunFolder, find_run_folders
 from scalekd.runs.result import (
@@ -25,6 +27,8 @@ from scalekd.runs.result import (
     read_metrics,
     read_results,
 )
+
+T = TypeVar("T")
 
 FolderState = Literal["running", "perhaps running", "stopped", "finished"]
 
@@ -92,17 +96,20 @@ def read_run_folder(folder: RunFolder) -> RunFolderStatus:
     """The state of one run folder; what cannot be read is listed in `problems`."""
     problems: list[str] = []
     settings = _read_mapping(folder.settings, problems)
-    if settings and not ("student" in settings and isinstance(settings.get("data"), dict)):
+    if settings and not _is_recipe(settings):
         problems.append("settings.yaml is no recipe")
-    methods = methods_to_train(settings.get("teacher") or None, _get_list(settings, "compare"))
-    seeds = _get_list(settings, "seeds")
+        settings = {}
+    methods = methods_to_train(settings.get("teacher"), settings.get("compare", []))
+    seeds = settings.get("seeds", [])
     runs = {Run(method, seed) for seed in seeds for method in methods}
 
-    entries = _read_metrics(folder, problems)
-    results, broken = read_results(folder.results)
-    if broken:
-        problems.append(f"results.jsonl has broken lines: {broken}")
-    summary = _read_mapping(folder.summary, problems) if folder.summary.exists() else {}
+    entries = _read_lines(folder.metrics, read_metrics, problems)
+    results = _read_lines(folder.results, read_results, problems)
+    summary = _read_mapping(folder.summary, problems) if os.path.lexists(folder.summary) else {}
+    teacher_top1 = summary.get("teacher_top1")
+    if not (teacher_top1 is None or is_number(teacher_top1, least=0, most=1)):
+        problems.append("summary.json has a teacher_top1 that is no accuracy")
+        teacher_top1 = None
     is_finished = bool(runs) and {result.run for result in results} >= runs
     if is_finished and not summary:
         problems.append("summary.json is missing, which --resume writes")
@@ -123,7 +130,7 @@ def read_run_folder(folder: RunFolder) -> RunFolderStatus:
         student=settings.get("student"),
         methods=methods if settings else [],
         seeds=seeds,
-        teacher_top1=summary.get("teacher_top1"),
+        teacher_top1=teacher_top1,
         top1=_by_method(results, lambda result: result.top1),
         loss=_by_method(results, lambda result: result.loss if result.top1 is None else None),
         gain={m: gains for m in methods[1:] if (gains := accuracy_gains(results, m))},
@@ -148,8 +155,10 @@ def differing_settings(statuses: Sequence[RunFolderStatus]) -> dict[str, list[An
 
 def check_picture(picture: Path) -> None:
     """Raise InputError where `picture` exists, or where its format cannot be drawn."""
-    if picture.exists():
+    if os.path.lexists(picture):
         raise InputError(f"{str(picture)!r} exists and is not overwritten: give another name")
+    if not picture.absolute().parent.is_dir():
+        raise InputError(f"{str(picture)!r} cannot be written: there is no folder to hold it")
     formats = Figure().canvas.get_supported_filetypes()
     if picture.suffix[1:] not in formats:
         raise InputError(f"{str(picture)!r} must end in one of: {', '.join(sorted(formats))}")
@@ -165,7 +174,9 @@ def draw_comparison(statuses: Sequence[RunFolderStatus], picture: Path) -> None:
         InputError: there is nothing to draw, or the picture cannot be written.
     """
     check_picture(picture)
-    entries = {s.folder: _read_metrics(RunFolder(Path(s.folder)), []) for s in statuses}
+    entries = {
+        s.folder: _read_lines(RunFolder(Path(s.folder)).metrics, read_metrics, []) for s in statuses
+    }
     drawn = [status for status in statuses if entries[status.folder]]
     if not drawn:
         raise InputError("none of these folders has a line in metrics.jsonl yet: nothing to draw")
@@ -182,9 +193,10 @@ def draw_comparison(statuses: Sequence[RunFolderStatus], picture: Path) -> None:
         colour = colours(index if len(drawn) <= 10 else index / (len(drawn) - 1))
         curves.append(Curves(status.folder, colour, lines, teacher))
     try:
-        draw(curves, accuracies, picture)
+        create_atomically(picture, draw(curves, accuracies, picture.suffix[1:]))
     except OSError as error:
-        raise InputError(f"{str(picture)!r} cannot be written: {error}") from error
+        reason = error.strerror or error
+        raise InputError(f"{str(picture)!r} cannot be written: {reason}") from error
 
 
 def _read_mapping(file: Path, problems: list[str]) -> dict[str, Any]:
@@ -195,16 +207,31 @@ def _read_mapping(file: Path, problems: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _read_metrics(folder: RunFolder, problems: list[str]) -> list[dict[str, Any]]:
-    entries, broken = read_metrics(folder.metrics)
+def _read_lines(
+    file: Path, read: Callable[[Path], tuple[list[T], int]], problems: list[str]
+) -> list[T]:
+    try:
+        lines, broken = read(file)
+    except InputError as error:
+        problems.append(str(error))
+        return []
     if broken:
-        problems.append(f"metrics.jsonl has broken lines: {broken}")
-    return entries
+        problems.append(f"{file.name} has broken lines: {broken}")
+    return lines
 
 
-def _get_list(settings: dict[str, Any], name: str) -> list[Any]:
-    value = settings.get(name)
-    return value if isinstance(value, list) else []
+def _is_recipe(settings: dict[str, Any]) -> bool:
+    """Whether what a table shows of settings is of the kind that a recipe has."""
+    teacher, compare, seeds = (settings.get(name) for name in ("teacher", "compare", "seeds"))
+    return (
+        (teacher is None or isinstance(teacher, str))
+        and isinstance(settings.get("student"), str)
+        and isinstance(settings.get("data"), dict)
+        and isinstance(compare, list)
+        and all(isinstance(method, str) and method in METHOD_NAMES for method in compare)
+        and isinstance(seeds, list)
+        and all(map(is_whole, seeds))
+    )
 
 
 def _by_method(

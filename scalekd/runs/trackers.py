@@ -16,9 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from scalekd.atomic_io import write_atomically
 from scalekd.errors import InputError
+from scalekd.reading import is_whole, read_mapping
 from scalekd.recipe import Recipe, Tracker, flatten_settings
-from scalekd.runs.atomic_io import write_atomically
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Run, read_metrics
 
@@ -85,7 +86,7 @@ class Trackers:
                     self.open[name] = self._open(name)
                 except Exception as error:  # of any type: it is other people's code
                     self._warn(name, error)
-            for entry in read_metrics(self.folder.metrics)[0]:
+            for entry in self._recorded():
                 if (entry["method"], entry["seed"]) == (self.run.method, self.run.seed):
                     self.log(entry)
         return self
@@ -117,6 +118,13 @@ class Trackers:
             except Exception as error:  # a full disk, the network, other people's code
                 del self.open[name]
                 self._warn(name, error)
+
+    def _recorded(self) -> list[dict[str, Any]]:
+        try:
+            return read_metrics(self.folder.metrics)[0]
+        except InputError as error:
+            logger.warning("the trackers do not receive what was recorded before: %s", error)
+            return []
 
     def _open(self, name: Tracker) -> _OpenTracker:
         logged = {} if name in REWRITTEN else self.logged.get(name, {})
@@ -166,10 +174,16 @@ def numeric_values(entry: dict[str, Any]) -> dict[str, float]:
 def _read_logged(file: Path) -> dict[str, Any]:
     """Each tracker's {"id": ..., "step": ...}; empty where the file is missing or broken."""
     try:
-        logged: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, ValueError):
+        logged = read_mapping(file)
+    except InputError:
         return {}
-    return logged
+    return {
+        name: entry
+        for name, entry in logged.items()
+        if isinstance(entry, dict)
+        and isinstance(entry.get("id"), str | None)
+        and is_whole(entry.get("step"))
+    }
 
 
 def _build_logger(name: Tracker, version: str, folder: Path, run_id: str | None) -> "Logger":
@@ -209,5 +223,7 @@ def _build_logger(name: Tracker, version: str, folder: Path, run_id: str | None)
 
 
 def _delete_files(folder: Path) -> None:
-    for file in folder.glob("*"):
-        file.unlink()
+    """Delete the files that a tracker wrote, and no other."""
+    for pattern in ("metrics.csv", "hparams.yaml", "events.out.tfevents.*"):
+        for file in folder.glob(pattern):
+            file.unlink()

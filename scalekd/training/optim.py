@@ -1,5 +1,6 @@
 """Optimizer, learning rate schedule and weight average (EMA), from a recipe's `optim` and `ema`."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from scalekd.device import best_device
+from scalekd.errors import InputError, one_line
 from scalekd.recipe import Optim
 
 
@@ -28,6 +31,29 @@ def build_optimizer(
         filter_bias_and_bn=not optim.decay_all,
     )
     return optimizer
+
+
+def check_optimizer(optim: Optim) -> None:
+    """Raise InputError where the optimizer cannot take a step here, tried on a tiny network.
+
+    Some of timm's need a package or a GPU that is not there, or second derivatives.
+    """
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2)
+        )
+        network.to(best_device())
+        try:
+            optimizer = build_optimizer(network, optim, optim.lr)
+            images = torch.linspace(0, 1, 54, device=best_device()).view(2, 3, 3, 3)
+            network(images).square().sum().backward()
+            optimizer.step()
+        except Exception as error:
+            raise InputError(
+                f"optim.name is {optim.name!r}, which cannot be used here ({one_line(error)}): "
+                "take another optimizer, such as adamw, lamb or sgd"
+            ) from error
 
 
 def build_schedule(

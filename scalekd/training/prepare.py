@@ -6,6 +6,7 @@ or images, `scalekd check` and `scalekd estimate`. It loads no trainer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,6 +76,16 @@ class Prepared:
     def frozen_teacher(self) -> FrozenTeacher | None:
         """The teacher as a network."""
         return None if self.teacher is None else self.teacher.frozen
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Hashes of what must be the same when a run resumes, wherever it lies, by name."""
+        weights = None if self.teacher is None else self.teacher.weights
+        return {
+            "set of images": self.source.identity or self.recipe.data.root,
+            "teacher": weights and (weights.sha256 or weights.source),
+            "cache": self.cache and self.cache.manifest.digest,
+        }
 
     def images_for(self, learner: ScaleKD | Supervised) -> Source:
         """What `learner` trains on: with a cache its augmented views, and where the learner has a

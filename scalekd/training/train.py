@@ -237,14 +237,9 @@ def _write_student(
 
 def _must_match(prepared: Prepared, sampler: ResumableBatchSampler, taught: bool) -> dict[str, Any]:
     """What must be the same in a run that resumes, and in all its ranks."""
-    weights = prepared.teacher.weights if taught and prepared.teacher is not None else None
-    must_match: dict[str, Any] = {
-        "number of images": sampler.images,
-        "set of images": prepared.source.identity,
-        "teacher": weights and (weights.sha256 or weights.source),
-    }
-    if prepared.cache is not None:
-        must_match["cache"] = prepared.cache.manifest.digest
+    must_match = {"number of images": sampler.images, **prepared.identity}
+    if not taught:
+        must_match["teacher"] = None
     return must_match
 
 

@@ -131,7 +131,7 @@ def test_the_previous_checkpoint_is_loaded_where_the_newest_is_damaged(
     else:
         content[len(content) // 2] ^= 1
         file.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
-        with warned(r"run.ckpt is damaged"):
+        with warned(r"run.ckpt' is damaged"):
             state = load_newest(file)
     assert state is not None
     assert state["step"] == 1

@@ -18,7 +18,7 @@ def test_curves_with_accuracies_are_drawn_as_a_png(
         for seed in (1, 2)
         for step, top1 in ((1, None), (10, 0.3), (20, 0.5))
     ]
-    draw_curves(lines, teacher_top1, tmp_path / "curves.png")
+    (tmp_path / "curves.png").write_bytes(draw_curves(lines, teacher_top1))
     with Image.open(tmp_path / "curves.png") as picture:
         picture.load()
         assert picture.format == "PNG"
@@ -43,7 +43,7 @@ def test_curves_without_labels_are_drawn_of_the_loss(tmp_path: Path, steps: int)
         for method in ("logit_kd", "scalekd")
         for s in range(1, steps + 1)
     ]
-    draw_curves(lines, None, tmp_path / "curves.png")
+    (tmp_path / "curves.png").write_bytes(draw_curves(lines, None))
     with Image.open(tmp_path / "curves.png") as picture:
         picture.load()
         assert picture.format == "PNG"

@@ -26,7 +26,7 @@ DONE = Result(Run("scalekd", 1), 0.5, 12.5, 30, 100.0, {"task": 1.5, "logits": 0
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "runs" / "mine")
-    folder.create(RECIPE)
+    folder.start(RECIPE, {}, [])
     return folder
 
 
@@ -118,10 +118,11 @@ def test_a_full_disk_loses_no_student_and_the_lost_file_is_named(
             folder.record_results([DONE])
         with refused("students are trained", "summary.json", "make room", "--resume"):
             folder.write_summary({"teacher_top1": None, "seeds": [1, 2]})
-        with refused(str(folder.path), "cannot be created"):
-            folder.create(RECIPE)
+        with refused(str(folder.path), "cannot be written"):
+            folder.start(RECIPE, {}, [])
     assert folder.results.read_text() == "previous\n"
-    assert {file.name for file in folder.path.iterdir()} == {"settings.yaml", "results.jsonl"}
+    names = {file.name for file in folder.path.iterdir()}
+    assert names == {"settings.yaml", "inputs.json", "metrics.jsonl", "results.jsonl"}
 
 
 def test_a_full_disk_when_the_curves_are_drawn_is_refused(

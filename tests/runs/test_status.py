@@ -46,7 +46,7 @@ def make_folder(
 ) -> RunFolder:
     """A run folder with its first runs `finished`, the next one at half its steps."""
     folder = RunFolder(path)
-    folder.create(recipe)
+    folder.start(recipe, {}, [])
     results = []
     with folder.metrics.open("w") as metrics:
         for index, ((method, seed), top1) in enumerate(TOPS.items()):
@@ -109,7 +109,7 @@ def test_without_labels_losses_are_shown_in_place_of_accuracies(tmp_path: Path) 
 
 def test_a_supervised_recipe_has_one_method(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.create(replace(RECIPE, teacher=None, compare=[]))
+    folder.start(replace(RECIPE, teacher=None, compare=[]), {}, [])
     assert read_run_folder(RunFolder(tmp_path)).methods == ["supervised"]
     assert "resnet, supervised" in rendered(read_run_folder(RunFolder(tmp_path)))
 
@@ -120,9 +120,7 @@ def test_a_folder_is_running_until_the_process_that_trains_is_killed(
     folder = make_folder(tmp_path / "run", finished=1)
     with holding(folder.path) as (holder, _):
         status = read_run_folder(folder)
-        with refused("run", f"process {holder.pid}"):
-            folder.finished_results(RECIPE)
-        with refused("run", f"process {holder.pid}"), folder.hold(RECIPE, []):
+        with refused("run", f"process {holder.pid}"), folder.hold(RECIPE, resume=True):
             pass
         holder.kill()
         holder.join()
@@ -144,7 +142,8 @@ def test_a_folder_that_another_machine_trains_in_is_perhaps_running(tmp_path: Pa
 
 def damage(folder: RunFolder, how: str) -> None:
     if how == "settings.yaml is missing":
-        folder.settings.rename(folder.path / "settings.part")
+        folder.settings.unlink()
+        (folder.path / ".lock").touch()
     elif how == "settings.yaml cannot be read":
         folder.settings.write_text("a: [")
     elif how == "settings.yaml is no recipe":
@@ -179,19 +178,20 @@ def test_files_that_cannot_be_read_are_listed_in_the_table(tmp_path: Path, how: 
     folder = make_folder(tmp_path / "run")
     damage(folder, how)
     status = read_run_folder(folder)
-    assert how in status.problems
-    assert how.split(",")[0] in rendered(status, width=140)
+    assert any(problem.startswith(how) for problem in status.problems)
+    assert how.split(",")[0] in " ".join(rendered(status, width=140).split())
     assert [each.folder for each in read_run_folders([tmp_path])] == [str(folder.path)]
 
 
 def test_a_folder_whose_creation_was_killed_is_listed_and_can_be_resumed(tmp_path: Path) -> None:
-    for name in (".lock", "settings.part"):
+    for name in (".lock", ".scalekd-0123456789abcdef.part"):
         (tmp_path / name).touch()
     status = read_run_folder(RunFolder(tmp_path))
     assert (status.state, status.problems) == ("stopped", ["settings.yaml is missing"])
     assert "stopped at 0 of ?" in rendered(status)
     assert RunFolder(tmp_path).finished_results(RECIPE) == []
-    with RunFolder(tmp_path).hold(RECIPE, []):
+    with RunFolder(tmp_path).hold(RECIPE, resume=True):
+        RunFolder(tmp_path).start(RECIPE, {}, [])
         assert read_run_folder(RunFolder(tmp_path)).problems == []
 
 

@@ -1,0 +1,104 @@
+"""Files and folders that are complete or absent, whenever a process is killed.
+
+Each is written under a temporary name and renamed at the end. The name is new and unpredictable and
+its file is created, never opened, so nothing that is there already is touched: a link is not
+followed, and a file of the user's is not taken for one of ours.
+"""
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+TEMPORARY_NAME = re.compile(r"\.scalekd-[0-9a-f]{16}\.part")
+"""Temporary names, which nothing else makes."""
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[IO[bytes]]:
+    """A stream whose content replaces that of `file`, or creates it, when the block ends.
+
+    Raises:
+        OSError: the disk is full, for example; the previous content is unchanged, as it is after
+            any other exception in the block.
+    """
+    partial = _temporary_name(file.parent)
+    stream = partial.open("xb")
+    try:
+        with stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Replace the content of `file`, or create it.
+
+    Raises:
+        OSError: the disk is full, for example; the previous content is unchanged.
+    """
+    with replacing(file) as stream:
+        stream.write(content)
+
+
+def create_atomically(file: Path, content: bytes) -> None:
+    """Create `file`.
+
+    Raises:
+        OSError: the file exists (FileExistsError), or the disk is full, for example.
+    """
+    partial = _temporary_name(file.parent)
+    try:
+        write_atomically(partial, content)
+        try:
+            os.link(partial, file)  # renaming would replace a file that has just been made
+        except FileExistsError:
+            raise
+        except OSError as error:  # a file system without hard links
+            if os.path.lexists(file):
+                raise FileExistsError(error.errno, "exists", str(file)) from error
+            partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, to which it is renamed when the block ends.
+
+    Raises:
+        OSError: `folder` is there and not empty, or cannot be written; nothing is left behind, as
+            after any other exception in the block.
+    """
+    partial = _temporary_name(folder.parent)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left under temporary names in `folder`, which we hold."""
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            if TEMPORARY_NAME.fullmatch(entry.name):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+
+
+def _temporary_name(folder: Path) -> Path:
+    return folder / f".scalekd-{secrets.token_hex(8)}.part"
