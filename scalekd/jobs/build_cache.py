@@ -90,7 +90,11 @@ def _build_in(
     prepared = prepare(recipe)
     assert prepared.teacher is not None
     console.print(printable(prepared.teacher.weights))
-    for note in [*prepared.source.notes, *prepared.teacher.notes, *check_teacher(prepared)]:
+    for note in [
+        *prepared.source.notes,
+        *prepared.teacher.class_order.notes,
+        *check_teacher(prepared),
+    ]:
         print_note(console, note)
     passes = TeacherPasses(recipe, prepared.teacher.frozen, prepared.input)
     contents = plan_contents(prepared, passes, augmented_views=augmented_views, dtype=dtype)

@@ -129,7 +129,7 @@ def _other_orders(prepared: Prepared) -> dict[str, Tensor]:
     """
     names = list(prepared.source.class_names)
     assert prepared.teacher is not None
-    if prepared.teacher.class_order_is_known:
+    if prepared.teacher.class_order.is_known:
         return {}
     orders = {"natural": natural_order(names), "sorted": sorted(names)}
     return {
@@ -185,7 +185,7 @@ def _setups(
     yield from in_own_size
     if max(setup.accuracy for setup in in_own_size) >= GOOD:
         return
-    if not prepared.teacher.class_order_is_known and recipe.teacher_weights != "random":
+    if not prepared.teacher.class_order.is_known and recipe.teacher_weights != "random":
         yield from _in_an_unusual_order(predicted, targets, prepared.source.class_names)
     if recipe.teacher_mean is None and recipe.teacher_std is None:
         for mean, std in _usual_statistics(own.channels):

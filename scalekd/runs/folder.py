@@ -41,7 +41,7 @@ CHANGEABLE_SETTINGS = {
 change weights by rounding errors only, as does the number of devices, with which they change."""
 
 SETTINGS = "settings.yaml"
-DECIDED_BY_INPUTS = {"data.root", "teacher_weights", "cache"}
+DECIDED_BY_INPUTS = {"data.root", "teacher_weights", "teacher_classes", "cache"}
 """Settings that name files, which may lie elsewhere when a run is resumed: inputs.json decides
 whether they are the same files."""
 

@@ -26,10 +26,9 @@ from scalekd.networks.input_config import DEFAULT_CROP, check_statistics, set_st
 from scalekd.networks.pretrained import LoadedWeights
 from scalekd.networks.student import StudentSpec
 from scalekd.networks.teacher.reduced_copy import verify_on_reduced_copy
-from scalekd.notes import Note
 from scalekd.recipe import Recipe
 from scalekd.runs.result import Run
-from scalekd.training.teacher_classes import put_classes_in_order
+from scalekd.training.teacher_classes import ClassOrder, put_classes_in_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +39,13 @@ class PreparedTeacher:
         frozen: The teacher; on the meta device where there are no weights.
         weights: what was loaded into it.
         verified_on: the network that its tail was replayed and compared on.
-        notes: what was decided about its classes.
-        class_order_is_known: whether the recipe or names in the teacher's configuration give the
-            order of its classes.
+        class_order: how its classes were put in the data's order.
     """
 
     frozen: FrozenTeacher
     weights: LoadedWeights
     verified_on: str = "the teacher itself"
-    notes: list[Note] = field(default_factory=list)
-    class_order_is_known: bool = False
+    class_order: ClassOrder = field(default_factory=ClassOrder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +77,11 @@ class Prepared:
     def identity(self) -> dict[str, Any]:
         """Hashes of what must be the same when a run resumes, wherever it lies, by name."""
         weights = None if self.teacher is None else self.teacher.weights
+        places = None if self.teacher is None else self.teacher.class_order.places
         return {
             "set of images": self.source.identity or self.recipe.data.root,
             "teacher": weights and (weights.sha256 or weights.source),
+            "order of the teacher's classes": places and list(places),
             "cache": self.cache and self.cache.manifest.digest,
         }
 
@@ -105,7 +103,7 @@ class Prepared:
         if run.method == "logit_kd":
             weights = LossWeights(0, 0, 0, 0, logits=(weights or LossWeights()).logits)
         learner = self.build_distiller(student, weights)
-        learner.notes += [self.teacher.weights.note, *self.teacher.notes]
+        learner.notes += [self.teacher.weights.note, *self.teacher.class_order.notes]
         return learner
 
     def build_pair_on_meta(self) -> ScaleKD:
@@ -246,12 +244,10 @@ def build_teacher(recipe: Recipe, class_names: Sequence[str] = ()) -> PreparedTe
     )
     mean, std = recipe.teacher_mean, recipe.teacher_std
     set_statistics(model, mean=mean, std=std)
-    order_is_known, notes = put_classes_in_order(model, recipe.teacher_classes, class_names)
+    class_order = put_classes_in_order(model, recipe.teacher_classes, class_names)
     teacher = FrozenTeacher(model, size, recipe.teacher_features, recipe.teacher_prefix)
     check_statistics("teacher_", teacher.input.channels, mean=mean, std=std)
-    return PreparedTeacher(
-        frozen=teacher, weights=weights, notes=notes, class_order_is_known=order_is_known
-    )
+    return PreparedTeacher(frozen=teacher, weights=weights, class_order=class_order)
 
 
 def build_task_loss(recipe: Recipe) -> nn.Module:

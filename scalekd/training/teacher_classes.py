@@ -6,6 +6,7 @@ that DC-10 comes before DC-3, timm's data sets naturally and without case, so th
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,21 @@ from scalekd.networks.input_config import pretrained_config
 from scalekd.notes import Note
 
 
+@dataclass(frozen=True)
+class ClassOrder:
+    """How a teacher's classes were put in the data's order.
+
+    Attributes:
+        is_known: whether the recipe, or names in the teacher's configuration, give the order.
+        places: which of the teacher's own logits each class has, if that is another than its label.
+        notes: what was done, for the user.
+    """
+
+    is_known: bool = False
+    places: tuple[int, ...] | None = None
+    notes: tuple[Note, ...] = ()
+
+
 def natural_order(names: Sequence[str]) -> list[str]:
     """Sort classes as timm's data sets do: numbers by value, upper case like lower case."""
     return sorted(names, key=natural_key)
@@ -24,16 +40,13 @@ def natural_order(names: Sequence[str]) -> list[str]:
 
 def put_classes_in_order(
     model: nn.Module, teacher_classes: str | None, data_classes: Sequence[str]
-) -> tuple[bool, list[Note]]:
+) -> ClassOrder:
     """Permute a teacher's logits, in place, so that they are in the order of the data's classes.
 
     Args:
         model: the teacher as timm built it.
         teacher_classes: the recipe's setting.
         data_classes: names of the data's classes by label; empty if they are not known.
-
-    Returns:
-        Whether the order of the teacher's classes is known, and notes on what was done.
 
     Raises:
         InputError: the names of `teacher_classes` are not those of the data's classes, or the
@@ -43,14 +56,14 @@ def put_classes_in_order(
     if teacher_classes is None:
         names = read_label_names(model)
         if len(names) != classes or classes != len(data_classes):
-            return False, []
+            return ClassOrder()
         if set(names) != set(map(_normal, data_classes)):
             text = (
                 f"the teacher's configuration names its classes {_ends(names)}, and the data's are "
                 f"{_ends(data_classes)}: the names do not match, so the teacher's logits are taken "
                 "to be in the data's order"
             )
-            return False, [Note("warning", text)]
+            return ClassOrder(notes=(Note("warning", text),))
         source = "by their names in the teacher's configuration"
     else:
         names = _requested_names(teacher_classes, data_classes)
@@ -60,13 +73,13 @@ def put_classes_in_order(
             f"teacher_classes is {teacher_classes!r}, but the teacher has {classes} classes and "
             f"the data {len(data_classes)}: drop teacher_classes"
         )
-    order = [names.index(_normal(name)) for name in data_classes]
-    moved = sum(place != index for index, place in enumerate(order))
+    places = tuple(names.index(_normal(name)) for name in data_classes)
+    moved = sum(place != label for label, place in enumerate(places))
     if not moved:
-        return True, []
-    _permute_logits(model, order)
+        return ClassOrder(is_known=True)
+    _permute_logits(model, places)
     text = f"{moved} of the teacher's {classes} classes were put in another place {source}"
-    return True, [Note("info", text)]
+    return ClassOrder(is_known=True, places=places, notes=(Note("info", text),))
 
 
 def read_label_names(model: nn.Module) -> list[str]:
@@ -106,20 +119,20 @@ def _requested_names(teacher_classes: str, data_classes: Sequence[str]) -> list[
     return names
 
 
-def _permute_logits(model: nn.Module, order: list[int]) -> None:
-    """Put the rows of the classifier, or of both of a distilled DeiT, into `order`."""
+def _permute_logits(model: nn.Module, places: Sequence[int]) -> None:
+    """Take the rows of the classifier, or of both of a distilled DeiT, from `places`."""
     names = pretrained_config(model).get("classifier") or ()
     for name in (names,) if isinstance(names, str) else names:
         layer = dict(model.named_modules()).get(name)
         parameters = list(layer.parameters(recurse=False)) if layer else []
-        if not parameters or any(len(p) != len(order) for p in parameters):
+        if not parameters or any(len(p) != len(places) for p in parameters):
             raise InputError(
                 f"the classes of {type(model).__name__} cannot be put in order, because its "
                 f"classifier {name!r} is no layer with a row for each class: drop teacher_classes, "
                 "and put the data's classes in the teacher's order"
             )
         for parameter in parameters:
-            parameter.data = parameter.data[torch.tensor(order)]
+            parameter.data = parameter.data[torch.tensor(places)]
 
 
 def _normal(name: str) -> str:

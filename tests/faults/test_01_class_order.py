@@ -18,10 +18,11 @@ from helpers.trained_teacher import coloured_folder, fit_teacher
 from timm.models import save_for_hf
 
 from scalekd.jobs.build_cache import build_cache
+from scalekd.jobs.distill import distill
 from scalekd.jobs.preflight import run_preflight
 from scalekd.recipe import Recipe
 from scalekd.training.prepare import prepare
-from scalekd.training.teacher_classes import natural_order
+from scalekd.training.teacher_classes import natural_order, put_classes_in_order
 
 CLASSES = [f"DC-{number}" for number in range(1, 13)]
 REVERSED = CLASSES[::-1]
@@ -123,6 +124,20 @@ def test_an_order_by_code_point_is_found_where_the_data_has_numbers(tmp_path: Pa
     assert run_preflight(prepare(replace(recipe, teacher_classes="sorted"))).teacher_top1 == 1
 
 
+def test_a_run_resumes_with_the_same_order_from_another_file_only(
+    images: Path, tmp_path: Path
+) -> None:
+    one, copy, other = (tmp_path / name for name in ("one.txt", "copy.txt", "other.txt"))
+    one.write_text("\n".join(REVERSED))
+    copy.write_text("\n".join(REVERSED))
+    other.write_text("\n".join(natural_order(CLASSES)))
+    recipe = recipe_with_teacher(images, REVERSED, tmp_path / "t.pth", teacher_classes=str(one))
+    out = distill(recipe, tmp_path / "out")
+    distill(replace(recipe, teacher_classes=str(copy)), out, resume=True)
+    with refused("another order of the teacher's classes"):
+        distill(replace(recipe, teacher_classes=str(other)), out, resume=True)
+
+
 def test_names_of_another_number_of_classes_are_refused(images: Path) -> None:
     recipe = tiny(
         images, teacher_args={"img_size": 64, "num_classes": 7}, teacher_classes="natural"
@@ -168,14 +183,12 @@ def test_a_few_classes_in_another_place_are_found_among_many(tmp_path: Path) -> 
 
 
 def test_a_deits_two_classifiers_are_both_put_in_order() -> None:
-    from scalekd.training.teacher_classes import put_classes_in_order
-
     torch.manual_seed(0)
     model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3).eval()
     torch.nn.init.normal_(model.head_dist.weight)
     x = torch.randn(2, 3, 224, 224)
     before = model(x)
-    known, notes = put_classes_in_order(model, "natural", ["a1", "a10", "a2"])
-    assert known
-    assert len(notes) == 1
+    order = put_classes_in_order(model, "natural", ["a1", "a10", "a2"])
+    assert order.is_known
+    assert order.places == (0, 2, 1)
     torch.testing.assert_close(model(x), before[:, [0, 2, 1]])
