@@ -15,6 +15,7 @@ from scalekd.data.source import (
     normal_names,
 )
 from scalekd.data.walk import (
+    Identity,
     Skipped,
     identities_upwards,
     identity,
@@ -99,7 +100,9 @@ def read_class_folders(
     Raises:
         InputError: a class folder has no images, or is another class's as well.
     """
-    tops, barred = _find_class_folders(folder, skipped)
+    barred = identities_upwards(folder)
+    barred |= {identity(root / name) for name in ("train", "val") if os.path.isdir(root / name)}
+    tops = _find_class_folders(folder, barred, skipped)
     found = walk(list(tops.values()), barred, skipped)
     names = normal_names(list(tops), repr(str(folder)))
     empty = {name for name, top in zip(names, tops.values(), strict=True) if not found[top]}
@@ -127,12 +130,9 @@ def read_class_folders(
     )
 
 
-def _find_class_folders(
-    folder: Path, skipped: Skipped
-) -> tuple[dict[str, str], set[tuple[int, int]]]:
-    """The class folders by name, sorted; and the folders that no link in them may lead to."""
-    barred = identities_upwards(folder)
-    tops, names = dict[str, str](), dict[tuple[int, int], str]()
+def _find_class_folders(folder: Path, barred: set[Identity], skipped: Skipped) -> dict[str, str]:
+    """The class folders by name, sorted; none is one of the `barred`."""
+    tops, names = dict[str, str](), dict[Identity, str]()
     for entry in sorted(scan(folder), key=lambda entry: entry.name):
         if not is_folder(entry):
             continue
@@ -148,4 +148,4 @@ def _find_class_folders(
             )
         else:
             tops[entry.name], names[found] = path, entry.name
-    return tops, barred
+    return tops

@@ -1,5 +1,6 @@
-"""A student of one channel could not be trained from image files, and other numbers of channels were
-found out late. Images are made grey for one channel; other numbers are refused, by `check` too."""
+"""A student of one channel could not be trained from image files, and other numbers of channels
+were found out late. Images are made grey for one channel; other numbers are refused, by `check`
+too."""
 
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,7 @@ def test_other_numbers_of_channels_are_refused_before_training_and_by_check(
 ) -> None:
     arguments = {"in_chans": channels}
     with refused(f"{channels} channels", "3 or 1"):
-        check_pair(
-            "test_vit", "test_resnet", teacher_args=arguments, student_args=arguments, image_size=160
-        )
+        check_pair("test_vit", "test_resnet", teacher_args=arguments, student_args=arguments)
     recipe = tiny(
         colours(tmp_path / "images"),
         teacher_args={"img_size": 64, **arguments},

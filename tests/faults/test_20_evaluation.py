@@ -9,12 +9,10 @@ from typing import Any
 import datasets
 import pytest
 import timm
-from helpers.pictures import flat_folder, image_folder, open_folder, png, tar, tar_folder
+from helpers.pictures import SMALL, flat_folder, image_folder, open_folder, png, tar, tar_folder
 from helpers.refusals import refused
-from PIL import Image
 from timm.models import save_for_hf
 
-from scalekd.data.decoding import decode_image
 from scalekd.data.open import open_validation
 from scalekd.evaluation.evaluate import evaluate, match_classes
 from scalekd.networks import build_model
@@ -60,7 +58,7 @@ def test_training_images_are_not_decoded(model: str, root: Path) -> None:
 
 
 def test_some_of_the_models_classes_are_measured_by_name(model: str, root: Path) -> None:
-    network, _ = build_model(f"local-dir:{model}")
+    network, _ = build_model(f"local-dir:{model}", "pretrained")
     assert list(match_classes(model, network, "", NAMES)) == [1, 2, 0]
     assert list(match_classes(model, network, "", ("cat", "bee"))) == [0, 2]
     rights = []
@@ -118,7 +116,11 @@ def test_training_images_alone_are_no_images_to_evaluate_on(root: Path, tmp_path
         open_validation(Data(str(tars)))
 
 
-@pytest.mark.parametrize("make", [flat_folder, lambda r: tar(r / "0.tar", {"a.png": png(1)}).parent])
+def unlabelled_tars(root: Path) -> Path:
+    return tar(root / "0.tar", {"a.png": png(1)}).parent
+
+
+@pytest.mark.parametrize("make", [flat_folder, unlabelled_tars])
 def test_images_without_labels_are_refused(make: Any, tmp_path: Path) -> None:
     with refused("no labels to evaluate with"):
         open_validation(Data(str(make(tmp_path / "images"))))
@@ -135,14 +137,8 @@ def test_a_class_without_validation_images_is_trained_and_noted(empty: bool, roo
         "val has no image of 1 of the 3 classes, for example bee"
     ]
     assert source.validation_set is not None
-    images = source.validation_set(open_config())
+    images = source.validation_set(SMALL)
     assert {images[i][1] for i in range(8)} == {0, 2}
-
-
-def open_config() -> Any:
-    from helpers.pictures import SMALL
-
-    return SMALL
 
 
 def test_a_validation_class_that_is_not_trained_is_refused(root: Path) -> None:

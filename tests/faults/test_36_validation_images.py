@@ -4,8 +4,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from helpers.pictures import image_folder, open_folder, png, tar_folder
-from helpers.real_runs import *  # noqa: F403
+from helpers.pictures import image_folder, open_folder, png, tar, tar_folder
 
 from scalekd.data import source as sources
 
@@ -50,7 +49,8 @@ def test_other_content_of_tar_files_and_datasets_is_noticed(tmp_path: Path) -> N
     root = tar_folder(tmp_path / "tars")
     before = identity(root)
     file = root / "val" / "0000.tar"
-    file.write_bytes(file.read_bytes().replace(png(1), png(2)))
+    members = {f"{i:06}.png": png(9 - i) for i in range(4)}
+    tar(file, dict(sorted((members | {f"{i:06}.cls": b"%d" % (i % 3) for i in range(4)}).items())))
     assert identity(root) != before
 
     def saved(name: str, value: int) -> str:

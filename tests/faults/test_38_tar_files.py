@@ -87,8 +87,13 @@ def test_a_size_below_zero_is_refused(root: Path) -> None:
 
 def test_a_sparse_member_is_refused(root: Path) -> None:
     file = root / "train" / "0002.tar"
-    pax = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.size": "9",
-           "GNU.sparse.numblocks": "1", "GNU.sparse.map": "0,9"}
+    pax = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.size": "9",
+        "GNU.sparse.numblocks": "1",
+        "GNU.sparse.map": "0,9",
+    }
     with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as archive:
         info = tarfile.TarInfo("a.png")
         info.size, info.pax_headers = len(png(1)), pax
