@@ -14,6 +14,7 @@ import os
 import re
 import tarfile
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -76,7 +77,7 @@ EXTENDED_HEADERS = (
 NO_LABEL = -1
 """The class of a sample without a label."""
 
-FORMAT = 1
+FORMAT = 2
 """Version of the stored index."""
 
 
@@ -330,7 +331,8 @@ def _load_index(files: list[str]) -> TarIndex:
     digest = hashlib.blake2b(repr((FORMAT, states)).encode(), digest_size=12).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scalekd"
     stored = folder / f"tar-index-{digest}.npz"
-    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile), np.load(stored) as arrays:
+    damaged = (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
+    with contextlib.suppress(*damaged), np.load(stored) as arrays:
         return TarIndex(**arrays)
     logger.info("reading the headers of %d tar files, once", len(files))
     columns_of_tars = [_read_headers(number, file) for number, file in enumerate(files)]

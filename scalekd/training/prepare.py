@@ -80,6 +80,7 @@ class Prepared:
         places = None if self.teacher is None else self.teacher.class_order.places
         return {
             "set of images": self.source.identity or self.recipe.data.root,
+            "set of validation images": self.source.validation_identity,
             "teacher": weights and (weights.sha256 or weights.source),
             "order of the teacher's classes": places and list(places),
             "cache": self.cache and self.cache.manifest.digest,
