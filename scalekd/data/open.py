@@ -122,9 +122,9 @@ def _find_folder(root: str) -> Path:
         is_directory = stat.S_ISDIR(os.stat(root).st_mode)
     except PermissionError as error:
         raise unreadable(root, error) from error
-    except (OSError, ValueError):  # there is none, or it cannot be a name
+    except OSError:  # there is none, or it cannot be a name
         is_directory = False
-    if not root or not is_directory:
+    if not is_directory:
         raise InputError(
             f"no folder {root!r}; --data.root takes one with train/ and val/ in it, or one of "
             "images without labels"

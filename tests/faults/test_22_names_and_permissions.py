@@ -73,9 +73,7 @@ def test_a_tar_file_without_permission_is_named(tmp_path: Path) -> None:
         TarSamples([file])
 
 
-@pytest.mark.parametrize(
-    "root", ["", "x" * 300, "a\0b", "x/" * 3000], ids=["none", "long", "0", "deep"]
-)
+@pytest.mark.parametrize("root", ["x" * 300, "x/" * 3000], ids=["long", "deep"])
 def test_what_cannot_be_a_folders_name_is_refused(root: str) -> None:
     with refused("no folder"):
         open_folder(root)
