@@ -1,5 +1,15 @@
 """Knowledge distillation from pretrained vision transformers into any small network: ScaleKD."""
 
+import sys
+from pathlib import Path
+
+if Path(sys.argv[0]).stem in ("scalekd", "-m"):  # the command line, before the slow imports
+    from scalekd.processes import stop_with_launcher
+    from scalekd.signals import end_at_once_on_ctrl_c
+
+    end_at_once_on_ctrl_c()
+    stop_with_launcher()
+
 # Importing these two registers their models with timm.
 import scalekd.digits.teacher
 import scalekd.networks.paper_mixer  # noqa: F401

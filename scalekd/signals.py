@@ -1,15 +1,29 @@
 """Signals that stop a job: it finishes its step, saves its state and exits with the usual code."""
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 STOP_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+    if hasattr(signal, name)
 ]
-"""Ctrl-C, and the signals that a cluster sends before it ends a job."""
+"""Ctrl-C, the signals that a cluster sends before it ends a job, and that of a closed terminal."""
+
+EXIT_CODES = {signal.SIGINT: 130, getattr(signal, "SIGHUP", None): 129}
+"""Exit codes after signals; after any other it is 143."""
+
+
+def handled_stop_signals() -> list[int]:
+    """`STOP_SIGNALS`, without SIGHUP where the process ignores it, as under `nohup`."""
+    hangup = getattr(signal, "SIGHUP", None)
+    ignored = hangup is not None and signal.getsignal(hangup) == signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if not (ignored and number == hangup)]
 
 
 class Interrupted(Exception):  # noqa: N818 -- no error: somebody asked for it
@@ -18,13 +32,13 @@ class Interrupted(Exception):  # noqa: N818 -- no error: somebody asked for it
     Attributes:
         message: for the user.
         received: number of the signal.
-        code: exit code of the process: 130 after Ctrl-C, else 143.
+        code: exit code of the process: 130 after Ctrl-C, 129 after SIGHUP, else 143.
     """
 
     def __init__(self, message: str = "", received: int = signal.SIGINT) -> None:
         super().__init__(message, received)
         self.message, self.received = message, received
-        self.code = 130 if received == signal.SIGINT else 143
+        self.code = EXIT_CODES.get(received, 143)
 
     def __str__(self) -> str:
         return self.message
@@ -33,8 +47,9 @@ class Interrupted(Exception):  # noqa: N818 -- no error: somebody asked for it
 class CtrlC:
     """A handler of SIGINT that raises KeyboardInterrupt, as Python's own, and remembers it.
 
-    C code that looks up an attribute drops an exception that is raised meanwhile. Without a memory
-    the program would then continue.
+    C code that looks up an attribute drops an exception that is raised meanwhile, and other code
+    turns it into an error of its own. Without a memory the program would then continue, or end as
+    by that error. Its worker processes, which nobody needs any more, are killed.
 
     Attributes:
         received: whether it was called.
@@ -46,20 +61,38 @@ class CtrlC:
     def __call__(self, number: int, frame: Any) -> None:
         """Handle the signal."""
         self.received = True
+        for process in multiprocessing.active_children():
+            process.kill()
         raise KeyboardInterrupt
 
 
 @contextmanager
-def remember_ctrl_c() -> Iterator[None]:
+def remember_ctrl_c() -> Iterator[CtrlC]:
     """Inside, a Ctrl-C that was dropped is raised again when a training begins; see `CtrlC`."""
+    ctrl_c = CtrlC()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield ctrl_c
         return
-    before = signal.signal(signal.SIGINT, CtrlC())
+    before = signal.signal(signal.SIGINT, ctrl_c)
     try:
-        yield
+        yield ctrl_c
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def end_at_once_on_ctrl_c() -> None:
+    """Make Ctrl-C end the program by one line, before it has anything to save or to clean up.
+
+    Imports of C code may drop a KeyboardInterrupt, or end by another error.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_at_once)
+
+
+def _end_at_once(number: int, frame: Any) -> None:
+    with suppress(OSError):
+        os.write(2, b"scalekd: stopped before it had begun\n")
+    os._exit(EXIT_CODES[signal.SIGINT])
 
 
 @contextmanager
@@ -77,7 +110,7 @@ def stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
         yield
         return
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    before = {number: signal.getsignal(number) for number in handled_stop_signals()}
     ctrl_c = before[signal.SIGINT]
     if isinstance(ctrl_c, CtrlC) and ctrl_c.received:
         raise KeyboardInterrupt
@@ -87,7 +120,7 @@ def stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before[signal.SIGINT])
         stop()
 
-    for number in STOP_SIGNALS:
+    for number in before:
         signal.signal(number, stop_gently)
     try:
         yield

@@ -27,6 +27,7 @@ FLOORS = [
         "atomic_io",
         "reading",
         "kinds",
+        "processes",
     },
     {"method", "networks"},
     {"recipe", "digits"},

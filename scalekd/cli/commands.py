@@ -73,17 +73,21 @@ def _run_train(options: Namespace, arguments: list[str]) -> None:
 
 
 def _train(options: Namespace, arguments: list[str]) -> None:
+    from scalekd.data.loader import check_batch_size
     from scalekd.distributed import ranks
     from scalekd.distributed.launch import check_devices, launch
     from scalekd.jobs.distill import distill
     from scalekd.jobs.smoke import shrink_to_smoke_test
 
     recipe, others = _split_recipe(options)
-    check_devices(others["devices"])
-    if others["devices"] > 1 and ranks.launch_environment().world_size == 1:
-        sys.exit(launch(others["devices"], arguments))
+    devices = others["devices"]
+    check_devices(devices)
+    if devices > 1:
+        check_batch_size(recipe.batch_size, devices, recipe.accumulate)
+    if devices > 1 and ranks.launch_environment().world_size == 1:
+        sys.exit(launch(devices, arguments))
     try:
-        with tempfile.TemporaryDirectory() as images:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as images:
             if others["smoke"]:
                 recipe = shrink_to_smoke_test(recipe, Path(images))
             distill(recipe, others["out"], others["parallel"], others["resume"])

@@ -11,15 +11,22 @@ from scalekd.text import visible
 
 @contextmanager
 def shown_logs() -> Iterator[None]:
-    """Print what "scalekd" loggers say, from INFO on, and all warnings, within this block."""
+    """Print what "scalekd" loggers say, from INFO on, and all warnings, within this block.
+
+    Exceptions that Python can only report, for example while it deletes an object of which another
+    exception left a half, are not printed.
+    """
     logger = logging.getLogger("scalekd")
     level, handler, show_warning = logger.level, _Lines(), warnings.showwarning
+    report_unraisable = sys.unraisablehook
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     warnings.showwarning = lambda message, *_, **__: logger.warning("%s", message)
+    sys.unraisablehook = lambda ignored: logger.debug("%s", ignored.exc_value)
     try:
         yield
     finally:
+        sys.unraisablehook = report_unraisable
         warnings.showwarning = show_warning
         logger.setLevel(level)
         logger.removeHandler(handler)

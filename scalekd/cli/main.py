@@ -3,13 +3,14 @@
 import difflib
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from scalekd.cli.commands import COMMANDS
 from scalekd.cli.logs import shown_logs
-from scalekd.cli.parser import read_words, refuse
+from scalekd.cli.output import Output, lossy_outputs
+from scalekd.cli.parser import read_words
 from scalekd.errors import InputError
 from scalekd.reading import read_mapping
 from scalekd.signals import Interrupted, remember_ctrl_c
@@ -39,22 +40,50 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command. Exits with 2 after bad input (one line) and with 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     accept_all_characters()
-    try:
-        with shown_logs(), remember_ctrl_c():
+    with lossy_outputs() as stdout, shown_logs(), remember_ctrl_c() as ctrl_c:
+        try:
             _run(arguments)
-    except InputError as error:
-        _refuse(arguments, str(error))
-    except ValueError as error:  # jsonargparse wraps the InputError of a dataclass
-        if not isinstance(error.__cause__, InputError):
-            raise
-        _refuse(arguments, str(error.__cause__))
-    except Interrupted as stopped:
-        if str(stopped):
-            print(visible(f"scalekd: {stopped}"), file=sys.stderr)
-        sys.exit(stopped.code)
-    except KeyboardInterrupt:
-        print("scalekd: stopped at once; what a run wrote before is in its folder", file=sys.stderr)
-        sys.exit(130)
+            _check_output(stdout, arguments)
+            return
+        except BaseException as error:
+            interrupted = ctrl_c.received or isinstance(error, KeyboardInterrupt)
+            code = _report(arguments, KeyboardInterrupt() if interrupted else error)
+    sys.exit(code)  # here, where the error is gone, and with it the files that its frames hold open
+
+
+def _report(arguments: list[str], error: BaseException) -> int:
+    """Print the line of an error or a signal, and return the exit code.
+
+    Any other exception is raised again.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        if os.environ.get("RANK", "0") == "0":
+            reason = "stopped at once; what a run wrote before is in its folder"
+            print(f"scalekd: {reason}", file=sys.stderr)
+        return 130
+    if isinstance(error, Interrupted):
+        if str(error):
+            print(visible(f"scalekd: {error}"), file=sys.stderr)
+        return error.code
+    if isinstance(error.__cause__, InputError) and isinstance(error, ValueError):
+        error = error.__cause__  # jsonargparse wraps that of a dataclass
+    if not isinstance(error, InputError):
+        raise error
+    if arguments[:1] == ["check"] and "--json" in arguments:
+        print(json.dumps({"verified": False, "reason": str(error)}))
+    print(f"scalekd: error: {visible(str(error))}", file=sys.stderr)
+    return 2
+
+
+def _check_output(stdout: Output, arguments: list[str]) -> None:
+    """InputError where a result was printed to a full disk; a reader that went away has enough."""
+    stdout.flush()
+    if stdout.error is None or isinstance(stdout.error, BrokenPipeError):
+        return
+    reason = f"the output could not be written: {stdout.error.strerror}"
+    if arguments[0] not in ("distill", "train", "cache", "export"):
+        raise InputError(f"{reason}; make room, or send it elsewhere")
+    print(f"scalekd: warning: {reason}; the files are complete", file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> None:
@@ -96,9 +125,3 @@ def _with_recipe(command: str, options: list[str]) -> list[str]:
         if option == "--config":
             read_mapping(Path(file), repr(file))
     return options
-
-
-def _refuse(arguments: list[str], reason: str) -> NoReturn:
-    if arguments[:1] == ["check"] and "--json" in arguments:
-        print(json.dumps({"verified": False, "reason": reason}))
-    refuse(reason)

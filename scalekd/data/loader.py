@@ -1,6 +1,11 @@
 """DataLoaders of a run: training batches that resume at any step, and validation batches."""
 
-from multiprocessing.util import Finalize
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from multiprocessing.util import Finalize, get_temp_dir
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +18,81 @@ from scalekd.distributed import ranks
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
 from scalekd.recipe import Data
+
+SHARED_MEMORY = Path("/dev/shm")
+"""Where Linux keeps the batches that worker processes hand over."""
+
+PREFETCHED = 2
+"""Batches that each worker process prepares ahead, which is also torch's default."""
+
+
+class ImageLoader(DataLoader[Any]):
+    """A DataLoader that raises InputError where its worker processes fail."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if not self.num_workers:
+            yield from super().__iter__()
+            return
+        try:
+            on_main_thread = threading.current_thread() is threading.main_thread()
+            before = signal.getsignal(signal.SIGCHLD)
+            batches = super().__iter__()
+            if on_main_thread:  # torch's handler raises wherever the program happens to be
+                signal.signal(signal.SIGCHLD, before)
+            yield from batches
+        except InputError:
+            raise
+        except (RuntimeError, OSError, EOFError, MemoryError) as error:
+            raise InputError(_describe_failed_workers(error)) from error
+
+
+def _describe_failed_workers(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = lines[-1 if len(lines) > 1 else 0].removeprefix("RuntimeError: ").rstrip(".")
+    return (
+        f"the processes that load images failed ({reason[:200]}): load the images in the training "
+        "process (--data.workers 0), or allow more shared memory"
+        f"{_describe_shared_memory()}, memory or open files (ulimit -n)"
+    )
+
+
+def _describe_shared_memory() -> str:
+    if not SHARED_MEMORY.is_dir():
+        return ""
+    system = os.statvfs(SHARED_MEMORY)
+    size, free = (blocks * system.f_frsize / 2**20 for blocks in (system.f_blocks, system.f_bavail))
+    return f" ({SHARED_MEMORY} has {size:.0f} MiB, {free:.0f} free; docker run --shm-size)"
+
+
+def check_shared_memory(workers: int, images: int, config: InputConfig) -> None:
+    """Raise InputError where the prepared batches do not fit into the shared memory.
+
+    Args:
+        workers: worker processes of each rank.
+        images: of a batch that a worker prepares.
+        config: channels and size of the images.
+    """
+    if not workers or not SHARED_MEMORY.is_dir():
+        return
+    system = os.statvfs(SHARED_MEMORY)
+    height, width = config.size
+    batch = images * config.channels * height * width * 4
+    needed = batch * PREFETCHED * workers * ranks.local_world_size()
+    if needed > system.f_bavail * system.f_frsize:
+        raise InputError(
+            f"{workers} worker processes prepare {needed / 2**20:.0f} MiB of images in shared "
+            f"memory, which is too small{_describe_shared_memory()}: allow more of it, or give "
+            "fewer of them (--data.workers 0 for none) or a smaller batch"
+        )
+
+
+def check_batch_size(batch_size: int, devices: int, micro_batches: int) -> None:
+    """Raise InputError where a batch cannot be split evenly over devices and micro-batches."""
+    if batch_size % (micro_batches * devices):
+        raise InputError(
+            f"batch_size is {batch_size}, for {devices} devices with {micro_batches} "
+            f"micro-batches each: it must be a multiple of {micro_batches * devices}"
+        )
 
 
 def build_loaders(
@@ -60,12 +140,10 @@ def build_loaders(
             "not one batch; make the batch smaller"
         )
     rank, world_size = ranks.rank(), ranks.world_size()
-    if batch_size % (micro_batches * world_size):
-        raise InputError(
-            f"batch_size is {batch_size}, for {world_size} devices with {micro_batches} "
-            f"micro-batches each: it must be a multiple of {micro_batches * world_size}"
-        )
+    check_batch_size(batch_size, world_size, micro_batches)
     workers = worker_settings(source, data)
+    largest = max(batch_size // (micro_batches * world_size), validation_batch_size)
+    check_shared_memory(workers["num_workers"], largest, config)
     sampler = ResumableBatchSampler(
         images=images,
         images_per_epoch=images_per_epoch,
@@ -78,13 +156,13 @@ def build_loaders(
         world_size=world_size,
         epoch_sampler=source.epoch_sampler,
     )
-    batches = DataLoader(
+    batches = ImageLoader(
         training, batch_sampler=sampler, pin_memory=torch.cuda.is_available(), **workers
     )
     if source.validation_set is None:
         return batches, None
     validation = source.validation_set(config)
-    return batches, DataLoader(
+    return batches, ImageLoader(
         validation,
         validation_batch_size,
         sampler=range(rank, len(validation), world_size),  # type: ignore[arg-type]
@@ -99,8 +177,11 @@ def worker_settings(source: Source, data: Data) -> dict[str, Any]:
     if workers is None:
         workers = max(1, source.workers // ranks.local_world_size()) if source.workers else 0
     Finalize(None, end_workers, exitpriority=100)
+    if workers:  # or each worker makes a folder for its sockets, which a killed one leaves behind
+        get_temp_dir()
     return {
         "num_workers": workers,
+        "prefetch_factor": PREFETCHED if workers else None,
         "worker_init_fn": initialize_worker,
         "multiprocessing_context": start_method() if workers else None,
     }

@@ -4,12 +4,14 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver
-from multiprocessing.connection import wait
-from types import TracebackType
+from multiprocessing.queues import Queue
+from multiprocessing.util import get_temp_dir
 
 from scalekd.distributed import ranks
+from scalekd.processes import end_with_parent
 from scalekd.signals import STOP_SIGNALS
 
 
@@ -26,8 +28,21 @@ def start_method() -> str | None:
     if ranks.world_size() == 1:
         return "fork"
     multiprocessing.set_forkserver_preload(["scalekd.data.forkserver"])
-    forkserver.ensure_running()
+    with _temporary_files_in(get_temp_dir()):  # of this process, which deletes the folder
+        forkserver.ensure_running()
     return "forkserver"
+
+
+@contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Inside, processes are started that keep their temporary files in `folder`."""
+    before = {name: value for name, value in os.environ.items() if name == "TMPDIR"}
+    os.environ["TMPDIR"] = folder
+    try:
+        yield
+    finally:
+        del os.environ["TMPDIR"]
+        os.environ.update(before)
 
 
 def initialize_worker(_: int) -> None:
@@ -35,32 +50,13 @@ def initialize_worker(_: int) -> None:
 
     A signal that stops a run is sent to all of its processes, but the main process still needs the
     batches of this one to finish its step. Without the main process the worker ends, which the
-    child of a fork server would not notice by itself, and prints no traceback about batches that it
-    could not hand over.
+    child of a fork server would not notice by itself.
     """
     for received in STOP_SIGNALS:
         signal.signal(received, signal.SIG_IGN)
-    sys.excepthook = _print_unless_parent_ended
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    _parent_ends_within(None)
-    os._exit(1)
-
-
-def _print_unless_parent_ended(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    if not _parent_ends_within(1.0):
-        sys.__excepthook__(kind, error, trace)
-
-
-def _parent_ends_within(seconds: float | None) -> bool:
-    """Wait for the parent process to end, at most so many seconds, or forever for None."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    return bool(wait([parent.sentinel], seconds))
+    end_with_parent()
+    # A batch that cannot be handed over would be waited for; the main process explains the end.
+    Queue._on_queue_feeder_error = staticmethod(lambda *_: os._exit(1))  # type: ignore[attr-defined]
 
 
 def end_workers() -> None:

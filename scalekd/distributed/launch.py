@@ -4,66 +4,89 @@ import logging
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from typing import Any
 
 import torch
 
+from scalekd.distributed.ranks import RENDEZVOUS_FOLDER
 from scalekd.errors import InputError
-from scalekd.signals import STOP_SIGNALS
+from scalekd.processes import LAUNCHER_PID
+from scalekd.signals import EXIT_CODES, handled_stop_signals
 
 logger = logging.getLogger(__name__)
-
-LAUNCHER_PID = "SCALEKD_LAUNCHED_BY"
-"""Environment variable with the process id of `launch`, in the ranks that it started."""
 
 GRACE_PERIOD = 20.0
 """Seconds in which the other ranks can end by themselves after one has failed."""
 
+SECONDS_TO_END_AT_ONCE = 5
+"""Seconds after a second Ctrl-C after which ranks that have not ended are killed."""
+
 
 def check_devices(devices: int) -> None:
-    """Raise InputError where this machine has fewer GPUs. Without GPUs any number is possible."""
+    """Raise InputError where this machine has fewer GPUs, or without GPUs fewer CPU cores."""
     if devices < 1:
         raise InputError(f"devices is {devices}: it must be 1 or more")
-    if torch.cuda.is_available() and devices > torch.cuda.device_count():
+    on_gpus = torch.cuda.is_available()
+    available = torch.cuda.device_count() if on_gpus else usable_cores()
+    if devices > available:
+        has = f"{available} GPUs" if on_gpus else f"no GPU, and {available} CPU cores to use"
         raise InputError(
-            f"devices is {devices} and this machine has {torch.cuda.device_count()} GPUs: give at "
+            f"devices is {devices} and this machine has {has}: give at "
             "most that number; to train on several machines start one process for each device, by "
             "torchrun or srun (docs/scaling.md)"
         )
+
+
+def usable_cores() -> int:
+    """The number of CPU cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def launch(devices: int, arguments: list[str]) -> int:
     """Run `scalekd` with `arguments` in one process for each of `devices`.
 
     The processes receive the signals that this process receives. Where one fails, all are ended.
+    They meet through a file in a folder that only this user can open, not at a port.
 
     Returns:
         The exit code of the first process that failed, or 0.
     """
+    with tempfile.TemporaryDirectory(prefix="scalekd-ranks-", ignore_cleanup_errors=True) as folder:
+        return _launch(devices, arguments, folder)
+
+
+def _launch(devices: int, arguments: list[str], folder: str) -> int:
     environment = {
         **os.environ,
         "WORLD_SIZE": str(devices),
         "LOCAL_WORLD_SIZE": str(devices),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(find_free_port()),
+        RENDEZVOUS_FOLDER: folder,
         LAUNCHER_PID: str(os.getpid()),
     }
     if not torch.cuda.is_available():
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // devices)))
     ranks: list[subprocess.Popen[bytes]] = []
-    was_signalled = threading.Event()
+    received: list[int] = []
+
+    def kill_ranks(*_: Any) -> None:
+        for process in ranks:
+            process.kill()
 
     def forward_signal(number: int, _: Any) -> None:
-        was_signalled.set()
+        received.append(number)
         for process in ranks:
             process.send_signal(number)
+        if received.count(signal.SIGINT) == 2:  # they end at once, unless they hang
+            signal.signal(signal.SIGALRM, kill_ranks)
+            signal.alarm(SECONDS_TO_END_AT_ONCE)
 
-    for number in STOP_SIGNALS:
+    for number in handled_stop_signals():
         signal.signal(number, forward_signal)
     for rank in range(devices):
         ranks.append(
@@ -77,7 +100,9 @@ def launch(devices: int, arguments: list[str]) -> int:
     if failed is None:
         return 0
     # Ranks that were asked to stop are saving: they get as long as they need.
-    _end_all(ranks, math.inf if was_signalled.is_set() else GRACE_PERIOD)
+    _end_all(ranks, math.inf if received else GRACE_PERIOD)
+    if received.count(signal.SIGINT) > 1:
+        return EXIT_CODES[signal.SIGINT]
     code = ranks[failed].returncode
     if code < 0:
         name = signal.Signals(-code).name
@@ -89,19 +114,6 @@ def launch(devices: int, arguments: list[str]) -> int:
         )
         return 128 - code
     return int(code)
-
-
-def launcher_is_gone() -> bool:
-    """Whether this process is a rank that `launch` started, and that process has ended."""
-    launcher = os.environ.get(LAUNCHER_PID)
-    return launcher is not None and os.getppid() != int(launcher)
-
-
-def find_free_port() -> int:
-    """A port of this machine that nothing listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for_first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:

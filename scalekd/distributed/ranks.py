@@ -3,28 +3,32 @@
 Outside of `process_group` there is one rank, number 0 of 1, and nothing here communicates.
 """
 
+import json
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from scalekd.errors import InputError
 from scalekd.signals import Interrupted
 
-T = TypeVar("T")
-
 TIMEOUT = timedelta(hours=1)
 """How long a rank waits for the others: one of them may load a teacher from a slow disk."""
 
 DEFAULT_PORT = 12910
+
+RENDEZVOUS_FOLDER = "SCALEKD_RENDEZVOUS"
+"""Environment variable with the folder in which the ranks of `scalekd --devices` meet."""
 
 FIRST_FAILED = "scalekd/failed"
 """Key in the ranks' common store of the number of the rank that failed first."""
@@ -137,9 +141,9 @@ def process_group() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(environment.local_rank)
         backend = "cpu:gloo,cuda:nccl"
-    os.environ["MASTER_ADDR"] = environment.main_address
-    os.environ["MASTER_PORT"] = str(environment.main_port)
-    store, _, _ = next(rendezvous("env://", environment.rank, environment.world_size))
+    if environment.world_size == environment.local_world_size:
+        _stay_on_this_machine()
+    store = _open_store(environment)
     distributed.init_process_group(
         backend,
         store=PrefixStore("scalekd", store),
@@ -158,32 +162,59 @@ def process_group() -> Iterator[None]:
     distributed.destroy_process_group()
 
 
-def decide_on_rank_0(decide: Callable[[], T]) -> T:
+def _open_store(environment: LaunchEnvironment) -> Store:
+    """Open the store in which the ranks tell each other their addresses.
+
+    It is a file in a private folder of `scalekd --devices`, else torch's own at the main address.
+    """
+    if folder := os.environ.get(RENDEZVOUS_FOLDER):
+        store: Store = FileStore(str(Path(folder) / "store"), environment.world_size)
+    else:
+        os.environ["MASTER_ADDR"] = environment.main_address
+        os.environ["MASTER_PORT"] = str(environment.main_port)
+        store, _, _ = next(rendezvous("env://", environment.rank, environment.world_size))
+    store.set_timeout(TIMEOUT)
+    return store
+
+
+def _stay_on_this_machine() -> None:
+    """Make gloo and NCCL use the loopback interface: no other machine can connect to the ranks."""
+    loopback = next((n for _, n in socket.if_nameindex() if re.fullmatch(r"lo\d*", n)), None)
+    if loopback is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = loopback
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
+
+
+def decide_on_rank_0(decide: Callable[[], Any]) -> Any:
     """Call `decide` on rank 0 only, and give its return value to all ranks.
+
+    Ranks exchange JSON and never pickles: what one rank sends cannot run code in another.
+
+    Args:
+        decide: its return value is plain data; with several ranks, as JSON gives it back.
 
     Raises:
         InputError: in all ranks, where `decide` raised it.
     """
-    value_or_error: list[Any] = [None, None]
+    if world_size() == 1:
+        return decide()
+    decision: dict[str, Any] = {}
     if rank() == 0:
         try:
-            value_or_error = [decide(), None]
+            decision = {"value": decide()}
         except InputError as error:
-            value_or_error = [None, error]
-    if world_size() > 1:
-        distributed.broadcast_object_list(value_or_error, src=0)
-    value, refusal = value_or_error
-    if refusal is not None:
-        raise refusal
-    return value  # type: ignore[no-any-return]
+            decision = {"refusal": str(error)}
+    decision = _broadcast_json(decision, source=0)
+    if "refusal" in decision:
+        raise InputError(decision["refusal"])
+    return decision["value"]
 
 
 def check_same_on_all_ranks(**values: Any) -> None:
-    """Raise InputError where one of these values differs between a rank and rank 0."""
+    """Raise InputError where one of these values, plain data, differs between ranks."""
     if world_size() == 1:
         return
-    values_of_ranks: list[dict[str, Any]] = [{}] * world_size()
-    distributed.all_gather_object(values_of_ranks, values)
+    values_of_ranks = [_broadcast_json(values, source=number) for number in range(world_size())]
     for number, others in enumerate(values_of_ranks):
         for name, value in others.items():
             if value != values_of_ranks[0][name]:
@@ -191,6 +222,16 @@ def check_same_on_all_ranks(**values: Any) -> None:
                     f"rank {number} has another {name} than rank 0 ({value}; "
                     f"{values_of_ranks[0][name]}): give all ranks the same files"
                 )
+
+
+def _broadcast_json(value: Any, source: int) -> Any:
+    """The `value` of rank `source`, in all ranks."""
+    sent = bytearray(json.dumps(value).encode()) if rank() == source else bytearray()
+    length = torch.tensor(len(sent))
+    distributed.broadcast(length, src=source)
+    text = torch.frombuffer(sent, dtype=torch.uint8) if sent else torch.empty(int(length)).byte()
+    distributed.broadcast(text, src=source)
+    return json.loads(text.numpy().tobytes())
 
 
 def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.estimating.meta_pair import TrainingImages
 from scalekd.estimating.synthetic_step import SyntheticStep, time_call
+from scalekd.processes import end_with_parent
 from scalekd.recipe import Recipe
 from scalekd.runs.result import Run
 from scalekd.training.optim import build_average, build_optimizer
@@ -67,7 +68,8 @@ def benchmark_step(recipe: Recipe, images: TrainingImages, micro_batch: int) -> 
     Raises:
         InputError: The pair cannot work, or a step does not fit into this machine's memory.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, initializer=end_with_parent) as pool:
         try:
             return pool.submit(_benchmark_step, recipe, images, micro_batch).result()
         except (BrokenProcessPool, torch.OutOfMemoryError) as error:

@@ -14,13 +14,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from scalekd.atomic_io import TEMPORARY_NAME, remove_leftovers, write_atomically
 from scalekd.cache.encoding import CachePrecision, EncodedRows, decode, encode, encoding_errors
 from scalekd.cache.store import Cache, Manifest, manifest_file, pixel_fingerprint
 from scalekd.data.cached import AugmentedViews, cache_identity, library_versions
-from scalekd.data.loader import worker_settings
+from scalekd.data.loader import ImageLoader, worker_settings
 from scalekd.device import best_device
 from scalekd.errors import InputError
 from scalekd.jobs.progress import MAX_SECONDS_WITHOUT_LINE, print_note
@@ -283,7 +283,7 @@ def write_missing_parts(
         console.print(f"{parts - len(missing)} of {parts} parts are intact")
     batch_size = prepared.recipe.batch_size
     batches_by_part = [_split(cache.manifest.part_rows(part), batch_size) for part in missing]
-    loader = DataLoader(
+    loader = ImageLoader(
         images,
         batch_sampler=[list(rows) for batches in batches_by_part for rows in batches],
         pin_memory=False,

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from scalekd.data.loader import check_batch_size
 from scalekd.distributed import ranks
 from scalekd.errors import InputError
 from scalekd.jobs.job_log import job_log
@@ -58,11 +59,14 @@ def distill(
     """
     with ranks.process_group():
         _check_parallel(parallel)
+        check_batch_size(recipe.batch_size, ranks.world_size(), recipe.accumulate)
         check_trackers(recipe.trackers)
         for student in recipe.per_student().values():
             check_optimizer(student.optim)
         if recipe.more_students:
-            out = out or ranks.decide_on_rank_0(lambda: choose_folder(recipe, newest=resume))
+            out = out or Path(
+                ranks.decide_on_rank_0(lambda: str(choose_folder(recipe, newest=resume)))
+            )
             if (parallel or 1) > 1:
                 raise InputError(
                     f"parallel is {parallel}, but several students are trained interleaved in one "

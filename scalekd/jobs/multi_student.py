@@ -18,7 +18,6 @@ from typing import Any
 
 from scalekd.device import best_device
 from scalekd.distributed import ranks
-from scalekd.distributed.launch import launcher_is_gone
 from scalekd.errors import DivergedError, InputError
 from scalekd.jobs.job_log import job_log
 from scalekd.jobs.parallel import StopOr
@@ -196,7 +195,7 @@ def _train(
             other runs have saved their states.
     """
     failed = threading.Event()
-    stop = StopOr(failed, lambda: stop_requested.is_set() or launcher_is_gone())
+    stop = StopOr(failed, stop_requested.is_set)
     with ExitStack() as entered:
         trainings: dict[str, TrainingRun] = {}
         for job in jobs:

@@ -12,13 +12,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property, partial
 from multiprocessing.synchronize import Event
+from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import torch
 
 from scalekd.distributed import ranks
-from scalekd.distributed.launch import launcher_is_gone
 from scalekd.errors import InputError
+from scalekd.processes import end_with_parent, parent_is_gone
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
 from scalekd.runs.folder import RunFolder
@@ -68,12 +69,12 @@ def train_all(
     """
     if processes == 1:
         stop_requested = threading.Event()
-        stop = StopOr(stop_requested, launcher_is_gone)
         with stop_on_signal(stop_requested.set):
             for run in runs:
-                finished(train(prepared, run, folder, partial(report, run), stop))
+                finished(train(prepared, run, folder, partial(report, run), stop_requested))
         return
     context = multiprocessing.get_context("spawn")
+    get_temp_dir()  # or each worker makes one, which a killed worker leaves behind
     stop_all, messages = context.Event(), context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // processes)
     with (
@@ -101,14 +102,14 @@ def train_all(
 
 @dataclass(frozen=True)
 class StopOr:
-    """A stop signal that is set by its event, or when the process that started this one is gone."""
+    """A stop signal that is set by its event, or for another reason."""
 
     event: Event | threading.Event
-    parent_is_gone: Callable[[], bool]
+    other_reason: Callable[[], bool]
 
     def is_set(self) -> bool:
         """Whether the runs are to stop."""
-        return self.event.is_set() or self.parent_is_gone()
+        return self.event.is_set() or self.other_reason()
 
 
 class _Worker:
@@ -116,7 +117,7 @@ class _Worker:
 
     def __init__(self, recipe: Recipe, stop: Event, messages: Any) -> None:
         self.recipe, self.messages = recipe, messages
-        self.stop = StopOr(stop, _parent_is_gone)
+        self.stop = StopOr(stop, parent_is_gone)
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -139,6 +140,7 @@ def _start_worker(recipe: Recipe, stop: Event, messages: Any, threads: int) -> N
     global _worker
     _worker = _Worker(recipe, stop, messages)
     ignore_stop_signals()  # the parent sets `stop`
+    end_with_parent(lambda: None)  # a run that trains looks for its parent itself, and saves
     torch.set_num_threads(threads)
     # The parent shows log records and warnings above its bars, and writes them to train.log.
     logging.getLogger("scalekd").addHandler(_ToParent(messages))
@@ -154,13 +156,8 @@ def _train_in_worker(run: Run, folder: RunFolder) -> Result:
     try:
         return _worker.train(run, folder)
     finally:
-        if _parent_is_gone():  # nobody is left to take the result or to end this process
+        if parent_is_gone():  # nobody is left to take the result or to end this process
             os._exit(1)
-
-
-def _parent_is_gone() -> bool:
-    parent = multiprocessing.parent_process()
-    return parent is not None and not parent.is_alive()
 
 
 def _conclude(future: Future[Result], finished: Callable[[Result], None]) -> BaseException | None:

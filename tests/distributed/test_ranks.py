@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from helpers.real_runs import (
     wait_until_training,
 )
 
-from scalekd.distributed.launch import find_free_port
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.recipe import Data
 
@@ -227,7 +227,7 @@ def child_pids(process: int) -> list[str]:
 def run_in_two_ranks(script: str) -> list[subprocess.CompletedProcess[str]]:
     """Run a script in two processes, started as torchrun does."""
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    shared["MASTER_PORT"] = str(find_free_port())
+    shared["SCALEKD_RENDEZVOUS"] = tempfile.mkdtemp()
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", script],

@@ -1,0 +1,140 @@
+"""A second Ctrl-C ended with 1, a closed terminal saved nothing, Ctrl-C in imports: a traceback."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers.pictures import image_folder
+from helpers.processes import alive_after, descendants
+from helpers.real_runs import (
+    SECONDS_TO_START,
+    newest_state,
+    random_settings,
+    start,
+    wait_until_training,
+)
+
+from scalekd.cli.commands import COMMANDS
+from scalekd.cli.main import main
+from scalekd.signals import Interrupted, stop_on_signal
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)],
+)
+def test_a_signal_asks_to_stop_and_gives_its_exit_code(number: int, code: int) -> None:
+    stops: list[bool] = []
+
+    def train() -> None:
+        with stop_on_signal(lambda: stops.append(True)):
+            signal.raise_signal(number)
+            assert stops == [True]
+            raise Interrupted
+
+    with pytest.raises(Interrupted) as caught:
+        train()
+    assert caught.value.code == code
+
+
+def test_a_run_under_nohup_still_ignores_the_closed_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signal(lambda: pytest.fail("it stopped")):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_whatever_error_a_ctrl_c_becomes_the_exit_code_is_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*_: Any) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise RuntimeError("DataLoader worker (pid 7) was killed by signal: Interrupt.")
+
+    monkeypatch.setitem(COMMANDS, "models", replace(COMMANDS["models"], run=run))
+    with pytest.raises(SystemExit) as ended:
+        main(["models"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.startswith("scalekd: stopped at once")
+
+
+def test_ctrl_c_during_the_imports_is_one_line() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scalekd", "models"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, "")
+    assert errors == "scalekd: stopped before it had begun\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    image_folder(tmp_path / "images", each=10, side=48)
+    settings = random_settings(tmp_path) | {"accumulate": 1, "compare": ["supervised"]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings | {"epochs": 40}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(("--parallel", "1"), id="one process"),
+        pytest.param(("--parallel", "2"), id="side by side", marks=pytest.mark.slow),
+        pytest.param(("--devices", "2"), id="ranks", marks=pytest.mark.slow),
+    ],
+)
+def test_a_second_ctrl_c_ends_at_once_with_130(root: Path, arguments: tuple[str, str]) -> None:
+    process = start(root, "run", *arguments)
+    assert wait_until_training(process, root / "run")
+    below = descendants(process.pid)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert output.count("scalekd: stopped") == 1
+    assert alive_after(below, 10) == set()
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_saves_and_ends_with_129(root: Path) -> None:
+    """Its processes get SIGHUP, and what they print is refused with EIO."""
+    terminal, inside = os.openpty()
+    command = [sys.executable, "-m", "scalekd", "distill", "--config", str(root / "recipe.yaml")]
+    process = subprocess.Popen(
+        [*command, "--out", str(root / "run"), "--parallel", "1"],
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+    )
+    os.close(inside)
+    os.set_blocking(terminal, False)
+    deadline = time.monotonic() + SECONDS_TO_START
+    while not (root / "run/metrics.jsonl").exists() and time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 65536)
+        time.sleep(0.05)
+    os.close(terminal)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 129
+    assert newest_state(root / "run") is not None
