@@ -1,11 +1,10 @@
 """Images that cannot be decoded: they end a run, or are skipped and counted, as the user asked."""
 
-import io
 import logging
-from typing import BinaryIO, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from scalekd.errors import InputError
 
@@ -27,46 +26,12 @@ class Samples(Protocol):
 
     def __getitem__(self, index: int) -> Sample: ...
 
+    def content(self, index: int) -> bytes:
+        """The encoded image of a sample."""
+
 
 class CorruptImageError(InputError):
     """The bytes of an image cannot be decoded, now or later."""
-
-
-def load_image(path: str) -> Image.Image:
-    """Read an RGB image from a file; see `decode_image` for the errors."""
-    try:
-        with open(path, "rb") as file:
-            return decode_image(file, repr(path))
-    except OSError as error:
-        raise InputError(f"cannot read the image {path!r} ({error}): bring it back") from error
-
-
-def decode_image(content: BinaryIO | bytes, name: str) -> Image.Image:
-    """Decode an RGB image.
-
-    Args:
-        content: the encoded image.
-        name: how an error names it.
-
-    Raises:
-        CorruptImageError: the content is damaged, or no image.
-        InputError: the content could not be read at all, which may succeed another time.
-    """
-    try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return image.convert("RGB")
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises many kinds for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "of no known format"  # Pillow's message is the address of the bytes in memory
-        if isinstance(error, OSError) and error.errno:
-            raise InputError(f"cannot read the image {name} ({reason}): bring it back") from error
-        raise CorruptImageError(
-            f"cannot read the image {name} ({reason}): repair or remove it, or skip such images "
-            "with --data.corrupt_images skip"
-        ) from error
 
 
 class CheckedSamples:

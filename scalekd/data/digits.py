@@ -28,6 +28,17 @@ def open_digits(data: Data) -> Source:
             f"data.train_images is {data.train_images}: of the digits there are 10 to "
             f"{available} to train on"
         )
+    for name in ("auto_augment", "color_jitter", "erasing"):
+        if value := getattr(data, name):
+            raise InputError(
+                f"data.{name} is {value!r}, and the digits are rendered without augmentation: drop "
+                "it, or give other images with --data.root"
+            )
+    if data.epoch_images and data.epoch_images > RENDERINGS:
+        raise InputError(
+            f"data.epoch_images is {data.epoch_images}: of the digits there are {RENDERINGS} "
+            "renderings; make it smaller"
+        )
     names = tuple(map(str, range(digits.CLASSES)))
     size = (digits.SIZE, digits.SIZE)
     if data.size not in (None, size):

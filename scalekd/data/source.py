@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, NoReturn
 
 import torch
@@ -65,6 +67,7 @@ class Source:
         epoch_sampler: draws the order of an epoch; None for a uniformly random one.
         corrupt_count: counts the images that were found to be corrupt since the source was built.
         identity: hash of the training images' names, classes and order.
+        validation_identity: the same of the validation images, and of few also of their content.
         images_per_view: how many images one augmented view of a cache has; None for as many as the
             training set has.
         splits: what the training and the validation split hold, in this order.
@@ -82,6 +85,7 @@ class Source:
     epoch_sampler: EpochSampler | None = None
     corrupt_count: Callable[[], int] = lambda: 0
     identity: str = ""
+    validation_identity: str = ""
     images_per_view: int | None = None
     splits: tuple[Split, ...] = ()
     unaugmented_set: Callable[[InputConfig], Dataset[Any]] | None = None
@@ -104,15 +108,39 @@ class Source:
         return cls(classes, 0, input, refuse, None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredSplit:
+    """A split as it is stored.
+
+    Args:
+        name: of the split, as the source names it.
+        samples: its samples.
+        identifiers: strings that differ for other samples, wherever they are stored.
+        classes: names of the classes in the order of the samples' classes; empty without labels.
+        targets: classes of the samples (N,); None without labels.
+    """
+
+    name: str
+    samples: Samples
+    identifiers: Iterable[str] = ()
+    classes: tuple[str, ...] = ()
+    targets: Tensor | None = None
+
+    def describe(self) -> Split:
+        """What the split holds."""
+        return Split(self.name, len(self.samples), self.classes)
+
+    def classes_with_images(self) -> set[str]:
+        """Names of the classes that a sample has."""
+        assert self.targets is not None
+        return {self.classes[number] for number in set(self.targets.tolist())}
+
+
 def build_source(
     data: Data,
+    training: StoredSplit,
+    validation: StoredSplit | None = None,
     *,
-    training: Samples,
-    identifiers: Iterable[str],
-    validation: Samples | None = None,
-    targets: Tensor | None = None,
-    classes: Sequence[str] = (),
-    split_names: tuple[str, ...] = ("train", "val"),
     notes: Iterable[str] = (),
     epoch_sampler: EpochSampler | None = None,
 ) -> Source:
@@ -121,43 +149,42 @@ def build_source(
     Args:
         data: which of the samples are used, and how they are augmented.
         training: samples to train on.
-        identifiers: strings that differ for other training samples, wherever they are stored.
-        validation: samples to validate on; None without labels.
-        targets: classes of the training samples (N,); None without labels.
-        classes: names of the classes in the order of their numbers; empty without labels.
-        split_names: names of the training and the validation split.
+        validation: samples to validate on, whose classes are brought into the order of the training
+            classes; None without labels.
         notes: decisions that were taken and not asked for, one line each.
         epoch_sampler: draws the order of all training samples.
 
     Raises:
-        InputError: there are fewer training samples than `data` asks for; one is corrupt, where
-            there are at most `MAX_DECODED_BEFOREHAND` and `data` does not skip it.
+        InputError: there are fewer training samples than `data` asks for; the validation split has
+            a class that the training split has not; a sample is corrupt, where there are at most
+            `MAX_DECODED_BEFOREHAND` and `data` does not skip it.
     """
-    if data.train_images and data.train_images > len(training):
-        raise InputError(
-            f"data.train_images is {data.train_images} and there are {len(training)} images to "
-            f"train on in {data.root!r}"
-        )
-    classes_of_samples = torch.zeros(len(training)) if targets is None else targets
-    checked = [
-        CheckedSamples(s, data.corrupt_images) for s in (training, validation) if s is not None
-    ]
-    if sum(map(len, checked)) <= MAX_DECODED_BEFOREHAND:
+    check_counts(data, len(training.samples))
+    splits = [training] if validation is None else [training, validation]
+    notes = list(notes)
+    numbers = list[int]()
+    if validation is not None:
+        numbers = number_classes(data.root, training, validation)
+        notes += notes_on_classes(training, validation)
+    checked = [CheckedSamples(split.samples, data.corrupt_images) for split in splits]
+    few = sum(map(len, checked)) <= MAX_DECODED_BEFOREHAND
+    if few:
         for samples in checked:
             for index in range(len(samples)):
                 samples.read(index)
+    targets = torch.zeros(len(training.samples)) if training.targets is None else training.targets
 
     def training_set(config: InputConfig, seed: int) -> Dataset[Any]:
-        subset: range | list[int] = range(len(training))
+        subset: range | list[int] = range(len(training.samples))
         if data.train_images is not None:
-            subset = balanced_subset(classes_of_samples.tolist(), data.train_images, seed)
+            subset = balanced_subset(targets.tolist(), data.train_images, seed)
         return TrainingSet(checked[0], subset, build_training_transform(data, config), seed)
 
     def validation_set(config: InputConfig) -> Dataset[Any]:
-        return ValidationSet(checked[1], config)
+        return Relabelled(ValidationSet(checked[1], config), numbers)
 
     return Source(
-        classes=len(classes) or None,
+        classes=len(training.classes) or None,
         workers=min(MAX_WORKERS, usable_cores()),
         input=None,
         training_set=training_set,
@@ -165,13 +192,27 @@ def build_source(
         notes=[Note("info", note) for note in notes],
         epoch_sampler=epoch_sampler if data.train_images is None else None,
         corrupt_count=lambda: sum(samples.corrupt_count() for samples in checked),
-        identity=_identity(classes_of_samples, identifiers),
-        splits=tuple(
-            Split(name, len(samples), tuple(classes))
-            for name, samples in zip(split_names, checked, strict=False)
+        identity=_identity(targets, training.identifiers),
+        validation_identity="" if validation is None else _validation_identity(validation, few),
+        splits=tuple(split.describe() for split in splits),
+        unaugmented_set=(
+            None if training.targets is None else lambda config: ValidationSet(checked[0], config)
         ),
-        unaugmented_set=None if targets is None else lambda c: ValidationSet(checked[0], c),
-        targets=targets,
+        targets=training.targets,
+    )
+
+
+def build_validation_source(
+    data: Data, validation: StoredSplit, notes: Iterable[str] = ()
+) -> Source:
+    """Build a source that has these validation samples alone, with their own numbers of classes."""
+    samples = CheckedSamples(validation.samples, data.corrupt_images)
+    return replace(
+        Source.without_images(len(validation.classes)),
+        validation_set=lambda config: ValidationSet(samples, config),
+        notes=[Note("info", note) for note in notes],
+        corrupt_count=samples.corrupt_count,
+        splits=(validation.describe(),),
     )
 
 
@@ -210,14 +251,16 @@ class ValidationSet(Dataset[Any]):
 
     def __init__(self, samples: CheckedSamples, config: InputConfig) -> None:
         self.samples, self.config = samples, config
-        self.transform: Transform = create_transform(
+        mean, std = _of_rgb(config)
+        transform = create_transform(
             config.size,
-            mean=config.mean,
-            std=config.std,
+            mean=mean,
+            std=std,
             crop_pct=config.crop,
             crop_mode=config.crop_mode,
             interpolation=config.interpolation,
         )
+        self.transform = _to_channels(transform, config)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -229,28 +272,109 @@ class ValidationSet(Dataset[Any]):
         return (self.transform(sample[0]), *sample[1:])
 
 
-def check_same_classes(
-    root: str, splits: str, training: Sequence[str | int], validation: Sequence[str | int]
-) -> None:
-    """Raise InputError unless two splits have the same classes in the same order.
+class Relabelled(Dataset[Any]):
+    """Labelled images whose classes get other numbers; the class `IGNORED` stays.
 
     Args:
-        root: how the error names the source.
-        splits: how the error names the two splits.
-        training, validation: their classes.
+        images: items are (image, class).
+        numbers: the new number of each class.
     """
-    if list(training) != list(validation):
-        odd = [str(name) for name in sorted(set(training) ^ set(validation))] or ["another order"]
+
+    def __init__(self, images: Dataset[Any], numbers: Sequence[int]) -> None:
+        self.images, self.numbers = images, numbers
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, target = self.images[index]
+        return image, target if target == IGNORED else self.numbers[target]
+
+
+def without_labels(root: str) -> InputError:
+    """The error of images to evaluate on that have no labels."""
+    return InputError(
+        f"data.root is {root!r}, which has no labels to evaluate with: give a folder with "
+        "val/CLASS/*.jpg or test/CLASS/*.jpg, or one of class folders"
+    )
+
+
+def check_counts(data: Data, images: int) -> None:
+    """Raise InputError where `data` asks for more than the `images` that there are to train on."""
+    if data.train_images and data.train_images > images:
         raise InputError(
-            f"{root!r}: {splits} have different classes, only one has: {', '.join(odd[:5])}"
+            f"data.train_images is {data.train_images} and there are {images} images to train on "
+            f"in {data.root!r}"
+        )
+    available = data.train_images or images
+    if data.epoch_images and data.epoch_images > available:
+        raise InputError(
+            f"data.epoch_images is {data.epoch_images} and there are {available} images to train "
+            f"on in {data.root!r}: an epoch has each image at most once; drop it or make it smaller"
         )
 
 
-def _identity(targets: Tensor, identifiers: Iterable[str]) -> str:
+def normal_names(names: Sequence[str], title: str) -> tuple[str, ...]:
+    """Names of classes in Unicode's composed form, which file systems do not agree on.
+
+    Raises:
+        InputError: two names of `title` differ only in their form.
+    """
+    normal = tuple(unicodedata.normalize("NFC", name) for name in names)
+    numbers = dict[str, int]()
+    for number, name in enumerate(normal):
+        if (first := numbers.setdefault(name, number)) != number:
+            raise InputError(
+                f"{title} has one class under two Unicode forms of a name, {names[first]!a} "
+                f"and {names[number]!a}: make them one"
+            )
+    return normal
+
+
+def number_classes(root: str, training: StoredSplit, validation: StoredSplit) -> list[int]:
+    """The number that each validation class has among the training classes.
+
+    Raises:
+        InputError: there is no training class of a validation class's name.
+    """
+    numbers = {name: number for number, name in enumerate(training.classes)}
+    if not numbers.keys() >= set(validation.classes):
+        odd = sorted(set(training.classes) ^ set(validation.classes))
+        raise InputError(
+            f"{root!r}: {training.name} and {validation.name} have different classes, only one "
+            f"has: {', '.join(odd[:5])}"
+        )
+    return [numbers[name] for name in validation.classes]
+
+
+def notes_on_classes(training: StoredSplit, validation: StoredSplit) -> list[str]:
+    """A note on classes that only one of the splits has images of."""
+    notes = []
+    trained, measured = training.classes_with_images(), validation.classes_with_images()
+    for split, missing in ((validation, trained - measured), (training, measured - trained)):
+        if missing:
+            notes.append(
+                f"{split.name} has no image of {len(missing)} of the {len(training.classes)} "
+                f"classes, for example {min(missing)}"
+            )
+    return notes
+
+
+def _identity(targets: Tensor, identifiers: Iterable[str], contents: Iterable[bytes] = ()) -> str:
     digest = hashlib.blake2b(targets.long().numpy().tobytes(), digest_size=8)
     for identifier in identifiers:
         digest.update(identifier.encode(errors="surrogateescape") + b"\0")
+    for content in contents:
+        digest.update(hashlib.blake2b(content, digest_size=8).digest())
     return digest.hexdigest()
+
+
+def _validation_identity(validation: StoredSplit, few: bool) -> str:
+    assert validation.targets is not None
+    samples = validation.samples
+    contents = map(samples.content, range(len(samples) if few else 0))
+    classes = iter(validation.classes)
+    return _identity(validation.targets, chain(validation.identifiers, classes), contents)
 
 
 def usable_cores() -> int:
@@ -267,14 +391,15 @@ def build_training_transform(data: Data, config: InputConfig) -> Transform:
         InputError: timm cannot read the augmentation policy.
     """
     shape = config.size[1] / config.size[0]
+    mean, std = _of_rgb(config)
     try:
-        transform: Transform = create_transform(
+        transform = create_transform(
             config.size,
             is_training=True,
             # Crops have about the shape of what they are resized to, as they have in validation.
             ratio=(3 / 4 * shape, 4 / 3 * shape),
-            mean=config.mean,
-            std=config.std,
+            mean=mean,
+            std=std,
             auto_augment=data.auto_augment,
             re_prob=data.erasing,
             color_jitter=data.color_jitter or None,
@@ -284,7 +409,42 @@ def build_training_transform(data: Data, config: InputConfig) -> Transform:
             f"data.auto_augment is {data.auto_augment!r}, no policy that timm has; two are "
             "rand-m9-n2-mstd0.5 and 3a"
         ) from error
-    return transform
+    return _to_channels(transform, config)
+
+
+class GreyTransform:
+    """Applies a transform of RGB images to an image that is made grey; one channel is left.
+
+    Args:
+        transform: gives an image (3, H, W).
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Give one normalised channel (1, H, W)."""
+        return self.transform(image.convert("L").convert("RGB"))[:1]
+
+
+def check_channels(config: InputConfig) -> None:
+    """Raise InputError unless images of this number of channels can be made."""
+    if config.channels not in (1, 3):
+        raise InputError(
+            f"the student takes images of {config.channels} channels, and image files are read as "
+            "RGB (3) or grey (1): set in_chans in student_args to 3 or 1"
+        )
+
+
+def _of_rgb(config: InputConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the RGB image that `config`'s image is made from."""
+    check_channels(config)
+    repeats = 3 // config.channels
+    return config.mean * repeats, config.std * repeats
+
+
+def _to_channels(transform: Transform, config: InputConfig) -> Transform:
+    return transform if config.channels == 3 else GreyTransform(transform)
 
 
 def balanced_subset(targets: list[int], count: int, seed: int) -> list[int]:

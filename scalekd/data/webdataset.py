@@ -14,6 +14,7 @@ import os
 import re
 import tarfile
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,11 +25,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from scalekd.atomic_io import replacing
-from scalekd.data.corrupt import Sample, decode_image
-from scalekd.data.source import Source, build_source, check_same_classes
+from scalekd.data.corrupt import Sample
+from scalekd.data.decoding import COMMON_ENDINGS, MAX_IMAGE_BYTES, decode_image, image_endings
+from scalekd.data.source import (
+    Source,
+    StoredSplit,
+    build_source,
+    build_validation_source,
+    without_labels,
+)
+from scalekd.data.walk import (
+    identities_upwards,
+    identity,
+    is_file,
+    is_folder,
+    is_hidden,
+    readable,
+    scan,
+)
 from scalekd.errors import InputError
 from scalekd.recipe import Data
 
@@ -43,16 +59,43 @@ MAX_OPEN_TARS = 64
 BLOCK_TARS, BLOCK_SAMPLES = 8, 8_192
 """A block, whose samples are shuffled with each other, has at least so many of both."""
 
+MAX_LABEL_BYTES = 2**20
+"""Larger labels and headers are damaged, or made to fill the memory."""
+
+MAX_MOSTLY_EMPTY_CLASSES = 25_000
+"""Of more classes than so many, more than ImageNet-21K has, half must have an image."""
+
+EXTENDED_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+"""Types of headers whose data `tarfile` reads into memory."""
+
 NO_LABEL = -1
 """The class of a sample without a label."""
 
-FORMAT = 1
+FORMAT = 2
 """Version of the stored index."""
 
 
 def find_tars(root: Path) -> list[Path]:
-    """List the tar files in `root` and in its immediate folders."""
-    return sorted(p for depth in ("*.tar", "*/*.tar") for p in root.glob(depth) if p.is_file())
+    """List the tar files in `root` and in its immediate folders, every folder once."""
+    folders, visited = [str(root)], identities_upwards(root)
+    for entry in sorted(scan(root), key=lambda entry: (entry.is_symlink(), entry.name)):
+        if is_hidden(entry.name) or not is_folder(entry):
+            continue
+        if (found := identity(entry.path)) not in visited:
+            visited.add(found)
+            folders.append(entry.path)
+    return sorted(
+        Path(entry.path)
+        for folder in folders
+        for entry in scan(folder)
+        if entry.name.endswith(".tar") and not is_hidden(entry.name) and is_file(entry)
+    )
 
 
 def open_webdataset(data: Data) -> Source:
@@ -71,43 +114,82 @@ def open_webdataset(data: Data) -> Source:
             f"in {data.root}, for example {other_tars[0]}"
         )
     training = TarSamples(train_tars)
-    identifiers = [os.path.relpath(file, root) for file in training.files]
-    identifiers += map(str, training.index.size.tolist())
     sampler = partial(shuffle_in_blocks, torch.from_numpy(training.index.tar).long())
-    build = partial(
-        build_source, data, training=training, identifiers=identifiers, epoch_sampler=sampler
-    )
     if training.first_without_label is not None:
         if validation_tars:
             notes.append(
                 f"skipped, there being no labels to train on: {len(validation_tars)} tar files"
             )
-        return build(notes=notes)
+        split = StoredSplit(
+            name="train", samples=training, identifiers=_identifiers(root, training)
+        )
+        return build_source(data, split, notes=notes, epoch_sampler=sampler)
     if not validation_tars:
         raise InputError(
             f"{data.root!r} has tar files to train on and none to validate on: put them into val/, "
             "or name them *-val-*.tar"
         )
-    validation = TarSamples(validation_tars)
-    if (missing := validation.first_without_label) is not None:
+    labelled = _label_split(root, "train", training)
+    if len(labelled.classes) < 2:
+        raise InputError(f"{data.root!r}: all labels are 0; at least 2 classes are needed")
+    if missing := set(labelled.classes) - labelled.classes_with_images():
+        notes.append(
+            f"of {len(labelled.classes)} classes, 0 to {len(labelled.classes) - 1}, {len(missing)} "
+            f"have no image, for example {min(missing, key=int)}"
+        )
+    validation = _label_split(root, "val", TarSamples(validation_tars))
+    return build_source(data, labelled, validation, notes=notes, epoch_sampler=sampler)
+
+
+def open_webdataset_validation(data: Data) -> Source:
+    """Open the tar files to validate on, or all where no name has a split, to evaluate on."""
+    root = Path(data.root)
+    tars = find_tars(root)
+    words = {file: _words(root, file) for file in tars}
+    for split in (VALIDATION_WORDS, {"test"}):
+        if chosen := [file for file in tars if words[file] & split]:
+            break
+    else:
+        chosen = [file for file in tars if not words[file] & TRAINING_WORDS]
+    if not chosen:
         raise InputError(
-            f"{validation.name(missing)} has no label, and the tar files to train on have: add its "
+            f"{data.root!r} has tar files to train on and none to evaluate on: put them into val/, "
+            "or name them *-val-*.tar"
+        )
+    samples = TarSamples(chosen)
+    if samples.first_without_label is not None:
+        raise without_labels(data.root)
+    return build_validation_source(data, _label_split(root, "val", samples))
+
+
+def _label_split(root: Path, name: str, samples: "TarSamples") -> StoredSplit:
+    """A split of labelled samples, whose classes are numbers from 0 on."""
+    if (unlabelled := samples.first_without_label) is not None:
+        raise InputError(
+            f"{samples.name(unlabelled)} has no label, and the tar files to train on have: add its "
             ".cls, or a .json with a label"
         )
-    labels, validation_labels = (np.unique(s.index.target).tolist() for s in (training, validation))
-    check_same_classes(
-        data.root, "the tar files to train and to validate on", labels, validation_labels
-    )
-    classes = labels[-1] + 1
-    if classes < 2:
-        raise InputError(f"{data.root!r}: all labels are 0; at least 2 classes are needed")
-    if len(labels) < classes:
-        notes.append(
-            f"of {classes} classes, 0 to {classes - 1}, {classes - len(labels)} have no image, for "
-            f"example {min(set(range(classes)) - set(labels))}"
+    targets = torch.from_numpy(samples.index.target)
+    classes = int(targets.max()) + 1
+    with_images = len(np.unique(samples.index.target))
+    if classes > MAX_MOSTLY_EMPTY_CLASSES and with_images < classes / 2:
+        raise InputError(
+            f"{samples.name(int(targets.argmax()))} has the label {classes - 1}, and only "
+            f"{with_images} different labels are in the tar files to {name}: number the classes "
+            "from 0 on without gaps"
         )
-    targets, names = torch.from_numpy(training.index.target), [str(i) for i in range(classes)]
-    return build(validation=validation, targets=targets, classes=names, notes=notes)
+    return StoredSplit(
+        name=name,
+        samples=samples,
+        identifiers=_identifiers(root, samples),
+        classes=tuple(map(str, range(classes))),
+        targets=targets,
+    )
+
+
+def _identifiers(root: Path, samples: "TarSamples") -> list[str]:
+    names = [os.path.relpath(file, root) for file in samples.files]
+    return names + list(map(str, samples.index.size.tolist()))
 
 
 @dataclass(frozen=True)
@@ -156,12 +238,15 @@ class TarSamples:
         return len(self.index.tar)
 
     def __getitem__(self, index: int) -> Sample:
-        offset, size = int(self.index.offset[index]), int(self.index.size[index])
-        content = self._read(int(self.index.tar[index]), offset, size)
-        image = decode_image(content, self.name(index))
+        image = decode_image(self.content(index), self.name(index))
         if self.first_without_label is not None:
             return (image,)
         return image, int(self.index.target[index])
+
+    def content(self, index: int) -> bytes:
+        """The encoded image of a sample."""
+        offset, size = int(self.index.offset[index]), int(self.index.size[index])
+        return self._read(int(self.index.tar[index]), offset, size)
 
     def name(self, index: int) -> str:
         """Name of a sample's image and of its tar file.
@@ -219,7 +304,7 @@ def shuffle_in_blocks(tar: Tensor, generator: Generator) -> Tensor:
 def _tars_by_split(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """Training, validation and other tar files; all are for training where no name has a split."""
     tars = find_tars(root)
-    words = {p: set(re.findall("[a-z]+", str(p.relative_to(root)).lower())) for p in tars}
+    words = {p: _words(root, p) for p in tars}
     training = [p for p in tars if words[p] & TRAINING_WORDS]
     validation = [p for p in tars if words[p] & VALIDATION_WORDS and not words[p] & TRAINING_WORDS]
     if not training and not validation:
@@ -232,13 +317,22 @@ def _tars_by_split(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
     return training, validation, [p for p in tars if p not in {*training, *validation}]
 
 
+def _words(root: Path, file: Path) -> set[str]:
+    return set(re.findall("[a-z]+", str(file.relative_to(root)).lower()))
+
+
 def _load_index(files: list[str]) -> TarIndex:
     """Load the index of tar files, which is made once and stored until one of them changes."""
-    states = [(os.path.abspath(f), (s := os.stat(f)).st_size, s.st_mtime_ns) for f in files]
+    states = []
+    for file in files:
+        with readable(file):
+            status = os.stat(file)
+        states.append((os.path.abspath(file), status.st_size, status.st_mtime_ns))
     digest = hashlib.blake2b(repr((FORMAT, states)).encode(), digest_size=12).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scalekd"
     stored = folder / f"tar-index-{digest}.npz"
-    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile), np.load(stored) as arrays:
+    damaged = (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
+    with contextlib.suppress(*damaged), np.load(stored) as arrays:
         return TarIndex(**arrays)
     logger.info("reading the headers of %d tar files, once", len(files))
     columns_of_tars = [_read_headers(number, file) for number, file in enumerate(files)]
@@ -273,21 +367,32 @@ def _read_samples(file: str) -> Iterator[tuple[str, Members]]:
     """Key and members of each sample of a tar file; the members of a sample are adjacent."""
     key, members = "", Members()
     try:
-        with tarfile.open(file, "r:") as tar:
+        with readable(file):
+            os.close(os.open(file, os.O_RDONLY))  # `tarfile` calls what is unreadable damaged
+        with tarfile.open(file, "r:", tarinfo=BoundedTarInfo) as tar:
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
-                if not member.isreg() or name.startswith(("__", "._")):
+                if not member.isreg() or name.startswith("__") or _is_hidden_member(member.name):
                     continue
+                if member.issparse():
+                    raise tarfile.ReadError(f"{member.name!r} is stored as a sparse file")
                 stem, _, ending = name.partition(".")
                 if (next_key := f"{folder}/{stem}") != key and members:
                     yield key, members
                     members = {}
                 key, ending = next_key, f".{ending.lower()}"
-                label = tar.extractfile(member) if ending in (".cls", ".json") else None
-                content = label.read() if label else b""
+                content = b""
+                if ending in (".cls", ".json"):
+                    if member.size > MAX_LABEL_BYTES:
+                        raise InputError(
+                            f"{member.name!r} in {file!r} has {member.size} bytes, too many for a "
+                            "label: leave it out, or put a .cls of one number in its place"
+                        )
+                    label = tar.extractfile(member)
+                    content = label.read() if label else b""
                 members[ending] = member.offset_data, member.size, content
             _check_ends_here(tar)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, RecursionError, OverflowError) as error:
         raise InputError(
             f"the tar file {file!r} is no tar, or is cut off or damaged ({error}): copy it again"
         ) from error
@@ -296,26 +401,52 @@ def _read_samples(file: str) -> Iterator[tuple[str, Members]]:
 
 
 def _check_ends_here(tar: tarfile.TarFile) -> None:
-    """Raise ReadError where a tar file has data after what `tarfile` takes for its end.
+    """Raise ReadError where what `tarfile` takes for the end of a tar file is not its end.
 
-    `tarfile` stops at anything that is no header, also in the middle of a damaged file.
+    `tarfile` stops at anything that is no header, also in the middle of a damaged file, and at the
+    end of a file that was cut off between two members; a complete one ends with a block of zeros.
     """
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if block.strip(b"\0"):
         raise tarfile.ReadError(f"no header at byte {tar.offset}")
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"the mark of its end is missing at byte {tar.offset}")
+
+
+class BoundedTarInfo(tarfile.TarInfo):
+    """A member of a tar file, whose extended header may not be large nor lead backwards."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:  # tarfile's hook
+        if self.type in EXTENDED_HEADERS and not 0 <= self.size <= MAX_LABEL_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes at byte {archive.offset}")
+        before = archive.offset
+        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        if member.size < 0 or archive.offset < before:
+            raise tarfile.ReadError(f"a member of {member.size} bytes at byte {before}")
+        return member
+
+
+def _is_hidden_member(name: str) -> bool:
+    return any(is_hidden(part) for part in name.split("/") if part not in (".", ".."))
 
 
 def _index_sample(file: str, key: str, members: Members) -> tuple[int, int, int]:
     """Offset and size of a sample's image, and its class."""
     name = f"sample {key.lstrip('/')!r} in {file!r}"
-    images = [ending for ending in members if ending in IMG_EXTENSIONS]
+    images = [ending for ending in members if ending[1:] in COMMON_ENDINGS]
+    images = images or [ending for ending in members if ending[1:] in image_endings()]
     if len(images) != 1:
         raise InputError(
             f"{name} has {len(images) or 'no'} images ({', '.join(members)}): it must have one, "
             "such as .jpg or .png"
         )
     offset, size, _ = members[images[0]]
+    if size > MAX_IMAGE_BYTES:
+        raise InputError(
+            f"the image of {name} has {size} bytes, more than 1 GiB: pack the tar file without it"
+        )
     return offset, size, _parse_label(name, members)
 
 
@@ -327,8 +458,8 @@ def _parse_label(name: str, members: Members) -> int:
         elif ".json" in members:
             metadata = json.loads(members[".json"][2])
             label = metadata.get("label") if isinstance(metadata, dict) else None
-        target = NO_LABEL if label is None else int(str(label))
-    except ValueError as error:
+        target = NO_LABEL if label is None else _parse_number(str(label))
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{name} has a label that is not a number ({str(label)[:40]!r}): it must be a class "
             "from 0 on"
@@ -336,3 +467,9 @@ def _parse_label(name: str, members: Members) -> int:
     if label is not None and not 0 <= target < 2**31:
         raise InputError(f"{name} has the label {target}: it must be a class from 0 on")
     return target
+
+
+def _parse_number(text: str) -> int:
+    if not re.fullmatch(r"\s*-?[0-9]{1,18}\s*", text, re.ASCII):
+        raise ValueError(text)  # `int` takes 1_000 and digits of any script, too
+    return int(text)

@@ -17,7 +17,7 @@ from scalekd.data.cached import open_cache, with_cached_outputs
 from scalekd.data.mixup import SmoothedBinaryCrossEntropy
 from scalekd.data.open import find_layout, open_source
 from scalekd.data.seeding import seed_generators
-from scalekd.data.source import Source
+from scalekd.data.source import Source, check_channels
 from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.method import LossWeights
@@ -80,6 +80,7 @@ class Prepared:
         places = None if self.teacher is None else self.teacher.class_order.places
         return {
             "set of images": self.source.identity or self.recipe.data.root,
+            "set of validation images": self.source.validation_identity,
             "teacher": weights and (weights.sha256 or weights.source),
             "order of the teacher's classes": places and list(places),
             "cache": self.cache and self.cache.manifest.digest,
@@ -209,6 +210,8 @@ def _assemble(recipe: Recipe, source: Source | None, teacher: PreparedTeacher | 
         )
     source = source or Source.without_images()
     images = _student_input(recipe, source, student, frozen)
+    if source.input is None:
+        check_channels(images)
     check_statistics("data.", images.channels, mean=recipe.data.mean, std=recipe.data.std)
     return Prepared(recipe=recipe, source=source, teacher=teacher, student=student, input=images)
 

@@ -17,7 +17,8 @@ from PIL import Image
 from scalekd.cli.logs import shown_logs
 from scalekd.data import corrupt
 from scalekd.data import source as sources
-from scalekd.data.corrupt import CheckedSamples, CorruptImageError, decode_image, load_image
+from scalekd.data.corrupt import CheckedSamples, CorruptImageError
+from scalekd.data.decoding import decode_image
 from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
 from scalekd.data.source import IGNORED, Source
@@ -75,7 +76,8 @@ def test_the_first_image_replaces_a_corrupt_last_one(tmp_path: Path) -> None:
     train = source(root).training_set(PLAIN, 0)
     with warned(r"skipped"):
         train[3]
-    assert train.samples.read_next(range(4), 3) == (load_image(files[0]),)  # type: ignore[attr-defined]
+    first = decode_image(Path(files[0]).read_bytes(), "it")
+    assert train.samples.read_next(range(4), 3) == (first,)  # type: ignore[attr-defined]
 
 
 def test_a_corrupt_image_of_a_subset_is_replaced_by_another_of_the_subset(root: Path) -> None:

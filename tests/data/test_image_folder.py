@@ -58,10 +58,14 @@ def test_a_class_folder_with_nothing_but_hidden_files_has_no_images(root: Path) 
         open_folder(root)
 
 
-def test_a_file_that_is_no_image_by_its_name_is_named(root: Path) -> None:
+def test_files_that_are_no_images_by_their_names_are_skipped_and_counted(root: Path) -> None:
     (root / "train/bee/notes.txt").write_text("bees")
-    with refused(str(root / "train/bee/notes.txt")):
-        open_folder(root)
+    (root / "val/ant/Thumbs.db").write_bytes(b"hidden")
+    opened = open_folder(root)
+    assert [split.images for split in opened.splits] == [12, 12]
+    (note,) = opened.notes
+    assert "1 of the files" in note.text
+    assert str(root / "train/bee/notes.txt") in note.text
 
 
 def test_hidden_files_in_a_class_folder_are_ignored(root: Path) -> None:

@@ -160,7 +160,7 @@ def test_settings_that_need_labels_are_refused_before_an_image_is_read(
     def read(_: str) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(folders, "load_image", read)
+    monkeypatch.setattr(folders, "read_image_file", read)
     with refused("supervised"):
         run_preflight(prepare(replace(recipe, compare=["supervised"])))
     with refused("no labels", str(root), "val/CLASS"):
