@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
 
-.PHONY: help demo test test-slow test-pairs lint types bench teacher tables clean
+.PHONY: help demo test test-oldest test-slow test-pairs lint types bench teacher tables clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -14,6 +15,9 @@ demo: $(STAMP)  ## Distil the digits default: three seeds, ScaleKD and two basel
 
 test: $(STAMP)  ## Run all tests but the slow ones.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-oldest: $(OLDEST)/.installed  ## Run all tests but the slow ones with the oldest allowed dependencies.
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2
 
 test-slow: $(STAMP)  ## Run the slow tests, except the steps of the paper's pairs.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --ignore tests/test_pairs.py
@@ -40,7 +44,12 @@ tables: $(STAMP)  ## Try the paper's pairs and timm's families again, and write 
 	$(BIN)/python experiments/families.py
 
 clean:  ## Remove the environment, but not the runs.
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OLDEST)
+
+$(OLDEST)/.installed: pyproject.toml $(STAMP)
+	test -x $(OLDEST)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(OLDEST)
+	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,6 +1,7 @@
 """Teacher, student and method in one module, for any training loop."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -18,7 +19,7 @@ from scalekd.networks import FeatureSelection, FrozenTeacher, build_model
 from scalekd.networks.feature_extractor import build_feature_extractor
 from scalekd.networks.input_config import pretrained_config, renormalization
 from scalekd.networks.paper import PAIR_HEADS, TEACHER_HEADS
-from scalekd.networks.pretrained import looks_untrained
+from scalekd.networks.pretrained import looks_untrained, refuse_non_finite
 from scalekd.networks.teacher.frozen import PrefixTokens
 from scalekd.notes import Note
 
@@ -52,8 +53,8 @@ class ScaleKD(nn.Module):
             offers its features, see `OffersFeatures`), or a `FrozenTeacher`. With a
             `FrozenTeacher` the other teacher arguments have no effect.
         student: A timm model name, for a student from random initialisation, or a module.
-        num_classes: Number of classes of a student given by name. Default: the teacher's, or 1000
-            for a teacher without a classifier.
+        num_classes: Number of classes of a student given by name, 0 for none. Default: the
+            teacher's, or 1000 for a teacher without a classifier.
         teacher_weights: Weights of a teacher given by name: "pretrained", a file, or "random".
         size: (height, width) of the training images in pixels. Default: the student's own.
         mean: Mean that the images are normalised with, one value a channel. Default: the one of
@@ -141,17 +142,21 @@ class ScaleKD(nn.Module):
             )
             logger.warning(warning)
             self.notes.append(Note("warning", warning))
+        if isinstance(student, nn.Module):
+            _check_student(
+                student, teacher.model if isinstance(teacher, FrozenTeacher) else teacher
+            )
         if isinstance(teacher, nn.Module):
             teacher = FrozenTeacher(
                 teacher, size=teacher_size, features=teacher_features, prefix=teacher_prefix
             )
         if isinstance(student, str):
-            classes = num_classes or teacher.shapes.classes or 1000
+            classes = num_classes
+            if classes is None:
+                classes = teacher.shapes.classes or 1000
             student, _ = build_model(student, "random", size, num_classes=classes)
         if not any(p.requires_grad for p in student.parameters()):
-            raise InputError(
-                "the student has no trainable parameter: is it the teacher's module, or frozen?"
-            )
+            raise InputError("the student has no trainable parameter: is it frozen?")
         self.teacher = teacher
         self.student = student
         self.student_extractor = build_feature_extractor(student, size, student_features)
@@ -291,22 +296,53 @@ class ScaleKD(nn.Module):
     ) -> None:
         """Scale and shift from images normalised for the student to the teacher's normalisation."""
         student, teacher = self.student_extractor.input, self.teacher.input
-        mean, std = tuple(mean or student.mean), tuple(std or student.std)
+        mean = student.mean if mean is None else tuple(mean)
+        std = student.std if std is None else tuple(std)
         if student.channels != teacher.channels:
             raise InputError(
                 f"the student takes images of {student.channels} channels and the teacher of "
                 f"{teacher.channels}: build one of them with in_chans={teacher.channels}"
             )
-        if len(mean) != student.channels or len(std) != student.channels or min(std) <= 0:
+        numbers = [isinstance(x, int | float) and math.isfinite(x) for x in (*mean, *std)]
+        fit = len(mean) == len(std) == student.channels
+        if not (fit and all(numbers) and min(std) > 0):
             raise InputError(
                 f"mean is {mean} and std {std} for images of {student.channels} channels: give one "
-                "number a channel, those of std above 0"
+                "finite number a channel, those of std above 0"
             )
         scale, shift = renormalization(replace(student, mean=mean, std=std), teacher)
         self.teacher_scale: Tensor
         self.teacher_shift: Tensor
         self.register_buffer("teacher_scale", scale, persistent=False)
         self.register_buffer("teacher_shift", shift, persistent=False)
+
+
+def _check_student(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise an InputError if the student shares tensors with its teacher, or is non-finite."""
+    of_teacher = {id(t): name for name, t in _named_tensors(teacher)}
+    storages = {_storage(t): name for name, t in _named_tensors(teacher) if _storage(t)}
+    shared = [
+        f"{name} is the teacher's {of_teacher.get(id(t)) or storages[_storage(t)]}"
+        for name, t in _named_tensors(student)
+        if id(t) in of_teacher or _storage(t) in storages
+    ]
+    if shared:
+        more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
+        raise InputError(
+            f"the student shares tensors with its teacher, which is frozen: {shared[0]}{more}; "
+            "give the student copies of its own (copy.deepcopy)"
+        )
+    refuse_non_finite(student.state_dict(), f"the weights of the student {type(student).__name__}")
+
+
+def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _storage(tensor: Tensor) -> int:
+    """The address of a tensor's memory; 0 if it has none of its own."""
+    plain = tensor.layout is torch.strided and not tensor.is_meta
+    return tensor.untyped_storage().data_ptr() if plain else 0
 
 
 def why_no_logits(student: FeatureShapes, teacher: FeatureShapes) -> str | None:

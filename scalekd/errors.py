@@ -23,6 +23,12 @@ class InputError(ValueError):
         super().__init__(visible(message))
 
 
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise an InputError unless `value`, of the argument `name`, is one of `choices`."""
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}: it must be {' or '.join(map(repr, choices))}")
+
+
 class DivergedError(InputError):
     """A loss is non-finite (NaN or Inf), and the run may skip no (more) step because of it."""
 

@@ -1,6 +1,5 @@
 """A note to the user: a decision that the package took, or a warning."""
 
-import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +19,3 @@ class Note:
 
     def __str__(self) -> str:
         return self.text
-
-    def log(self, logger: logging.Logger) -> None:
-        """Log it at its level."""
-        logger.log(logging.WARNING if self.level == "warning" else logging.INFO, "%s", self.text)

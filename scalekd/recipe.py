@@ -238,7 +238,10 @@ class Recipe:
             unless --recipe or --config gives it.
         data: Images and their augmentation.
         teacher_weights: Weights of the teacher: pretrained (timm's, downloaded if need be), a file
-            (.safetensors, or .pth with tensors only), or random.
+            (.safetensors, or a torch checkpoint as trainers write them), or random.
+        teacher_weights_key: Key of the weights in a file that holds several networks, for example
+            model_ema, with dots for depth. By default the only network in the file, or of a network
+            and its average over training steps (EMA) the average.
         teacher_args: Further arguments of timm's create_model for the teacher, for example
             '{img_size: 224}'.
         teacher_size: Size, as [height, width] in pixels, at which the teacher sees the images. By
@@ -328,6 +331,7 @@ class Recipe:
     student: str
     data: Data
     teacher_weights: str = "pretrained"
+    teacher_weights_key: str | None = None
     teacher_args: dict[str, Any] = field(default_factory=dict)
     teacher_size: tuple[int, int] | None = None
     teacher_mean: list[float] | None = None

@@ -20,8 +20,8 @@ from scalekd.text import visible
 # fmt: off
 TOPICS = {
     "model": (
-        "teacher", "teacher_weights", "teacher_args", "teacher_size", "teacher_mean",
-        "teacher_std", "teacher_classes", "teacher_features",
+        "teacher", "teacher_weights", "teacher_weights_key", "teacher_args", "teacher_size",
+        "teacher_mean", "teacher_std", "teacher_classes", "teacher_features",
         "student", "student_args", "student_features", "more_students",
     ),
     "data": ("data",),

@@ -4,6 +4,7 @@ Their `loss_fmd_s3` and `loss_fmd_s4` are the penultimate and the final stage, a
 `projector_0` and `projector_1` the original and the alternative view.
 """
 
+import logging
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from scalekd.features import FeatureShapes
 from scalekd.method.perception import VIEWS, ScaleKDLoss
 from scalekd.method.projector import ChannelNorm
 from scalekd.method.weights import LossWeights
+
+logger = logging.getLogger(__name__)
 
 STAGES = {"loss_fmd_s3": "penultimate", "loss_fmd_s4": "final"}
 PROJECTORS = {"projector_0": "original", "projector_1": "alternative"}
@@ -49,12 +52,18 @@ def loss_from_released(
 
     Raises:
         InputError: Names that are missing or left over, shapes that do not fit, or arguments that
-            no released configuration combines.
+            no released configuration combines. Queries that the final stage has of its own beside a
+            penultimate stage are ignored with a warning, because the released code never uses them.
     """
+    state_dict = dict(state_dict)
     if s3_cfg and s4_cfg["self_query"]:
-        raise InputError(
-            "self_query of the final stage is True beside a penultimate stage: the "
-            "released pairs have one or the other; set it to False"
+        unused = [n for n in state_dict if n.startswith("loss_fmd_s4.") and ".query." in n]
+        for name in unused:
+            del state_dict[name]
+        logger.warning(
+            "self_query of the final stage is True beside a penultimate stage, whose output the "
+            "released code takes as queries instead: the final stage's own are ignored (%s)",
+            ", ".join(unused) or "none in state_dict",
         )
     s3, t3 = _shapes(s3_cfg) if s3_cfg else (None, None)
     s4, t4 = _shapes(s4_cfg)

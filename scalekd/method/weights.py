@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from scalekd.errors import InputError
+from scalekd.errors import InputError, check_choice
 from scalekd.features import FeatureShapes
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,9 @@ def without_one_token_views(
         one_token: "refuse" such a term, or "drop" it with a warning.
 
     Raises:
-        InputError: There is such a term and `one_token` is "refuse".
+        InputError: There is such a term and `one_token` is "refuse", or `one_token` is neither.
     """
+    check_choice("one_token", one_token, ("refuse", "drop"))
     usable = asdict(weights)
     for term, shape, grid in (
         ("tpp_alternative", student.penultimate, "the student's penultimate grid"),

@@ -1,38 +1,64 @@
 """timm models by name, with weights from the source that the user chose."""
 
 import difflib
+import os
 import socket
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 from urllib.parse import urlparse
 
 import timm
+import torch
 from huggingface_hub import constants as hub
+from timm.layers import PatchEmbed
 from timm.layers import config as timm_config
 from torch import nn
 
 from scalekd.errors import InputError, one_line
 from scalekd.networks.cheap_init import fill_cheaply, skip_random_init
-from scalekd.networks.input_config import Size, pretrained_config, resize
+from scalekd.networks.input_config import (
+    Size,
+    check_size,
+    input_config,
+    pretrained_config,
+    resize,
+)
 from scalekd.networks.pretrained import (
     LoadedWeights,
     Mismatch,
     file_sha256,
     load_weights,
-    read_weights,
     record_loads,
+    refuse_non_finite,
+    shortened_list,
 )
-from scalekd.networks.state_matching import match_state
+from scalekd.networks.state_matching import changed_shapes, match_state
+from scalekd.networks.weight_files import (
+    ChosenWeights,
+    StateDict,
+    choose_weights,
+    read_checkpoint,
+    why_not_timm,
+)
+from scalekd.reading import parse_json, read_text
+
+MAX_CONFIG_BYTES = 2**25
+"""Largest config.json of a model: it may have the names and descriptions of many classes."""
 
 
 def build_model(
-    name: str, weights: str | Path, size: Size | None = None, **arguments: Any
+    name: str,
+    weights: str | Path,
+    size: Size | None = None,
+    weights_key: str | None = None,
+    **arguments: Any,
 ) -> tuple[nn.Module, LoadedWeights]:
     """Build a timm model with the weights asked for.
 
@@ -44,26 +70,36 @@ def build_model(
         weights: "pretrained" (from timm's hub, or from the folder), "random", or a file:
             safetensors, or a state dict saved by torch. The classifier in a file decides the
             number of classes; the model is built without a classifier if the file has none.
-        size: (height, width) of its images; default the model's own. The position embeddings of a
-            model that is bound to a size are resampled; other models accept any size.
+        size: (height, width) of its images; default the model's own. A model that is bound to a
+            size is built for this one. Where the weights are of another, its position embeddings
+            are resampled, which `LoadedWeights` describes.
+        weights_key: key of the weights in a file that holds several networks, with dots for depth;
+            by default the only network, or of a network and its average over steps the average.
         **arguments: passed to `timm.create_model`.
 
     Returns:
         The model, and what was loaded into it.
 
     Raises:
-        InputError: an unknown name, weights that cannot be loaded, a file that holds anything
-            but plain tensors or does not fit the model, a size that the model does not accept.
+        InputError: an unknown name, weights that cannot be loaded or are non-finite, a file that
+            holds anything but plain tensors or does not fit the model, a size that the model does
+            not accept.
     """
+    check_size(size)
     _check_name(name)
     if weights == "random":
         return _build_random(name, size, arguments)
+    load: _Load
     if weights == "pretrained":
-        model, loaded = _build_pretrained(name, arguments)
+        load = partial(_build_pretrained, name, weights_key)
     else:
-        model, loaded = _build_from_file(name, Path(weights), arguments)
-    remarks = resize(name, model, size, arguments.get("img_size"))
-    return model, replace(loaded, remarks=loaded.remarks + remarks)
+        file = Path(weights)
+        chosen = choose_weights(read_checkpoint(file), str(file), weights_key)
+        load = partial(_build_from_file, name, file, chosen)
+    model, loaded = _load_at_size(load, name, size, arguments)
+    if loaded.resampled and loaded.fitting_size is None:
+        loaded = replace(loaded, fitting_size=_find_fitting_size(name, model, loaded, arguments))
+    return model, loaded
 
 
 def build_without_weights(
@@ -107,8 +143,66 @@ def _build_random(
     return model, LoadedWeights.random(name, model)
 
 
-def _build_pretrained(name: str, arguments: dict[str, Any]) -> tuple[nn.Module, LoadedWeights]:
-    with record_loads() as loads:
+_Load = Callable[[dict[str, Any]], tuple[nn.Module, LoadedWeights]]
+"""Builds a model with these arguments and loads its weights."""
+
+
+def _load_at_size(
+    load: _Load, name: str, size: Size | None, arguments: dict[str, Any]
+) -> tuple[nn.Module, LoadedWeights]:
+    """Load weights into a model for `size`, and resample tables only if they are of another size.
+
+    A model that is resized after loading is not the model that is built for the size: windows and
+    tables of a Swin are different ones.
+    """
+    at_size: tuple[nn.Module, LoadedWeights] | None = None
+    if size is not None:
+        # The model may have no such argument, or have tables that cannot be resampled on loading.
+        with suppress(InputError):
+            at_size = load({**arguments, "img_size": size})
+    if at_size is not None and not at_size[1].resampled:
+        return at_size
+    try:
+        model, loaded = load(arguments)
+    except InputError:
+        if at_size is None:
+            raise
+        return at_size
+    if at_size is not None and loaded.resampled:
+        return at_size
+    own_size = input_config(model).size
+    before = model.state_dict()
+    remarks = resize(name, model, size, arguments.get("img_size"))
+    loaded = replace(loaded, remarks=loaded.remarks + remarks)
+    if resampled := changed_shapes(before, model.state_dict()):
+        loaded = replace(loaded, resampled=resampled, fitting_size=own_size)
+    return model, loaded
+
+
+def _find_fitting_size(
+    name: str, model: nn.Module, loaded: LoadedWeights, arguments: dict[str, Any]
+) -> Size | None:
+    """Return the first image size at which the tables that were resampled fit as they are."""
+    own_size = pretrained_config(model).get("input_size", (3, 224, 224))[-2:]
+    embedding = next((m for m in model.modules() if isinstance(m, PatchEmbed)), None)
+    cell = embedding.patch_size[0] if embedding else 1
+    sides = (224, 384, *range(32, 641, 16), *range(28, 645, 14))
+    squares = ((side, side) for side in sides if side % cell == 0)
+    for size in dict.fromkeys([tuple(own_size), *squares]):
+        try:
+            with torch.device("meta"):
+                state = _create_model(name, False, {**arguments, "img_size": size}).state_dict()
+        except InputError:
+            continue
+        if all(n in state and state[n].shape == shape for n, shape in loaded.resampled.items()):
+            return size
+    return None
+
+
+def _build_pretrained(
+    name: str, weights_key: str | None, arguments: dict[str, Any]
+) -> tuple[nn.Module, LoadedWeights]:
+    with record_loads(weights_key) as loads:
         model = _create_model(name, True, arguments)
     load = next((load for load in reversed(loads) if load.module is model), None)
     if load is None:
@@ -116,21 +210,31 @@ def _build_pretrained(name: str, arguments: dict[str, Any]) -> tuple[nn.Module, 
             f"pretrained weights of {name} were requested, but timm loaded no weights into the "
             "model; give a file with --teacher_weights FILE, or --teacher_weights random"
         )
+    read = load.read
+    heads = tuple(f"{head}." for head in _classifier_names(model))
+    # timm adapts these to the numbers of classes and channels.
+    adapted = (*heads, *(f"{name}." for name in _names(pretrained_config(model).get("first_conv"))))
+    changed = changed_shapes(read.chosen.state, model.state_dict())
     total = len(model.state_dict())
     loaded = LoadedWeights(
         name=name,
-        source=_describe_source(name, model, load.file),
-        file=load.file,
-        sha256=file_sha256(load.file) if load.file else None,
+        source=_describe_source(name, model, read.file),
+        file=read.file,
+        sha256=file_sha256(read.file) if read.file else None,
         matched=total - len(load.missing),
         total=total,
         missing=load.missing,
         unexpected=load.unexpected,
+        remarks=read.chosen.remarks,
+        resampled={n: shape for n, shape in changed.items() if not n.startswith(adapted)},
     )
-    heads = tuple(f"{head}." for head in _classifier_names(model))
     if any(not tensor.startswith(heads) for tensor in load.missing):
         # timm accepts any missing tensor where the number of classes differs.
         raise InputError(f"timm left more of {name} than its classifier at random: {loaded}")
+    if not Mismatch.between(model, read.chosen.state):
+        # timm resamples some tables that already fit: those of windows that are not square.
+        model.load_state_dict(read.chosen.state)
+    refuse_non_finite(model.state_dict(), f"the weights of {loaded.source!r}")
     return model, loaded
 
 
@@ -153,14 +257,21 @@ def _describe_source(name: str, model: nn.Module, file: str | None) -> str:
 
 
 def _build_from_file(
-    name: str, file: Path, arguments: dict[str, Any]
+    name: str, file: Path, chosen: ChosenWeights, arguments: dict[str, Any]
 ) -> tuple[nn.Module, LoadedWeights]:
-    state = read_weights(file)
     model = _create_model(name, False, arguments)
     heads = _classifier_names(model)
-    match = match_state(model, state, heads)
-    remarks = match.remarks
-    if heads and not Mismatch.between(model, match.state, heads):
+    match = match_state(model, chosen.state, heads)
+    remarks = chosen.remarks + match.remarks
+    source = f"{file}, key {chosen.key}" if chosen.key else str(file)
+    if mismatch := Mismatch.between(model, match.state, heads):
+        if transformers := why_not_timm(file.parent):
+            raise InputError(transformers)
+        by_size = mismatch.reshaped and not (mismatch.missing or mismatch.unexpected)
+        hint = "; if they are of another image size, give it as teacher_size" if by_size else ""
+        raise InputError(f"the weights of {source!r} do not fit {name}: {mismatch}{hint}")
+    if heads:
+        _refuse_another_classifier(name, file, match.state, heads)
         weights = [match.state[f"{h}.weight"] for h in heads if f"{h}.weight" in match.state]
         classes = len(weights[0]) if weights else 0
         requested = arguments.get("num_classes")
@@ -172,7 +283,7 @@ def _build_from_file(
                 )
             model = _create_model(name, False, {**arguments, "num_classes": classes})
             remarks += (_remark_on_classes(classes, requested),)
-    load_weights(model, match.state, str(file))
+    load_weights(model, match.state, source)
     loaded = LoadedWeights(
         name=name,
         source=str(file),
@@ -182,8 +293,23 @@ def _build_from_file(
         total=len(match.state),
         unexpected=match.unexpected,
         remarks=remarks,
+        resampled=match.resampled,
     )
     return model, loaded
+
+
+def _refuse_another_classifier(
+    name: str, file: Path, state: StateDict, heads: tuple[str, ...]
+) -> None:
+    """Raise an InputError if the file's classifier is not the one layer that the model has."""
+    inside = [n for n in state if n.startswith(tuple(f"{head}." for head in heads))]
+    others = [n for n in inside if n.rpartition(".")[0] not in heads]
+    if others:
+        raise InputError(
+            f"the classifier in {str(file)!r} ({shortened_list(tuple(others))}) is not the single "
+            f"linear layer of {name}: build the model in Python and give ScaleKD the module, or "
+            "remove these tensors from the file to distil only features"
+        )
 
 
 def _remark_on_classes(classes: int, requested: int | None) -> str:
@@ -195,23 +321,45 @@ def _remark_on_classes(classes: int, requested: int | None) -> str:
 
 def _classifier_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the modules that compute the logits."""
-    names = pretrained_config(model).get("classifier") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
+    return _names(pretrained_config(model).get("classifier"))
+
+
+def _names(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names in an entry of timm's configuration: none, one or several."""
+    return (value,) if isinstance(value, str) else tuple(value or ())
 
 
 def _check_name(name: str) -> None:
     if name.startswith(("local-dir:", "hf-hub:", "hf_hub:")):
         folder = Path(name.partition(":")[2])
-        if name.startswith("local-dir:") and not (folder / "config.json").is_file():
-            raise InputError(
-                f"no config.json in {str(folder)!r}: give local-dir: the folder of a timm model"
-            )
+        if name.startswith("local-dir:"):
+            _check_folder(folder)
         return
     if timm.is_model(name.split(".")[0]):
         return
     near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all names"
     raise InputError(f"no model is named {name!r}; {hint}")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise an InputError unless `folder` has the configuration of a timm model."""
+    file = folder / "config.json"
+    if not os.path.lexists(file):
+        raise InputError(
+            f"no config.json in {str(folder)!r}: give local-dir: the folder of a timm model"
+        )
+    try:
+        config = parse_json(read_text(file, repr(str(file)), limit=MAX_CONFIG_BYTES))
+    except ValueError as error:
+        raise InputError(f"{str(file)!r} cannot be read as JSON: {one_line(error)}") from error
+    if why := why_not_timm(folder):
+        raise InputError(why)
+    if not (isinstance(config, dict) and isinstance(config.get("architecture"), str)):
+        raise InputError(
+            f"{str(file)!r} names no architecture of timm: give local-dir: a "
+            "folder that timm's save_for_hf or scalekd exported"
+        )
 
 
 @contextmanager
@@ -246,6 +394,8 @@ def _create_model(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.
         ):
             warnings.simplefilter("ignore", UserWarning)  # timm's remarks on its own registry
             model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except InputError:  # of a file of weights, which says what is wrong with it
+        raise
     except TypeError as error:
         raise InputError(f"{name} does not take these arguments: {error}") from error
     except Exception as error:

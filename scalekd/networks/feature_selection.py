@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from scalekd.errors import InputError
+from scalekd.kinds import check_kinds
 
 Norm = Literal["final", "pooled", "none"]
 
@@ -28,6 +29,9 @@ class FeatureSelection:
     penultimate: int | None = None
     final: int | None = None
     norm: Norm | None = None
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
 
     def with_defaults(self, defaults: "FeatureSelection") -> "FeatureSelection":
         """Return this selection with `defaults` in place of what is None."""

@@ -1,26 +1,32 @@
-"""Pretrained weights: reading files, loading models, and describing what was loaded.
+"""Pretrained weights: loading models, and describing what was loaded.
 
 What was loaded is always described, so that nobody trains with random weights without noticing.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import safetensors.torch
+import timm.models
 import torch
 from torch import Tensor, nn
 
 from scalekd.errors import InputError
+from scalekd.networks.weight_files import (
+    ChosenWeights,
+    StateDict,
+    choose_weights,
+    read_checkpoint,
+    safe_torch_load,
+)
 from scalekd.notes import Note
-
-StateDict = dict[str, Tensor]
-"""Tensors by their names in a model."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,11 @@ class LoadedWeights:
     matched: how many of the `total` tensors in the model's state dict were loaded.
     missing: names of the other tensors, which are random.
     unexpected: names in the file that are not in the model and were skipped.
-    remarks: how the file's tensors were changed to fit the model.
+    remarks: how the file's tensors were chosen and changed to fit the model.
+    resampled: tables of the file, such as position embeddings, that were resampled because they
+        are of another image size: their names, and their shapes in the file.
+    fitting_size: (height, width) of the images at which these tables would fit as they are; None
+        if nothing was resampled, or no such size is known.
     """
 
     name: str
@@ -47,6 +57,8 @@ class LoadedWeights:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    resampled: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    fitting_size: tuple[int, int] | None = None
 
     @classmethod
     def random(cls, name: str, model: nn.Module) -> "LoadedWeights":
@@ -56,8 +68,8 @@ class LoadedWeights:
 
     @property
     def note(self) -> Note:
-        """The line for a person; a warning where any tensor is at its random initialisation."""
-        return Note("warning" if self.missing else "info", str(self))
+        """The line for a person; a warning where any tensor is random, or was resampled."""
+        return Note("warning" if self.missing or self.resampled else "info", str(self))
 
     def __str__(self) -> str:
         if self.source == "random":
@@ -71,6 +83,11 @@ class LoadedWeights:
             text += f"; RANDOM, because the file lacks them: {shortened_list(self.missing)}"
         if self.unexpected:
             text += f"; skipped in the file: {shortened_list(self.unexpected)}"
+        if self.resampled:
+            text += f"; RESAMPLED to this image size: {shortened_list(tuple(self.resampled))}"
+            if self.fitting_size:
+                height, width = self.fitting_size
+                text += f", which fit as they are at {height}x{width} pixels (teacher_size)"
         return "; ".join([text, *self.remarks])
 
 
@@ -84,46 +101,6 @@ def shortened_list(names: tuple[str, ...], limit: int = 6) -> str:
     """Return the first `limit` names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def read_weights(file: Path) -> StateDict:
-    """Read tensors by name from a safetensors file or a torch file of plain tensors.
-
-    Of a checkpoint that has a `state_dict` or `model`, its tensors are returned. Nothing but
-    tensors is ever unpickled.
-
-    Raises:
-        InputError: no such file, or it holds anything else.
-    """
-    state = read_checkpoint(file)
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not is_state_dict(state):
-        raise InputError(f"{str(file)!r} holds no state dict (tensors by name)")
-    return dict(state)
-
-
-def read_checkpoint(file: Path) -> Any:
-    """Read a safetensors file, or a torch file of tensors and plain data.
-
-    Raises:
-        InputError: no such file, or it holds anything else.
-    """
-    if not file.is_file():
-        raise InputError(
-            f"no file {str(file)!r} to load weights from; give a .safetensors or .pth file, "
-            "'pretrained' or 'random'"
-        )
-    try:
-        if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise nearly anything
-        raise InputError(
-            f"{str(file)!r} is not a safetensors file or a torch file of plain tensors, and "
-            "nothing else is ever loaded; save `model.state_dict()` with torch.save or safetensors"
-        ) from error
 
 
 def is_state_dict(state: Any) -> bool:
@@ -173,12 +150,37 @@ def load_weights(model: nn.Module, state: StateDict, source: str) -> None:
     """Load all tensors of `state` into `model`.
 
     Raises:
-        InputError: a tensor of either has no counterpart of its shape in the other. The message
-            lists those and names the `source`.
+        InputError: a tensor of either has no counterpart of its shape in the other, or is
+            non-finite. The message lists those and names the `source`.
     """
     if mismatch := Mismatch.between(model, state):
         raise InputError(f"the weights of {source!r} do not fit {type(model).__name__}: {mismatch}")
+    refuse_non_finite(state, f"the weights of {source!r}")
     model.load_state_dict(state)
+
+
+def refuse_non_finite(state: StateDict, source: str) -> None:
+    """Raise an InputError with the names of the tensors of `state` that have a NaN or Inf."""
+    bad = [n for n, t in state.items() if t.is_floating_point() and not t.is_meta]
+    # In float, because isfinite is not made for numbers of 8 bits.
+    bad = [n for n in bad if not bool(torch.isfinite(state[n].float()).all())]
+    if bad:
+        raise InputError(
+            f"{source} are non-finite (NaN or Inf) in {shortened_list(tuple(bad))}: the training "
+            "that made them diverged, or the file is damaged; take an earlier checkpoint"
+        )
+
+
+@dataclass(frozen=True)
+class FileRead:
+    """A file of weights that was read.
+
+    file: its path; None if none was.
+    chosen: what timm was given of it; without tensors where a model's own function read it.
+    """
+
+    file: str | None = None
+    chosen: ChosenWeights = field(default_factory=lambda: ChosenWeights({}))
 
 
 @dataclass(frozen=True)
@@ -187,46 +189,64 @@ class RecordedLoad:
 
     module: that loaded.
     missing, unexpected: what `load_state_dict` returned.
-    file: the file that was read last before, if any.
+    read: the file that was read last before.
     """
 
     module: nn.Module
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    file: str | None
+    read: FileRead
 
 
 @contextmanager
-def record_loads() -> Iterator[list[RecordedLoad]]:
-    """Record every load into any module, in order.
+def record_loads(weights_key: str | None = None) -> Iterator[list[RecordedLoad]]:
+    """Record every load into any module, in order, and read files in our own way.
 
-    timm does not report what it loads, so the functions that it has to call are replaced. They
-    are replaced for the entire process: two threads cannot record at once.
+    timm does not report what it loads, and some of its versions unpickle any class, so the
+    functions that it has to call are replaced: nothing but tensors and plain data is unpickled, and
+    timm is given the tensors of one network. They are replaced for the entire process: two threads
+    cannot record at once.
+
+    Args:
+        weights_key: of one of several networks in a file.
     """
     loads: list[RecordedLoad] = []
-    files: list[str] = []
+    reads = [FileRead()]
     load_state_dict: Any = nn.Module.load_state_dict
 
     def recorded_load(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         result = load_state_dict(module, *args, **kwargs)
         mismatch = tuple(result.missing_keys), tuple(result.unexpected_keys)
-        loads.append(RecordedLoad(module, *mismatch, files[-1] if files else None))
+        loads.append(RecordedLoad(module, *mismatch, reads[-1]))
         return result
 
-    def recorded(read: Any) -> Any:
+    def read_network(file: Any, *args: Any, **kwargs: Any) -> StateDict:
+        file = os.fspath(file)
+        chosen = choose_weights(read_checkpoint(Path(file)), file, weights_key)
+        reads.append(FileRead(file, chosen))
+        return dict(chosen.state)
+
+    def recorded(read: Any, **always: Any) -> Any:
         def recorded_read(*args: Any, **kwargs: Any) -> Any:
             file = (*args, *kwargs.values())[0]
             if isinstance(file, str | os.PathLike):
-                files.append(os.fspath(file))
-            return read(*args, **kwargs)
+                reads.append(FileRead(os.fspath(file)))
+            return read(*args, **{**kwargs, **always})
 
         return recorded_read
 
-    readers: Any = (torch, "load"), (safetensors.torch, "safe_open")
+    replacements: list[tuple[Any, str, Any]] = [
+        (nn.Module, "load_state_dict", recorded_load),
+        (torch, "load", recorded(safe_torch_load)),
+        (np, "load", recorded(np.load, allow_pickle=False)),
+        (safetensors.torch, "safe_open", recorded(safetensors.safe_open)),
+        (safetensors.torch, "load_file", read_network),
+        (timm.models._helpers, "_torch_load", read_network),
+        (timm.models._hub, "_torch_load", read_network),
+    ]
     with ExitStack() as replaced:
-        replaced.enter_context(patch.object(nn.Module, "load_state_dict", recorded_load))
-        for module, name in readers:
-            replaced.enter_context(patch.object(module, name, recorded(getattr(module, name))))
+        for owner, name, replacement in replacements:
+            replaced.enter_context(patch.object(owner, name, replacement))
         yield loads
 
 

@@ -1,6 +1,7 @@
 """Rebuilding a student without its run, and exporting it as a folder that plain timm loads."""
 
 import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,5 +149,7 @@ def export_student(
                 model_args=arguments,
                 safe_serialization=True,
             )
+            # safetensors lets nobody but the user read it, whatever the umask is.
+            shutil.copymode(partial / "config.json", partial / "model.safetensors")
     except SafetensorError as error:  # an error of the disk, in safetensors' own class
         raise OSError(str(error)) from error

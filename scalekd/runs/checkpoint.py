@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from scalekd.atomic_io import replacing
 from scalekd.errors import InputError, one_line
-from scalekd.networks.pretrained import is_state_dict, load_weights, read_checkpoint
+from scalekd.networks.pretrained import is_state_dict, load_weights
 from scalekd.networks.student import StudentSpec
+from scalekd.networks.weight_files import read_checkpoint
 from scalekd.reading import open_regular
 
 logger = logging.getLogger(__name__)

@@ -243,7 +243,11 @@ def build_teacher(recipe: Recipe, class_names: Sequence[str] = ()) -> PreparedTe
     seed_generators(recipe.seeds[0])  # of a teacher that is random, as asked
     size = recipe.teacher_size
     model, weights = build_model(
-        recipe.teacher, recipe.teacher_weights, size, **recipe.teacher_args
+        recipe.teacher,
+        recipe.teacher_weights,
+        size,
+        recipe.teacher_weights_key,
+        **recipe.teacher_args,
     )
     mean, std = recipe.teacher_mean, recipe.teacher_std
     set_statistics(model, mean=mean, std=std)

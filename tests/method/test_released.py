@@ -165,12 +165,6 @@ def test_names_outside_the_released_projectors_are_refused(name: str) -> None:
         loss_from_released(s3_cfg=S3, s4_cfg=S4, kd_cfg=KD, state_dict=weights)
 
 
-def test_self_query_beside_a_penultimate_stage_is_refused() -> None:
-    s4 = changed(S4, self_query=True)
-    with refused("self_query", "True"):
-        loss_from_released(s3_cfg=S3, s4_cfg=s4, kd_cfg=KD, state_dict=released_weights())
-
-
 def test_differing_softmax_scales_are_refused() -> None:
     s4 = changed(S4, softmax_scale=[5.0, 2.5])
     with refused("softmax_scale", "2.5", "5.0"):

@@ -263,31 +263,46 @@ def folder_of(model: nn.Module, folder: Path, **arguments: Any) -> str:
     return f"local-dir:{folder}"
 
 
+def test_loaded_positions_are_resampled_to_the_size(tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224"
+    model = timm.create_model(name, num_classes=CLASSES, **VIT)
+    folder = folder_of(model, tmp_path / "folder", **VIT)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    for built, loaded in (
+        build_model(folder, "pretrained", WIDE),
+        build_model(name, tmp_path / "w.safetensors", WIDE, **VIT),
+    ):
+        assert built.eval()(images(size=WIDE)).shape == (2, CLASSES)
+        assert loaded.remarks[-1].startswith("resized from 64x64 to 64x96 pixels")
+        assert loaded.remarks[-1] in str(loaded)
+        assert loaded.resampled == {"pos_embed": (1, 17, 32)}
+        assert loaded.fitting_size == SIZE
+        assert torch.equal(*(m.patch_embed.proj.weight for m in (built, model)))
+    unchanged, loaded = build_model(folder, "pretrained", SIZE)
+    assert same_weights(unchanged, model)
+    assert loaded.remarks == ()
+    assert loaded.note.level == "info"
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [
-        ("vit_tiny_patch16_224", VIT),
-        ("swin_tiny_patch4_window7_224", SWIN),
-        ("test_vit_relpos", {"img_size": 64}),
-    ],
+    [("swin_tiny_patch4_window7_224", SWIN), ("test_vit_relpos", {"img_size": 64})],
 )
-def test_loaded_positions_are_resampled_to_the_size(
+def test_a_network_whose_tables_fit_the_size_is_built_for_it_and_nothing_is_resampled(
     name: str, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
-    model = timm.create_model(name, num_classes=CLASSES, **arguments)
-    folder = folder_of(model, tmp_path / "folder", **arguments)
+    own = timm.create_model(name, num_classes=CLASSES, **arguments)
+    model = timm.create_model(name, num_classes=CLASSES, **{**arguments, "img_size": WIDE})
+    model.load_state_dict(own.state_dict())
+    folder = folder_of(own, tmp_path / "folder", **arguments)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     for built, loaded in (
         build_model(folder, "pretrained", WIDE),
         build_model(name, tmp_path / "w.safetensors", WIDE, **arguments),
     ):
-        assert built.eval()(images(size=WIDE)).shape == (2, CLASSES)
-        assert loaded.remarks[-1].startswith("resized from 64x64 to 64x96 pixels")
-        assert loaded.remarks[-1] in str(loaded)
-        assert torch.equal(*(m.patch_embed.proj.weight for m in (built, model)))
-    unchanged, loaded = build_model(folder, "pretrained", SIZE)
-    assert same_weights(unchanged, model)
-    assert loaded.remarks == ()
+        assert same_weights(built, model)
+        torch.testing.assert_close(built.eval()(images(size=WIDE)), model.eval()(images(size=WIDE)))
+        assert loaded.note.level == "info"
 
 
 @pytest.mark.parametrize(

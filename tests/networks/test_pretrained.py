@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from scalekd import ScaleKD
 from scalekd.networks import build_model
 from scalekd.networks.pretrained import (
+    FileRead,
     LoadedWeights,
     RecordedLoad,
     looks_untrained,
-    read_weights,
     record_loads,
 )
 
@@ -185,10 +185,10 @@ def test_a_file_of_something_else_is_refused(name: str, content: bytes, tmp_path
 def test_a_torch_file_without_tensors_is_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pth")
     with refused("w.pth", "state dict"):
-        read_weights(tmp_path / "w.pth")
+        build_model("test_resnet", tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("name", ["nowhere.safetensors", "Pretrained", "."])
+@pytest.mark.parametrize("name", ["nowhere.safetensors", "Pretrained"])
 def test_a_missing_file_is_refused_with_the_alternatives(name: str) -> None:
     with refused(repr(name), "'pretrained'", "'random'"):
         build_model("test_resnet", name)
@@ -199,7 +199,7 @@ def test_names_and_shapes_that_do_not_fit_are_listed_in_one_line(tmp_path: Path)
     state["stray"] = state.pop("conv1.0.weight" if "conv1.0.weight" in state else "conv1.weight")
     state["layer1.0.conv1.weight"] = torch.zeros(2, 3)
     save_file(state, tmp_path / "w.safetensors")
-    said = ("w.safetensors", "ResNet", "missing: conv1", "unexpected: stray")
+    said = ("w.safetensors", "test_resnet", "missing: conv1", "unexpected: stray")
     with refused(*said, "layer1.0.conv1.weight (2, 3) for ("):
         build_model("test_resnet", tmp_path / "w.safetensors")
 
@@ -255,8 +255,8 @@ def test_loads_are_recorded_with_the_file_and_the_missing_names(tmp_path: Path) 
         torch.save({"weight": torch.ones(2, 2), "bias": torch.ones(2)}, tmp_path / "w.pth")
         layer.load_state_dict(torch.load(f=tmp_path / "w.pth", weights_only=True))
     assert loads == [
-        RecordedLoad(layer, ("bias",), ("stray",), str(file)),
-        RecordedLoad(layer, (), (), str(tmp_path / "w.pth")),
+        RecordedLoad(layer, ("bias",), ("stray",), FileRead(str(file))),
+        RecordedLoad(layer, (), (), FileRead(str(tmp_path / "w.pth"))),
     ]
     assert (nn.Module.load_state_dict, torch.load) == before
 

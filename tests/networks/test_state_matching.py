@@ -103,7 +103,10 @@ def test_positions_of_another_size_are_resampled_and_reported(tmp_path: Path) ->
     larger, loaded = build_model("vit_tiny_patch16_224", file, **{**VIT, "img_size": 96})
     assert larger.pos_embed.shape == (1, 37, 32)
     assert torch.equal(larger.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
-    assert any("reshaped pos_embed" in remark for remark in loaded.remarks)
+    assert loaded.resampled == {"pos_embed": (1, 17, 32)}
+    assert loaded.fitting_size == (64, 64)
+    assert loaded.note.level == "warning"
+    assert "RESAMPLED to this image size: pos_embed, which fit as they are at 64x64" in str(loaded)
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalekd.errors import InputError, first_line
+from scalekd.errors import InputError, check_choice, first_line
 from scalekd.features import Features
 from scalekd.networks.feature_extractor import FeatureExtractor, build_feature_extractor
 from scalekd.networks.feature_selection import FeatureSelection
 from scalekd.networks.layout import map_from_tokens, tokens_from_map
+from scalekd.networks.pretrained import refuse_non_finite
 from scalekd.networks.protocol import ProtocolFeatureExtractor
 from scalekd.networks.teacher.half_precision import cast_autocast_layers
 from scalekd.networks.teacher.tail import Tail, find_tail
@@ -56,7 +57,7 @@ class FrozenTeacher:
 
     Raises:
         InputError: no tail can be found, its replay differs by more than `TOLERANCE`, or it cannot
-            run without prefix tokens.
+            run without prefix tokens; its weights are non-finite.
 
     Example:
         >>> import timm, torch
@@ -74,6 +75,8 @@ class FrozenTeacher:
         features: FeatureSelection | None = None,
         prefix: PrefixTokens = "own",
     ) -> None:
+        check_choice("teacher_prefix", prefix, get_args(PrefixTokens))
+        refuse_non_finite(model.state_dict(), f"the weights of the teacher {type(model).__name__}")
         self.model = model.eval().requires_grad_(False)
         self.trunk_dropped = False
         self.half_dtype: torch.dtype | None = None

@@ -352,7 +352,7 @@ def test_a_replay_that_differs_is_refused_with_the_size_of_the_difference() -> N
 
 
 def test_a_teacher_of_nans_is_refused() -> None:
-    with refused("NotANumber", "nan", "weights"):
+    with refused("NotANumber", "NaN", "weights"):
         FrozenTeacher(NotANumber(), SIZE)
 
 
