@@ -1,5 +1,6 @@
 """A note to the user: a decision that the package took, or a warning."""
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,3 +20,7 @@ class Note:
 
     def __str__(self) -> str:
         return self.text
+
+    def log(self, logger: logging.Logger) -> None:
+        """Log it at its level."""
+        logger.log(logging.WARNING if self.level == "warning" else logging.INFO, "%s", self.text)

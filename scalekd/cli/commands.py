@@ -233,8 +233,7 @@ def _add_evaluate_options(parser: Parser) -> None:
 def _run_evaluate(options: Namespace, _: list[str]) -> None:
     from scalekd.evaluation.evaluate import evaluate
 
-    accuracy = evaluate(options.model, options.data, options.weights, options.weights_key)
-    print(f"top-1 {accuracy:.2%}")
+    print(f"top-1 {evaluate(**vars(options)):.2%}")
 
 
 def _add_export_options(parser: Parser) -> None:
