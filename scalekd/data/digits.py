@@ -28,11 +28,11 @@ def open_digits(data: Data) -> Source:
             f"data.train_images is {data.train_images}: of the digits there are 10 to "
             f"{available} to train on"
         )
-    for name in ("auto_augment", "color_jitter", "erasing"):
+    for name in ("auto_augment", "color_jitter", "erasing", "crop", "interpolation", "mean", "std"):
         if value := getattr(data, name):
             raise InputError(
-                f"data.{name} is {value!r}, and the digits are rendered without augmentation: drop "
-                "it, or give other images with --data.root"
+                f"data.{name} is {value!r}, and the digits are used as they are rendered: drop it, "
+                "or give other images with --data.root"
             )
     if data.epoch_images and data.epoch_images > RENDERINGS:
         raise InputError(

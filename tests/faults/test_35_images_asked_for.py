@@ -9,7 +9,15 @@ from helpers.refusals import refused
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("auto_augment", "3a"), ("color_jitter", 0.3), ("erasing", 0.25)]
+    ("name", "value"),
+    [
+        ("auto_augment", "3a"),
+        ("color_jitter", 0.3),
+        ("erasing", 0.25),
+        ("crop", 0.9),
+        ("interpolation", "bicubic"),
+        ("mean", [0.5]),
+    ],
 )
 def test_augmentation_of_the_digits_is_refused(name: str, value: Any) -> None:
     with refused(f"data.{name} is {value!r}", "digits"):

@@ -5,8 +5,11 @@ from pathlib import Path
 import datasets
 import pytest
 from helpers.pictures import image_folder, open_folder, png, tar, tar_folder
+from helpers.refusals import refused
+from helpers.tiny import tiny
 
 from scalekd.data import source as sources
+from scalekd.jobs.distill import distill
 
 
 def identity(root: Path | str) -> str:
@@ -61,3 +64,12 @@ def test_other_content_of_tar_files_and_datasets_is_noticed(tmp_path: Path) -> N
         return f"hf:{tmp_path / name}"
 
     assert identity(saved("a", 1)) == identity(saved("b", 1)) != identity(saved("c", 2))
+
+
+def test_a_run_whose_validation_images_changed_does_not_resume(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images")
+    out = distill(tiny(root), tmp_path / "out", parallel=1)
+    distill(tiny(root), out, parallel=1, resume=True)
+    (root / "val" / "ant" / "1.png").write_bytes(png(1))
+    with refused("another set of validation images"):
+        distill(tiny(root), out, parallel=1, resume=True)
