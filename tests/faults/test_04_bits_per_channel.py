@@ -136,7 +136,7 @@ def test_evaluation_refuses_values_of_an_unknown_range(tmp_path: Path) -> None:
     file = root / "val" / "ant" / "x.tiff"
     file.write_bytes(UNKNOWN["float"])
     with refused(str(file), "unknown range"):
-        evaluate(str(model), Data(str(root), 64), "random")
+        evaluate(str(model), Data(str(root), 64))
 
 
 def test_a_warning_tells_of_values_with_fewer_bits_than_their_format(
