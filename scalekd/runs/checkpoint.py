@@ -8,6 +8,8 @@ has the previous one, RUN.before.ckpt, and the one with the highest accuracy, RU
 import logging
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from scalekd.atomic_io import replacing
 from scalekd.errors import InputError, one_line
-from scalekd.networks.pretrained import is_state_dict, load_weights
+from scalekd.networks.pretrained import Mismatch, is_state_dict, load_weights
 from scalekd.networks.student import StudentSpec
 from scalekd.networks.weight_files import read_checkpoint
 from scalekd.reading import open_regular
@@ -71,8 +73,12 @@ def best_checkpoint(file: Path) -> Path:
     return file.with_suffix(".best.ckpt")
 
 
-def load_newest(file: Path) -> dict[str, Any] | None:
+def load_newest(file: Path, learner: nn.Module | None = None) -> dict[str, Any] | None:
     """The state in `file`, or in the previous one where `file` is missing, damaged or another file.
+
+    Args:
+        file: the newest checkpoint.
+        learner: whose weights must be in it; None for any.
 
     Returns:
         The state; None where there is no checkpoint.
@@ -83,12 +89,16 @@ def load_newest(file: Path) -> dict[str, Any] | None:
     existing = [path for path in (file, previous_checkpoint(file)) if os.path.lexists(path)]
     for path in existing:
         try:
-            return read_state(path)
+            state = read_state(path)
+            if learner is not None and (other := Mismatch.between(learner, state["learner"])):
+                raise InputError(f"{str(path)!r} is a checkpoint of another run ({other})")
+            return state
         except InputError as error:
             logger.warning("%s; trying the checkpoint before it", error)
     if existing:
         raise InputError(
-            f"{file} and the checkpoint before it are damaged: remove them to train from the start"
+            f"{file} and the checkpoint before it are damaged or of another run: remove them to "
+            "train from the start"
         )
     return None
 
@@ -148,3 +158,17 @@ def _student_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     tensors = checkpoint["learner"] if average is None else average
     prefix = "student." if average is None else "module."
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+@contextmanager
+def restoring(file: Path) -> Iterator[None]:
+    """Inside, a state of `file` is restored: what is not as it was written is refused by name."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{file} cannot be resumed from ({type(error).__name__}: {one_line(error)}): it is "
+            "damaged, or of another version of scalekd; remove it to resume from the one before"
+        ) from error

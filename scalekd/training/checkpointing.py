@@ -38,13 +38,20 @@ class Checkpointing:
         self.saved = time.perf_counter()
         self._write(state, self.file, previous_checkpoint(self.file))
 
-    def save_best(self, state: dict[str, Any]) -> None:
-        """Write `state`, that with the highest accuracy so far, as the best checkpoint."""
-        self._write(state, best_checkpoint(self.file))
+    def save_best(self, state: dict[str, Any]) -> bool:
+        """Write `state`, that with the highest accuracy so far, as the best checkpoint.
 
-    def _write(self, state: dict[str, Any], file: Path, aside: Path | None = None) -> None:
+        All ranks must call it at once.
+
+        Returns:
+            Whether it was written, which all ranks learn.
+        """
+        written = self._write(state, best_checkpoint(self.file))
+        return not ranks.any_rank(not written)[0]
+
+    def _write(self, state: dict[str, Any], file: Path, aside: Path | None = None) -> bool:
         if ranks.rank() > 0:
-            return
+            return True
         try:
             write_checkpoint(state, file, aside)
         except OSError as error:
@@ -57,3 +64,5 @@ class Checkpointing:
                 error,
                 left,
             )
+            return False
+        return True

@@ -114,8 +114,9 @@ class TrainingRun:
 
     def _validate(self) -> None:
         loop, validation = self.loop, self.validation
+        before = validation.highest
         better = validation.measure(loop.step, loop.learner, loop.evaluated_student)
         if validation.batches is not None and self.metrics.last is not None:
             self.report(replace(self.metrics.last, top1=validation.top1, recorded=True))
-        if better:
-            self.checkpoints.save_best(self.state_dict())
+        if better and not self.checkpoints.save_best(self.state_dict()):
+            validation.highest = before  # the next that exceeds it is written

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from scalekd.distributed import ranks
 from scalekd.distributed.fsdp import gather_full, shard_frozen
 from scalekd.errors import InputError
 from scalekd.networks.student import StudentSpec
-from scalekd.runs.checkpoint import load_newest
+from scalekd.runs.checkpoint import load_newest, restoring
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Progress, Result, Run, main_run
 from scalekd.runs.trackers import Trackers
@@ -38,6 +39,9 @@ from scalekd.training.run import StopSignal, TrainingRun
 from scalekd.training.validation import Validation, validation_batch_size
 
 logger = logging.getLogger(__name__)
+
+STUDENT_FILES = {"config.json", "model.safetensors"}
+"""What the folder of an exported student has; one with anything else in it is not replaced."""
 
 
 def train(
@@ -85,8 +89,8 @@ def open_run(
     """The run from its newest checkpoint on, ready to `train_on` its batches; see `train`."""
     recipe = prepared.recipe
     file = folder.checkpoint(run)
-    state = load_newest(file)
     learner = prepared.build_learner(run)
+    state = load_newest(file, learner)
     source = prepared.images_for(learner)
     batches, validation_batches = build_loaders(
         source,
@@ -103,26 +107,29 @@ def open_run(
     assert isinstance(sampler, ResumableBatchSampler)
     must_match = _must_match(prepared, sampler, taught=isinstance(learner, ScaleKD))
     ranks.check_same_on_all_ranks(**must_match)
-    if state:
-        _check_same_run(state, must_match, file)
-    loop = _build_loop(prepared, learner, batches, sampler, state)
-    trackers = Trackers(recipe, run, folder)
-    training = TrainingRun(
-        loop=loop,
-        batches=batches,
-        metrics=Metrics(
+    with restoring(file) if state else nullcontext():
+        if state:
+            _check_same_run(state, must_match, file)
+        loop = _build_loop(prepared, learner, batches, sampler, state)
+        metrics = Metrics(
             batch_size=recipe.batch_size,
             steps=sampler.steps,
             steps_per_epoch=sampler.steps_per_epoch,
             state=state["metrics"] if state else None,
-        ),
-        validation=Validation(
+        )
+        validation = Validation(
             validation_batches,
             classes=source.classes,
             every_steps=recipe.validate_every * sampler.steps_per_epoch,
             precision=recipe.precision,
             state=state["validation"] if state else None,
-        ),
+        )
+    trackers = Trackers(recipe, run, folder)
+    training = TrainingRun(
+        loop=loop,
+        batches=batches,
+        metrics=metrics,
+        validation=validation,
         checkpoints=Checkpointing(
             file, every_steps=recipe.save_steps, every_minutes=recipe.save_minutes
         ),
@@ -216,7 +223,8 @@ def _student_of(prepared: Prepared) -> StudentSpec:
 def _write_student(
     spec: StudentSpec, weights: dict[str, Tensor], folder: RunFolder, checkpoint: Path
 ) -> None:
-    shutil.rmtree(folder.student, ignore_errors=True)  # of a run that was killed just after this
+    if folder.student.is_dir() and set(os.listdir(folder.student)) <= STUDENT_FILES:
+        shutil.rmtree(folder.student)  # of a run that was killed just after this
     student = spec.build()
     student.load_state_dict(weights)
     try:
