@@ -374,8 +374,9 @@ class Recipe:
         for name in PATHS:
             object.__setattr__(self, name, _expand_home(getattr(self, name)))
         check_kinds(self)
-        for name in PATHS:
-            _check_name(name, getattr(self, name))
+        for name in ("student", *PATHS):
+            if name != "student" or self.student:  # a cache needs none
+                _check_name(name, getattr(self, name))
         _check_largest(self)
         _check_largest(self.optim, "optim.")
         _positive(epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate)
@@ -576,6 +577,8 @@ def _expand_home(path: Any) -> Any:
 def _check_name(setting: str, value: str | None) -> None:
     if value is not None and not value.strip():
         raise InputError(f"{setting} is {value!r}: give a name, or leave it out")
+    if value is not None and max(len(os.fsencode(part)) for part in value.split("/")) > 255:
+        raise InputError(f"{setting} is {value[:60]!r}…: a name in it is longer than 255 bytes")
 
 
 def _check_folder_name(name: str) -> None:

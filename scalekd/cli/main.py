@@ -67,6 +67,9 @@ def _report(arguments: list[str], error: BaseException) -> int:
         return error.code
     if isinstance(error.__cause__, InputError) and isinstance(error, ValueError):
         error = error.__cause__  # jsonargparse wraps that of a dataclass
+    if isinstance(error, OSError):  # what nobody expected the system to refuse
+        place = "" if error.filename is None else f"{str(error.filename)[:200]!r}: "
+        error = InputError(f"{place}{error.strerror or error}")
     if not isinstance(error, InputError):
         raise error
     if arguments[:1] == ["check"] and "--json" in arguments:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NoReturn, get_args, get_origin
 import jsonargparse
 import yaml
 
-from scalekd.errors import InputError
+from scalekd.errors import InputError, one_line
 from scalekd.kinds import describe_kind
 from scalekd.reading import UnwantedYamlError, parse_yaml
 from scalekd.text import visible
@@ -122,7 +122,10 @@ class Parser(jsonargparse.ArgumentParser):
             near = difflib.get_close_matches(option, names, n=2, cutoff=0.75)
             hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the options"
             refuse(f"there is no option {option}; {hint}")
-        options: jsonargparse.Namespace = self.instantiate(self.parse_args(arguments))
+        try:
+            options: jsonargparse.Namespace = self.instantiate(self.parse_args(arguments))
+        except ValueError as error:
+            raise InputError(_reason(error)) from error
         return options
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -187,6 +190,16 @@ def read_words(words: Sequence[str]) -> list[str]:
             except yaml.YAMLError:  # perhaps a name
                 pass
     return [HOME.sub(lambda home: home[1] + os.path.expanduser(home[2]), word) for word in words]
+
+
+def _reason(error: ValueError) -> str:
+    """Why a value was refused: of the reasons that jsonargparse lists, one for each kind that the
+    value may have, the one that tells more than that it is of another kind."""
+    if isinstance(error.__cause__, InputError):
+        return str(error.__cause__)
+    reasons = [line[4:] for line in str(error).splitlines() if line.startswith("  - ")]
+    told = [reason for reason in reasons if not reason.startswith("Expected a ")]
+    return told[-1] if told else one_line(error)
 
 
 _load_yaml = jsonargparse.get_loader("yaml")

@@ -68,21 +68,16 @@ def evaluate(
     """
     source = open_validation(data)
     assert source.validation_set is not None
-    for note in source.notes:
-        note.log(logger)
     if (student := RunFolder(Path(model)).student).is_dir():
         model = str(student)
     name = f"local-dir:{model}" if Path(model).is_dir() else model
     network: Any
     network, loaded_weights = build_model(name, weights, data.size, weights_key)
-    loaded_weights.note.log(logger)
     set_statistics(network, mean=data.mean, std=data.std)
     order = put_classes_in_order(network, classes, source.class_names, option="classes")
     numbers: Sequence[int] = range(len(source.class_names))
     if not order.is_known:
         numbers = match_classes(model, network, data.root, source.class_names)
-    for note in order.notes:
-        note.log(logger)
     network.eval().to(best_device())
     images = input_config(network, data.size)
     check_statistics("data.", images.channels, mean=data.mean, std=data.std)
@@ -91,6 +86,8 @@ def evaluate(
         crop=data.crop or images.crop,
         interpolation=data.interpolation or images.interpolation,
     )
+    for note in (*source.notes, loaded_weights.note, *order.notes):
+        note.log(logger)  # only here: what is refused is refused by one line
     validation = Relabelled(source.validation_set(images), numbers)
     accuracy = top1(network, DataLoader(validation, BATCH), network.num_classes)
     if accuracy < GOOD and source.input is None and network.num_classes == source.classes:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from scalekd.errors import InputError, check_choice
 from scalekd.features import FeatureShapes
+from scalekd.kinds import check_kinds
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class LossWeights:
     logits: float = 0.5
 
     def __post_init__(self) -> None:
+        check_kinds(self, "the weight ")
         for term, weight in asdict(self).items():
             if not (math.isfinite(weight) and weight >= 0):
                 raise InputError(f"the weight {term} is {weight}: it must be 0 or more")
