@@ -65,7 +65,7 @@ def start(
     root: Path, out: str, *arguments: str, recipe: str = "recipe.yaml"
 ) -> subprocess.Popen[str]:
     """Start `scalekd distill` with ROOT/recipe and the run folder ROOT/out."""
-    command = [sys.executable, "-c", "from scalekd.cli.main import main; main()", "distill"]
+    command = [sys.executable, "-m", "scalekd", "distill"]
     return subprocess.Popen(
         [*command, "--config", str(root / recipe), "--out", str(root / out), *arguments],
         stdout=subprocess.PIPE,
