@@ -119,9 +119,21 @@ def test_an_image_size_is_a_side_or_height_and_width() -> None:
         open_source(Data("digits", (32, 48)))
 
 
-@pytest.mark.parametrize("size", [0, -3, (64, 0), (-1, 64), (64,), (64, 64, 3)])
-def test_an_image_size_that_is_not_one_or_two_positive_numbers_is_refused(size: Any) -> None:
-    with refused(f"data.image_size is {size}", "more than 0"):
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (0, "more than 0"),
+        (-3, "more than 0"),
+        ((64, 0), "more than 0"),
+        ((-1, 64), "more than 0"),
+        ((64,), "expected a whole number or"),
+        ((64, 64, 3), "expected a whole number or"),
+    ],
+)
+def test_an_image_size_that_is_not_one_or_two_positive_numbers_is_refused(
+    size: Any, expected: str
+) -> None:
+    with refused(f"data.image_size is {size}", expected):
         Data("x", size)
 
 
