@@ -1,7 +1,8 @@
 """Whether a recipe's teacher is set up as it was trained, before the student learns from it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 
 from torch import Tensor
 
@@ -10,13 +11,14 @@ from scalekd.networks import FrozenTeacher
 from scalekd.networks.input_config import renormalization
 from scalekd.notes import Note
 from scalekd.training.alternatives import (
+    Setup,
     Trial,
     find_better,
     load_pixels,
     without_normalisation,
 )
 from scalekd.training.performance import autocast
-from scalekd.training.prepare import Prepared
+from scalekd.training.prepare import Prepared, build_teacher
 from scalekd.training.validation import validation_batch_size
 
 
@@ -61,7 +63,7 @@ def check_teacher(prepared: Prepared) -> list[Note]:
         statistics_option="--teacher_" if statistics_are_open else None,
         batch_size=validation_batch_size(recipe),
     )
-    own, better = find_better(trial.setups(), targets)
+    own, better = find_better(chain(trial.setups(), _at_fitting_size(prepared, trial)), targets)
     if better is not None:
         raise InputError(
             f"as it is set up, the teacher {recipe.teacher} is right on {own.accuracy:.1%} of "
@@ -70,6 +72,23 @@ def check_teacher(prepared: Prepared) -> list[Note]:
         )
     text = f"the teacher is right on {own.accuracy:.1%} of {len(targets)} training images"
     return [Note("info", text)]
+
+
+def _at_fitting_size(prepared: Prepared, trial: Trial) -> Iterator[Setup]:
+    """The teacher at the image size that the tables in its weights' file fit, if it has another."""
+    recipe, teacher = prepared.recipe, prepared.teacher
+    assert teacher is not None
+    size = teacher.weights.fitting_size
+    if recipe.teacher_size is not None or size is None or size == trial.input.size:
+        return
+    refitted = build_teacher(replace(recipe, teacher_size=size), trial.class_names).frozen
+    at_size = replace(trial, classify=_classifier(refitted, prepared))
+    for setup in at_size.setups():
+        options, keep = (
+            (f"--teacher_size '[{height},{width}]'", *others)
+            for (height, width), others in ((size, setup.options), (trial.input.size, setup.keep))
+        )
+        yield replace(setup, options=options, keep=keep)
 
 
 def _classifier(teacher: FrozenTeacher, prepared: Prepared) -> Callable[[Tensor], Tensor]:
