@@ -7,7 +7,7 @@ SEED ?= 0
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 
-.PHONY: help demo test test-oldest test-slow test-pairs soak lint types bench teacher tables clean
+.PHONY: help demo test test-oldest test-slow test-pairs fuzz soak lint types bench teacher tables clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ test-slow: $(STAMP)  ## Run the slow tests, except the steps of the paper's pair
 
 test-pairs: $(STAMP)  ## Run a real full-size step of each of the paper's pairs (slow; needs 10 GB of memory).
 	$(BIN)/python -m pytest -m slow tests/test_pairs.py
+
+fuzz: $(STAMP)  ## Damage files and read them, for ten minutes (FUZZ_MINUTES=10): nothing but one-line refusals may come of it.
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --minutes $(or $(FUZZ_MINUTES),10)
 
 soak: $(STAMP)  ## Disturb trainings at random for half an hour (MINUTES=30 SEED=0), and compare what they end with.
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py --minutes $(MINUTES) --seed $(SEED)

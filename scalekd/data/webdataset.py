@@ -13,8 +13,6 @@ import logging
 import os
 import re
 import tarfile
-import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -46,6 +44,7 @@ from scalekd.data.walk import (
     scan,
 )
 from scalekd.errors import InputError
+from scalekd.reading import open_regular
 from scalekd.recipe import Data
 
 logger = logging.getLogger(__name__)
@@ -331,9 +330,8 @@ def _load_index(files: list[str]) -> TarIndex:
     digest = hashlib.blake2b(repr((FORMAT, states)).encode(), digest_size=12).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scalekd"
     stored = folder / f"tar-index-{digest}.npz"
-    damaged = (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
-    with contextlib.suppress(*damaged), np.load(stored) as arrays:
-        return TarIndex(**arrays)
+    if (index := _read_stored_index(stored, [size for _, size, _ in states])) is not None:
+        return index
     logger.info("reading the headers of %d tar files, once", len(files))
     columns_of_tars = [_read_headers(number, file) for number, file in enumerate(files)]
     columns = zip(*columns_of_tars, strict=True)
@@ -345,6 +343,25 @@ def _load_index(files: list[str]) -> TarIndex:
         with replacing(stored) as content:
             np.savez(content, **asdict(index))
     return index
+
+
+def _read_stored_index(stored: Path, tar_sizes: list[int]) -> TarIndex | None:
+    """A stored index; None where it is missing, damaged, or not one of tar files of these sizes."""
+    try:
+        with open_regular(stored) as content, np.load(content) as arrays:
+            columns = dict(arrays)
+            index = TarIndex(**columns)
+    except Exception:  # of a damaged file, nearly anything: then the headers are read again
+        return None
+    kinds = {name: (column.dtype.kind, column.ndim) for name, column in columns.items()}
+    lengths = {len(column) for column in columns.values() if column.ndim == 1}
+    if set(kinds.values()) != {("i", 1)} or len(lengths) != 1 or lengths == {0}:
+        return None
+    if index.tar.min() < 0 or index.tar.max() >= len(tar_sizes) or index.target.min() < NO_LABEL:
+        return None
+    ends = index.offset + index.size
+    within = (index.size >= 0) & (index.offset >= tarfile.BLOCKSIZE)
+    return index if (within & (ends <= np.array(tar_sizes)[index.tar])).all() else None
 
 
 def _read_headers(number: int, file: str) -> tuple[npt.NDArray[np.integer], ...]:
