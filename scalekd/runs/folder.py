@@ -374,10 +374,9 @@ def hold_new_folder(path: Path, *, resume: bool, keep: Callable[[], bool]) -> It
                 if path in created and not keep() and os.listdir(path) == [lock.NAME]:
                     lock.remove(path)
     finally:
-        with suppress(OSError):  # not empty
-            for folder in created:
-                if folder.exists():
-                    folder.rmdir()
+        for folder in created:
+            with suppress(OSError):  # it is not empty, or could not be created
+                folder.rmdir()
 
 
 def _last_byte(stream: IO[bytes]) -> bytes:

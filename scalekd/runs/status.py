@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from scalekd.atomic_io import create_atomically
 from scalekd.errors import InputError
-from scalekd.reading import is_number, is_whole, read_mapping
+from scalekd.reading import is_number, is_whole, read_mapping, why_unreadable
 from scalekd.recipe import flatten_settings
 from scalekd.runs import lock
 from scalekd.runs.curves import Curves, draw, has_accuracy, lines_by_run
@@ -85,8 +85,12 @@ def read_run_folders(roots: Sequence[Path]) -> list[RunFolderStatus]:
         InputError: one of the roots is no folder.
     """
     for root in roots:
-        if not root.is_dir():
-            raise InputError(f"there is no folder {str(root)!r}")
+        try:
+            os.scandir(root).close()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InputError(f"there is no folder {str(root)!r}") from error
+        except OSError as error:
+            raise InputError(f"{str(root)!r} {why_unreadable(error)}") from error
     folders = {f.path.resolve(): f for root in roots for f in find_run_folders(root)}
     statuses = [read_run_folder(folder) for folder in folders.values()]
     return sorted(statuses, key=lambda status: status.date or "", reverse=True)

@@ -33,6 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+import yaml
 from helpers.pictures import png, tar_folder
 from PIL import Image
 
@@ -106,12 +107,15 @@ def damage(content: bytes, chance: random.Random) -> bytes:
 
 def change_value(content: bytes, chance: random.Random) -> bytes:
     """A JSON or YAML file in which a value is another one; `damage` where it is neither."""
-    first = content.splitlines()[:1] or [b""]
-    whole = content.startswith(b"{") and content.count(b"\n") > 1
+    first, whole = content.partition(b"\n")[0], True
     try:
-        plain = json.loads(content if whole else first[0])
-    except ValueError:
-        return damage(content, chance)
+        plain = yaml.safe_load(content)
+    except (ValueError, yaml.YAMLError):
+        whole = False
+        try:
+            plain = json.loads(first)
+        except ValueError:
+            return damage(content, chance)
     inner: Any = plain
     while isinstance(inner, dict) and inner:
         key = chance.choice(list(inner))
@@ -123,7 +127,7 @@ def change_value(content: bytes, chance: random.Random) -> bytes:
             break
         inner = inner[key]
     changed = json.dumps(plain).encode() + b"\n"
-    return changed if whole else content.replace(first[0] + b"\n", changed, 1)
+    return changed if whole else content.replace(first + b"\n", changed, 1)
 
 
 def read_runs(file: Path) -> None:
