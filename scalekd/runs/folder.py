@@ -367,11 +367,12 @@ def hold_new_folder(path: Path, *, resume: bool, keep: Callable[[], bool]) -> It
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"{str(path)!r} cannot be created: {reason}") from error
+        was_locked = os.path.lexists(path / lock.NAME)
         with lock.hold_folder(path):
             try:
                 yield
             finally:
-                if path in created and not keep() and os.listdir(path) == [lock.NAME]:
+                if not (was_locked or keep()):
                     lock.remove(path)
     finally:
         for folder in created:

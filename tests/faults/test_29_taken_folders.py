@@ -68,7 +68,7 @@ def test_what_others_put_into_the_folder_meanwhile_stays(
     with pytest.raises(type(error)), holding:  # noqa: PT012
         (out / "mine").write_text("mine")
         raise error
-    assert snapshot(tmp_path) == {"out": "folder", "out/.lock": b"", "out/mine": b"mine"}
+    assert snapshot(tmp_path) == {"out": "folder", "out/mine": b"mine"}
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling link", "folder", "link to a folder"])
@@ -121,3 +121,11 @@ def test_settings_are_written_when_the_training_starts(tmp_path: Path) -> None:
     with folder.hold(recipe := tiny("x"), resume=False):
         folder.start(recipe, {"teacher": None}, [])
     assert yaml.safe_load(folder.settings.read_text()) == recipe.as_dict()
+
+
+def test_an_empty_folder_is_as_it_was_after_a_refusal(tmp_path: Path) -> None:
+    for start in (distill_job.distill, cache_job.build_cache):
+        (out := tmp_path / start.__name__).mkdir()
+        with refused("nowhere"):
+            start(tiny("nowhere"), out, resume=True)
+        assert list(out.iterdir()) == []
