@@ -76,24 +76,21 @@ class Failed(Exception):  # noqa: N818 -- it is the result
     """A difference, hang, traceback, unexpected exit code or orphan."""
 
 
-def prepare(root: Path) -> None:
-    """Make the images, the recipe of each kind of training, and its undisturbed run."""
-    image_folder(root / "images", each=10, side=48)
-    tar_folder(root / "tars", tars=3, each=10)
-    for name, training in TRAININGS.items():
-        settings = random_settings(root)
-        images = root / training.data.get("root", "images")
-        settings["data"] |= training.data | {"root": str(images)}
-        settings |= {"epochs": 6, **training.changes}
-        recipe = root / f"{name}.yaml"
-        recipe.write_text(yaml.safe_dump(settings))
-        if training.cached:
-            cache = ["cache", "--config", str(recipe), "--out", str(root / "cache")]
-            command = [sys.executable, "-m", "scalekd", *cache, "--augmented_views", "3"]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            recipe.write_text(yaml.safe_dump(settings | {"cache": str(root / "cache")}))
-        run(root, name, f"undisturbed {name}")
-        print(f"undisturbed: {name}", flush=True)
+def prepare(root: Path, name: str) -> None:
+    """Make the recipe of a kind of training, and its undisturbed run, where they are missing."""
+    training, recipe = TRAININGS[name], root / f"{name}.yaml"
+    if recipe.exists():
+        return
+    settings = random_settings(root) | {"epochs": 6, **training.changes}
+    images = root / training.data.get("root", "images")
+    settings["data"] |= training.data | {"root": str(images)}
+    recipe.write_text(yaml.safe_dump(settings))
+    if training.cached:
+        cache = ["cache", "--config", str(recipe), "--out", str(root / "cache")]
+        command = [sys.executable, "-m", "scalekd", *cache, "--augmented_views", "3"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        recipe.write_text(yaml.safe_dump(settings | {"cache": str(root / "cache")}))
+    run(root, name, f"undisturbed {name}")
 
 
 def run(root: Path, name: str, out: str, chance: random.Random | None = None) -> str:
@@ -194,12 +191,14 @@ def soak(root: Path, minutes: float, seed: int, only: int | None) -> collections
     """Disturb trainings until the minutes are over, or in round `only`; returns counts."""
     counts: collections.Counter[str] = collections.Counter()
     deadline = time.monotonic() + 60 * minutes
-    prepare(root)
+    image_folder(root / "images", each=10, side=48)
+    tar_folder(root / "tars", tars=3, each=10)
     for number in itertools.count() if only is None else [only]:
         if only is None and time.monotonic() > deadline:
             break
         chance = random.Random(f"{seed} {number}")
         name = list(TRAININGS)[number % len(TRAININGS)]
+        prepare(root, name)
         print(f"round {number}, {name}:", end=" ", flush=True)
         disturbances = []
         for _ in range(chance.randint(1, 4)):
