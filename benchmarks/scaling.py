@@ -27,6 +27,7 @@ from step import (
 from torch import Tensor
 
 from scalekd import InputError
+from scalekd.networks import FeatureSelection
 from scalekd.recipe import Recipe
 from scalekd.training.batch import Batch, SharedTeacherOutputs
 from scalekd.training.performance import compile_repeated_blocks
@@ -99,7 +100,7 @@ def benchmark_students(
     recipe: Recipe, students: Sequence[str], repetitions: int, device: torch.device
 ) -> list[Point]:
     """A point for each student by itself, and one for all of them at once."""
-    recipe = replace(recipe, accumulate=1, student_args={}, student_features=None)
+    recipe = replace(recipe, accumulate=1, student_args={}, student_features=FeatureSelection())
     recipes = [replace(recipe, student=name) for name in students]
     steps = {r.student: RecipeStep(r, r.batch_size, device) for r in recipes}
     steps["all of them"] = multi_student = MultiStudentStep(recipes, device)

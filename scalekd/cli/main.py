@@ -65,8 +65,8 @@ def _report(arguments: list[str], error: BaseException) -> int:
         if str(error):
             print(visible(f"scalekd: {error}"), file=sys.stderr)
         return error.code
-    if isinstance(error.__cause__, InputError) and isinstance(error, ValueError):
-        error = error.__cause__  # jsonargparse wraps that of a dataclass
+    if isinstance(error, ValueError) and not isinstance(error, InputError):
+        error = error.__cause__ or error  # jsonargparse wraps that of a dataclass
     if isinstance(error, OSError):  # what nobody expected the system to refuse
         place = "" if error.filename is None else f"{str(error.filename)[:200]!r}: "
         error = InputError(f"{place}{error.strerror or error}")

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import os
 import re
 import sys
@@ -168,12 +169,13 @@ def read_words(words: Sequence[str]) -> list[str]:
 
     Raises:
         InputError: one is empty, which a variable of the shell that is not set makes, or an option
-            is given twice.
+            is given twice. An argument of timm's create_model may be empty.
     """
     given: set[str] = set()
-    for word in words:
+    for before, word in itertools.pairwise(["", *words]):
         option, _, value = word.partition("=")
-        if not word or (option[:2] == "--" and word.endswith("=") and not value):
+        is_empty = not word or (option[:2] == "--" and word.endswith("=") and not value)
+        if is_empty and "_args." not in (option or before):
             raise InputError(
                 f"{option or 'an argument'} is empty: give it a value, or leave it out"
             )
@@ -182,7 +184,7 @@ def read_words(words: Sequence[str]) -> list[str]:
                 raise InputError(f"{option} is given twice: give it once")
             given.add(option)
         setting = value if option[:2] == "--" and value else word
-        if setting[0] in "{[":
+        if setting.startswith(("{", "[")):
             try:
                 parse_yaml(setting)
             except UnwantedYamlError as error:

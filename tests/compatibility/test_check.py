@@ -4,7 +4,7 @@ import json
 import random
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from scalekd import (
 from scalekd.compatibility.check import PairReport, check_pair
 from scalekd.networks import paper
 from scalekd.networks.build import build_without_weights
+from scalekd.networks.input_config import DEFAULT_CROP
 
 SWIN = {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": (2, 6), "num_heads": (1, 2)}
 VIT = {"img_size": 64, "embed_dim": 32, "depth": 12, "num_heads": 2}
@@ -106,7 +107,8 @@ def test_a_report_describes_teacher_and_student_as_the_built_models_are(
     assert report.teacher.shapes == teacher.shapes
     assert report.teacher.selection == teacher.extractor.selection
     assert report.teacher.parameters == count(teacher.model)
-    assert report.student.input == extractor.input
+    trained = replace(extractor.input, crop=DEFAULT_CROP, interpolation="bilinear")
+    assert report.student.input == trained
     assert report.student.shapes == extractor.shapes
     assert report.student.selection == extractor.selection
     assert report.student.parameters == count(student)
