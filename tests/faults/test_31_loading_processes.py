@@ -1,4 +1,4 @@
-"""Processes that load images and fail: by a small shared memory, file limits, or killed.
+"""Processes that load images and fail: out of shared memory, by file limits, or killed.
 
 It was a traceback of a hundred lines, after the preflight, or the run waited for ever.
 """
@@ -9,7 +9,6 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +16,8 @@ from helpers.refusals import refused
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scalekd.data.loader import ImageLoader, check_shared_memory
+from scalekd.data.loader import ImageLoader
 from scalekd.data.worker import end_workers, initialize_worker
-from scalekd.networks import InputConfig
 
 REMEDY = ("--data.workers 0", "shared memory (/dev/shm has")
 
@@ -90,16 +88,3 @@ def test_workers_that_cannot_be_started_are_one_line() -> None:
 
 def test_batches_of_intact_workers_arrive() -> None:
     assert len(list(loader())) == 16
-
-
-def test_a_shared_memory_that_is_too_small_is_refused_before_the_training(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A container has 64 MiB where nobody asks for more."""
-    pages = SimpleNamespace(f_frsize=4096, f_blocks=2**14, f_bavail=2**14)
-    monkeypatch.setattr(os, "statvfs", lambda _: pages)
-    config = InputConfig(3, (224, 224), (0.5,) * 3, (0.5,) * 3)
-    check_shared_memory(workers=1, images=50, config=config)
-    check_shared_memory(workers=0, images=4096, config=config)
-    with refused("4 worker processes prepare 294 MiB", "64 MiB, 64 free", "--data.workers 0"):
-        check_shared_memory(workers=4, images=64, config=config)

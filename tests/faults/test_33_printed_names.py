@@ -9,14 +9,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from helpers.refusals import refused
-from helpers.tiny import tiny_digits
 from rich.table import Table
 
 from scalekd.cli.logs import shown_logs
 from scalekd.cli.main import main
 from scalekd.errors import InputError
-from scalekd.jobs.distill import distill
 from scalekd.recipe import Data, Optim, Recipe
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.log import logging_to
@@ -75,17 +72,6 @@ def test_runs_lists_folders_of_any_name(
     assert f"all/{visible(name)}" in shown
     assert f"[/t] -> s{visible(name)}" in shown
     assert "\x1b" not in shown
-
-
-def test_a_run_in_a_folder_with_brackets(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    recipe = tiny_digits(teacher=None)
-    distill(recipe, Path("x/[/old]run"), 1)
-    assert "the run folder is x/[/old]run/" in capsys.readouterr().out
-    with refused("x/[/old]run"):
-        distill(recipe, Path("x/[/old]run"), 1)
 
 
 @pytest.mark.parametrize("environment", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}])
