@@ -78,7 +78,9 @@ class Prepared:
         """Hashes of what must be the same when a run resumes, wherever it lies, by name."""
         weights = None if self.teacher is None else self.teacher.weights
         places = None if self.teacher is None else self.teacher.class_order.places
+        splits = self.source.splits
         return {
+            "number of images": splits[0].images if splits else None,  # tells more than a hash
             "set of images": self.source.identity or self.recipe.data.root,
             "set of validation images": self.source.validation_identity,
             "teacher": weights and (weights.sha256 or weights.source),

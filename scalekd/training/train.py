@@ -245,7 +245,7 @@ def _write_student(
 
 def _must_match(prepared: Prepared, sampler: ResumableBatchSampler, taught: bool) -> dict[str, Any]:
     """What must be the same in a run that resumes, and in all its ranks."""
-    must_match = {"number of images": sampler.images, **prepared.identity}
+    must_match = {**prepared.identity, "number of images": sampler.images}
     if not taught:
         must_match["teacher"] = None
     return must_match
