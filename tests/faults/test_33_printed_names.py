@@ -50,6 +50,7 @@ def test_no_message_has_what_a_terminal_obeys(
 ) -> None:
     # Where pytest collected the record, its own processes could not exchange such a name.
     monkeypatch.setattr(logging.getLogger("scalekd"), "propagate", False)
+    monkeypatch.setattr(logging.getLogger("scalekd"), "level", logging.INFO)
     assert str(InputError(f"no {name}")) == f"no {shown}"
     with shown_logs():
         logging.getLogger("scalekd.x").info("found %s", name)

@@ -74,6 +74,7 @@ def test_the_run_folder_has_its_documented_files(serial_runs: Path) -> None:
     assert {p.name for p in serial_runs.iterdir()} == {
         ".lock",
         "settings.yaml",
+        "inputs.json",
         "metrics.jsonl",
         "results.jsonl",
         "curves.png",
