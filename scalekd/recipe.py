@@ -22,7 +22,7 @@ LARGEST = {
     "data.workers": 256,
     "data.mixup": 1e3,
     "data.cutmix": 1e3,
-    "optim.lr": 1e6,
+    "optim.lr": 1e36,
     "optim.lr_batch_size": 2**24,
     "optim.weight_decay": 1e3,
     "optim.clip": 1e9,
