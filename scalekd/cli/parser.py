@@ -124,7 +124,11 @@ class Parser(jsonargparse.ArgumentParser):
             hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the options"
             refuse(f"there is no option {option}; {hint}")
         try:
-            options: jsonargparse.Namespace = self.instantiate(self.parse_args(arguments))
+            parsed = self.parse_args(arguments)
+            for name in self.groups or ():
+                if name in parsed and not isinstance(parsed[name], jsonargparse.Namespace | dict):
+                    raise InputError(f"{name} is {parsed[name]!r}: expected a mapping of settings")
+            options: jsonargparse.Namespace = self.instantiate(parsed)
         except ValueError as error:
             raise InputError(_reason(error)) from error
         return options

@@ -34,6 +34,23 @@ def test_what_is_given_twice_or_empty_is_refused(words: list[str], parts: list[s
         read_words(words)
 
 
+@pytest.mark.parametrize("value", ["[[]]", "[1]", "3", "true", "null"])
+@pytest.mark.parametrize("name", ["optim", "student_features"])
+def test_a_group_of_settings_is_a_mapping(
+    name: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        f"teacher: test_vit\nstudent: test_resnet\ndata: {{root: x}}\n{name}: {value}\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", "--config", str(file), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert f"{name} is" in (line := capsys.readouterr().err)
+    assert "a mapping of settings" in line
+    assert line.count("\n") == 1
+
+
 def test_options_that_append_to_a_list_may_be_given_several_times() -> None:
     words = ["--seeds+=1", "--seeds+=2", "--out", "x", "pattern*"]
     assert read_words(words) == words
