@@ -102,7 +102,8 @@ def run(root: Path, name: str, out: str, chance: random.Random | None = None) ->
     if chance is not None:
         done = chance.choice([*SIGNALS, *LIMITS])
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(0.0, 20.0))
+            # Before the package is imported, a signal ends the interpreter in Python's own way.
+            process.wait(chance.uniform(2.0, 20.0))
         below = descendants(process.pid)
         codes |= disturb(process, done, below, chance)
     output = end(process, done)
