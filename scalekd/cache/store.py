@@ -27,7 +27,7 @@ from scalekd.errors import InputError, one_line
 from scalekd.networks import CachedOutputs, InputConfig
 from scalekd.reading import is_number, is_whole, open_regular, read_mapping
 
-FORMAT = 2
+FORMAT = 3
 """Version of the files' layout; other versions are refused."""
 
 MAX_OPEN_PARTS = 64
@@ -273,9 +273,10 @@ class Cache:
 
 
 def _checksum(row: EncodedRows) -> int:
-    """CRC-32 of one row's bytes, its tensors in the order of their names."""
+    """CRC-32 of one row's names, shapes and bytes, its tensors in the order of their names."""
     total = 0
     for name in sorted(row):
+        total = zlib.crc32(f"{name} {list(row[name].shape)} {row[name].dtype};".encode(), total)
         total = zlib.crc32(row[name].contiguous().view(torch.uint8).numpy().data, total)
     return total
 

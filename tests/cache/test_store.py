@@ -86,6 +86,18 @@ def test_a_flipped_bit_anywhere_is_found_and_its_part_named(tmp_path: Path, wher
     assert [Cache.open_complete(tmp_path).is_intact(n) for n in range(3)] == [True, False, True]
 
 
+@pytest.mark.parametrize("name", ["pixel_fingerprint", "final", "logits", "tail_inputs.0"])
+def test_a_tensor_under_another_name_is_found(tmp_path: Path, name: str) -> None:
+    cache = write_cache(tmp_path)
+    file = cache.part_file(1)
+    content = file.read_bytes()
+    quoted = f'"{name}"'.encode()
+    assert content.count(quoted) == 1
+    file.write_bytes(content.replace(quoted, quoted.replace(b"i", b"j").replace(b"o", b"p")))
+    with refused("000001.safetensors", "--resume makes it again"):
+        _ = Cache.open_complete(tmp_path)[MANIFEST.part_rows(1)[0]]
+
+
 @pytest.mark.parametrize("left", [0, 7, 100, -1])
 def test_a_part_that_was_cut_off_is_found(tmp_path: Path, left: int) -> None:
     cache = write_cache(tmp_path)
@@ -119,11 +131,11 @@ def test_a_cache_of_another_format_is_refused(tmp_path: Path) -> None:
     write_cache(tmp_path)
     plain = json.loads(manifest_file(tmp_path).read_text())
     manifest_file(tmp_path).write_text(json.dumps({**plain, "format": 99}))
-    with refused("is of format 99, and this scalekd reads format 2"):
+    with refused("is of format 99, and this scalekd reads format 3"):
         Cache.open_complete(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 2}', '{"format": 2, "input": 3}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 3}', '{"format": 3, "input": 3}'])
 def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
     manifest_file(tmp_path).write_text(text)
     with refused("cache.json", "is damaged", "build the cache again"):
