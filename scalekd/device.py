@@ -1,4 +1,6 @@
-"""The device that computes."""
+"""The device that computes, and the processor cores beside it."""
+
+import os
 
 import torch
 
@@ -6,3 +8,10 @@ import torch
 def best_device() -> torch.device:
     """The GPU, or the CPU where there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def usable_cores() -> int:
+    """Number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -282,7 +282,7 @@ class ScaleKD(nn.Module):
 
     def _note_a_smaller_teacher(self) -> None:
         teacher, student = (
-            sum(p.numel() for p in m.parameters()) / 1e6 for m in (self.teacher.model, self.student)
+            count_parameters(model) / 1e6 for model in (self.teacher.model, self.student)
         )
         if teacher < student:
             text = (
@@ -343,6 +343,11 @@ def _storage(tensor: Tensor) -> int:
     """The address of a tensor's memory; 0 if it has none of its own."""
     plain = tensor.layout is torch.strided and not tensor.is_meta
     return tensor.untyped_storage().data_ptr() if plain else 0
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of a model's parameters."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def why_no_logits(student: FeatureShapes, teacher: FeatureShapes) -> str | None:

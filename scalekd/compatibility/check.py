@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 import timm
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd.compatibility.known_models import Role, nearest_model
-from scalekd.distiller import ScaleKD
+from scalekd.distiller import ScaleKD, count_parameters
 from scalekd.errors import InputError
 from scalekd.features import Features, FeatureShapes
 from scalekd.flops import FLOP_FORMULAS
@@ -156,7 +155,7 @@ def check_pair(
             input=pair.teacher.input,
             shapes=pair.teacher.shapes,
             selection=pair.teacher.extractor.selection,
-            parameters=_count_parameters(pair.teacher.model),
+            parameters=count_parameters(pair.teacher.model),
             gflop=flops.teacher,
         ),
         student=NetworkReport(
@@ -164,7 +163,7 @@ def check_pair(
             input=pair.student_extractor.input,
             shapes=pair.student_extractor.shapes,
             selection=pair.student_extractor.selection,
-            parameters=_count_parameters(pair.student),
+            parameters=count_parameters(pair.student),
             gflop=flops.student,
         ),
         tail=pair.teacher.tail_modules,
@@ -173,7 +172,7 @@ def check_pair(
         difference=pair.teacher.difference,
         verified_on=prepared.teacher.verified_on,
         heads=pair.heads,
-        projector_parameters=_count_parameters(pair.criterion),
+        projector_parameters=count_parameters(pair.criterion),
         rest_gflop=flops.rest,
         step_gflop=flops.teacher + flops.student + flops.rest,
         weights=pair.criterion.weights,
@@ -279,7 +278,3 @@ def _training_command(**options: Any) -> str:
 def _command_line_value(value: Any) -> str:
     """A value as the command line reads it: text unchanged, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _count_parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

@@ -1,7 +1,6 @@
 """A source: where a run's training and validation images come from."""
 
 import hashlib
-import os
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset
 from scalekd.data.corrupt import CheckedSamples, Samples
 from scalekd.data.sampler import EpochSampler
 from scalekd.data.seeding import seed_all
+from scalekd.device import usable_cores
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
 from scalekd.notes import Note
@@ -375,13 +375,6 @@ def _validation_identity(validation: StoredSplit, few: bool) -> str:
     contents = map(samples.content, range(len(samples) if few else 0))
     classes = iter(validation.classes)
     return _identity(validation.targets, chain(validation.identifiers, classes), contents)
-
-
-def usable_cores() -> int:
-    """Number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def build_training_transform(data: Data, config: InputConfig) -> Transform:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from scalekd.device import usable_cores
 from scalekd.distributed.ranks import RENDEZVOUS_FOLDER
 from scalekd.errors import InputError
 from scalekd.processes import LAUNCHER_PID
@@ -39,13 +40,6 @@ def check_devices(devices: int) -> None:
             "most that number; to train on several machines start one process for each device, by "
             "torchrun or srun (docs/scaling.md)"
         )
-
-
-def usable_cores() -> int:
-    """The number of CPU cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def launch(devices: int, arguments: list[str]) -> int:

@@ -3,12 +3,10 @@
 import math
 from dataclasses import asdict, replace
 
-from torch import nn
-
 from scalekd.data.loader import build_loaders
 from scalekd.data.source import Source
 from scalekd.device import best_device
-from scalekd.distiller import ScaleKD, why_no_logits
+from scalekd.distiller import ScaleKD, count_parameters, why_no_logits
 from scalekd.errors import InputError
 from scalekd.fit import describe_fit
 from scalekd.jobs.teacher_check import check_teacher
@@ -54,7 +52,7 @@ def run_preflight(prepared: Prepared, teacher_top1: float | None = None) -> Pair
     pair = PairSummary(
         teacher_top1=None,
         teacher_parameters=0,
-        student_parameters=_count_parameters(learner.student),
+        student_parameters=count_parameters(learner.student),
         projector_parameters=0,
         notes=[*source.notes, *learner.notes, *_notes_on_settings(prepared, learner)],
         images=prepared.input,
@@ -79,8 +77,8 @@ def run_preflight(prepared: Prepared, teacher_top1: float | None = None) -> Pair
     return replace(
         pair,
         notes=notes,
-        teacher_parameters=_count_parameters(learner.teacher.model),
-        projector_parameters=_count_parameters(learner.criterion),
+        teacher_parameters=count_parameters(learner.teacher.model),
+        projector_parameters=count_parameters(learner.criterion),
         fit=describe_fit(learner),
         teacher_images=learner.teacher.input,
     )
@@ -159,7 +157,3 @@ def _notes_without_labels(learner: ScaleKD, root: str) -> list[Note]:
             "take num_classes out of student_args for a student without one"
         )
     return [Note("info", text) for text in texts]
-
-
-def _count_parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

@@ -9,7 +9,8 @@ import pytest
 from helpers.refusals import refused
 
 from scalekd.cli.main import main
-from scalekd.distributed.launch import check_devices, usable_cores
+from scalekd.device import usable_cores
+from scalekd.distributed.launch import check_devices
 
 
 @pytest.fixture(autouse=True)
