@@ -3,7 +3,6 @@
 import math
 from dataclasses import asdict, replace
 
-from scalekd.data.loader import build_loaders
 from scalekd.data.source import Source
 from scalekd.device import best_device
 from scalekd.distiller import ScaleKD, count_parameters, why_no_logits
@@ -16,7 +15,8 @@ from scalekd.runs.result import PairSummary, main_run
 from scalekd.training.batch import Learner
 from scalekd.training.dry_run import dry_run, parameters_without_gradient
 from scalekd.training.prepare import Prepared
-from scalekd.training.validation import top1, validation_batch_size
+from scalekd.training.train import open_loaders
+from scalekd.training.validation import top1
 
 
 def run_preflight(prepared: Prepared, teacher_top1: float | None = None) -> PairSummary:
@@ -36,16 +36,8 @@ def run_preflight(prepared: Prepared, teacher_top1: float | None = None) -> Pair
     learner = prepared.build_learner(main_run(recipe))
     if "logit_kd" in recipe.compare and isinstance(learner, ScaleKD):
         _check_logit_distillation(learner)
-    source = prepared.images_for(learner)
-    batches, validation = build_loaders(
-        source,
-        recipe.data,
-        prepared.input,
-        batch_size=recipe.batch_size,
-        seed=recipe.seeds[0],
-        micro_batches=recipe.accumulate,
-        validation_batch_size=validation_batch_size(recipe),
-    )
+    source = prepared.source
+    batches, validation = open_loaders(prepared, learner, seed=recipe.seeds[0])
     _check_classes(learner, source, recipe)
     learner.to(best_device())
     gflop = dry_run(learner, batches)

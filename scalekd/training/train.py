@@ -91,17 +91,8 @@ def open_run(
     file = folder.checkpoint(run)
     learner = prepared.build_learner(run)
     state = load_newest(file, learner)
-    source = prepared.images_for(learner)
-    batches, validation_batches = build_loaders(
-        source,
-        recipe.data,
-        prepared.input,
-        batch_size=recipe.batch_size,
-        seed=run.seed,
-        epochs=recipe.epochs,
-        start_step=state["step"] if state else 0,
-        micro_batches=recipe.accumulate,
-        validation_batch_size=validation_batch_size(recipe),
+    batches, validation_batches = open_loaders(
+        prepared, learner, seed=run.seed, start_step=state["step"] if state else 0
     )
     sampler = batches.batch_sampler
     assert isinstance(sampler, ResumableBatchSampler)
@@ -119,7 +110,7 @@ def open_run(
         )
         validation = Validation(
             validation_batches,
-            classes=source.classes,
+            classes=prepared.source.classes,
             every_steps=recipe.validate_every * sampler.steps_per_epoch,
             precision=recipe.precision,
             state=state["validation"] if state else None,
@@ -134,7 +125,7 @@ def open_run(
             file, every_steps=recipe.save_steps, every_minutes=recipe.save_minutes
         ),
         log_every=recipe.log_every,
-        report=_Recorder(run, folder, trackers, source, report),
+        report=_Recorder(run, folder, trackers, prepared.source, report),
         stop=stop,
         stored={"scalekd_student": asdict(_student_of(prepared)), "must_match": must_match},
     )
@@ -142,6 +133,25 @@ def open_run(
         if not loop.finished:
             training.validate_if_missed()
         yield training
+
+
+def open_loaders(
+    prepared: Prepared, learner: Learner, *, seed: int, start_step: int = 0
+) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
+    """The training loader of a run of `learner` from a step on, and the validation loader; see
+    `build_loaders`."""
+    recipe = prepared.recipe
+    return build_loaders(
+        prepared.images_for(learner),
+        recipe.data,
+        prepared.input,
+        batch_size=recipe.batch_size,
+        seed=seed,
+        epochs=recipe.epochs,
+        start_step=start_step,
+        micro_batches=recipe.accumulate,
+        validation_batch_size=validation_batch_size(recipe),
+    )
 
 
 def conclude(training: TrainingRun, prepared: Prepared, run: Run, folder: RunFolder) -> Result:
