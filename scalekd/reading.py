@@ -37,15 +37,35 @@ def open_regular(file: Path, name: str | None = None) -> IO[bytes]:
     """
     name = file.name if name is None else name
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_without_waiting(file)
     except OSError as error:
         raise InputError(f"{name} {why_unreadable(error)}") from error
     except ValueError as error:  # a null byte in the name
         raise InputError(f"{name} cannot be read: {error}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    if descriptor is None:
         raise InputError(f"{name} is no regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def open_without_waiting(file: Path | str, flags: int = os.O_RDONLY) -> int | None:
+    """Open a regular file, without waiting for the other end of a pipe.
+
+    Args:
+        file: the file.
+        flags: of `os.open`.
+
+    Returns:
+        Its descriptor; None where something else than a regular file is there.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: its name has a null byte.
+    """
+    descriptor = os.open(file, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def why_unreadable(error: OSError) -> str:

@@ -7,7 +7,6 @@ values of 16 bits are scaled to 8, and an image is turned upright as its EXIF or
 import io
 import logging
 import os
-import stat
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from scalekd.data.corrupt import CorruptImageError
 from scalekd.errors import InputError
+from scalekd.reading import open_without_waiting
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +68,11 @@ def read_image_file(path: str) -> bytes:
         InputError: the file cannot be read now, is no regular file, or is very large.
     """
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"the image {path!r} is no regular file: remove it")
-            _check_size(status.st_size, repr(path))
+        descriptor = open_without_waiting(path)
+        if descriptor is None:
+            raise InputError(f"the image {path!r} is no regular file: remove it")
+        with os.fdopen(descriptor, "rb") as file:
+            _check_size(os.fstat(descriptor).st_size, repr(path))
             return file.read()
     except OSError as error:
         raise unreadable(path, error, "the image ") from error
@@ -112,10 +112,6 @@ def decode_image(content: bytes, name: str) -> Image.Image:
             f"cannot read the image {name} ({reason}): repair or remove it, or skip such images "
             "with --data.corrupt_images skip"
         ) from error
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _check_size(size: int, name: str) -> None:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import socket
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from scalekd.errors import InputError
-from scalekd.reading import is_whole, parse_json
+from scalekd.reading import is_whole, open_without_waiting, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +89,6 @@ def share_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def refuse_if_training(folder: Path) -> None:
-    """Raise InputError where a process certainly trains in `folder`."""
-    process = find_process(folder)
-    if process is not None and process.certain:
-        raise _refusal(folder, process)
-
-
 def find_process(folder: Path) -> TrainingProcess | None:
     """The process that trains in `folder`; None where there is none, no such run folder, or none
     whose lock may be read."""
@@ -127,10 +119,8 @@ def _open(folder: Path, flags: int) -> IO[str]:
     Raises:
         OSError: it is one, or cannot be opened.
     """
-    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(folder / NAME, flags, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    descriptor = open_without_waiting(folder / NAME, flags | os.O_NOFOLLOW)
+    if descriptor is None:
         raise OSError(f"its {NAME} is no regular file")
     return os.fdopen(descriptor, "r" if flags & os.O_ACCMODE == os.O_RDONLY else "r+")
 
