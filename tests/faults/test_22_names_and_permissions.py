@@ -73,7 +73,14 @@ def test_a_tar_file_without_permission_is_named(tmp_path: Path) -> None:
         TarSamples([file])
 
 
-@pytest.mark.parametrize("root", ["x" * 300, "x/" * 3000], ids=["long", "deep"])
-def test_what_cannot_be_a_folders_name_is_refused(root: str) -> None:
-    with refused("no folder"):
+@pytest.mark.parametrize(
+    ("root", "parts"),
+    [
+        ("x" * 300, ("data.root is 'xxx", "longer than 255 bytes")),
+        ("x/" * 3000, ("no folder",)),
+    ],
+    ids=["long", "deep"],
+)
+def test_what_cannot_be_a_folders_name_is_refused(root: str, parts: tuple[str, ...]) -> None:
+    with refused(*parts):
         open_folder(root)
