@@ -314,13 +314,18 @@ def check_counts(data: Data, images: int) -> None:
         )
 
 
+def normal_name(name: str) -> str:
+    """The same text for the same letters, however a file system stores them: the composed form."""
+    return unicodedata.normalize("NFC", name)
+
+
 def normal_names(names: Sequence[str], title: str) -> tuple[str, ...]:
     """Names of classes in Unicode's composed form, which file systems do not agree on.
 
     Raises:
         InputError: two names of `title` differ only in their form.
     """
-    normal = tuple(unicodedata.normalize("NFC", name) for name in names)
+    normal = tuple(map(normal_name, names))
     numbers = dict[str, int]()
     for number, name in enumerate(normal):
         if (first := numbers.setdefault(name, number)) != number:

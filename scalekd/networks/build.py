@@ -37,7 +37,6 @@ from scalekd.networks.pretrained import (
     load_weights,
     record_loads,
     refuse_non_finite,
-    shortened_list,
 )
 from scalekd.networks.state_matching import changed_shapes, match_state
 from scalekd.networks.weight_files import (
@@ -45,6 +44,7 @@ from scalekd.networks.weight_files import (
     StateDict,
     choose_weights,
     read_checkpoint,
+    shortened_list,
     why_not_timm,
 )
 from scalekd.reading import parse_json, read_text

@@ -25,6 +25,7 @@ from scalekd.networks.weight_files import (
     choose_weights,
     read_checkpoint,
     safe_torch_load,
+    shortened_list,
 )
 from scalekd.notes import Note
 
@@ -95,12 +96,6 @@ def file_sha256(file: str | Path) -> str:
     """Return the SHA-256 of a file in hexadecimal digits."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def shortened_list(names: tuple[str, ...], limit: int = 6) -> str:
-    """Return the first `limit` names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def is_state_dict(state: Any) -> bool:

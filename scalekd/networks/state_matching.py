@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from scalekd.errors import InputError
-from scalekd.networks.pretrained import Mismatch, is_state_dict, shortened_list
+from scalekd.networks.pretrained import Mismatch, is_state_dict
 from scalekd.networks.weight_files import (
     KEY_OPTION,
     StateDict,
     choose_network,
     remark_on_average,
+    shortened_list,
 )
 
 

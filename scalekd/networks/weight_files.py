@@ -327,6 +327,11 @@ def _under_key(found: dict[str, StateDict], key: str, source: str) -> StateDict:
     )
 
 
-def _listed(keys: Sequence[str], limit: int = 6) -> str:
-    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return ", ".join(repr(key) for key in keys[:limit]) + more
+def shortened_list(names: tuple[str, ...], limit: int = 6) -> str:
+    """Return the first `limit` names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return shortened_list(tuple(map(repr, keys)))

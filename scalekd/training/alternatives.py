@@ -182,9 +182,10 @@ def find_better(setups: Iterator[Setup], targets: Tensor) -> tuple[Setup, Setup 
 def other_orders(class_names: Sequence[str]) -> dict[str, Tensor]:
     """Usual orders that differ from the data's: the label of each logit (classes,), by name."""
     names = list(class_names)
+    label = {name: number for number, name in enumerate(names)}
     orders = {"natural": natural_order(names), "sorted": sorted(names)}
     return {
-        order: torch.tensor([names.index(name) for name in in_order])
+        order: torch.tensor([label[name] for name in in_order])
         for order, in_order in orders.items()
         if in_order != names
     }

@@ -4,7 +4,6 @@ Programs number the classes of a data set differently: torchvision sorts folders
 that DC-10 comes before DC-3, timm's data sets naturally and without case, so that it comes after.
 """
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.utils.misc import natural_key
 from torch import nn
 
+from scalekd.data.source import normal_name
 from scalekd.errors import InputError, one_line
 from scalekd.networks.input_config import pretrained_config
 from scalekd.notes import Note
@@ -53,7 +53,8 @@ def put_classes_in_order(
     Args:
         model: as timm built it.
         requested: the order that the user gives it: "data", "sorted", "natural" or a text file.
-        data_classes: names of the data's classes by label; empty if they are not known.
+        data_classes: names of the data's classes by label, as a source has them; empty if they are
+            not known.
         option: how errors name the setting with `requested`.
 
     Raises:
@@ -66,7 +67,7 @@ def put_classes_in_order(
         data_has_names = any(not name.isdigit() for name in data_classes)
         if not names or classes != len(data_classes) or not data_has_names:
             return ClassOrder()
-        if set(names) != set(map(_normal, data_classes)):
+        if set(names) != set(data_classes):
             if not pretrained_config(model).get("label_names"):  # timm's, by their number only
                 return ClassOrder()
             text = (
@@ -84,7 +85,8 @@ def put_classes_in_order(
             f"{option} is {requested!r}, but the model has {classes} classes and the data "
             f"{len(data_classes)}: drop {option}"
         )
-    places = tuple(names.index(_normal(name)) for name in data_classes)
+    place_of = {name: place for place, name in enumerate(names)}
+    places = tuple(place_of[name] for name in data_classes)
     moved = sum(place != label for label, place in enumerate(places))
     if not moved:
         return ClassOrder(is_known=True)
@@ -103,7 +105,7 @@ def read_label_names(model: nn.Module) -> list[str]:
         names = ImageNetInfo(subset).label_names()
     if isinstance(names, dict):  # by label, which JSON makes a string
         names = [names[label] for label in sorted(names, key=lambda label: natural_key(str(label)))]
-    names = [_normal(str(name)) for name in names or ()]
+    names = [normal_name(str(name)) for name in names or ()]
     usable = len(names) == getattr(model, "num_classes", None) == len(set(names))
     return names if usable else []
 
@@ -112,7 +114,7 @@ def _requested_names(requested: str, data_classes: Sequence[str], title: str) ->
     """The names that `requested` gives the logits; errors begin with `title`."""
     if not data_classes:
         raise InputError(f"{title}, but the images have no named classes: drop it")
-    expected = list(map(_normal, data_classes))
+    expected = list(data_classes)
     match requested:
         case "data":
             return expected
@@ -127,7 +129,7 @@ def _requested_names(requested: str, data_classes: Sequence[str], title: str) ->
             f"{title}: it must be data, sorted, natural or a text file with a class's name on each "
             f"line, and it cannot be read as one ({one_line(error)})"
         ) from error
-    names = [_normal(line.strip()) for line in lines if line.strip()]
+    names = [normal_name(line.strip()) for line in lines if line.strip()]
     if sorted(names) != sorted(expected):
         odd = sorted(set(names) ^ set(expected)) or ["a name twice"]
         raise InputError(
@@ -151,11 +153,6 @@ def _permute_logits(model: nn.Module, places: Sequence[int]) -> None:
             )
         for parameter in parameters:
             parameter.data = parameter.data[torch.tensor(places)]
-
-
-def _normal(name: str) -> str:
-    """The same text for the same letters, however a file system stores them."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _ends(names: Sequence[str]) -> str:
