@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from helpers.pictures import image_folder
 from helpers.processes import alive_after, descendants
 from helpers.real_runs import (
-    random_settings,
     start,
     stop,
     wait_until_training,
+    write_long_recipe,
 )
 
 MOST_SECONDS = 10.0
@@ -23,9 +21,7 @@ MOST_SECONDS = 10.0
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    image_folder(tmp_path / "images", each=10, side=48)
-    settings = random_settings(tmp_path) | {"accumulate": 1, "compare": ["supervised"]}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings | {"epochs": 40}))
+    write_long_recipe(tmp_path)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     return tmp_path

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from helpers.pictures import image_folder
 from helpers.processes import alive_after, descendants
 from helpers.real_runs import (
     SECONDS_TO_START,
     newest_state,
-    random_settings,
     start,
     wait_until_training,
+    write_long_recipe,
 )
 
 from scalekd.cli.commands import COMMANDS
@@ -99,9 +97,7 @@ def test_ctrl_c_during_the_imports_is_one_line() -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    image_folder(tmp_path / "images", each=10, side=48)
-    settings = random_settings(tmp_path) | {"accumulate": 1, "compare": ["supervised"]}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings | {"epochs": 40}))
+    write_long_recipe(tmp_path)
     return tmp_path
 
 

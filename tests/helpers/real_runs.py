@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from helpers.pictures import image_folder
 
 from scalekd.runs.checkpoint import load_newest
 from scalekd.runs.folder import RunFolder
@@ -59,6 +61,13 @@ def random_settings(root: Path) -> dict[str, Any]:
         "save_steps": 3,
         "seeds": [7],
     }
+
+
+def write_long_recipe(root: Path) -> None:
+    """Write ROOT/recipe.yaml and its images: two methods, with epochs enough to be disturbed."""
+    image_folder(root / "images", each=10, side=48)
+    settings = random_settings(root) | {"accumulate": 1, "compare": ["supervised"]}
+    (root / "recipe.yaml").write_text(yaml.safe_dump(settings | {"epochs": 40}))
 
 
 def start(
