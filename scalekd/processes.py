@@ -10,15 +10,25 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.util import get_temp_dir
+
+from scalekd.errors import InputError
 
 LAUNCHER_PID = "SCALEKD_LAUNCHED_BY"
 """Environment variable with the process id of `scalekd --devices`, in the ranks it started."""
 
 SECONDS_TO_SAVE = 7.0
 """How long a process may finish its step and save after the process that started it has ended."""
+
+LONGEST_SOCKET_PATH = 103
+"""Bytes of a Unix socket's path: 107 on Linux, 103 on macOS."""
+
+BELOW_TEMPORARY_FOLDER = len("/pymp-12345678" * 2 + "/listener-12345678")
+"""Bytes that multiprocessing adds to the temporary folder; the fork server has one of its own."""
 
 PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
@@ -75,3 +85,27 @@ def _watch_parent(stop: Callable[[], None] | None) -> None:
 def stop_with_launcher() -> None:
     """Make a rank save and end, as by SIGTERM, when what started the ranks has ended."""
     end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def socket_folder() -> str:
+    """Make the folder for the sockets of this process and of its workers, once; return its path.
+
+    It is deleted as this process exits. Without it each worker makes one of its own, which a killed
+    worker leaves behind. It is in the temporary folder of the system (TMPDIR), or in /tmp where
+    that has too long a path for a socket.
+
+    Raises:
+        InputError: neither can be used.
+    """
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) + BELOW_TEMPORARY_FOLDER > LONGEST_SOCKET_PATH:
+        tempfile.tempdir = "/tmp"
+    try:
+        return get_temp_dir()
+    except OSError as error:
+        raise InputError(
+            f"no folder for the sockets of processes can be made in {tempfile.gettempdir()} "
+            f"({error.strerror}): let TMPDIR be a writable folder with a short path"
+        ) from error
+    finally:
+        tempfile.tempdir = before

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from multiprocessing.util import Finalize, get_temp_dir
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from scalekd.data.worker import end_workers, initialize_worker, start_method
 from scalekd.distributed import ranks
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
+from scalekd.processes import socket_folder
 from scalekd.recipe import Data
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -47,6 +48,8 @@ class ImageLoader(DataLoader[Any]):
 
 
 def _describe_failed_workers(error: Exception) -> str:
+    if isinstance(error, (ConnectionError, EOFError)):  # it was killed while it handed a batch over
+        error = RuntimeError("one of them exited unexpectedly")
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = lines[-1 if len(lines) > 1 else 0].removeprefix("RuntimeError: ").rstrip(".")
     return (
@@ -177,8 +180,8 @@ def worker_settings(source: Source, data: Data) -> dict[str, Any]:
     if workers is None:
         workers = max(1, source.workers // ranks.local_world_size()) if source.workers else 0
     Finalize(None, end_workers, exitpriority=100)
-    if workers:  # or each worker makes a folder for its sockets, which a killed one leaves behind
-        get_temp_dir()
+    if workers:
+        socket_folder()
     return {
         "num_workers": workers,
         "prefetch_factor": PREFETCHED if workers else None,

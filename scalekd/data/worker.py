@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.queues import Queue
-from multiprocessing.util import get_temp_dir
 
 from scalekd.distributed import ranks
-from scalekd.processes import end_with_parent
+from scalekd.processes import end_with_parent, socket_folder
 from scalekd.signals import STOP_SIGNALS
 
 
@@ -28,7 +27,7 @@ def start_method() -> str | None:
     if ranks.world_size() == 1:
         return "fork"
     multiprocessing.set_forkserver_preload(["scalekd.data.forkserver"])
-    with _temporary_files_in(get_temp_dir()):  # of this process, which deletes the folder
+    with _temporary_files_in(socket_folder()):  # which this process deletes
         forkserver.ensure_running()
     return "forkserver"
 

@@ -12,14 +12,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property, partial
 from multiprocessing.synchronize import Event
-from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import torch
 
+from scalekd.device import usable_cores
 from scalekd.distributed import ranks
 from scalekd.errors import InputError
-from scalekd.processes import end_with_parent, parent_is_gone
+from scalekd.processes import end_with_parent, parent_is_gone, socket_folder
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
 from scalekd.runs.folder import RunFolder
@@ -39,7 +39,7 @@ def default_processes(runs: int) -> int:
     """
     if torch.cuda.is_available() or ranks.world_size() > 1:
         return 1
-    return max(1, min(runs, os.cpu_count() or 1))
+    return max(1, min(runs, usable_cores()))
 
 
 def train_all(
@@ -74,9 +74,9 @@ def train_all(
                 finished(train(prepared, run, folder, partial(report, run), stop_requested))
         return
     context = multiprocessing.get_context("spawn")
-    get_temp_dir()  # or each worker makes one, which a killed worker leaves behind
+    socket_folder()
     stop_all, messages = context.Event(), context.SimpleQueue()
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, usable_cores() // processes)
     with (
         ProcessPoolExecutor(
             processes, context, _start_worker, (prepared.recipe, stop_all, messages, threads)

@@ -11,14 +11,24 @@ from scalekd.estimating.meta_pair import IMAGENET_IMAGES
 from scalekd.estimating.text import format_estimate
 from scalekd.recipe import Data, Recipe
 
-PAIR = ["estimate", "--teacher", "test_vit", "--student", "test_resnet", "--gpu", "a100"]
+PAIR = ["estimate", "--teacher", "test_vit", "--student", "test_resnet"]
 
 
 def test_the_command_prints_what_the_function_returns(capsys: pytest.CaptureFixture[str]) -> None:
     small = Data("imagenet", image_size=64)
     recipe = Recipe("test_vit", "test_resnet", small, teacher_size=(64, 64))
     result = estimate(recipe, devices=2, gpu="a100")
-    words = [*PAIR, "--devices", "2", "--data.image_size", "64", "--teacher_size", "[64,64]"]
+    words = [
+        *PAIR,
+        "--gpu",
+        "a100",
+        "--devices",
+        "2",
+        "--data.image_size",
+        "64",
+        "--teacher_size",
+        "[64,64]",
+    ]
     main(words)
     assert capsys.readouterr().out == format_estimate(result) + "\n"
     main([*words, "--json"])

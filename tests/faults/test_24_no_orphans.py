@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.places import temporary_folder_below
 from helpers.processes import alive_after, descendants
 from helpers.real_runs import (
     start,
@@ -20,11 +22,10 @@ MOST_SECONDS = 10.0
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path) -> Iterator[Path]:
     write_long_recipe(tmp_path)
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
-    return tmp_path
+    with temporary_folder_below(tmp_path):
+        yield tmp_path
 
 
 @pytest.mark.parametrize(

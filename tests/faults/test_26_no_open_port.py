@@ -7,11 +7,13 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers.pictures import image_folder
+from helpers.places import temporary_folder_below
 from helpers.processes import descendants, listening_addresses
 from helpers.real_runs import SECONDS_TO_START, random_settings, start, stop, wait_until_training
 
@@ -21,14 +23,13 @@ LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path) -> Iterator[Path]:
     """A folder with images, a recipe for two ranks, and a folder for temporary files."""
     image_folder(tmp_path / "images", each=10, side=48)
     settings = random_settings(tmp_path) | {"accumulate": 1}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
-    return tmp_path
+    with temporary_folder_below(tmp_path):
+        yield tmp_path
 
 
 def test_ranks_of_one_machine_meet_in_a_private_file_and_listen_on_loopback_only(

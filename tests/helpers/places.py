@@ -1,7 +1,12 @@
-"""What is in a folder, to see that nothing was lost or written."""
+"""Folders: what is in one, to see that nothing was lost or written; one for temporary files."""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 
 def snapshot(root: Path) -> dict[str, bytes | str]:
@@ -16,3 +21,12 @@ def snapshot(root: Path) -> dict[str, bytes | str]:
         else:
             found[name] = "folder" if path.is_dir() else "other"
     return found
+
+
+@contextmanager
+def temporary_folder_below(root: Path) -> Iterator[None]:
+    """Inside, ROOT/temporary is TMPDIR, by a path that is short enough for sockets in it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
+        (root / "temporary").symlink_to(folder)
+        patch.setenv("TMPDIR", folder)
+        yield

@@ -136,6 +136,14 @@ def test_parallel_runs_are_each_resumed(undisturbed: Path) -> None:
     assert one == other
 
 
+def is_spawned(process: str) -> bool:
+    """Whether a process runs, and was started by multiprocessing's "spawn"."""
+    try:
+        return b"spawn_main" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_a_signal_before_parallel_runs_have_begun_stops_them(
     undisturbed: Path,
 ) -> None:
@@ -146,8 +154,7 @@ def test_a_signal_before_parallel_runs_have_begun_stops_them(
     until = time.monotonic() + SECONDS_TO_START
     spawned = 0
     while spawned < 2 and process.poll() is None and time.monotonic() < until:
-        commands = [Path(f"/proc/{child}/cmdline") for child in children.read_text().split()]
-        spawned = sum(c.exists() and b"spawn_main" in c.read_bytes() for c in commands)
+        spawned = sum(map(is_spawned, children.read_text().split()))
         time.sleep(0.001)
     assert spawned == 2
     os.killpg(process.pid, signal.SIGTERM)
