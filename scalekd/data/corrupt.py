@@ -1,11 +1,13 @@
 """Images that cannot be decoded: they end a run, or are skipped and counted, as the user asked."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, Protocol
 
 import torch
 from PIL import Image
 
+from scalekd.device import usable_cores
 from scalekd.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -20,7 +22,7 @@ MAX_CORRUPT_IN_A_ROW = 1_000
 
 
 class Samples(Protocol):
-    """Samples by number; a corrupt one raises `CorruptImageError`."""
+    """Samples by number, for several threads at once; a corrupt one raises `CorruptImageError`."""
 
     def __len__(self) -> int: ...
 
@@ -77,6 +79,20 @@ class CheckedSamples:
                     f"not one of the {len(self)} images can be read: {problem}"
                 ) from error
             return None
+
+    def read_all(self) -> None:
+        """Read every sample once, on all cores.
+
+        Raises:
+            InputError: that of `read` for the first such sample.
+        """
+
+        def check(index: int) -> None:
+            self.read(index)
+
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for _ in pool.map(check, range(len(self))):
+                pass
 
     def read_next(self, indices: range | list[int], position: int) -> Sample:
         """Read the sample at `indices[position]`, or the next readable one, round and round.

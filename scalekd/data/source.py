@@ -170,8 +170,7 @@ def build_source(
     few = sum(map(len, checked)) <= MAX_DECODED_BEFOREHAND
     if few:
         for samples in checked:
-            for index in range(len(samples)):
-                samples.read(index)
+            samples.read_all()
     targets = torch.zeros(len(training.samples)) if training.targets is None else training.targets
 
     def training_set(config: InputConfig, seed: int) -> Dataset[Any]:

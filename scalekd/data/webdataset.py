@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import tarfile
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -54,6 +55,9 @@ TRAINING_WORDS, VALIDATION_WORDS = {"train", "training"}, {"val", "valid", "vali
 
 MAX_OPEN_TARS = 64
 """How many tar files each process keeps open."""
+
+_READING = threading.Lock()
+"""Held while a tar file is opened, read or closed: several threads may read samples."""
 
 BLOCK_TARS, BLOCK_SAMPLES = 8, 8_192
 """A block, whose samples are shuffled with each other, has at least so many of both."""
@@ -259,12 +263,13 @@ class TarSamples:
 
     def _read(self, tar: int, offset: int, size: int) -> bytes:
         try:
-            if tar not in self._open_tars:
-                self._open_tars[tar] = os.open(self.files[tar], os.O_RDONLY)
-            self._open_tars.move_to_end(tar)
-            if len(self._open_tars) > MAX_OPEN_TARS:
-                os.close(self._open_tars.popitem(last=False)[1])
-            return os.pread(self._open_tars[tar], size, offset)
+            with _READING:
+                if tar not in self._open_tars:
+                    self._open_tars[tar] = os.open(self.files[tar], os.O_RDONLY)
+                self._open_tars.move_to_end(tar)
+                if len(self._open_tars) > MAX_OPEN_TARS:
+                    os.close(self._open_tars.popitem(last=False)[1])
+                return os.pread(self._open_tars[tar], size, offset)
         except OSError as error:
             raise InputError(
                 f"cannot read the tar file {self.files[tar]!r} ({error}): bring it back"

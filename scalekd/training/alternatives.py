@@ -5,6 +5,7 @@ statistics, runs without an error and is wrong. Where there are labels, its accu
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from scalekd.data.source import IGNORED
-from scalekd.device import best_device
+from scalekd.device import best_device, usable_cores
 from scalekd.networks import InputConfig
 from scalekd.training.teacher_classes import natural_order
 
@@ -212,8 +213,9 @@ def load_pixels(
         moves = (places != torch.arange(len(places)))[targets].nonzero()[:, 0]
         some = torch.randperm(len(moves), generator=generator)[: IMAGES // 2]
         chosen.update(moves[some].tolist())
-    items = [images[index] for index in sorted(chosen)]
-    items = [(image, int(label)) for image, label in items if int(label) != IGNORED]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        loaded = list(pool.map(images.__getitem__, sorted(chosen)))
+    items = [(image, int(label)) for image, label in loaded if int(label) != IGNORED]
     if not items:
         return torch.empty(0), torch.empty(0)
     return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
