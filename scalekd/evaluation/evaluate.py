@@ -1,10 +1,7 @@
 """Measure the top-1 accuracy of a model on validation images."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -12,10 +9,10 @@ from scalekd.data.open import open_validation
 from scalekd.data.source import Relabelled, Source
 from scalekd.device import best_device
 from scalekd.errors import InputError
-from scalekd.networks import InputConfig, build_model, input_config
-from scalekd.networks.input_config import check_statistics, set_statistics
+from scalekd.evaluation.classes import ClassMatch, match_classes
+from scalekd.evaluation.opened_model import OpenedModel, open_model
+from scalekd.networks.input_config import renormalization
 from scalekd.recipe import Data
-from scalekd.runs.folder import RunFolder
 from scalekd.training.alternatives import (
     GOOD,
     Trial,
@@ -23,7 +20,6 @@ from scalekd.training.alternatives import (
     load_pixels,
     without_normalisation,
 )
-from scalekd.training.teacher_classes import put_classes_in_order, read_label_names
 from scalekd.training.validation import top1
 
 logger = logging.getLogger(__name__)
@@ -47,7 +43,8 @@ def evaluate(
     it was trained would be far better.
 
     Args:
-        model: Model to evaluate: a run folder, a student folder, or a timm name.
+        model: Model to evaluate: a run folder, an exported folder, a timm name, the checkpoint of
+            a run (FILE.ckpt), or an ONNX file (FILE.onnx).
         data: Validation images, as for distill; images to train on need not be there. A folder has
             val/, validation/, valid/ or test/ with a folder for each class, or these themselves.
         weights: Weights of the model: pretrained (those of timm's hub, or of the folder), random,
@@ -68,50 +65,70 @@ def evaluate(
     """
     source = open_validation(data)
     assert source.validation_set is not None
-    if (student := RunFolder(Path(model)).student).is_dir():
-        model = str(student)
-    name = f"local-dir:{model}" if Path(model).is_dir() else model
-    network: Any
-    network, loaded_weights = build_model(name, weights, data.size, weights_key)
-    set_statistics(network, mean=data.mean, std=data.std)
-    order = put_classes_in_order(network, classes, source.class_names, option="classes")
-    numbers: Sequence[int] = range(len(source.class_names))
-    if not order.is_known:
-        numbers = match_classes(model, network, data.root, source.class_names)
-    network.eval().to(best_device())
-    images = input_config(network, data.size)
-    check_statistics("data.", images.channels, mean=data.mean, std=data.std)
-    images = replace(
-        images,
-        crop=data.crop or images.crop,
-        interpolation=data.interpolation or images.interpolation,
-    )
-    for note in (*source.notes, loaded_weights.note, *order.notes):
+    opened = open_for_source(model, source, data, weights, weights_key)
+    match = match_classes(opened, source.class_names, data.root, classes)
+    for note in (*source.notes, *opened.notes, *match.notes):
         note.log(logger)  # only here: what is refused is refused by one line
-    validation = Relabelled(source.validation_set(images), numbers)
-    accuracy = top1(network, DataLoader(validation, BATCH), network.num_classes)
-    if accuracy < GOOD and source.input is None and network.num_classes == source.classes:
-        _warn_of_alternatives(network, source, data, images, order.is_known)
+    validation = Relabelled(source.validation_set(opened.input), match.logits)
+    accuracy = top1(opened.network, DataLoader(validation, BATCH), opened.classes)
+    if accuracy < GOOD and source.input is None and opened.classes == source.classes:
+        _warn_of_alternatives(opened, source, data, match)
     return accuracy
 
 
+def open_for_source(
+    model: str, source: Source, data: Data, weights: str, weights_key: str | None
+) -> OpenedModel:
+    """Open a model for the images of a source, which may fix their size and normalisation.
+
+    Raises:
+        InputError: the model cannot be opened, or the source's images have other channels.
+    """
+    fixed = source.input
+    opened = open_model(
+        model,
+        weights=weights,
+        weights_key=weights_key,
+        size=data.size or (fixed.size if fixed else None),
+        mean=data.mean,
+        std=data.std,
+        crop=data.crop,
+        interpolation=data.interpolation,
+    )
+    if fixed is None:
+        return opened
+    if fixed.channels != opened.input.channels:
+        raise InputError(
+            f"{model} takes images of {opened.input.channels} channels, and those of {data.root!r} "
+            f"have {fixed.channels}: evaluate it on other images"
+        )
+    if not opened.normalizes:
+        return replace(opened, input=fixed)
+    scale, shift = (t.to(best_device()) for t in renormalization(fixed, opened.input))
+    return replace(
+        opened, network=lambda images: opened.network(scale * images + shift), input=fixed
+    )
+
+
 def _warn_of_alternatives(
-    network: Any, source: Source, data: Data, images: InputConfig, order_is_known: bool
+    opened: OpenedModel, source: Source, data: Data, match: ClassMatch
 ) -> None:
     """Warn where a usual order of the classes, or mean and standard deviation, is far better."""
     assert source.validation_set is not None
-    raw = source.validation_set(without_normalisation(images))
+    raw = source.validation_set(without_normalisation(opened.input))
     pixels, targets = load_pixels(raw, None, source.class_names)
     if not len(targets):
         return
+    own_statistics = data.mean is None and data.std is None and not opened.normalizes
+    in_order = list(match.logits)
     trial = Trial(
-        classify=network,
+        classify=lambda images: opened.network(images)[:, in_order],
         pixels=pixels,
         targets=targets,
-        input=images,
+        input=opened.input,
         class_names=source.class_names,
-        order_option=None if order_is_known else "--classes",
-        statistics_option="--data." if data.mean is None and data.std is None else None,
+        order_option=None if match.is_known else "--classes",
+        statistics_option="--data." if own_statistics else None,
         batch_size=BATCH,
     )
     own, better = find_better(trial.setups(), targets)
@@ -124,35 +141,3 @@ def _warn_of_alternatives(
             100 * better.accuracy,
             " ".join(better.options),
         )
-
-
-def match_classes(model: str, network: Any, root: str, classes: Sequence[str]) -> Sequence[int]:
-    """The number among a model's classes of each class of images.
-
-    Args:
-        model: how errors name the model.
-        network: the model.
-        root: how errors name the images.
-        classes: names of the images' classes in the order of their numbers.
-
-    Raises:
-        InputError: the images have other classes than the model, or their number differs and the
-            model has no names.
-    """
-    names = read_label_names(network)
-    numbers = {name: number for number, name in enumerate(names)}
-    unknown = [name for name in classes if name not in numbers]
-    if names and not unknown:
-        return [numbers[name] for name in classes]
-    if names and len(unknown) < len(classes):
-        raise InputError(
-            f"{len(unknown)} of the {len(classes)} classes of {root} are none of the "
-            f"{len(names)} classes of {model}: {', '.join(unknown[:5])}; rename or remove them"
-        )
-    if network.num_classes == len(classes):
-        return range(len(classes))
-    raise InputError(
-        f"{model} has {network.num_classes} classes, but {root} has {len(classes)}: evaluate on "
-        "images of the model's classes; some of them can be evaluated where the model's config "
-        f"has their names (label_names), and {'these are others' if names else 'it has none'}"
-    )

@@ -78,7 +78,7 @@ def put_classes_in_order(
             return ClassOrder(notes=(Note("warning", text),))
         source = "by their names in the model's configuration"
     else:
-        names = _requested_names(requested, data_classes, f"{option} is {requested!r}")
+        names = requested_names(requested, data_classes, f"{option} is {requested!r}")
         source = f"because {option} is {requested}"
     if classes != len(data_classes):
         raise InputError(
@@ -110,7 +110,7 @@ def read_label_names(model: nn.Module) -> list[str]:
     return names if usable else []
 
 
-def _requested_names(requested: str, data_classes: Sequence[str], title: str) -> list[str]:
+def requested_names(requested: str, data_classes: Sequence[str], title: str) -> list[str]:
     """The names that `requested` gives the logits; errors begin with `title`."""
     if not data_classes:
         raise InputError(f"{title}, but the images have no named classes: drop it")

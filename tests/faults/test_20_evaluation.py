@@ -14,8 +14,9 @@ from helpers.refusals import refused
 from timm.models import save_for_hf
 
 from scalekd.data.open import open_validation
-from scalekd.evaluation.evaluate import evaluate, match_classes
-from scalekd.networks import build_model
+from scalekd.evaluation.classes import match_classes
+from scalekd.evaluation.evaluate import evaluate
+from scalekd.evaluation.opened_model import open_model
 from scalekd.recipe import Data
 
 NAMES = ("ant", "bee", "cat")
@@ -58,9 +59,9 @@ def test_training_images_are_not_decoded(model: str, root: Path) -> None:
 
 
 def test_some_of_the_models_classes_are_measured_by_name(model: str, root: Path) -> None:
-    network, _ = build_model(f"local-dir:{model}", "pretrained")
-    assert list(match_classes(model, network, "", NAMES)) == [1, 2, 0]
-    assert list(match_classes(model, network, "", ("cat", "bee"))) == [0, 2]
+    opened = open_model(model)
+    assert match_classes(opened, NAMES, "").logits == (1, 2, 0)
+    assert match_classes(opened, ("cat", "bee"), "").logits == (0, 2)
     rights = []
     for name in NAMES:
         one = root.parent / name
@@ -86,8 +87,8 @@ def test_a_subset_for_a_model_without_names_is_refused(root: Path, tmp_path: Pat
 
 
 def test_imagenets_classes_are_known_by_name() -> None:
-    network = timm.create_model("test_resnet")
-    assert list(match_classes("m", network, "r", ("n01440764", "n15075141"))) == [0, 999]
+    opened = open_model("test_resnet", weights="random")
+    assert match_classes(opened, ("n01440764", "n15075141"), "").logits == (0, 999)
 
 
 def test_tar_files_and_datasets_of_validation_images_alone_are_evaluated(
