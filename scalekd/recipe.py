@@ -37,7 +37,7 @@ LARGEST = {
 }
 """The largest value of settings: more is a slip, and would overflow or fill the memory."""
 
-PATHS = "teacher", "teacher_weights", "teacher_classes", "cache"
+PATHS = "teacher", "teacher_weights", "student_weights", "teacher_classes", "cache"
 """Settings that may name files or folders."""
 
 MAX_WEIGHT, MAX_HEADS, MAX_SEEDS, MAX_FOLDER_BYTES = 1e4, 1024, 1000, 200
@@ -200,7 +200,10 @@ class Student:
     """One more student that learns from the recipe's teacher; see `Recipe.more_students`.
 
     Args:
-        name: Student model by its timm name; it starts from random initialisation.
+        name: Student model by its timm name.
+        student_weights: Weights that this student starts from, as the recipe's student_weights. By
+            default random.
+        student_weights_key: Key of the weights in a file that holds several networks.
         args: Further arguments of timm's create_model for this student.
         folder: Name of this student's run folder within --out. By default its name.
         features: Which two of this student's features are projected.
@@ -212,6 +215,8 @@ class Student:
     """
 
     name: str
+    student_weights: str = "random"
+    student_weights_key: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
     folder: str | None = None
     features: FeatureSelection = field(default_factory=FeatureSelection)
@@ -223,6 +228,9 @@ class Student:
     def __post_init__(self) -> None:
         check_kinds(self, "more_students: ")
         _check_name("more_students: name", self.name)
+        student_weights = _expand_home(self.student_weights)
+        object.__setattr__(self, "student_weights", student_weights)
+        _check_name("more_students: student_weights", student_weights)
         if self.folder is not None:
             _check_folder_name(self.folder)
 
@@ -234,8 +242,8 @@ class Recipe:
     Args:
         teacher: Teacher model: a timm name, or local-dir:FOLDER for a folder that timm saved.
             `scalekd distill` needs one, from here or from --recipe or --config.
-        student: Student model by its timm name; it starts from random initialisation. Required
-            unless --recipe or --config gives it.
+        student: Student model by its timm name; it starts from student_weights. Required unless
+            --recipe or --config gives it.
         data: Images and their augmentation.
         teacher_weights: Weights of the teacher: pretrained (timm's, downloaded if need be), a file
             (.safetensors, or a torch checkpoint as trainers write them), or random.
@@ -258,6 +266,12 @@ class Recipe:
             them, and otherwise data.
         teacher_features: Which two of the teacher's features are used. Its tail is the part of the
             network after the penultimate feature; the student's projected tokens run through it.
+        student_weights: Weights that the student starts from: random, as in the paper; pretrained
+            (timm's, downloaded if need be); a file (.safetensors, or a torch checkpoint as trainers
+            write them); or the folder of a model or of an earlier run. A classifier for other
+            classes than the images' is not loaded: it starts from random values.
+        student_weights_key: Key of the weights in a file that holds several networks, as
+            teacher_weights_key.
         student_args: Further arguments of timm's create_model for the student, for example
             '{drop_path_rate: 0.1}'.
         student_features: Which two of the student's features are projected.
@@ -338,6 +352,8 @@ class Recipe:
     teacher_std: list[float] | None = None
     teacher_classes: str | None = None
     teacher_features: FeatureSelection = field(default_factory=FeatureSelection)
+    student_weights: str = "random"
+    student_weights_key: str | None = None
     student_args: dict[str, Any] = field(default_factory=dict)
     student_features: FeatureSelection = field(default_factory=FeatureSelection)
     more_students: list[str | Student] = field(default_factory=list)
@@ -488,6 +504,8 @@ class Recipe:
                 self,
                 student=student.name,
                 student_args=student.args,
+                student_weights=student.student_weights,
+                student_weights_key=student.student_weights_key,
                 more_students=[],
                 student_features=student.features,
                 heads=student.heads,

@@ -23,7 +23,8 @@ TOPICS = {
     "model": (
         "teacher", "teacher_weights", "teacher_weights_key", "teacher_args", "teacher_size",
         "teacher_mean", "teacher_std", "teacher_classes", "teacher_features",
-        "student", "student_args", "student_features", "more_students",
+        "student", "student_weights", "student_weights_key", "student_args", "student_features",
+        "more_students",
     ),
     "data": ("data",),
     "optimisation": ("epochs", "batch_size", "optim", "task", "label_smoothing", "ema"),

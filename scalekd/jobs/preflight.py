@@ -3,6 +3,8 @@
 import math
 from dataclasses import asdict, replace
 
+import timm
+
 from scalekd.data.source import Source
 from scalekd.device import best_device
 from scalekd.distiller import ScaleKD, count_parameters, why_no_logits
@@ -17,6 +19,9 @@ from scalekd.training.dry_run import dry_run, parameters_without_gradient
 from scalekd.training.prepare import Prepared
 from scalekd.training.train import open_loaders
 from scalekd.training.validation import top1
+
+FEW_IMAGES = 50_000
+"""With fewer training images a note says that the student could start from pretrained weights."""
 
 
 def run_preflight(prepared: Prepared, teacher_top1: float | None = None) -> PairSummary:
@@ -97,6 +102,12 @@ def _notes_on_settings(prepared: Prepared, learner: Learner) -> list[Note]:
         )
     if recipe.separable_stem and isinstance(learner, ScaleKD):
         texts.append("separable_stem is true: the projectors are cheaper, and not the paper's")
+    if _pretrained_would_help(prepared):
+        texts.append(
+            "the student starts from random weights, for which "
+            f"{prepared.source.splits[0].images} images are few: with --student_weights pretrained "
+            "it starts from timm's, which usually makes it more accurate"
+        )
     if without_gradient := parameters_without_gradient(learner):
         texts.append(
             f"no gradient reaches {len(without_gradient)} parameters, for example "
@@ -105,6 +116,15 @@ def _notes_on_settings(prepared: Prepared, learner: Learner) -> list[Note]:
     if prepared.cache is not None:
         texts.append(str(prepared.cache))
     return [Note("info", text) for text in texts]
+
+
+def _pretrained_would_help(prepared: Prepared) -> bool:
+    """Whether the student starts from random weights on few images, and timm has some for it."""
+    recipe, source = prepared.recipe, prepared.source
+    if prepared.start is not None or source.input is not None or not source.splits:
+        return False
+    images = recipe.data.train_images or source.splits[0].images
+    return images < FEW_IMAGES and timm.is_model_pretrained(recipe.student)
 
 
 def _check_logit_distillation(learner: ScaleKD) -> None:

@@ -31,7 +31,9 @@ def shrink_to_smoke_test(recipe: Recipe, folder: Path) -> Recipe:
         recipe,
         optim=_shorten(recipe.optim),
         more_students=[
-            replace(s, optim=_shorten(s.optim)) if isinstance(s, Student) and s.optim else s
+            replace(s, optim=_shorten(s.optim) if s.optim else None, student_weights="random")
+            if isinstance(s, Student)
+            else s
             for s in recipe.more_students
         ],
         epochs=EPOCHS,
@@ -51,6 +53,7 @@ def shrink_to_smoke_test(recipe: Recipe, folder: Path) -> Recipe:
         shortened,
         data=replace(data, workers=0),
         teacher_weights="random",
+        student_weights="random",
         teacher_args={**recipe.teacher_args, **resized, "num_classes": CLASSES},
         teacher_size=(SIDE, SIDE),
         batch_size=BATCH,

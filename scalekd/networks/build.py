@@ -208,10 +208,10 @@ def _build_pretrained(
     if load is None:
         raise InputError(
             f"pretrained weights of {name} were requested, but timm loaded no weights into the "
-            "model; give a file with --teacher_weights FILE, or --teacher_weights random"
+            "model; give a file of weights in their place, or random"
         )
     read = load.read
-    heads = tuple(f"{head}." for head in _classifier_names(model))
+    heads = tuple(f"{head}." for head in classifier_names(model))
     # timm adapts these to the numbers of classes and channels.
     adapted = (*heads, *(f"{name}." for name in _names(pretrained_config(model).get("first_conv"))))
     changed = changed_shapes(read.chosen.state, model.state_dict())
@@ -260,7 +260,7 @@ def _build_from_file(
     name: str, file: Path, chosen: ChosenWeights, arguments: dict[str, Any]
 ) -> tuple[nn.Module, LoadedWeights]:
     model = _create_model(name, False, arguments)
-    heads = _classifier_names(model)
+    heads = classifier_names(model)
     match = match_state(model, chosen.state, heads)
     remarks = chosen.remarks + match.remarks
     source = f"{file}, key {chosen.key}" if chosen.key else str(file)
@@ -319,7 +319,7 @@ def _remark_on_classes(classes: int, requested: int | None) -> str:
     return f"{classes} classes as in the file{instead}"
 
 
-def _classifier_names(model: nn.Module) -> tuple[str, ...]:
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the modules that compute the logits."""
     return _names(pretrained_config(model).get("classifier"))
 
@@ -405,6 +405,6 @@ def _create_model(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.
             ) from error
         raise InputError(
             f"the pretrained weights of {name} cannot be loaded ({one_line(error)}); give a file "
-            "with --teacher_weights FILE, or --teacher_weights random to train without them"
+            "of weights in their place, or random to do without them"
         ) from error
     return model

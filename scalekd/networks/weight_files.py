@@ -28,7 +28,7 @@ StateDict = dict[str, Tensor]
 AVERAGES = {"ema", "swa", "avg", "average", "averaged", "averages", "polyak", "shadow"}
 """Words in a key that say that its weights are an average over the steps of a training."""
 
-KEY_OPTION = "teacher_weights_key (weights_key in evaluate)"
+KEY_OPTION = "teacher_weights_key (or student_weights_key; weights_key in evaluate)"
 """The settings that choose one of several networks in a file, as messages name them."""
 
 _torch_load = torch.load  # as they are before anything replaces them

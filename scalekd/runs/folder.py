@@ -17,7 +17,7 @@ import yaml
 from scalekd.atomic_io import TEMPORARY_NAME, remove_leftovers, write_atomically
 from scalekd.errors import InputError
 from scalekd.reading import read_mapping, why_unreadable
-from scalekd.recipe import Recipe, flatten_settings
+from scalekd.recipe import Data, Recipe, flatten_settings
 from scalekd.runs import lock
 from scalekd.runs.checkpoint import load_newest
 from scalekd.runs.curves import draw_curves
@@ -41,7 +41,7 @@ CHANGEABLE_SETTINGS = {
 change weights by rounding errors only, as does the number of devices, with which they change."""
 
 SETTINGS = "settings.yaml"
-DECIDED_BY_INPUTS = {"data.root", "teacher_weights", "teacher_classes", "cache"}
+DECIDED_BY_INPUTS = {"data.root", "teacher_weights", "student_weights", "teacher_classes", "cache"}
 """Settings that name files, which may lie elsewhere when a run is resumed: inputs.json decides
 whether they are the same files."""
 
@@ -222,6 +222,10 @@ class RunFolder:
         if not self.settings.exists():
             return []
         then = flatten_settings(read_mapping(self.settings, str(self.settings)))
+        # What an earlier version of the package had no setting for was as the default is.
+        for name, default in flatten_settings(Recipe(None, "", Data("any")).as_dict()).items():
+            if not any(other == name or other.startswith(f"{name}.") for other in then):
+                then[name] = default
         now = flatten_settings(recipe.as_dict())
         return [
             (name, then.get(name), now.get(name))

@@ -28,6 +28,7 @@ from scalekd.networks.student import StudentSpec
 from scalekd.networks.teacher.reduced_copy import verify_on_reduced_copy
 from scalekd.recipe import Recipe
 from scalekd.runs.result import Run
+from scalekd.training.student_start import StudentStart, load_start
 from scalekd.training.teacher_classes import ClassOrder, put_classes_in_order
 
 
@@ -57,6 +58,7 @@ class Prepared:
         source: its images.
         teacher: None where the student is trained without a teacher.
         student: what builds the student; None of a recipe that names none, which a cache may.
+        start: the weights that the student starts from; None for random ones.
         input: channels, size and normalisation of the student's images.
         cache: the teacher's cached outputs; None where the recipe names no cache.
     """
@@ -66,6 +68,7 @@ class Prepared:
     teacher: PreparedTeacher | None
     student: StudentSpec | None
     input: InputConfig
+    start: StudentStart | None = None
     cache: Cache | None = None
 
     @property
@@ -84,6 +87,7 @@ class Prepared:
             "set of images": self.source.identity or self.recipe.data.root,
             "set of validation images": self.source.validation_identity,
             "teacher": weights and (weights.sha256 or weights.source),
+            "start of the student": self.start and self.start.weights.sha256,
             "order of the teacher's classes": places and list(places),
             "cache": self.cache and self.cache.manifest.digest,
         }
@@ -100,13 +104,19 @@ class Prepared:
         assert self.student is not None, "a recipe that trains names a student"
         seed_generators(run.seed)
         student = self.student.build()
+        notes = []
+        if self.start is not None:
+            self.start.load_into(student)
+            notes.append(self.start.note)
         if run.method == "supervised" or self.teacher is None:
-            return Supervised(student, build_task_loss(self.recipe))
+            supervised = Supervised(student, build_task_loss(self.recipe))
+            supervised.notes += notes
+            return supervised
         weights = self.recipe.weights
         if run.method == "logit_kd":
             weights = LossWeights(0, 0, 0, 0, logits=(weights or LossWeights()).logits)
         learner = self.build_distiller(student, weights)
-        learner.notes += [self.teacher.weights.note, *self.teacher.class_order.notes]
+        learner.notes += [self.teacher.weights.note, *self.teacher.class_order.notes, *notes]
         return learner
 
     def build_pair_on_meta(self) -> ScaleKD:
@@ -155,7 +165,11 @@ def prepare(
             refuse_what_needs_labels(recipe)
     if recipe.teacher is not None:
         teacher = teacher or build_teacher(recipe, source.class_names)
-    prepared = _assemble(recipe, source, teacher)
+    student = _student_spec(recipe, source, teacher)
+    start = None if student is None else load_start(recipe, student)
+    if student is not None and start is not None:
+        student = start.with_normalisation(student)
+    prepared = replace(_assemble(recipe, source, teacher, student), start=start)
     cache = open_cache(recipe, source, prepared.frozen_teacher, prepared.input)
     return replace(prepared, cache=cache)
 
@@ -191,25 +205,37 @@ def prepare_on_meta(recipe: Recipe, source: Source | None = None) -> Prepared:
         weights=weights,
         verified_on=verified.verified_on,
     )
-    return _assemble(recipe, source, teacher)
+    return _assemble(recipe, source, teacher, _student_spec(recipe, source, teacher))
 
 
-def _assemble(recipe: Recipe, source: Source | None, teacher: PreparedTeacher | None) -> Prepared:
+def _student_spec(
+    recipe: Recipe, source: Source | None, teacher: PreparedTeacher | None
+) -> StudentSpec | None:
+    """What builds the recipe's student for these images; None of a recipe without student."""
+    if not recipe.student:
+        return None
     frozen = None if teacher is None else teacher.frozen
-    student = None
-    if recipe.student:
-        student = StudentSpec(
-            name=recipe.student,
-            arguments=recipe.student_args,
-            classes=None if source is None else _student_classes(recipe, source, frozen),
-            input=None if source is None else source.input,
-            size=recipe.data.size,
-            mean=tuple(recipe.data.mean) if recipe.data.mean else None,
-            std=tuple(recipe.data.std) if recipe.data.std else None,
-            crop=recipe.data.crop or DEFAULT_CROP,
-            interpolation=recipe.data.interpolation or "bilinear",
-            class_names=() if source is None else source.class_names,
-        )
+    return StudentSpec(
+        name=recipe.student,
+        arguments=recipe.student_args,
+        classes=None if source is None else _student_classes(recipe, source, frozen),
+        input=None if source is None else source.input,
+        size=recipe.data.size,
+        mean=tuple(recipe.data.mean) if recipe.data.mean else None,
+        std=tuple(recipe.data.std) if recipe.data.std else None,
+        crop=recipe.data.crop or DEFAULT_CROP,
+        interpolation=recipe.data.interpolation or "bilinear",
+        class_names=() if source is None else source.class_names,
+    )
+
+
+def _assemble(
+    recipe: Recipe,
+    source: Source | None,
+    teacher: PreparedTeacher | None,
+    student: StudentSpec | None,
+) -> Prepared:
+    frozen = None if teacher is None else teacher.frozen
     source = source or Source.without_images()
     images = _student_input(recipe, source, student, frozen)
     if source.input is None:
