@@ -1,6 +1,7 @@
 """A recipe: every setting of a distillation, as data that is checked when it is made."""
 
 import difflib
+import itertools
 import json
 import math
 import os
@@ -177,6 +178,9 @@ class Optim:
         min_lr: Learning rate at the end of the cosine schedule, 0 or more.
         drops: Epochs at which the learning rate falls to a tenth, for example [30,60,90], in place
             of the cosine; may be fractions. By default the cosine is used.
+        restarts: Epochs at which the cosine starts again at lr, without warm-up, and falls over the
+            epochs to the next restart or to the end (warm restarts), for example [100]. A finished
+            run that is prolonged gets one (docs/resuming.md). Not with drops.
         clip: Largest norm of the gradients, to which larger ones are scaled down; 0 switches
             clipping off.
     """
@@ -189,6 +193,7 @@ class Optim:
     warmup_epochs: float = 5.0
     min_lr: float = 0.0
     drops: list[float] = field(default_factory=list)
+    restarts: list[int] = field(default_factory=list)
     clip: float = 5.0
 
     def __post_init__(self) -> None:
@@ -439,6 +444,7 @@ class Recipe:
                 f"optim.drops are {self.optim.drops}: they must lie between 0 and the "
                 f"{self.epochs} epochs"
             )
+        self._check_restarts()
         if self.optim.name not in (known := list_optimizers()):
             near = difflib.get_close_matches(self.optim.name, known, n=3) or ["adamw", "sgd"]
             raise InputError(
@@ -453,6 +459,20 @@ class Recipe:
             raise InputError(f"trackers is {self.trackers}: name each once")
         if len(set(self.compare)) < len(self.compare):
             raise InputError(f"compare is {self.compare}: name each once")
+
+    def _check_restarts(self) -> None:
+        restarts = self.optim.restarts
+        if restarts and self.optim.drops:
+            raise InputError(
+                f"optim.restarts are {restarts} and optim.drops are {self.optim.drops}: restarts "
+                "are of the cosine, which drops replace; drop one of the two"
+            )
+        bounds = [self.optim.warmup_epochs, *restarts, self.epochs]
+        if any(second <= first for first, second in itertools.pairwise(bounds)):
+            raise InputError(
+                f"optim.restarts are {restarts}: they must rise, and lie between the warm-up's "
+                f"{self.optim.warmup_epochs:g} and the {self.epochs} epochs"
+            )
 
     def _check_largest_sizes(self) -> None:
         size = self.teacher_size

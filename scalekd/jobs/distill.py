@@ -3,7 +3,7 @@
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from scalekd.jobs.multi_student import distill_students
 from scalekd.jobs.parallel import default_processes, train_all
 from scalekd.jobs.preflight import run_preflight
 from scalekd.jobs.progress import ProgressDisplay, describe_result
+from scalekd.jobs.prolong import recipe_to_resume, unfinished_runs
 from scalekd.jobs.report import print_report
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
 from scalekd.runs.folder import RunFolder, choose_folder
-from scalekd.runs.result import Result, Run, methods_to_train
+from scalekd.runs.result import Result
 from scalekd.runs.summary import summarise
 from scalekd.runs.trackers import check_trackers
 from scalekd.signals import Interrupted
@@ -82,6 +83,7 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
         opened = ranks.decide_on_rank_0(lambda: _take_folder(held, recipe, out, resume))
         folder = RunFolder(Path(opened["folder"]))
         results = [Result.from_dict(result) for result in opened["results"]]
+        recipe = replace(recipe, optim=replace(recipe.optim, restarts=opened["restarts"]))
         held.enter_context(lock.share_folder(folder.path))
         _train_in(folder, recipe, results, parallel)
         return folder.path
@@ -94,7 +96,7 @@ def _train_in(
     prepared = prepare(recipe)
     ranks.decide_on_rank_0(lambda: folder.check_inputs(recipe, prepared.identity))
     pair = run_preflight(prepared)
-    unfinished = _unfinished_runs(recipe, results)
+    unfinished = unfinished_runs(recipe, results)
 
     def record(result: Result) -> None:
         results.append(result)
@@ -141,15 +143,15 @@ def _check_parallel(parallel: int | None) -> None:
 
 
 def _take_folder(held: ExitStack, recipe: Recipe, out: Path | None, resume: bool) -> dict[str, Any]:
-    """Hold the run folder; gives it and the results of its finished runs, as plain data."""
+    """Hold the run folder; gives it, the results of its finished runs and the restarts of the
+    learning rate, as plain data."""
     folder = RunFolder(out or choose_folder(recipe, newest=resume))
+    if resume:
+        recipe = recipe_to_resume(recipe, folder)
     held.enter_context(folder.hold(recipe, resume=resume))
     results = folder.finished_results(recipe)
-    return {"folder": str(folder.path), "results": [asdict(result) for result in results]}
-
-
-def _unfinished_runs(recipe: Recipe, results: list[Result]) -> list[Run]:
-    finished = {result.run for result in results}
-    methods = methods_to_train(recipe.teacher, recipe.compare)
-    runs = [Run(method, seed) for seed in recipe.seeds for method in methods]
-    return [run for run in runs if run not in finished]
+    return {
+        "folder": str(folder.path),
+        "results": [asdict(result) for result in results],
+        "restarts": recipe.optim.restarts,
+    }

@@ -23,12 +23,13 @@ from scalekd.jobs.job_log import job_log
 from scalekd.jobs.parallel import StopOr
 from scalekd.jobs.preflight import run_preflight
 from scalekd.jobs.progress import ProgressDisplay, describe_result
+from scalekd.jobs.prolong import recipe_to_resume, unfinished_runs
 from scalekd.jobs.report import print_report
 from scalekd.networks import InputConfig
 from scalekd.networks.input_config import renormalization
 from scalekd.recipe import Recipe
 from scalekd.runs.folder import RunFolder
-from scalekd.runs.result import PairSummary, Result, Run, methods_to_train
+from scalekd.runs.result import PairSummary, Result, Run
 from scalekd.runs.summary import summarise
 from scalekd.signals import Interrupted, stop_on_signal
 from scalekd.text import build_console, printable
@@ -68,10 +69,7 @@ class StudentJob:
     @property
     def unfinished(self) -> list[Run]:
         """The runs that are still to be trained."""
-        finished = {result.run for result in self.results}
-        methods = methods_to_train(self.recipe.teacher, self.recipe.compare)
-        runs = [Run(method, seed) for seed in self.recipe.seeds for method in methods]
-        return [run for run in runs if run not in finished]
+        return unfinished_runs(self.recipe, self.results)
 
 
 def distill_students(recipe: Recipe, out: Path, resume: bool) -> None:
@@ -89,8 +87,8 @@ def distill_students(recipe: Recipe, out: Path, resume: bool) -> None:
     """
     started = time.perf_counter()
     with ExitStack() as held:
-        finished_results = ranks.decide_on_rank_0(lambda: _take_folders(held, recipe, out, resume))
-        jobs = _prepare_jobs(recipe, out, finished_results)
+        opened = ranks.decide_on_rank_0(lambda: _take_folders(held, recipe, out, resume))
+        jobs = _prepare_jobs(recipe, out, opened)
         _train_all(jobs, started)
 
 
@@ -121,8 +119,9 @@ def _train_all(jobs: list[StudentJob], started: float) -> None:
 
 def _take_folders(
     held: ExitStack, recipe: Recipe, out: Path, resume: bool
-) -> dict[str, list[dict[str, Any]]]:
-    """Hold each student's run folder; gives its finished results as plain data, by name."""
+) -> dict[str, dict[str, Any]]:
+    """Hold each student's run folder; gives its finished results and the restarts of its learning
+    rate as plain data, by name."""
     if os.path.lexists(out) and not resume:
         raise InputError(
             f"{str(out)!r} exists and is not overwritten: give another --out, or --resume"
@@ -131,26 +130,31 @@ def _take_folders(
         raise InputError(
             f"{str(out)!r} is the run folder of one student: give another --out for several"
         )
-    results = {}
+    opened = {}
     for name, student_recipe in recipe.per_student().items():
         folder = RunFolder(out / name)
+        if resume:
+            student_recipe = recipe_to_resume(student_recipe, folder)
         held.enter_context(folder.hold(student_recipe, resume=resume))
-        results[name] = [asdict(result) for result in folder.finished_results(student_recipe)]
-    return results
+        opened[name] = {
+            "results": [asdict(result) for result in folder.finished_results(student_recipe)],
+            "restarts": student_recipe.optim.restarts,
+        }
+    return opened
 
 
-def _prepare_jobs(
-    recipe: Recipe, out: Path, finished_results: dict[str, list[dict[str, Any]]]
-) -> list[StudentJob]:
+def _prepare_jobs(recipe: Recipe, out: Path, opened: dict[str, dict[str, Any]]) -> list[StudentJob]:
     """Build the teacher once, and run each student's preflight."""
     jobs: list[StudentJob] = []
     for name, student_recipe in recipe.per_student().items():
         first = jobs[0] if jobs else None
+        optim = replace(student_recipe.optim, restarts=opened[name]["restarts"])
+        student_recipe = replace(student_recipe, optim=optim)
         prepared = prepare(student_recipe, teacher=first.prepared.teacher if first else None)
         folder = RunFolder(out / name)
         ranks.decide_on_rank_0(partial(folder.check_inputs, student_recipe, prepared.identity))
         pair = run_preflight(prepared, first.pair.teacher_top1 if first else None)
-        results = [Result.from_dict(result) for result in finished_results[name]]
+        results = [Result.from_dict(result) for result in opened[name]["results"]]
         jobs.append(StudentJob(name, prepared, folder, results, pair))
     for job in jobs[1:]:
         _check_same_images(jobs[0], job)

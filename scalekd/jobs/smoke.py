@@ -66,6 +66,7 @@ def _shorten(optim: Optim) -> Optim:
         optim,
         warmup_epochs=min(optim.warmup_epochs, EPOCHS / 2),
         drops=[EPOCHS / 2] if optim.drops else [],
+        restarts=[],
     )
 
 

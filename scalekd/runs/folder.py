@@ -16,7 +16,7 @@ import yaml
 
 from scalekd.atomic_io import TEMPORARY_NAME, remove_leftovers, write_atomically
 from scalekd.errors import InputError
-from scalekd.reading import read_mapping, why_unreadable
+from scalekd.reading import is_whole, read_mapping, why_unreadable
 from scalekd.recipe import Data, Recipe, flatten_settings
 from scalekd.runs import lock
 from scalekd.runs.checkpoint import load_newest
@@ -157,6 +157,8 @@ class RunFolder:
         settings = yaml.safe_dump(recipe.as_dict(), sort_keys=False)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if self._is_prolonged_by(recipe) and (planned := self.planned_training()):
+                self._keep_results_of(planned[0])
             write_atomically(self.inputs, (json.dumps(inputs, indent=1) + "\n").encode())
             write_atomically(self.settings, settings.encode())
         except OSError as error:
@@ -204,12 +206,46 @@ class RunFolder:
                 `CHANGEABLE_SETTINGS`).
         """
         self._check_settings(recipe)
+        if self._is_prolonged_by(recipe):
+            return []
         try:
             results, broken = read_results(self.results)
         except InputError as error:
             raise InputError(f"{str(self.path)!r} cannot be resumed: {error}") from error
         _warn_of_broken_lines(self.results, broken)
         return results
+
+    def planned_training(self) -> tuple[int, list[int]] | None:
+        """Epochs, and the epochs of warm restarts, that the folder was created for; None where it
+        was not completely created.
+
+        Raises:
+            InputError: settings.yaml is damaged.
+        """
+        if not self.settings.exists():
+            return None
+        settings = flatten_settings(read_mapping(self.settings, str(self.settings)))
+        epochs: Any = settings.get("epochs")
+        restarts: Any = settings.get("optim.restarts") or []
+        if not (is_whole(epochs, least=1) and isinstance(restarts, list)):
+            raise InputError(f"{str(self.settings)!r} is no recipe: its epochs are {epochs!r}")
+        if not all(is_whole(restart, least=1) for restart in restarts):
+            raise InputError(f"{str(self.settings)!r} is no recipe: optim.restarts {restarts!r}")
+        return epochs, restarts
+
+    def _is_prolonged_by(self, recipe: Recipe) -> bool:
+        """Whether `recipe` only adds epochs to those of the folder, as `jobs.prolong` does."""
+        planned = self.planned_training()
+        if planned is None or recipe.epochs <= planned[0]:
+            return False
+        epochs, restarts = planned
+        return recipe.optim.restarts == (restarts if recipe.optim.drops else [*restarts, epochs])
+
+    def _keep_results_of(self, epochs: int) -> None:
+        """Move what tells that all runs are finished out of the way of prolonged ones."""
+        for file in (self.results, self.summary, self.curves):
+            if file.exists():
+                file.replace(file.with_stem(f"{file.stem}-{epochs}-epochs"))
 
     def _read_inputs(self) -> dict[str, Any] | None:
         try:
@@ -249,6 +285,8 @@ class RunFolder:
                 f"{str(self.path)!r} is no run folder: it has no settings.yaml to resume from"
             )
         may_change = CHANGEABLE_SETTINGS | (DECIDED_BY_INPUTS if self._read_inputs() else set())
+        if self._is_prolonged_by(recipe):
+            may_change |= {"epochs", "optim.restarts"}
         refused = [
             change for change in self._changed_settings(recipe) if change[0] not in may_change
         ]

@@ -1,6 +1,9 @@
 """Optimizer, learning rate schedule and weight average (EMA), from a recipe's `optim` and `ema`."""
 
+import itertools
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,6 +59,22 @@ def check_optimizer(optim: Optim) -> None:
             ) from error
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of a run: timm's schedulers, one after another.
+
+    Args:
+        parts: each scheduler, and the step that it begins at, in rising order.
+    """
+
+    parts: Sequence[tuple[int, Scheduler]]
+
+    def step_update(self, step: int) -> None:
+        """Set the learning rate for the step after `step` steps."""
+        start, scheduler = next(part for part in reversed(self.parts) if part[0] <= step)
+        scheduler.step_update(step - start)
+
+
 def build_schedule(
     optimizer: torch.optim.Optimizer,
     optim: Optim,
@@ -63,14 +82,13 @@ def build_schedule(
     learning_rate: float,
     steps: int,
     steps_per_epoch: int,
-) -> Scheduler:
+) -> Schedule:
     """Build the schedule of the learning rate: linear warm-up, then a cosine or drops.
-
-    `step_update(step)` sets the learning rate for the step after `step` steps.
 
     Args:
         optimizer: the optimizer whose learning rate is set.
-        optim: epochs of the warm-up and of the drops, and the learning rate at the end.
+        optim: epochs of the warm-up, of the drops and of the restarts, and the learning rate at the
+            end.
         learning_rate: learning rate after the warm-up.
         steps: steps of the run.
         steps_per_epoch: steps of an epoch.
@@ -84,16 +102,20 @@ def build_schedule(
     if optim.drops:
         # timm's rate falls one step before the one that it is given.
         at_steps = [round(epoch * steps_per_epoch) + 1 for epoch in optim.drops]
-        return MultiStepLRScheduler(
+        drops = MultiStepLRScheduler(
             optimizer, at_steps, decay_rate=0.1, warmup_prefix=False, **rising
         )
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=steps - warmup,
-        lr_min=optim.min_lr,
-        warmup_prefix=True,
-        **rising,
-    )
+        return Schedule([(0, drops)])
+    starts = [0, *(epoch * steps_per_epoch for epoch in optim.restarts)]
+    parts: list[tuple[int, Scheduler]] = []
+    for start, end in itertools.pairwise([*starts, steps]):
+        for group in optimizer.param_groups:  # from which a scheduler takes its highest rate
+            group["lr"] = learning_rate
+        first = {**rising, "warmup_prefix": True} if start == 0 else {"t_in_epochs": False}
+        length = end - start - (warmup if start == 0 else 0)
+        cosine = CosineLRScheduler(optimizer, t_initial=length, lr_min=optim.min_lr, **first)
+        parts.append((start, cosine))
+    return Schedule(parts)
 
 
 def build_average(student: nn.Module, decay: float) -> AveragedModel:
