@@ -20,7 +20,6 @@ from scalekd.reading import is_whole, read_mapping, why_unreadable
 from scalekd.recipe import Data, Recipe, flatten_settings
 from scalekd.runs import lock
 from scalekd.runs.checkpoint import load_newest
-from scalekd.runs.curves import draw_curves
 from scalekd.runs.result import Result, Run, read_metrics, read_results
 
 logger = logging.getLogger(__name__)
@@ -362,6 +361,8 @@ class RunFolder:
         Raises:
             InputError: the disk is full; the students are complete.
         """
+        from scalekd.runs.curves import draw_curves  # matplotlib, which readers do not need
+
         try:
             write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
             entries = _readable_metrics(self.metrics)
