@@ -12,11 +12,11 @@ from scalekd.device import best_device
 from scalekd.errors import InputError
 from scalekd.evaluation.onnx_network import OnnxNetwork
 from scalekd.networks import InputConfig, build_model, input_config
-from scalekd.networks.input_config import Size, check_statistics, pretrained_config, resize
+from scalekd.networks.input_config import Size, check_statistics, resize
 from scalekd.notes import Note
 from scalekd.runs.checkpoint import load_student
 from scalekd.runs.folder import RunFolder
-from scalekd.training.teacher_classes import read_label_names
+from scalekd.training.class_names import ClassNames
 
 WEIGHT_FILES = {".safetensors", ".pth", ".pt", ".bin", ".tar", ".npz"}
 """Endings of files that hold weights and do not tell of which architecture."""
@@ -149,15 +149,15 @@ def _open_checkpoint(model: str, size: Size | None) -> OpenedModel:
 def _from_network(
     model: str, network: nn.Module, size: Size | None, notes: tuple[Note, ...]
 ) -> OpenedModel:
-    names = tuple(read_label_names(network))
+    names = ClassNames.of_model(network)
     classes: Any = network.num_classes
     return OpenedModel(
         name=model,
         network=network.eval().to(best_device()),
         input=input_config(network, size),
         classes=classes,
-        class_names=names,
-        names_are_assumed=bool(names) and not pretrained_config(network).get("label_names"),
+        class_names=names.names,
+        names_are_assumed=names.are_assumed,
         notes=notes,
     )
 

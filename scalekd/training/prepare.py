@@ -280,9 +280,27 @@ def build_teacher(recipe: Recipe, class_names: Sequence[str] = ()) -> PreparedTe
     mean, std = recipe.teacher_mean, recipe.teacher_std
     set_statistics(model, mean=mean, std=std)
     class_order = put_classes_in_order(model, recipe.teacher_classes, class_names)
+    if class_order.unmatched:
+        class_order = _leave_logits_out(model, recipe, class_order)
     teacher = FrozenTeacher(model, size, recipe.teacher_features, recipe.teacher_prefix)
     check_statistics("teacher_", teacher.input.channels, mean=mean, std=std)
     return PreparedTeacher(frozen=teacher, weights=weights, class_order=class_order)
+
+
+def _leave_logits_out(model: Any, recipe: Recipe, order: ClassOrder) -> ClassOrder:
+    """Remove the classifier of a teacher whose classes are not the data's, and say so."""
+    (note,) = order.notes
+    remedy = (
+        "rename them, or give --teacher_classes data if its classes are in the data's order "
+        "nevertheless"
+    )
+    if recipe.weights is not None and recipe.weights.logits:
+        raise InputError(
+            f"weights.logits is {recipe.weights.logits}, but {note}: {remedy}, or set it to 0"
+        )
+    model.reset_classifier(0)
+    text = f"{note}; so logits are not distilled: {remedy}"
+    return replace(order, notes=(replace(note, text=text),))
 
 
 def build_task_loss(recipe: Recipe) -> nn.Module:

@@ -19,7 +19,8 @@ from scalekd.networks.weight_files import StateDict
 from scalekd.notes import Note
 from scalekd.recipe import Recipe
 from scalekd.runs.folder import RunFolder
-from scalekd.training.teacher_classes import put_classes_in_order, read_label_names
+from scalekd.training.class_names import ClassNames
+from scalekd.training.teacher_classes import put_classes_in_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +132,10 @@ def _why_new_classifier(model: Any, student: Any, class_names: Sequence[str]) ->
         return None
     if model.num_classes != student.num_classes:
         return f"the weights are for {model.num_classes}" if model.num_classes else "they have none"
-    names = read_label_names(model)
+    names = ClassNames.of_model(model)
     have_names = any(not name.isdigit() for name in class_names)
-    if names and have_names and set(names) != set(class_names):
-        return f"that of the weights is for {names[0]} ... {names[-1]}"
+    if names.names and have_names and None in names.find_all(class_names):
+        return f"that of the weights is for {names.names[0]} ... {names.names[-1]}"
     return None
 
 

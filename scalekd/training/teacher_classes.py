@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.utils.misc import natural_key
 from torch import nn
 
 from scalekd.data.source import normal_name
 from scalekd.errors import InputError, one_line
 from scalekd.networks.input_config import pretrained_config
+from scalekd.networks.weight_files import shortened_list
 from scalekd.notes import Note
 from scalekd.reading import read_text
+from scalekd.training.class_names import ClassNames
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,14 @@ class ClassOrder:
 
     Attributes:
         is_known: whether the recipe, or names in the model's configuration, give the order.
+        unmatched: classes of the data that the model has no class of the same name for, although
+            it has names; its logits cannot be used then.
         places: which of the model's own logits each class has, if that is another than its label.
         notes: what was done, for the user.
     """
 
     is_known: bool = False
+    unmatched: tuple[str, ...] = ()
     places: tuple[int, ...] | None = None
     notes: tuple[Note, ...] = ()
 
@@ -42,72 +46,68 @@ def natural_order(names: Sequence[str]) -> list[str]:
 
 
 def put_classes_in_order(
-    model: nn.Module,
-    requested: str | None,
-    data_classes: Sequence[str],
-    *,
-    option: str = "teacher_classes",
+    model: nn.Module, requested: str | None, data_classes: Sequence[str]
 ) -> ClassOrder:
-    """Permute a model's logits, in place, so that they are in the order of the data's classes.
+    """Make a model's logits, in place, those of the data's classes in their order.
+
+    Without a request the data's classes are found by name among the model's, of which they may be
+    some: the logits of the others are dropped. Where the model has no such names, its logits are
+    taken to be in the data's order.
 
     Args:
         model: as timm built it.
         requested: the order that the user gives it: "data", "sorted", "natural" or a text file.
         data_classes: names of the data's classes by label, as a source has them; empty if they are
             not known.
-        option: how errors name the setting with `requested`.
 
     Raises:
         InputError: the requested names are not those of the data's classes, or the classifier
             cannot be permuted.
     """
-    classes = getattr(model, "num_classes", None)
+    classes = getattr(model, "num_classes", 0)
     if requested is None:
-        names = read_label_names(model)
-        data_has_names = any(not name.isdigit() for name in data_classes)
-        if not names or classes != len(data_classes) or not data_has_names:
-            return ClassOrder()
-        if set(names) != set(data_classes):
-            if not pretrained_config(model).get("label_names"):  # timm's, by their number only
-                return ClassOrder()
-            text = (
-                f"the model's configuration names its classes {_ends(names)}, and the data's are "
-                f"{_ends(data_classes)}: the names do not match, so the model's classes are taken "
-                "to be in the data's order"
-            )
-            return ClassOrder(notes=(Note("warning", text),))
-        source = "by their names in the model's configuration"
-    else:
-        names = requested_names(requested, data_classes, f"{option} is {requested!r}")
-        source = f"because {option} is {requested}"
+        return _match_by_name(model, data_classes)
+    names = requested_names(requested, data_classes, f"teacher_classes is {requested!r}")
     if classes != len(data_classes):
         raise InputError(
-            f"{option} is {requested!r}, but the model has {classes} classes and the data "
-            f"{len(data_classes)}: drop {option}"
+            f"teacher_classes is {requested!r}, but the model has {classes} classes and the data "
+            f"{len(data_classes)}: drop teacher_classes"
         )
     place_of = {name: place for place, name in enumerate(names)}
-    places = tuple(place_of[name] for name in data_classes)
-    moved = sum(place != label for label, place in enumerate(places))
-    if not moved:
+    places = [place_of[name] for name in data_classes]
+    return _take_logits(model, places, f"because teacher_classes is {requested}")
+
+
+def _match_by_name(model: nn.Module, data_classes: Sequence[str]) -> ClassOrder:
+    known = ClassNames.of_model(model)
+    data_has_names = any(not name.isdigit() for name in data_classes)
+    if not (known.names and data_has_names):
+        return ClassOrder()
+    found = known.find_all(data_classes)
+    places = [place for place in found if place is not None]
+    if len(places) == len(data_classes):
+        return _take_logits(model, places, "by the names of the classes")
+    if known.are_assumed and (not places or len(known.names) == len(data_classes)):
+        return ClassOrder()  # the model is of other classes, or names its classes in another way
+    unmatched = tuple(n for n, place in zip(data_classes, found, strict=True) if place is None)
+    text = (
+        f"no class of the model ({known.names[0]} ... {known.names[-1]}) has the name of "
+        f"{len(unmatched)} of the data's {len(data_classes)} classes: {shortened_list(unmatched)}"
+    )
+    return ClassOrder(unmatched=unmatched, notes=(Note("warning", text),))
+
+
+def _take_logits(model: Any, places: Sequence[int], why: str) -> ClassOrder:
+    classes = model.num_classes
+    if list(places) == list(range(classes)):
         return ClassOrder(is_known=True)
     _permute_logits(model, places)
-    text = f"{moved} of the model's {classes} classes were put in another place {source}"
-    return ClassOrder(is_known=True, places=places, notes=(Note("info", text),))
-
-
-def read_label_names(model: nn.Module) -> list[str]:
-    """The names of a model's classes in timm's configuration, by label; empty without names.
-
-    Of timm's models for ImageNet they are timm's, which their configuration does not repeat.
-    """
-    names: Any = pretrained_config(model).get("label_names")
-    if not names and (subset := infer_imagenet_subset(model)):
-        names = ImageNetInfo(subset).label_names()
-    if isinstance(names, dict):  # by label, which JSON makes a string
-        names = [names[label] for label in sorted(names, key=lambda label: natural_key(str(label)))]
-    names = [normal_name(str(name)) for name in names or ()]
-    usable = len(names) == getattr(model, "num_classes", None) == len(set(names))
-    return names if usable else []
+    if len(places) < classes:
+        text = f"{len(places)} of the model's {classes} classes were taken {why}"
+    else:
+        moved = sum(place != label for label, place in enumerate(places))
+        text = f"{moved} of the model's {classes} classes were put in another place {why}"
+    return ClassOrder(is_known=True, places=tuple(places), notes=(Note("info", text),))
 
 
 def requested_names(requested: str, data_classes: Sequence[str], title: str) -> list[str]:
@@ -139,13 +139,13 @@ def requested_names(requested: str, data_classes: Sequence[str], title: str) -> 
     return names
 
 
-def _permute_logits(model: nn.Module, places: Sequence[int]) -> None:
+def _permute_logits(model: Any, places: Sequence[int]) -> None:
     """Take the rows of the classifier, or of both of a distilled DeiT, from `places`."""
     names = pretrained_config(model).get("classifier") or ()
     for name in (names,) if isinstance(names, str) else names:
-        layer = dict(model.named_modules()).get(name)
+        layer: Any = dict(model.named_modules()).get(name)
         parameters = list(layer.parameters(recurse=False)) if layer else []
-        if not parameters or any(len(p) != len(places) for p in parameters):
+        if not parameters or any(len(p) != model.num_classes for p in parameters):
             raise InputError(
                 f"the classes of {type(model).__name__} cannot be put in order, because its "
                 f"classifier {name!r} is no layer with a row for each class: drop the setting, "
@@ -153,7 +153,6 @@ def _permute_logits(model: nn.Module, places: Sequence[int]) -> None:
             )
         for parameter in parameters:
             parameter.data = parameter.data[torch.tensor(places)]
-
-
-def _ends(names: Sequence[str]) -> str:
-    return f"{names[0]} ... {names[-1]}"
+        rows = "out_features" if hasattr(layer, "out_features") else "out_channels"
+        setattr(layer, rows, len(places))
+    model.num_classes = len(places)
