@@ -71,7 +71,7 @@ def test_pretrained_weights_without_a_network_are_refused_with_both_ways_out(
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.invalid")
-    with refused("resnet18", "--teacher_weights FILE", "--teacher_weights random"):
+    with refused("resnet18", "give a file of weights", "or random"):
         build_model("resnet18.a1_in1k", "pretrained", cache_dir=tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_pretrained_weights_that_leave_more_than_the_classifier_random_are_refus
 
 
 def test_a_name_without_pretrained_weights_is_refused() -> None:
-    with refused("resnet50_mlp", "No pretrained weights exist", "--teacher_weights FILE"):
+    with refused("resnet50_mlp", "No pretrained weights exist", "give a file of weights"):
         build_model("resnet50_mlp", "pretrained")
 
 
@@ -204,7 +204,7 @@ def scalekd_test_deaf(pretrained: bool = False, **arguments: Any) -> nn.Module:
 
 
 def test_a_pretrained_model_that_silently_loads_nothing_is_refused() -> None:
-    with refused("scalekd_test_deaf", "loaded no weights", "--teacher_weights random"):
+    with refused("scalekd_test_deaf", "loaded no weights", "or random"):
         build_model("scalekd_test_deaf", "pretrained")
     assert build_model("scalekd_test_deaf", "random")[0].num_classes == CLASSES
 
