@@ -58,16 +58,47 @@ def create_atomically(file: Path, content: bytes) -> None:
     partial = _temporary_name(file.parent)
     try:
         write_atomically(partial, content)
-        try:
-            os.link(partial, file)  # renaming would replace a file that has just been made
-        except FileExistsError:
-            raise
-        except OSError as error:  # a file system without hard links
-            if os.path.lexists(file):
-                raise FileExistsError(error.errno, "exists", str(file)) from error
-            partial.replace(file)
+        _rename_to_new(partial, file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _rename_to_new(partial: Path, file: Path) -> None:
+    """Give `partial` the name `file` too, or FileExistsError: renaming would replace a file."""
+    try:
+        os.link(partial, file)
+    except FileExistsError:
+        raise
+    except OSError as error:  # a file system without hard links
+        if os.path.lexists(file):
+            raise FileExistsError(error.errno, "exists", str(file)) from error
+        partial.replace(file)
+
+
+@contextmanager
+def new_path(path: Path) -> Iterator[Path]:
+    """A path of the same name in a new folder beside `path`, for a file or a folder.
+
+    What is there when the block ends becomes `path`; whatever else is in the new folder is removed.
+
+    Raises:
+        OSError: `path` is there by then (FileExistsError), or cannot be written; nothing is left
+            behind, as after any other exception in the block.
+    """
+    folder = _temporary_name(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+    try:
+        partial = folder / path.name
+        yield partial
+        if partial.is_dir():
+            partial.rename(path)
+        else:
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
+            _rename_to_new(partial, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

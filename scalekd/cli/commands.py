@@ -237,19 +237,24 @@ def _run_evaluate(options: Namespace, _: list[str]) -> None:
 
 
 def _add_export_options(parser: Parser) -> None:
+    from scalekd.export.export import export
+
     parser.add_argument(
-        "checkpoint", type=Path, help="Checkpoint in a run folder, checkpoints/METHOD-seedN.ckpt."
+        "model",
+        help="Model to export: a run folder (its student), a checkpoint of a run (FILE.ckpt), an "
+        "exported folder, or a timm name.",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="Folder to write; it must not exist."
-    )
+    parser.add_function_arguments(export, skip={"model"}, as_group=False)
+    _add_json_option(parser)
 
 
 def _run_export(options: Namespace, _: list[str]) -> None:
-    from scalekd.export.checkpoint import export_checkpoint
+    from scalekd.export.export import export
+    from scalekd.export.report import format_export
 
-    export_checkpoint(options.checkpoint, options.out)
-    _print(f'timm.create_model("local-dir:{options.out}", pretrained=True)')
+    as_json = options.pop("json")
+    report = export(**vars(options))
+    _print(json.dumps(asdict(report), indent=2) if as_json else format_export(report))
 
 
 def _print(text: str) -> None:
@@ -360,8 +365,10 @@ COMMANDS = {
         _run_evaluate,
     ),
     "export": Command(
-        "write a checkpoint's student as a timm model",
-        "Write the student of a checkpoint as a folder that plain timm loads.",
+        "write a student as a timm folder, ONNX, torch.export or ONNX in 8 bits",
+        "Write a student as a folder that plain timm loads, as an ONNX file, as a program of\n"
+        "torch.export, or as an ONNX file in 8 bits, and compare it with the model that it came\n"
+        "from. What does not agree is not left behind.",
         _add_export_options,
         _run_export,
     ),
