@@ -90,8 +90,9 @@ def compare(model: Classifier, file: Classifier, pixels: PixelSet) -> Comparison
     """
     chosen = pixels.draw(COMPARED_IMAGES)
     images = torch.cat([batch for batch, _ in chosen.batches(COMPARED_IMAGES)])
-    expected = model(images)
-    given = torch.cat([file(part) for part in _parts(images)])
+    expected, given = (
+        torch.cat([classify(part) for part in _parts(images)]) for classify in (model, file)
+    )
     same = (expected.argmax(1) == given.argmax(1)).double().mean().item()
     return Comparison(
         images=chosen.description,

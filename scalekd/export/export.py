@@ -184,9 +184,14 @@ def _check_options(
 
 def _open(model: str, format: Format, data: Data | None) -> OpenedModel:
     """The model, for the images that `data` describes where it describes some."""
-    if Path(model).suffix.lower() in (".onnx", ".pt2") and Path(model).is_file():
+    kind = Path(model).suffix.lower()
+    if kind != ".ckpt" and Path(model).is_file():
+        exported = kind in (".onnx", ".pt2")
         raise InputError(
-            f"{model!r} is an exported file: give the run, checkpoint or folder that it came from"
+            f"{model!r} is {'an exported file' if exported else 'a file'}, and no checkpoint of "
+            "`scalekd distill` (.ckpt): give a run folder, one of its checkpoints or an exported "
+            "folder; `scalekd convert` makes a folder of the weights that the paper's authors "
+            "released"
         )
     if data is None:
         return open_model(model)

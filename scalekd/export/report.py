@@ -55,6 +55,8 @@ def format_export(report: ExportReport) -> str:
             f"top-1 on {accuracy.count} {accuracy.images}{top1}"
             + _agreement(accuracy.class_agreement)
         )
+    if report.format == "timm":
+        lines.append(f'loads by timm.create_model("local-dir:{report.out}", pretrained=True)')
     return "\n".join(lines)
 
 

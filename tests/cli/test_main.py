@@ -60,7 +60,7 @@ def test_the_help_of_scalekd_fits_a_screen_and_has_examples(
         ("runs", ["folders", "--compare", "--json"]),
         ("models", ["pattern"]),
         ("evaluate", ["--data.root", "model"]),
-        ("export", ["checkpoint", "--out"]),
+        ("export", ["model", "--out", "--format", "--normalize_inside", "--data"]),
     ],
 )
 def test_each_command_lists_its_options(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scalekd.cli.main import main
 from scalekd.data.open import open_source
 from scalekd.evaluation.evaluate import evaluate
-from scalekd.export.checkpoint import export_checkpoint
+from scalekd.export.export import export
 from scalekd.jobs.distill import distill
 from scalekd.networks.student import StudentSpec
 from scalekd.recipe import Data, Optim, Recipe
@@ -75,7 +75,7 @@ def test_a_student_of_wide_images_is_exported_with_its_size(
     checkpoint = RunFolder(out).checkpoint(Run("scalekd", 1))
     trained, spec = load_student(checkpoint)
     assert spec.size == WIDE
-    export_checkpoint(checkpoint, tmp_path / "again")
+    export(str(checkpoint), tmp_path / "again")
     for folder in (out / "student", tmp_path / "again"):
         student = loaded(folder)
         assert tuple(student.pretrained_cfg["input_size"]) == (3, *WIDE)

@@ -12,7 +12,7 @@ from helpers.full_disk import limited_file_size
 from helpers.warned import warned
 
 from scalekd.errors import InputError
-from scalekd.export.checkpoint import export_checkpoint
+from scalekd.export.export import export
 from scalekd.networks import InputConfig
 from scalekd.networks.student import StudentSpec
 from scalekd.recipe import Data, Optim, Recipe
@@ -82,14 +82,14 @@ def test_export_refuses_an_existing_folder_and_leaves_it_unchanged(tmp_path: Pat
 
 
 def test_export_creates_parent_folders(run_folder: Path, tmp_path: Path) -> None:
-    export_checkpoint(RunFolder(run_folder).checkpoint(RUN), tmp_path / "a" / "b")
+    export(str(RunFolder(run_folder).checkpoint(RUN)), tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b" / "config.json").is_file()
 
 
 def test_a_full_disk_leaves_no_partial_folder(run_folder: Path, tmp_path: Path) -> None:
     file = RunFolder(run_folder).checkpoint(RUN)
     with limited_file_size(4096), pytest.raises(InputError) as caught:
-        export_checkpoint(file, tmp_path / "student")
+        export(str(file), tmp_path / "student")
     assert str(tmp_path / "student") in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
@@ -98,7 +98,7 @@ def test_a_full_disk_leaves_no_partial_folder(run_folder: Path, tmp_path: Path) 
 def test_an_export_folder_that_cannot_be_created_is_named(run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError) as caught:
-        export_checkpoint(RunFolder(run_folder).checkpoint(RUN), tmp_path / "file" / "student")
+        export(str(RunFolder(run_folder).checkpoint(RUN)), tmp_path / "file" / "student")
     assert str(tmp_path / "file" / "student") in str(caught.value)
 
 
@@ -132,7 +132,7 @@ def test_a_disk_that_is_full_at_export_loses_no_student(tmp_path: Path) -> None:
     assert "\n" not in message
     assert not (out / "student").exists()
     assert not (out / "student.part").exists()
-    export_checkpoint(RunFolder(out).checkpoint(RUN), tmp_path / "rescued")
+    export(str(RunFolder(out).checkpoint(RUN)), tmp_path / "rescued")
     rescued = timm.create_model(f"local-dir:{tmp_path / 'rescued'}", pretrained=True).eval()
     trained, _ = load_student(RunFolder(out).checkpoint(RUN))
     images = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from helpers.refusals import refused
 from helpers.tiny import tiny
 from helpers.warned import warned
 
-from scalekd.export.checkpoint import export_checkpoint
+from scalekd.export.export import export
 from scalekd.runs.checkpoint import load_newest, load_student, previous_checkpoint, write_checkpoint
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Progress, Run
@@ -56,7 +56,7 @@ def test_the_student_in_a_checkpoint_is_the_exported_one(trained: Path) -> None:
     student, spec = load_student(RunFolder(trained).checkpoint(RUN))
     assert (spec.name, spec.classes) == ("test_resnet", 3)
     assert not student.training
-    export_checkpoint(RunFolder(trained).checkpoint(RUN), trained / "again")
+    export(str(RunFolder(trained).checkpoint(RUN)), trained / "again")
     one, other = ((trained / n / "model.safetensors").read_bytes() for n in ("student", "again"))
     assert one == other
 
@@ -76,7 +76,7 @@ def test_a_stopped_run_leaves_a_checkpoint_that_gives_the_student(
     student, spec = load_student(RunFolder(tmp_path).checkpoint(RUN))
     assert spec.classes == 3
     assert student(torch.zeros(1, 3, 160, 160)).shape == (1, 3)
-    export_checkpoint(RunFolder(tmp_path).checkpoint(RUN), tmp_path / "rescued")
+    export(str(RunFolder(tmp_path).checkpoint(RUN)), tmp_path / "rescued")
     assert (tmp_path / "rescued" / "config.json").is_file()
 
 
