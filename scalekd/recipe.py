@@ -64,9 +64,11 @@ class Data:
 
     Args:
         root: Where the images are: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg; a folder
-            of WebDataset tar files, train/*.tar and val/*.tar; a folder of images without classes,
-            for training without labels; hf:NAME or hf:FOLDER for a Hugging Face dataset; or
-            digits, which is packaged. Required unless --recipe or --config gives it.
+            with CLASS/*.jpg alone, of which a part is held out to validate on; a CSV, TSV or
+            Parquet file with the columns path and label, and perhaps split; a folder of WebDataset
+            tar files, train/*.tar and val/*.tar; a folder of images without classes, for training
+            without labels; hf:NAME or hf:FOLDER for a Hugging Face dataset; or digits, which is
+            packaged. Required unless --recipe or --config gives it.
         image_size: Size of the student's images in pixels: one number for square images, or
             [height, width]. By default the size that the student's model is configured for.
         mean: Mean of each channel by which the student's images are normalised, for values from 0
@@ -81,6 +83,14 @@ class Data:
         interpolation: How validation images are resized. By default bilinear, and in evaluate what
             the model's configuration says. An exported student's configuration says what was
             measured. Not for the digits.
+        val_share: Share of the images, more than 0 and less than 1, that is held out of training to
+            validate on where the images have no validation split of their own. It is about this
+            share of each class, chosen by a hash of the images' names, so that it stays the same
+            when images are added. By default 0.1; evaluate measures on all images of such a folder
+            or table unless it is given.
+        labels: Whether the images are used with labels. false trains without labels on a folder
+            whose folders are no classes, or on a table without a column of labels; true refuses
+            images without labels. By default labels are used where there are any.
         train_images: Number of training images to use, the same number from each class. By default
             all of them.
         epoch_images: Number of images in an epoch, drawn at random; batch_size or more, and at most
@@ -109,6 +119,8 @@ class Data:
     std: list[float] | None = None
     crop: float | None = None
     interpolation: Interpolation | None = None
+    val_share: float | None = None
+    labels: bool | None = None
     train_images: int | None = None
     epoch_images: int | None = None
     auto_augment: str | None = None
@@ -124,6 +136,10 @@ class Data:
         check_kinds(self, "data.")
         _check_name("data.root", self.root)
         _check_largest(self, "data.")
+        if self.val_share is not None and not 0 < self.val_share < 1:
+            raise InputError(
+                f"data.val_share is {self.val_share}: it must be more than 0 and less than 1"
+            )
         for name in ("train_images", "epoch_images"):
             value = getattr(self, name)
             if value is not None:

@@ -14,6 +14,14 @@ from scalekd.data.source import (
     build_validation_source,
     normal_names,
 )
+from scalekd.data.splits import (
+    SPLIT_NAMES,
+    build_held_out_source,
+    hold_out,
+    note_on_held_out,
+    refuse_val_share,
+    share_of,
+)
 from scalekd.data.walk import (
     Identity,
     Skipped,
@@ -27,25 +35,42 @@ from scalekd.data.walk import (
 from scalekd.errors import InputError
 from scalekd.recipe import Data
 
-VALIDATION_FOLDERS = ("val", "validation", "valid", "test")
-"""Names of folders to evaluate on; the first that there is is used."""
 
-
-def open_class_folders(data: Data) -> Source:
-    """Open ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg.
+def open_split_folders(data: Data, training_folder: Path, validation_folder: Path) -> Source:
+    """Open ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or folders of other names.
 
     Raises:
-        InputError: a class folder has no images, or val/ has a class that train/ has not.
+        InputError: a class folder has no images, or the validation images have a class that the
+            training images have not.
     """
+    refuse_val_share(data, f"{str(validation_folder)!r} has the images to validate on")
     root, skipped = Path(data.root), Skipped()
-    training = read_class_folders(root, root / "train", skipped)
-    if len(training.classes) < 2:
-        raise InputError(
-            f"{str(root / 'train')!r} has {len(training.classes)} class folders; at least 2 are "
-            "needed, one folder of images for each class"
+    training = read_class_folders(root, training_folder, skipped)
+    _check_several_classes(training, training_folder)
+    validation = read_class_folders(root, validation_folder, skipped, may_be_empty=training.classes)
+    notes = skipped.notes(data.root)
+    if (training.name, validation.name) != ("train", "val"):
+        notes.append(
+            f"the images to train on are those of {training_folder}, and accuracy is measured on "
+            f"{validation_folder}"
         )
-    validation = read_class_folders(root, root / "val", skipped, may_be_empty=training.classes)
-    return build_source(data, training, validation, notes=skipped.notes(data.root))
+    return build_source(data, training, validation, notes=notes)
+
+
+def open_class_folders(data: Data, folder: Path) -> Source:
+    """Open FOLDER/CLASS/*.jpg, of which a part is held out to validate on.
+
+    Raises:
+        InputError: a class folder has no images, or no class has several.
+    """
+    skipped = Skipped()
+    images = read_class_folders(folder, folder, skipped)
+    _check_several_classes(images, folder)
+    training, validation = hold_out(images, share_of(data), str(folder))
+    note = note_on_held_out(
+        data, f"{folder} has class folders and no validation split", training, validation
+    )
+    return build_source(data, training, validation, notes=[note, *skipped.notes(str(folder))])
 
 
 def open_validation_folder(data: Data, folder: Path) -> Source:
@@ -53,6 +78,14 @@ def open_validation_folder(data: Data, folder: Path) -> Source:
     skipped = Skipped()
     split = read_class_folders(Path(data.root), folder, skipped)
     return build_validation_source(data, split, skipped.notes(str(folder)))
+
+
+def open_undivided_folder(data: Data, folder: Path) -> Source:
+    """Open FOLDER/CLASS/*.jpg to evaluate on: all images, or with `data.val_share` those that
+    `open_class_folders` holds out."""
+    skipped = Skipped()
+    images = read_class_folders(folder, folder, skipped)
+    return build_held_out_source(data, images, skipped.notes(str(folder)))
 
 
 def open_flat_folder(data: Data) -> Source:
@@ -101,7 +134,9 @@ def read_class_folders(
         InputError: a class folder has no images, or is another class's as well.
     """
     barred = identities_upwards(folder)
-    barred |= {identity(root / name) for name in ("train", "val") if os.path.isdir(root / name)}
+    if folder != root:
+        splits = [entry for entry in scan(root) if entry.name.lower() in SPLIT_NAMES]
+        barred |= {identity(split.path) for split in splits if is_folder(split)}
     tops = _find_class_folders(folder, barred, skipped)
     found = walk(list(tops.values()), barred, skipped)
     names = normal_names(list(tops), repr(str(folder)))
@@ -124,10 +159,18 @@ def read_class_folders(
         name=folder.name,
         samples=FolderSamples(files, targets),
         # relpath takes five seconds for ImageNet
-        identifiers=(file.removeprefix(str(root)) for file in files),
+        identifiers=["/" + file.removeprefix(str(root)).lstrip("/") for file in files],
         classes=tuple(name for name in names if name not in empty),
         targets=torch.tensor(targets),
     )
+
+
+def _check_several_classes(images: StoredSplit, folder: Path) -> None:
+    if len(images.classes) < 2:
+        raise InputError(
+            f"{str(folder)!r} has {len(images.classes)} class folders; at least 2 are needed, one "
+            "folder of images for each class"
+        )
 
 
 def _find_class_folders(folder: Path, barred: set[Identity], skipped: Skipped) -> dict[str, str]:

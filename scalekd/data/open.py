@@ -2,6 +2,7 @@
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -9,21 +10,72 @@ from scalekd.data.decoding import is_image_name, unreadable
 from scalekd.data.digits import open_digits
 from scalekd.data.huggingface import PREFIX, open_hugging_face, open_hugging_face_validation
 from scalekd.data.image_folder import (
-    VALIDATION_FOLDERS,
     open_class_folders,
     open_flat_folder,
+    open_split_folders,
+    open_undivided_folder,
     open_validation_folder,
 )
 from scalekd.data.source import Source, without_labels
+from scalekd.data.splits import (
+    SPLIT_NAMES,
+    TRAINING_NAMES,
+    VALIDATION_NAMES,
+    first_named,
+    refuse_val_share,
+)
+from scalekd.data.table import is_table_name, open_table, open_table_validation
 from scalekd.data.walk import has_images, is_folder, is_hidden, scan
 from scalekd.data.webdataset import find_tars, open_webdataset, open_webdataset_validation
 from scalekd.errors import InputError
+from scalekd.notes import Note
 from scalekd.recipe import Data
 
-SPLIT_NAMES = ("train", "training", "val", "valid", "validation")
-"""Names, in any case, of folders that are no part of a flat folder without labels."""
+DataLayout = Literal[
+    "digits",
+    "hugging_face",
+    "table",
+    "webdataset",
+    "split_folders",
+    "class_folders",
+    "flat_folder",
+]
 
-DataLayout = Literal["digits", "hugging_face", "webdataset", "class_folders", "flat_folder"]
+
+@dataclass(frozen=True)
+class Contents:
+    """What is directly in a folder.
+
+    Args:
+        folder: the folder.
+        names: of all that is not hidden, sorted.
+        folders: names of the folders among them.
+        image: name of an image file among them; None where there is none.
+    """
+
+    folder: Path
+    names: list[str]
+    folders: list[str]
+    image: str | None
+
+    @property
+    def training(self) -> Path | None:
+        """The folder of the images to train on."""
+        return self._first(TRAINING_NAMES)
+
+    @property
+    def validation(self) -> Path | None:
+        """The folder of the images to validate on."""
+        return self._first(VALIDATION_NAMES)
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether a folder has the name of a split: then it is no class, nor a part of a pool."""
+        return any(name.lower() in SPLIT_NAMES for name in self.folders)
+
+    def _first(self, wanted: tuple[str, ...]) -> Path | None:
+        name = first_named(self.folders, wanted, repr(str(self.folder)))
+        return None if name is None else self.folder / name
 
 
 def open_source(data: Data) -> Source:
@@ -32,17 +84,25 @@ def open_source(data: Data) -> Source:
     Raises:
         InputError: `data.root` is no source of images, or its images are not as they must be.
     """
-    match find_layout(data):
+    layout = find_layout(data)
+    _check_labels_setting(data, layout)
+    match layout:
         case "digits":
             return open_digits(data)
         case "hugging_face":
-            return open_hugging_face(data)
+            source = open_hugging_face(data)
+        case "table":
+            return open_table(data)
         case "webdataset":
-            return open_webdataset(data)
-        case "class_folders":
-            return open_class_folders(data)
+            source = open_webdataset(data)
+        case "split_folders" | "class_folders":
+            return _open_labelled_folders(data)
         case "flat_folder":
-            return open_flat_folder(data)
+            source = open_flat_folder(data)
+            source.notes.insert(0, Note("info", _why_without_labels(data)))
+    if data.labels and source.classes is None:
+        raise InputError(f"data.labels is true, and the images of {data.root!r} have no labels")
+    return source
 
 
 def find_layout(data: Data) -> DataLayout:
@@ -50,8 +110,11 @@ def find_layout(data: Data) -> DataLayout:
 
     - digits: the packaged digits.
     - hugging_face: a dataset that Hugging Face's library loads.
+    - table: a CSV, TSV or Parquet file of paths and labels.
     - webdataset: tar files, with or without labels.
-    - class_folders: train/ and val/ with a folder for each class.
+    - split_folders: train/ and val/, or only train/ and a share to hold out, with a folder for
+      each class.
+    - class_folders: a folder for each class.
     - flat_folder: images without labels, in folders of any name.
 
     Raises:
@@ -62,17 +125,20 @@ def find_layout(data: Data) -> DataLayout:
     root = _find_folder(data.root)
     if find_tars(root):
         return "webdataset"
-    names = {entry.name: is_folder(entry) for entry in scan(root)}
-    if names.get("train") and names.get("val"):
-        return "class_folders"
-    # Folders like Training/ and Valid/ are meant to have labels: they are not one unlabelled pool.
-    splits = [name for name, folder in names.items() if folder and name.lower() in SPLIT_NAMES]
-    if not splits and has_images(root):
-        return "flat_folder"
+    contents = _list_contents(root)
+    if contents.training and (contents.validation or data.val_share is not None):
+        return "split_folders"
+    if not contents.has_splits:
+        if data.labels is not False and _has_class_folders(contents, at_least=2):
+            return "class_folders"
+        if has_images(root):
+            return "flat_folder"
     raise InputError(
-        f"{data.root!r} must hold train/CLASS/*.jpg and val/CLASS/*.jpg, or train/*.tar and "
-        "val/*.tar, or, to train without labels, images and neither train/ nor val/; it holds "
-        f"{', '.join(sorted(names)[:5]) or 'nothing'}"
+        f"{data.root!r} must hold train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg alone, or "
+        "train/*.tar and val/*.tar, or, to train without labels, images and neither train/ nor "
+        f"val/; it holds {', '.join(contents.names[:5]) or 'nothing'}"
+        + "; to hold out a part of train/, give --data.val_share 0.1"
+        * bool(contents.training)
     )
 
 
@@ -80,30 +146,89 @@ def open_validation(data: Data) -> Source:
     """Open the labelled images that `data` names to evaluate on; images to train on need not be.
 
     In a folder these are val/, validation/, valid/ or test/, the first that there is, or the class
-    folders that it has itself.
+    folders that it has itself: all their images, or with `data.val_share` what training holds out.
 
     Raises:
         InputError: there are no labelled images to evaluate on.
     """
     match _layout_by_name(data.root):
         case "digits":
+            refuse_val_share(data, "the digits have images to validate on")
             return open_digits(data)
         case "hugging_face":
+            refuse_val_share(data, f"{data.root!r} has splits of its own")
             return open_hugging_face_validation(data)
+        case "table":
+            return open_table_validation(data)
     root = _find_folder(data.root)
     if find_tars(root):
+        refuse_val_share(data, "tar files are not divided")
         return open_webdataset_validation(data)
-    names = {entry.name: is_folder(entry) for entry in scan(root) if not is_hidden(entry.name)}
-    if split := next((name for name in VALIDATION_FOLDERS if names.get(name)), None):
-        return open_validation_folder(data, root / split)
-    folders = [name for name, folder in names.items() if folder]
-    images = any(is_image_name(name) for name, folder in names.items() if not folder)
-    if not folders or images or any(name.lower() in SPLIT_NAMES for name in folders):
+    contents = _list_contents(root)
+    if contents.validation:
+        refuse_val_share(data, f"{str(contents.validation)!r} has the images to validate on")
+        return open_validation_folder(data, contents.validation)
+    if contents.training and data.val_share is not None:
+        return open_undivided_folder(data, contents.training)
+    if contents.has_splits or not _has_class_folders(contents, at_least=1):
         raise without_labels(data.root)
-    return open_validation_folder(data, root)
+    return open_undivided_folder(data, root)
 
 
-def _layout_by_name(root: str) -> Literal["digits", "hugging_face"] | None:
+def _open_labelled_folders(data: Data) -> Source:
+    contents = _list_contents(Path(data.root))
+    if contents.training and contents.validation:
+        return open_split_folders(data, contents.training, contents.validation)
+    return open_class_folders(data, contents.training or contents.folder)
+
+
+def _check_labels_setting(data: Data, layout: DataLayout) -> None:
+    """Raise InputError where the user asked for labels, for none, or for a part to be held out,
+    of images with which it cannot be done."""
+    if layout == "flat_folder" and data.labels:
+        raise InputError(f"data.labels is true, and {_why_without_labels(data)}")
+    if layout in ("digits", "hugging_face", "webdataset"):
+        refuse_val_share(data, f"of {data.root!r} no images are held out")
+    if layout == "flat_folder":
+        refuse_val_share(data, f"{_why_without_labels(data)}, of which none are held out")
+    if data.labels is False and layout not in ("table", "flat_folder"):
+        raise InputError(
+            f"data.labels is false, and {data.root!r} is not used without its labels: give a "
+            "folder of images that has neither train/ nor val/, for example DIR/train"
+        )
+
+
+def _why_without_labels(data: Data) -> str:
+    """Why the images of a flat folder have no labels."""
+    contents = _list_contents(Path(data.root))
+    why = "it has fewer than two folders with images"
+    if data.labels is False:
+        why = "data.labels is false"
+    elif contents.folders and contents.image:
+        why = f"there are images beside its folders, for example {contents.image}"
+    return f"the images in {data.root} have no labels, because {why}"
+
+
+def _has_class_folders(contents: Contents, at_least: int) -> bool:
+    """Whether a folder has no images but those in its folders, which then are classes."""
+    if contents.image is not None or len(contents.folders) < at_least:
+        return False
+    filled = (name for name in contents.folders if has_images(contents.folder / name))
+    return sum(1 for _, _ in zip(range(at_least), filled, strict=False)) == at_least
+
+
+def _list_contents(folder: Path) -> Contents:
+    kinds = {e.name: is_folder(e) for e in scan(folder) if not is_hidden(e.name)}
+    images = (name for name in sorted(kinds) if is_image_name(name) and not kinds[name])
+    return Contents(
+        folder=folder,
+        names=sorted(kinds),
+        folders=[name for name in sorted(kinds) if kinds[name]],
+        image=next(images, None),
+    )
+
+
+def _layout_by_name(root: str) -> Literal["digits", "hugging_face", "table"] | None:
     """The layout of what is no folder; None for a folder."""
     if root == "digits":
         return "digits"
@@ -113,7 +238,7 @@ def _layout_by_name(root: str) -> Literal["digits", "hugging_face"] | None:
         raise InputError(
             f"{root!r} is not on this machine: copy or mount it, and give --data.root its folder"
         )
-    return None
+    return "table" if is_table_name(root) and not os.path.isdir(root) else None
 
 
 def _find_folder(root: str) -> Path:
@@ -126,7 +251,7 @@ def _find_folder(root: str) -> Path:
         is_directory = False
     if not is_directory:
         raise InputError(
-            f"no folder {root!r}; --data.root takes one with train/ and val/ in it, or one of "
-            "images without labels"
+            f"no folder {root!r}; --data.root takes one with train/ and val/ in it, one of class "
+            "folders, one of images without labels, or a CSV, TSV or Parquet file"
         )
     return Path(root)

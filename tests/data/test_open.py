@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.pictures import flat_folder, image_folder, open_folder, tar_folder
+from helpers.pictures import class_folders, flat_folder, image_folder, open_folder, tar_folder
 from helpers.refusals import refused
 from PIL import Image
 
-from scalekd.data.open import find_layout, open_source
+from scalekd.data.open import find_layout, open_source, open_validation
 from scalekd.recipe import Data
 
 
@@ -21,13 +21,15 @@ def root(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "layout"),
     [
-        (image_folder, "class_folders"),
+        (image_folder, "split_folders"),
+        (class_folders, "class_folders"),
         (flat_folder, "flat_folder"),
         (tar_folder, "webdataset"),
+        (lambda folder: f"{folder}.csv", "table"),
         (lambda _: "digits", "digits"),
         (lambda _: "hf:mnist", "hugging_face"),
     ],
-    ids=["class folders", "flat folder", "tar files", "digits", "Hugging Face"],
+    ids=["splits", "class folders", "flat folder", "tar files", "table", "digits", "Hugging Face"],
 )
 def test_the_layout_of_each_kind_of_source_is_found(
     make: Callable[[Path], object], layout: str, tmp_path: Path
@@ -50,6 +52,100 @@ def test_a_folder_with_one_split_is_refused_with_what_it_holds(root: Path, split
     shutil.rmtree(root / split)
     with refused(str(root), "train/CLASS", "val/CLASS", {"train": "val", "val": "train"}[split]):
         open_folder(root)
+
+
+def test_a_folder_with_images_to_train_on_alone_is_refused_with_the_way_out(root: Path) -> None:
+    shutil.rmtree(root / "val")
+    with refused("--data.val_share 0.1"):
+        open_folder(root)
+    training, validation = open_folder(root, val_share=0.25).splits
+    assert training.images + validation.images == 12
+    assert validation.classes == ("ant", "bee", "cat")
+
+
+@pytest.mark.parametrize(
+    ("training", "validation"),
+    [("training", "valid"), ("train", "validation"), ("Train", "Test"), ("TRAINING", "Val")],
+)
+def test_splits_have_several_names_in_any_case(training: str, validation: str, root: Path) -> None:
+    before = open_folder(root)
+    (root / "train").rename(root / training)
+    (root / "val").rename(root / validation)
+    source = open_folder(root)
+    assert [split.name for split in source.splits] == [training, validation]
+    assert [split.images for split in source.splits] == [12, 12]
+    assert source.class_names == before.class_names
+    (note,) = source.notes
+    assert str(root / validation) in note.text
+    assert open_validation(Data(str(root))).splits == source.splits[1:]
+
+
+def test_of_val_and_test_the_first_is_measured_on(root: Path) -> None:
+    shutil.copytree(root / "val" / "ant", root / "test" / "ant")
+    assert [split.images for split in open_folder(root).splits] == [12, 12]
+
+
+def test_two_spellings_of_a_split_are_refused(root: Path) -> None:
+    shutil.copytree(root / "train", root / "Train")
+    with refused(str(root), "'Train'", "'train'"):
+        open_folder(root)
+
+
+def test_two_folders_of_images_are_classes_and_one_is_not(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "images", ("bee",))
+    assert find_layout(Data(str(root))) == "flat_folder"
+    assert "fewer than two folders" in str(open_folder(root).notes[0])
+    (root / "empty").mkdir()
+    assert find_layout(Data(str(root))) == "flat_folder"
+    class_folders(root / "more", ("cat",))
+    assert find_layout(Data(str(root))) == "class_folders"
+    with refused("empty", "no images"):
+        open_folder(root)
+
+
+def test_images_beside_class_folders_make_them_a_pool_without_labels(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "images")
+    Image.new("RGB", (8, 8)).save(root / "cover.jpg")
+    source = open_folder(root)
+    assert source.classes is None
+    assert "cover.jpg" in str(source.notes[0])
+    with refused("data.labels is true", "cover.jpg"):
+        open_folder(root, labels=True)
+
+
+def test_class_folders_are_used_without_labels_where_asked(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "images")
+    source = open_folder(root, labels=False)
+    assert source.classes is None
+    assert [split.images for split in source.splits] == [60]
+    assert "data.labels is false" in str(source.notes[0])
+    with refused("data.val_share is 0.2", "no labels"):
+        open_folder(root, labels=False, val_share=0.2)
+
+
+def test_labels_are_not_taken_from_what_has_splits(root: Path, tmp_path: Path) -> None:
+    for place in (root, tar_folder(tmp_path / "tars"), "digits"):
+        with refused("data.labels is false", str(place)):
+            open_folder(place, labels=False)
+    assert open_folder(root / "train", labels=False).classes is None
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.5, 2.0])
+def test_a_share_that_leaves_no_images_is_refused(share: float) -> None:
+    with refused(f"data.val_share is {share}", "more than 0 and less than 1"):
+        Data("images", val_share=share)
+
+
+def test_a_share_of_images_that_have_a_validation_split_is_refused(
+    root: Path, tmp_path: Path
+) -> None:
+    flat = flat_folder(tmp_path / "flat")
+    for place in (root, tar_folder(tmp_path / "tars"), "digits", flat):
+        with refused("data.val_share is 0.2", str(place)):
+            open_folder(place, val_share=0.2)
+    for place in (root, tmp_path / "tars", "digits"):
+        with refused("data.val_share is 0.2"):
+            open_validation(Data(str(place), val_share=0.2))
 
 
 def nothing(root: Path) -> None:
@@ -75,11 +171,18 @@ def test_a_folder_of_no_layout_is_refused_with_all_layouts(
     make: Callable[[Path], None], holds: str, tmp_path: Path
 ) -> None:
     make(tmp_path / "here")
-    with refused(str(tmp_path / "here"), "train/CLASS", "val/CLASS", "without labels", holds):
+    with refused(
+        str(tmp_path / "here"),
+        "train/CLASS",
+        "val/CLASS",
+        "without labels",
+        "CLASS/*.jpg alone",
+        holds,
+    ):
         open_source(Data(str(tmp_path / "here")))
 
 
-def test_train_and_val_beside_stray_images_are_class_folders(tmp_path: Path) -> None:
+def test_train_and_val_beside_stray_images_are_splits(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "pictures", each=1)
     Image.new("RGB", (8, 8)).save(root / "cover.jpg")
     assert open_source(Data(str(root))).classes == 3

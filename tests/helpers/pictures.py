@@ -40,6 +40,17 @@ def image_folder(
     return root
 
 
+def class_folders(
+    root: Path, classes: tuple[str, ...] = ("ant", "bee", "cat"), each: int = 20, side: int = 8
+) -> Path:
+    """ROOT/CLASS with `each` PNG files for every class, each of a grey value of its own."""
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for index in range(each):
+            (root / name / f"{index}.png").write_bytes(png((number * each + index) % 256, side))
+    return root
+
+
 def flat_folder(root: Path, count: int = 8, size: tuple[int, int] = (40, 60)) -> Path:
     """Half of `count` JPEG files of noise in ROOT, half in ROOT/more/and more; (height, width)."""
     noise = np.random.default_rng(0)
