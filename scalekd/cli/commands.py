@@ -13,6 +13,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from scalekd.cli.output import progress_bar
 from scalekd.cli.parser import HelpFormatter, Parser
 from scalekd.errors import InputError
 from scalekd.signals import Interrupted
@@ -226,14 +227,48 @@ def _run_models(options: Namespace, _: list[str]) -> None:
 def _add_evaluate_options(parser: Parser) -> None:
     from scalekd.evaluation.evaluate import evaluate
 
-    parser.add_function_arguments(evaluate, as_positional=True, as_group=False)
+    parser.add_argument(
+        "models",
+        nargs="+",
+        help="Models to evaluate, for example a student and its teacher: a run folder, an exported "
+        "folder, a timm name, the checkpoint of a run (FILE.ckpt), or an ONNX file (FILE.onnx).",
+    )
+    parser.add_function_arguments(evaluate, skip={"models", "report"}, as_group=False)
     parser.entitle("data", "data")
+    parser.add_argument(
+        "--per_class", action="store_true", help="Print a line for each class, too."
+    )
+    parser.add_argument(
+        "--out",
+        type=Path | None,
+        help="Folder to write, which must not exist: evaluation.json, per_class.csv, "
+        "confusions.csv, and a picture of each model's confusion matrix.",
+    )
+    _add_json_option(parser)
 
 
 def _run_evaluate(options: Namespace, _: list[str]) -> None:
     from scalekd.evaluation.evaluate import evaluate
+    from scalekd.evaluation.files import check_new, to_json, write_evaluation
+    from scalekd.evaluation.text import class_table, describe, result_table
 
-    print(f"top-1 {evaluate(**vars(options)):.2%}")
+    out, as_json, per_class = (options.pop(name) for name in ("out", "json", "per_class"))
+    if out is not None:
+        check_new(out)
+    with progress_bar("images") as report:
+        evaluation = evaluate(**vars(options), report=report)
+    if out is not None:
+        write_evaluation(evaluation, out)
+    if as_json:
+        print(to_json(evaluation))
+        return
+    console = build_console(soft_wrap=True)
+    console.print(result_table(evaluation))
+    _print("\n".join(describe(evaluation)))
+    if per_class:
+        console.print(class_table(evaluation))
+    if out is not None:
+        _print(f"{out}: tables and pictures by class")
 
 
 def _add_export_options(parser: Parser) -> None:
@@ -359,8 +394,9 @@ COMMANDS = {
         _run_models,
     ),
     "evaluate": Command(
-        "measure a model on validation images",
-        "Measure the top-1 accuracy of a model on validation images.",
+        "measure models on validation images, one or several side by side",
+        "Measure models on validation images: accuracy, by class too, calibration and speed; of\n"
+        "several models also how far they agree.",
         _add_evaluate_options,
         _run_evaluate,
     ),

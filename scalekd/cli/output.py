@@ -1,8 +1,11 @@
-"""stdout and stderr that may be lost: on a full disk, by a reader or a terminal that goes away."""
+"""What a command prints: stdout and stderr that may be lost, and a bar of progress.
+
+They are lost on a full disk, or by a reader or a terminal that goes away.
+"""
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -69,3 +72,31 @@ def lossy_outputs() -> Iterator[Output]:
         for output in outputs:
             output.flush()
         sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while it is a terminal, which disappears at the end.
+
+    Args:
+        what: is done, in the plural.
+
+    Returns:
+        A function that is called with the number done and of all.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    console = Console(file=sys.stderr)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

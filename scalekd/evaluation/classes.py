@@ -96,7 +96,10 @@ def _by_name(model: OpenedModel, logits: list[int]) -> ClassMatch:
         )
         return ClassMatch(tuple(logits), True, (Note("info", text),))
     moved = sum(place != number for number, place in enumerate(logits))
-    text = f"{moved} of the {model.classes} classes of {model.name} were matched by their names"
+    text = (
+        f"{moved} of the {model.classes} classes of {model.name} have another number than those of "
+        "the images: they are matched by their names"
+    )
     notes = (Note("info", text),) if moved else ()
     return ClassMatch(tuple(logits), True, notes)
 

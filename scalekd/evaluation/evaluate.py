@@ -1,79 +1,131 @@
-"""Measure the top-1 accuracy of a model on validation images."""
+"""Measure models on labelled images, one or several side by side."""
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import Dataset
 
 from scalekd.data.open import open_validation
-from scalekd.data.source import Relabelled, Source
-from scalekd.device import best_device
+from scalekd.data.source import IGNORED, MAX_WORKERS, Source
+from scalekd.device import best_device, usable_cores
 from scalekd.errors import InputError
+from scalekd.evaluation.batches import load_batches
+from scalekd.evaluation.by_class import Labels, compare
 from scalekd.evaluation.classes import ClassMatch, match_classes
+from scalekd.evaluation.doubts import warn_of_alternatives
+from scalekd.evaluation.meter import Meter
 from scalekd.evaluation.opened_model import OpenedModel, open_model
+from scalekd.evaluation.results import Evaluation
+from scalekd.networks import InputConfig
 from scalekd.networks.input_config import renormalization
 from scalekd.recipe import Data
-from scalekd.training.alternatives import (
-    GOOD,
-    Trial,
-    find_better,
-    load_pixels,
-    without_normalisation,
-)
-from scalekd.training.validation import top1
+from scalekd.training.alternatives import without_normalisation
 
 logger = logging.getLogger(__name__)
 
-BATCH = 250
-"""Images that are evaluated at a time."""
+Setting = TypeVar("Setting")
 
 
 def evaluate(
-    model: str,
+    models: Sequence[str],
     data: Data,
-    weights: str = "pretrained",
-    classes: str | None = None,
-    weights_key: str | None = None,
-) -> float:
-    """Measure the top-1 accuracy of a model on validation images.
+    weights: str | list[str] = "pretrained",
+    classes: str | list[str | None] | None = None,
+    weights_key: str | list[str | None] | None = None,
+    batch_size: int = 250,
+    report: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Measure one or several models on the same validation images.
 
-    The classes of the images are found by name among those of the model, where its configuration
+    The classes of the images are found by name among those of a model, where its configuration
     has names (timm's `label_names`); they may then be some of the model's. Otherwise they are the
     model's by their number. A warning names the options under which a model that is not set up as
     it was trained would be far better.
 
+    The images are loaded once for all models that take images of the same size and crop.
+
     Args:
-        model: Model to evaluate: a run folder, an exported folder, a timm name, the checkpoint of
-            a run (FILE.ckpt), or an ONNX file (FILE.onnx).
+        models: Models to evaluate, each a run folder, an exported folder, a timm name, the
+            checkpoint of a run (FILE.ckpt), or an ONNX file (FILE.onnx).
         data: Validation images, as for distill; images to train on need not be there. A folder has
             val/, validation/, valid/ or test/ with a folder for each class, or these themselves.
-        weights: Weights of the model: pretrained (those of timm's hub, or of the folder), random,
-            or a file.
+        weights: Weights of the models: pretrained (those of timm's hub, or of the folder), random,
+            or a file; of several models a list with one for each, [pretrained,teacher.pth].
         classes: Order of the model's classes, as teacher_classes of distill: data, sorted, natural
-            or a text file. By default the order of the names in the model's configuration if it has
-            them, and otherwise data.
+            or a text file; of several models one for all or a list with one for each. By default
+            the order of the names in the model's configuration if it has them, and otherwise data.
         weights_key: Key of the weights in a file that holds several networks, for example
-            model_ema, with dots for depth. By default the only network in the file, or of a network
-            and its average over training steps (EMA) the average.
+            model_ema, with dots for depth; of several models a list with one or null for each. By
+            default the only network in the file, or of a network and its average over training
+            steps (EMA) the average.
+        batch_size: Number of images that are classified at a time.
+        report: Called with the number of images done and of all, after each batch.
 
     Returns:
-        The share of images whose largest logit is that of their class, 0 to 1.
+        What was measured, in the order of `models`.
 
     Raises:
-        InputError: There are no validation images with labels, the model cannot be built or
+        InputError: There are no validation images with labels, a model cannot be built or
             loaded, or the classes of the images are not the model's.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: it must be 1 or more")
+    if not models or len(set(models)) < len(models):
+        raise InputError(f"the models are {', '.join(models) or 'none'}: name each once")
+    if len(models) > 1 and isinstance(weights, str) and weights not in ("pretrained", "random"):
+        raise InputError(
+            f"weights is {weights!r} for {len(models)} models: give a list with one for each, for "
+            f"example '[pretrained,{weights}]'"
+        )
+    settings = zip(
+        models,
+        _for_each(models, "weights", weights),
+        _for_each(models, "weights_key", weights_key),
+        _for_each(models, "classes", classes),
+        strict=True,
+    )
     source = open_validation(data)
-    assert source.validation_set is not None
-    opened = open_for_source(model, source, data, weights, weights_key)
-    match = match_classes(opened, source.class_names, data.root, classes)
-    for note in (*source.notes, *opened.notes, *match.notes):
+    labels, meters = Labels(source.class_names), list[Meter]()
+    candidates = list[tuple[OpenedModel, ClassMatch]]()
+    for model, file, key, order in settings:
+        opened = open_for_source(model, source, data, file, key)
+        match = match_classes(opened, source.class_names, data.root, order)
+        candidates.append((opened, match))
+        statistics = opened.input if source.input is None else None
+        meters.append(Meter(opened, match, labels, statistics))
+    notes = [note for opened, match in candidates for note in (*opened.notes, *match.notes)]
+    for note in (*source.notes, *notes):
         note.log(logger)  # only here: what is refused is refused by one line
-    validation = Relabelled(source.validation_set(opened.input), match.logits)
-    accuracy = top1(opened.network, DataLoader(validation, BATCH), opened.classes)
-    if accuracy < GOOD and source.input is None and opened.classes == source.classes:
-        _warn_of_alternatives(opened, source, data, match)
-    return accuracy
+    corrupt = _measure(meters, source, data, batch_size, report)
+    results = tuple(meter.compute() for meter in meters)
+    for (opened, match), result in zip(candidates, results, strict=True):
+        warn_of_alternatives(opened, match, result.top1, source, data, batch_size)
+    return Evaluation(
+        data=data.root,
+        images=len(meters[0].targets),
+        corrupt_images=corrupt,
+        classes=len(source.class_names),
+        device=best_device().type,
+        batch_size=batch_size,
+        models=results,
+        agreements=compare(models, [m.predicted for m in meters], meters[0].targets),
+    )
+
+
+def _for_each(
+    models: Sequence[str], name: str, setting: Setting | list[Setting]
+) -> Sequence[Setting]:
+    """The setting of each model, of which the user gives one for all or one for each."""
+    if not isinstance(setting, list):
+        return [setting] * len(models)
+    if len(setting) != len(models):
+        raise InputError(
+            f"{name} is {setting} for {len(models)} models: give one for all, or one for each"
+        )
+    return setting
 
 
 def open_for_source(
@@ -110,34 +162,40 @@ def open_for_source(
     )
 
 
-def _warn_of_alternatives(
-    opened: OpenedModel, source: Source, data: Data, match: ClassMatch
-) -> None:
-    """Warn where a usual order of the classes, or mean and standard deviation, is far better."""
+def _measure(
+    meters: Sequence[Meter],
+    source: Source,
+    data: Data,
+    batch_size: int,
+    report: Callable[[int, int], None] | None,
+) -> int:
+    """Show all images to all models; returns how many images cannot be read."""
     assert source.validation_set is not None
-    raw = source.validation_set(without_normalisation(opened.input))
-    pixels, targets = load_pixels(raw, None, source.class_names)
-    if not len(targets):
-        return
-    own_statistics = data.mean is None and data.std is None and not opened.normalizes
-    in_order = list(match.logits)
-    trial = Trial(
-        classify=lambda images: opened.network(images)[:, in_order],
-        pixels=pixels,
-        targets=targets,
-        input=opened.input,
-        class_names=source.class_names,
-        order_option=None if match.is_known else "--classes",
-        statistics_option="--data." if own_statistics else None,
-        batch_size=BATCH,
-    )
-    own, better = find_better(trial.setups(), targets)
-    if better is not None:
-        logger.warning(
-            "on %d of the images the model is right on %.1f%% as it is set up, and on %.1f%% with "
-            "%s: was it trained so?",
-            len(targets),
-            100 * own.accuracy,
-            100 * better.accuracy,
-            " ".join(better.options),
-        )
+    groups: dict[InputConfig, list[Meter]] = {}
+    for meter in meters:
+        shown = without_normalisation(meter.model.input)
+        groups.setdefault(shown, []).append(meter)
+    threads = max(1, min(MAX_WORKERS, usable_cores()) if data.workers is None else data.workers)
+    done, corrupt = 0, 0
+    for shown, members in groups.items():
+        images: Any = source.validation_set(shown)
+        corrupt = 0
+        for pixels, targets in _batches(images, batch_size, threads):
+            labelled = targets != IGNORED
+            corrupt += int((~labelled).sum())
+            if labelled.any():
+                for meter in members:
+                    meter.update(pixels[labelled], targets[labelled])
+            done += len(targets)
+            if report is not None:
+                report(done, len(images) * len(groups))
+        if corrupt == len(images):
+            raise InputError(f"{data.root!r} has no image that can be read and has a label")
+    return corrupt
+
+
+def _batches(images: Dataset[Any], batch_size: int, threads: int) -> Any:
+    count = len(images)  # type: ignore[arg-type]
+    for items in load_batches(images.__getitem__, count, batch_size, threads):
+        pixels, targets = zip(*items, strict=True)
+        yield torch.stack(pixels), torch.tensor([int(target) for target in targets])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.evaluating import top1_of
 from helpers.pictures import PLAIN, flat_folder, image_folder, png, tar, tar_folder
 from helpers.refusals import refused
 from helpers.tiny import tiny
@@ -22,7 +23,6 @@ from scalekd.data.decoding import decode_image
 from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
 from scalekd.data.source import IGNORED, Source
-from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.recipe import Data, Recipe
 from scalekd.training.validation import top1
@@ -228,7 +228,7 @@ def test_a_run_skips_corrupt_images_and_counts_them_in_its_summary(
     assert summary["corrupt_images"] == 2
     assert 11 * top1_of_run == pytest.approx(round(11 * top1_of_run))
     with warned("skipped"):
-        assert evaluate(str(out), recipe.data) == top1_of_run
+        assert top1_of(str(out), recipe.data) == top1_of_run
     stopping = replace(recipe, data=replace(recipe.data, corrupt_images="stop"))
     with refused(os.path.join("bee", "1.png"), "--data.corrupt_images skip"):
         distill(stopping, tmp_path / "other", parallel=1)

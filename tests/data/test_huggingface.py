@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from helpers.evaluating import top1_of
 from helpers.pictures import PLAIN, image_folder, png
 from helpers.refusals import refused
 from helpers.tiny import tiny
@@ -19,7 +20,6 @@ from scalekd.data import source as sources
 from scalekd.data.loader import build_loaders
 from scalekd.data.open import find_layout, open_source
 from scalekd.data.source import Source
-from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.jobs.preflight import run_preflight
 from scalekd.recipe import Data
@@ -238,5 +238,5 @@ def test_a_student_is_trained_and_evaluated_on_a_dataset(tmp_path: Path) -> None
     out = distill(recipe, tmp_path / "out", parallel=1)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["notes"][0]["text"] == f"accuracy is measured on the split test of hf:{root}"
-    assert evaluate(str(out), recipe.data) == summary["student_top1"]
+    assert top1_of(str(out), recipe.data) == summary["student_top1"]
     assert run_preflight(prepare(recipe)).labels

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.evaluating import top1_of
 from helpers.pictures import PLAIN, open_folder, png, tar, tar_folder
 from helpers.refusals import refused
 from helpers.tiny import tiny
@@ -21,7 +22,6 @@ from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
 from scalekd.data.sampler import ResumableBatchSampler
 from scalekd.data.webdataset import TarSamples, find_tars, shuffle_in_blocks
-from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.jobs.preflight import run_preflight
 from scalekd.recipe import Data, Recipe
@@ -337,7 +337,7 @@ def test_a_student_is_trained_and_evaluated_on_tar_files(recipe: Recipe, tmp_pat
     out = distill(recipe, tmp_path / "out", parallel=1)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["steps"] == 3
-    assert evaluate(str(out), recipe.data) == summary["student_top1"]
+    assert top1_of(str(out), recipe.data) == summary["student_top1"]
 
 
 def test_what_needs_labels_is_refused_where_tar_files_have_none(
@@ -348,7 +348,7 @@ def test_what_needs_labels_is_refused_where_tar_files_have_none(
     with refused("supervised", "no labels"):
         run_preflight(prepare(replace(recipe, data=data, compare=["supervised"])))
     with refused("no labels", str(tmp_path / "more")):
-        evaluate("test_resnet", data, "random")
+        top1_of("test_resnet", data, "random")
 
 
 def resident(pid: int) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers.evaluating import top1_of
 from helpers.pictures import image_folder
 from helpers.real_runs import (
     SECONDS_TO_START,
@@ -28,7 +29,6 @@ from helpers.real_runs import (
     wait_until_training,
 )
 
-from scalekd.evaluation.evaluate import evaluate
 from scalekd.recipe import Data
 
 TWO = ("--devices", "2")
@@ -158,7 +158,7 @@ def test_two_ranks_validate_on_every_image_once(root: Path, one_step_of_two: Pat
     """There are 29, an odd number."""
     summary = json.loads((one_step_of_two / "summary.json").read_text())
     data = Data(str(root / "images"), 64, workers=0)
-    assert evaluate(str(one_step_of_two / "student"), data) == summary["student_top1"]
+    assert top1_of(str(one_step_of_two / "student"), data) == summary["student_top1"]
     assert summary["student_top1"] * 29 == pytest.approx(round(summary["student_top1"] * 29))
     assert summary["ranks"] == 2
 

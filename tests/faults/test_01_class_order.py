@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from helpers.evaluating import top1_of
 from helpers.pictures import tar
 from helpers.refusals import refused
 from helpers.tiny import tiny
@@ -18,7 +19,6 @@ from helpers.trained_teacher import IMAGENET, coloured_folder, fit_teacher
 from helpers.warned import warned
 from timm.models import save_for_hf
 
-from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.build_cache import build_cache
 from scalekd.jobs.distill import distill
 from scalekd.jobs.preflight import run_preflight
@@ -147,15 +147,15 @@ def test_evaluate_names_the_order_and_the_statistics_that_would_be_far_better(
     torch.save(fit_teacher(images, natural_order(CLASSES), img_size=64).state_dict(), file)
     data = Data(str(images), 64, workers=0)
     with warned("right on 8.3% as it is set up, and on 100.0% with --classes natural"):
-        assert evaluate("test_vit", data, file) == pytest.approx(1 / 12)
-    assert evaluate("test_vit", data, file, classes="natural") == 1
+        assert top1_of("test_vit", data, file) == pytest.approx(1 / 12)
+    assert top1_of("test_vit", data, file, classes="natural") == 1
     teacher = fit_teacher(images, natural_order(CLASSES), IMAGENET, img_size=64)
     torch.save(teacher.state_dict(), file)
     with warned("--data.mean '\\[0.485,0.456,0.406\\]' --data.std '\\[0.229,0.224,0.225\\]'"):
-        evaluate("test_vit", data, file, classes="natural")
+        top1_of("test_vit", data, file, classes="natural")
     mean, std = map(list, IMAGENET)
     data = replace(data, mean=mean, std=std)
-    assert evaluate("test_vit", data, file, classes="natural") == 1
+    assert top1_of("test_vit", data, file, classes="natural") == 1
 
 
 def test_names_of_another_number_of_classes_are_refused(images: Path) -> None:

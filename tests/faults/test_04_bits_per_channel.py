@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import timm
+from helpers.evaluating import top1_of
 from helpers.pictures import PLAIN, image_folder, open_folder, png, tar
 from helpers.refusals import refused
 from helpers.warned import warned
@@ -19,7 +20,6 @@ from timm.models import save_for_hf
 
 from scalekd.data.decoding import decode_image
 from scalekd.data.source import Source
-from scalekd.evaluation.evaluate import evaluate
 from scalekd.recipe import Data
 
 GREY = 100
@@ -136,7 +136,7 @@ def test_evaluation_refuses_values_of_an_unknown_range(tmp_path: Path) -> None:
     file = root / "val" / "ant" / "x.tiff"
     file.write_bytes(UNKNOWN["float"])
     with refused(str(file), "unknown range"):
-        evaluate(str(model), Data(str(root), 64))
+        top1_of(str(model), Data(str(root), 64))
 
 
 def test_a_warning_tells_of_values_with_fewer_bits_than_their_format(

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from helpers.evaluating import top1_of
 from helpers.pictures import image_folder
 from helpers.refusals import refused
 from helpers.tiny import tiny
 from PIL import Image
 
 from scalekd.data.open import open_source
-from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.recipe import Data
 from scalekd.runs.folder import RunFolder
@@ -53,7 +53,7 @@ def test_plain_timm_makes_the_validation_images_that_were_measured(
     with torch.no_grad():
         top1 = (student(pixels).argmax(1) == targets).float().mean().item()
     assert read_results(RunFolder(out).results)[0][0].top1 == pytest.approx(top1)
-    assert evaluate(str(folder), Data(str(images), workers=0)) == pytest.approx(top1)
+    assert top1_of(str(folder), Data(str(images), workers=0)) == pytest.approx(top1)
 
 
 @pytest.mark.parametrize("crop", [0, -0.5, 1.5, float("nan")])

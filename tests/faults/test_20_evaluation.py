@@ -9,13 +9,13 @@ from typing import Any
 import datasets
 import pytest
 import timm
+from helpers.evaluating import top1_of
 from helpers.pictures import SMALL, flat_folder, image_folder, open_folder, png, tar, tar_folder
 from helpers.refusals import refused
 from timm.models import save_for_hf
 
 from scalekd.data.open import open_validation
 from scalekd.evaluation.classes import match_classes
-from scalekd.evaluation.evaluate import evaluate
 from scalekd.evaluation.opened_model import open_model
 from scalekd.recipe import Data
 
@@ -41,7 +41,7 @@ def model(tmp_path: Path) -> str:
 
 
 def accuracy(model: str, root: Path | str) -> float:
-    return evaluate(model, Data(str(root), 64))
+    return top1_of(model, Data(str(root), 64))
 
 
 @pytest.mark.parametrize("name", ["val", "validation", "valid", "test", "."])

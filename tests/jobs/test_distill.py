@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import yaml
+from helpers.evaluating import top1_of
 from helpers.refusals import refused
 from helpers.tiny import tiny_digits
 from PIL import Image
@@ -19,7 +20,6 @@ from scalekd import ScaleKD
 from scalekd.data.loader import build_loaders
 from scalekd.device import best_device
 from scalekd.digits import images
-from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.method import LossWeights
 from scalekd.recipe import Data, Optim
@@ -195,7 +195,7 @@ def test_plain_timm_loads_the_trained_student_bit_identically(serial_runs: Path)
 
 
 def test_evaluating_the_student_folder_gives_the_summarys_accuracy(serial_runs: Path) -> None:
-    measured = evaluate(str(serial_runs / "student"), Data("digits"))
+    measured = top1_of(str(serial_runs / "student"), Data("digits"))
     assert measured == summary(serial_runs)["student_top1_by_seed"]["1"]
     loaded = timm.create_model(f"local-dir:{serial_runs / 'student'}", pretrained=True).eval()
     assert measured == top1(loaded.to(best_device()), DataLoader(images.build_test_set(), 250), 10)

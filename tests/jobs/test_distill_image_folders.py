@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+from helpers.evaluating import top1_of
 from helpers.pictures import image_folder
 from helpers.refusals import refused
 from helpers.tiny import tiny
 
-from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.networks.student import StudentSpec
 from scalekd.recipe import Recipe
@@ -51,7 +51,7 @@ def test_a_vit_with_other_classes_is_distilled_into_a_resnet_of_three(
     assert summarised["student_top1"] is not None
     terms = [json.loads(line)["terms"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert all("logits" not in t for t in terms)
-    assert evaluate(str(out / "student"), recipe.data) == summarised["student_top1"]
+    assert top1_of(str(out / "student"), recipe.data) == summarised["student_top1"]
 
 
 def test_a_teacher_with_the_tasks_classes_is_measured_and_its_logits_distilled(
@@ -101,11 +101,11 @@ def test_a_job_with_a_worker_process_reads_folders(recipe: Recipe, tmp_path: Pat
 
 def test_evaluating_on_images_of_other_classes_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     with refused("test_resnet", "1000", "3"):
-        evaluate("test_resnet", recipe.data, "random")
+        top1_of("test_resnet", recipe.data, "random")
 
 
 def test_evaluating_at_an_impossible_size_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     spec = StudentSpec("test_resnet", {}, 3, None)
     spec.export(spec.build(), tmp_path / "student")
     with refused("data.image_size", "-2"):
-        evaluate(str(tmp_path / "student"), replace(recipe.data, image_size=-2))
+        top1_of(str(tmp_path / "student"), replace(recipe.data, image_size=-2))

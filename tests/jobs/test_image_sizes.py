@@ -10,13 +10,13 @@ import pytest
 import timm
 import torch
 import yaml
+from helpers.evaluating import top1_of
 from helpers.pictures import flat_folder, image_folder
 from helpers.refusals import refused
 from torch import Tensor, nn
 
 from scalekd.cli.main import main
 from scalekd.data.open import open_source
-from scalekd.evaluation.evaluate import evaluate
 from scalekd.export.export import export
 from scalekd.jobs.distill import distill
 from scalekd.networks.student import StudentSpec
@@ -85,9 +85,9 @@ def test_a_student_of_wide_images_is_exported_with_its_size(
     has_fixed_size = family != "a CNN"
     assert arguments.get("img_size") == (list(WIDE) if has_fixed_size else None)
     measured = json.loads((out / "summary.json").read_text())["student_top1"]
-    assert evaluate(str(out / "student"), Data(str(pictures))) == measured
-    assert evaluate(str(out / "student"), wide.data) == measured
-    assert 0 <= evaluate(str(out / "student"), replace(wide.data, image_size=(96, 64))) <= 1
+    assert top1_of(str(out / "student"), Data(str(pictures))) == measured
+    assert top1_of(str(out / "student"), wide.data) == measured
+    assert 0 <= top1_of(str(out / "student"), replace(wide.data, image_size=(96, 64))) <= 1
 
 
 def test_wide_images_without_labels_are_trained_on(tmp_path: Path) -> None:

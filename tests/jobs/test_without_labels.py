@@ -9,13 +9,13 @@ import pytest
 import timm
 import torch
 import yaml
+from helpers.evaluating import top1_of
 from helpers.pictures import flat_folder
 from helpers.refusals import refused
 from helpers.tiny import tiny
 from PIL import Image
 
 from scalekd.data import image_folder as folders
-from scalekd.evaluation.evaluate import evaluate
 from scalekd.jobs.distill import distill
 from scalekd.jobs.preflight import run_preflight
 from scalekd.method import LossWeights
@@ -164,7 +164,7 @@ def test_settings_that_need_labels_are_refused_before_an_image_is_read(
     with refused("supervised"):
         run_preflight(prepare(replace(recipe, compare=["supervised"])))
     with refused("no labels", str(root), "val/CLASS"):
-        evaluate("test_resnet", recipe.data, "random")
+        top1_of("test_resnet", recipe.data, "random")
 
 
 def test_settings_of_a_run_without_labels_survive_yaml(recipe: Recipe) -> None:
