@@ -67,8 +67,9 @@ class Data:
             with CLASS/*.jpg alone, of which a part is held out to validate on; a CSV, TSV or
             Parquet file with the columns path and label, and perhaps split; a folder of WebDataset
             tar files, train/*.tar and val/*.tar; a folder of images without classes, for training
-            without labels; hf:NAME or hf:FOLDER for a Hugging Face dataset; or digits, which is
-            packaged. Required unless --recipe or --config gives it.
+            without labels; hf:NAME or hf:FOLDER for a Hugging Face dataset; fashion-mnist, which is
+            found or downloaded; or digits, which is packaged. Required unless --recipe or --config
+            gives it.
         image_size: Size of the student's images in pixels: one number for square images, or
             [height, width]. By default the size that the student's model is configured for.
         mean: Mean of each channel by which the student's images are normalised, for values from 0

@@ -65,7 +65,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teacher = timm.create_model("test_vit", num_classes=10, **TEACHER)
     optimizer = fit(teacher, images, targets, epochs=10)
     saver = CheckpointSaver(
-        teacher, optimizer, args=Namespace(model="test_vit"), checkpoint_dir=str(root),
+        teacher,
+        optimizer,
+        args=Namespace(model="test_vit"),
+        checkpoint_dir=str(root),
         recovery_dir=str(root),
     )
     saver.save_checkpoint(epoch=9, metric=0.0)
@@ -143,7 +146,14 @@ def agreement(one: list[str], other: list[str]) -> float:
 def test_from_a_folder_and_checkpoints_to_onnx_and_int8(place: Path) -> None:
     saved = next(place.glob("checkpoint-*.pth.tar"))
     arguments = json.dumps({**TEACHER, "num_classes": 10})
-    teacher = ["--teacher", "test_vit", "--teacher_weights", saved.name, "--teacher_args", arguments]
+    teacher = [
+        "--teacher",
+        "test_vit",
+        "--teacher_weights",
+        saved.name,
+        "--teacher_args",
+        arguments,
+    ]
     summary = distil(place, "run", *teacher)
     assert summary["teacher_top1"] > 0.85
     assert summary["student_top1"] > 0.6
@@ -157,9 +167,11 @@ def test_from_a_folder_and_checkpoints_to_onnx_and_int8(place: Path) -> None:
     assert agreement(predicted, ["seven"] * EACH) > 0.6
 
     for form in ("onnx", "onnx-int8"):
-        print(scalekd(
-            place, "export", "run", "--format", form, "--out", f"student-{form}.onnx", *data()
-        ))
+        print(
+            scalekd(
+                place, "export", "run", "--format", form, "--out", f"student-{form}.onnx", *data()
+            )
+        )
     images, targets = read_folder(place / "photos")
     np.save(place / "images.npy", images.numpy())
     shipped = {

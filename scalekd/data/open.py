@@ -8,6 +8,13 @@ from typing import Literal
 
 from scalekd.data.decoding import is_image_name, unreadable
 from scalekd.data.digits import open_digits
+from scalekd.data.fashion_mnist import (
+    NAME as FASHION_MNIST,
+)
+from scalekd.data.fashion_mnist import (
+    open_fashion_mnist,
+    open_fashion_mnist_validation,
+)
 from scalekd.data.huggingface import PREFIX, open_hugging_face, open_hugging_face_validation
 from scalekd.data.image_folder import (
     open_class_folders,
@@ -33,6 +40,7 @@ from scalekd.recipe import Data
 
 DataLayout = Literal[
     "digits",
+    "fashion_mnist",
     "hugging_face",
     "table",
     "webdataset",
@@ -89,6 +97,8 @@ def open_source(data: Data) -> Source:
     match layout:
         case "digits":
             return open_digits(data)
+        case "fashion_mnist":
+            return open_fashion_mnist(data)
         case "hugging_face":
             source = open_hugging_face(data)
         case "table":
@@ -109,6 +119,7 @@ def find_layout(data: Data) -> DataLayout:
     """Find out how the images of `data.root` are stored, without reading one.
 
     - digits: the packaged digits.
+    - fashion_mnist: Fashion-MNIST.
     - hugging_face: a dataset that Hugging Face's library loads.
     - table: a CSV, TSV or Parquet file of paths and labels.
     - webdataset: tar files, with or without labels.
@@ -155,6 +166,9 @@ def open_validation(data: Data) -> Source:
         case "digits":
             refuse_val_share(data, "the digits have images to validate on")
             return open_digits(data)
+        case "fashion_mnist":
+            refuse_val_share(data, f"{data.root} has test images")
+            return open_fashion_mnist_validation(data)
         case "hugging_face":
             refuse_val_share(data, f"{data.root!r} has splits of its own")
             return open_hugging_face_validation(data)
@@ -187,7 +201,7 @@ def _check_labels_setting(data: Data, layout: DataLayout) -> None:
     of images with which it cannot be done."""
     if layout == "flat_folder" and data.labels:
         raise InputError(f"data.labels is true, and {_why_without_labels(data)}")
-    if layout in ("digits", "hugging_face", "webdataset"):
+    if layout in ("digits", "fashion_mnist", "hugging_face", "webdataset"):
         refuse_val_share(data, f"of {data.root!r} no images are held out")
     if layout == "flat_folder":
         refuse_val_share(data, f"{_why_without_labels(data)}, of which none are held out")
@@ -228,10 +242,14 @@ def _list_contents(folder: Path) -> Contents:
     )
 
 
-def _layout_by_name(root: str) -> Literal["digits", "hugging_face", "table"] | None:
+def _layout_by_name(
+    root: str,
+) -> Literal["digits", "fashion_mnist", "hugging_face", "table"] | None:
     """The layout of what is no folder; None for a folder."""
     if root == "digits":
         return "digits"
+    if root == FASHION_MNIST:
+        return "fashion_mnist"
     if root.startswith(PREFIX):
         return "hugging_face"
     if "://" in root or root.startswith("pipe:"):

@@ -7,6 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd.compatibility.check import BATCH
+from scalekd.data.fashion_mnist import NAME as FASHION_MNIST
+from scalekd.data.fashion_mnist import find_files
 from scalekd.data.open import open_source
 from scalekd.data.source import Source
 from scalekd.distiller import ScaleKD
@@ -54,7 +56,8 @@ def count_training_images(recipe: Recipe, images: int | None = None) -> Training
     data = recipe.data
     if images is not None and images < 1:
         raise InputError(f"images is {images}: it must be 1 or more")
-    if data.root == "digits" or Path(data.root).exists():
+    fashion_mnist = data.root == FASHION_MNIST and find_files() is not None
+    if data.root == "digits" or fashion_mnist or Path(data.root).exists():
         source = open_source(data)
         any_input = InputConfig(3, (224, 224), (0.5,) * 3, (0.5,) * 3)  # no image is loaded
         count = len(source.training_set(any_input, recipe.seeds[0]))  # type: ignore[arg-type]
