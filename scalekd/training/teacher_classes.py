@@ -94,6 +94,8 @@ def _match_by_name(model: nn.Module, data_classes: Sequence[str]) -> ClassOrder:
         f"no class of the model ({known.names[0]} ... {known.names[-1]}) has the name of "
         f"{len(unmatched)} of the data's {len(data_classes)} classes: {shortened_list(unmatched)}"
     )
+    if known.are_assumed:  # the number of classes is another one, so logits are left out anyway
+        return ClassOrder(notes=(Note("info", text),))
     return ClassOrder(unmatched=unmatched, notes=(Note("warning", text),))
 
 
