@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.queues import Queue
+from typing import NoReturn
 
 from scalekd.distributed import ranks
 from scalekd.processes import end_with_parent, socket_folder
@@ -54,8 +55,15 @@ def initialize_worker(_: int) -> None:
     for received in STOP_SIGNALS:
         signal.signal(received, signal.SIG_IGN)
     end_with_parent()
-    # A batch that cannot be handed over would be waited for; the main process explains the end.
-    Queue._on_queue_feeder_error = staticmethod(lambda *_: os._exit(1))  # type: ignore[attr-defined]
+    # A batch that cannot be handed over would be waited for; the main process explains the end. The
+    # first is called where it cannot be put into the queue, the second where its memory cannot be
+    # passed on: multiprocessing's thread for that prints its error and waits for the next request.
+    Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
+    sys.excepthook = _end
+
+
+def _end(*_: object) -> NoReturn:
+    os._exit(1)
 
 
 def end_workers() -> None:

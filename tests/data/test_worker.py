@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import DupFd
 
 import pytest
 
@@ -43,6 +45,30 @@ def test_a_worker_survives_the_signals_that_stop_a_run_until_the_run_ends_it() -
     end_workers()
     worker.join(10)
     assert worker.exitcode == -signal.SIGKILL
+
+
+def hand_over(sender: Connection) -> None:
+    """Offer a file to another process, and have no file left to be asked for it by."""
+    initialize_worker(0)
+    sender.send(DupFd(sender.fileno()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # those that are open stay open
+    time.sleep(600)
+
+
+def test_a_worker_without_files_to_hand_over_a_batch_ends(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Python's own thread for this prints its error and waits again, and so would the run."""
+    receiver, sender = FORK.Pipe(duplex=False)
+    worker = FORK.Process(target=hand_over, args=(sender,), daemon=True)
+    worker.start()
+    offered = receiver.recv()
+    time.sleep(0.5)  # until it has no file left
+    with pytest.raises((OSError, EOFError)):
+        offered.detach()
+    worker.join(10)
+    assert worker.exitcode == 1
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_worker_ends_when_its_run_is_killed() -> None:
