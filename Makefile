@@ -7,7 +7,7 @@ SEED ?= 0
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 
-.PHONY: help demo test test-oldest test-slow test-pairs fuzz soak lint types bench teacher tables clean
+.PHONY: help demo test test-oldest test-slow test-pairs fuzz soak lint types docs package bench teacher tables clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,14 @@ lint: $(STAMP)  ## Check style and format with ruff.
 
 types: $(STAMP)  ## Check the types of the package with mypy.
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## Build the site into docs/_build/html; its notebook runs, and every warning is an error.
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going --nitpicky --quiet docs docs/_build/html
+
+package: $(STAMP)  ## Build wheel and sdist into dist/, and try the wheel in an environment of its own.
+	rm -rf dist
+	$(BIN)/uv build --quiet --python $(BIN)/python
+	$(BIN)/python tests/package/try_wheel.py dist/*.whl
 
 bench: $(STAMP)  ## Time a step of two pairs beside the released structure (batch 8, two threads) and print the results.
 	$(BIN)/python benchmarks/step.py --pair swin_small-resnet50 --batch_size 8 --threads 2

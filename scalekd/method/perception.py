@@ -109,8 +109,8 @@ class ScaleKDLoss(nn.Module):
             tail: The teacher's last stage; gradients pass through it without training it.
 
         Returns:
-            Scalars by name: tpp_original, tpp_alternative, final_original, final_alternative,
-            logits. Terms of weight 0 are absent.
+            The terms, scalars, by their names `tpp_original`, `tpp_alternative`, `final_original`,
+            `final_alternative` and `logits`. Terms of weight 0 are absent.
 
         Raises:
             InputError: A shape that the projectors were not made for; logits that are missing.

@@ -30,14 +30,16 @@ DEFAULT_CROP = 0.875
 class InputConfig:
     """The images that a model takes, and how validation images are made out of pictures.
 
-    channels: number of channels.
-    size: (height, width) in pixels.
-    mean, std: of each channel, for images x with values in [0, 1]: normalised images are
-        (x - mean) / std.
-    crop: share of a validation image's sides that is kept: the image is resized to size / crop.
-    crop_mode: timm's: "center" keeps the aspect ratio and crops from the centre, "squash" gives the
-        aspect ratio up, "border" keeps it and adds borders.
-    interpolation: with which validation images are resized.
+    Args:
+        channels: Number of channels.
+        size: (height, width) in pixels.
+        mean: Mean of each channel, for images x with values in [0, 1]: normalised images are
+            (x - mean) / std.
+        std: Standard deviation of each channel, as `mean`.
+        crop: Share of a validation image's sides that is kept: the image is resized to size / crop.
+        crop_mode: timm's: "center" keeps the aspect ratio and crops from the centre, "squash" gives
+            the aspect ratio up, "border" keeps it and adds borders.
+        interpolation: Interpolation with which validation images are resized.
     """
 
     channels: int

@@ -34,19 +34,20 @@ from scalekd.notes import Note
 class LoadedWeights:
     """What was loaded into a model; `str()` describes it in one line.
 
-    name: of the model.
-    source: "pretrained from hub ID", "pretrained from URL", "local-dir:FOLDER", a file, "random",
-        or "pretrained" where the model's own function chose a file of its own.
-    file: the file that was read; None if the weights are random.
-    sha256: of that file, in hexadecimal digits.
-    matched: how many of the `total` tensors in the model's state dict were loaded.
-    missing: names of the other tensors, which are random.
-    unexpected: names in the file that are not in the model and were skipped.
-    remarks: how the file's tensors were chosen and changed to fit the model.
-    resampled: tables of the file, such as position embeddings, that were resampled because they
-        are of another image size: their names, and their shapes in the file.
-    fitting_size: (height, width) of the images at which these tables would fit as they are; None
-        if nothing was resampled, or no such size is known.
+    Attributes:
+        name: Name of the model.
+        source: "pretrained from hub ID", "pretrained from URL", "local-dir:FOLDER", a file,
+            "random", or "pretrained" where the model's own function chose a file of its own.
+        file: The file that was read; None if the weights are random.
+        sha256: Hash of that file, in hexadecimal digits.
+        matched: How many of the `total` tensors in the model's state dict were loaded.
+        missing: Names of the other tensors, which are random.
+        unexpected: Names in the file that are not in the model and were skipped.
+        remarks: How the file's tensors were chosen and changed to fit the model.
+        resampled: Tables of the file, such as position embeddings, that were resampled because they
+            are of another image size: their names, and their shapes in the file.
+        fitting_size: (height, width) of the images at which these tables would fit as they are;
+            None if nothing was resampled, or no such size is known.
     """
 
     name: str

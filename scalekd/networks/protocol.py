@@ -18,9 +18,11 @@ from scalekd.networks.layout import map_shape
 class OffersFeatures(Protocol):
     """What any module needs to be a teacher or a student, whoever wrote it.
 
-    input: channels, size and normalisation of its images.
-    features: one forward pass over images (N, channels, H, W) that returns `Features`, whose maps
-        are (N, C, H, W).
+    Attributes:
+        input: Channels, size and normalisation of its images.
+
+    Its method `features` runs one forward pass over images (N, channels, H, W) and returns
+    `Features`, whose maps are (N, C, H, W).
 
     A student's `forward` is also called, for its logits (N, classes). A teacher's tail are the
     modules that run between its penultimate and its final feature; they are found by tracing its

@@ -201,10 +201,10 @@ class FrozenTeacher:
         It is called after the teacher's pass over N images, whose other inputs it reuses.
 
         Args:
-            tokens: (N, H*W, C) on the penultimate grid.
+            tokens: Tokens (N, H * W, C) on the penultimate grid.
 
         Returns:
-            Tokens (N, H'*W', C') on the final grid.
+            Tokens (N, H' * W', C') on the final grid.
         """
         with self._autocast():
             x = self._tail(tokens.to(self._parameter().dtype), self.prefix == "own")
