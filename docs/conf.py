@@ -60,6 +60,15 @@ def hide_factories(
     return (signature.replace("<factory>", "..."), returns) if signature else None
 
 
+def escape_patterns(
+    app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]
+) -> None:
+    """Escape stars in the docstrings of settings, which are also the help of the command line."""
+    if name.startswith("scalekd.recipe."):
+        lines[:] = [line.replace("*", r"\*") for line in lines]
+
+
 def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.connect("autodoc-process-signature", hide_factories)
+    app.connect("autodoc-process-docstring", escape_patterns)

@@ -17,7 +17,11 @@ from scalekd.method import LossWeights
 from scalekd.recipe import Data, Optim
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts),
+]
 """The CHANGELOG is not among them: it also names what is gone."""
 SOURCES = [
     file
