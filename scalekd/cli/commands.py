@@ -292,6 +292,25 @@ def _run_export(options: Namespace, _: list[str]) -> None:
     _print(json.dumps(asdict(report), indent=2) if as_json else format_export(report))
 
 
+def _add_convert_options(parser: Parser) -> None:
+    from scalekd.export.convert import convert
+
+    parser.add_argument(
+        "file",
+        type=Path,
+        help="File of a student that the paper's authors released, or a checkpoint of their "
+        "trainer.",
+    )
+    parser.add_function_arguments(convert, skip={"file"}, as_group=False)
+
+
+def _run_convert(options: Namespace, _: list[str]) -> None:
+    from scalekd.export.convert import convert
+
+    convert(**vars(options))
+    _print(f'{options.out}: timm.create_model("local-dir:{options.out}", pretrained=True)')
+
+
 def _print(text: str) -> None:
     """Print lines, whose names from outside may hold anything."""
     print("\n".join(map(visible, text.split("\n"))))
@@ -407,5 +426,12 @@ COMMANDS = {
         "from. What does not agree is not left behind.",
         _add_export_options,
         _run_export,
+    ),
+    "convert": Command(
+        "convert the students that the paper's authors released to timm folders",
+        "Convert a student that the paper's authors released, or a checkpoint of their trainer, to\n"
+        "a folder that plain timm loads.",
+        _add_convert_options,
+        _run_convert,
     ),
 }
