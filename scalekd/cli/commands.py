@@ -429,8 +429,8 @@ COMMANDS = {
     ),
     "convert": Command(
         "convert the students that the paper's authors released to timm folders",
-        "Convert a student that the paper's authors released, or a checkpoint of their trainer, to\n"
-        "a folder that plain timm loads.",
+        "Convert a student that the paper's authors released, or a checkpoint of their trainer,\n"
+        "to a folder that plain timm loads.",
         _add_convert_options,
         _run_convert,
     ),
