@@ -29,6 +29,12 @@ PAIR = (
 """The settings of a recipe that `check` takes."""
 
 
+PREDICTING = (
+    "Model that predicts: a run folder, an exported folder, a timm name, the checkpoint of a run "
+    "(FILE.ckpt), or an ONNX file (FILE.onnx)."
+)
+
+
 def _add_distill_options(parser: Parser) -> None:
     run = parser.add_recipe()["run"]
     run.add_argument(
@@ -271,6 +277,46 @@ def _run_evaluate(options: Namespace, _: list[str]) -> None:
         _print(f"{out}: tables and pictures by class")
 
 
+def _add_predict_options(parser: Parser) -> None:
+    from scalekd.evaluation.predict import predict
+    from scalekd.recipe import Data
+
+    parser.add_argument("model", help=PREDICTING)
+    parser.add_argument(
+        "files",
+        nargs="+",
+        help="Images, and folders that are searched for images at any depth.",
+    )
+    chosen = {"size", "mean", "std", "crop", "interpolation"}
+    parser.add_function_arguments(
+        predict, skip={"model", "files", "report", *chosen}, as_group=False
+    )
+    others = {field.name for field in fields(Data)} - {"image_size", *chosen}
+    parser.add_class_arguments(Data, "data", skip=others, instantiate=False)
+    parser.entitle("data", "data")
+
+
+def _run_predict(options: Namespace, _: list[str]) -> None:
+    from scalekd.evaluation.predict import predict
+    from scalekd.recipe import Data
+
+    images = Data("files", **vars(options.pop("data")))
+    with progress_bar("images") as report:
+        counts = predict(
+            **vars(options),
+            size=images.size,
+            mean=images.mean,
+            std=images.std,
+            crop=images.crop,
+            interpolation=images.interpolation,
+            report=report,
+        )
+    unreadable = f"; {counts.unreadable:,} cannot be read" if counts.unreadable else ""
+    _print(f"{options.out}: predictions for {counts.images:,} images{unreadable}")
+    if options.features is not None:
+        _print(f"{options.features}: their features")
+
+
 def _add_export_options(parser: Parser) -> None:
     from scalekd.export.export import export
 
@@ -418,6 +464,12 @@ COMMANDS = {
         "several models also how far they agree.",
         _add_evaluate_options,
         _run_evaluate,
+    ),
+    "predict": Command(
+        "predict the classes of images without labels",
+        "Predict the classes of images without labels, and write a table with a line for each.",
+        _add_predict_options,
+        _run_predict,
     ),
     "export": Command(
         "write a student as a timm folder, ONNX, torch.export or ONNX in 8 bits",

@@ -250,16 +250,7 @@ class ValidationSet(Dataset[Any]):
 
     def __init__(self, samples: CheckedSamples, config: InputConfig) -> None:
         self.samples, self.config = samples, config
-        mean, std = _of_rgb(config)
-        transform = create_transform(
-            config.size,
-            mean=mean,
-            std=std,
-            crop_pct=config.crop,
-            crop_mode=config.crop_mode,
-            interpolation=config.interpolation,
-        )
-        self.transform = _to_channels(transform, config)
+        self.transform = build_validation_transform(config)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -269,6 +260,20 @@ class ValidationSet(Dataset[Any]):
         if sample is None:
             return torch.zeros(self.config.channels, *self.config.size), IGNORED
         return (self.transform(sample[0]), *sample[1:])
+
+
+def build_validation_transform(config: InputConfig) -> Transform:
+    """Build timm's validation transform: it resizes, crops and normalises an RGB image."""
+    mean, std = _of_rgb(config)
+    transform = create_transform(
+        config.size,
+        mean=mean,
+        std=std,
+        crop_pct=config.crop,
+        crop_mode=config.crop_mode,
+        interpolation=config.interpolation,
+    )
+    return _to_channels(transform, config)
 
 
 class Relabelled(Dataset[Any]):

@@ -1,8 +1,14 @@
-"""Images in batches, loaded by threads while the model computes."""
+"""Images in batches, loaded by threads while the model computes, and what may go wrong there."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from scalekd.errors import InputError
 
 Item = TypeVar("Item")
 
@@ -30,3 +36,24 @@ def load_batches(
             yield [item.result() for item in waiting]
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def fitting_memory(model: str, images: int) -> Iterator[None]:
+    """Raise InputError where a batch of `images` does not fit into the GPU's memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"a batch of {images} images does not fit into the GPU's memory beside {model}: give a "
+            "smaller --batch_size"
+        ) from error
+
+
+def check_finite(model: str, outputs: Tensor) -> None:
+    """Raise InputError where the outputs of a model have a NaN or Inf."""
+    if not bool(torch.isfinite(outputs).all()):
+        raise InputError(
+            f"{model} gives outputs that are non-finite (NaN or Inf): its weights are damaged, or "
+            "its images are normalised by other numbers than in its training"
+        )

@@ -49,27 +49,29 @@ def match_classes(
         )
     if requested is not None:
         return _match_requested(model, classes, requested)
-    number_of = {name: number for number, name in enumerate(model.class_names)}
-    unknown = [name for name in classes if name not in number_of]
-    if number_of and not unknown:
-        return _by_name(model, [number_of[name] for name in classes])
-    if number_of and len(unknown) < len(classes):
+    names = model.names.names
+    found = model.names.find_all(classes)
+    logits = [logit for logit in found if logit is not None]
+    if names and len(logits) == len(classes):
+        return _by_name(model, logits)
+    if logits and not (model.names.are_assumed and model.classes == len(classes)):
+        unknown = [name for name, logit in zip(classes, found, strict=True) if logit is None]
         raise InputError(
             f"{len(unknown)} of the {len(classes)} classes of {root} are none of the "
             f"{model.classes} classes of {model.name}: {', '.join(unknown[:5])}; rename or remove "
             "them"
         )
     if model.classes != len(classes):
-        reason = "these are others" if number_of else "it has none"
+        reason = "these are others" if names else "it has none"
         raise InputError(
             f"{model.name} has {model.classes} classes, but {root} has {len(classes)}: evaluate on "
             "images of the model's classes; some of them can be evaluated where the model's config "
             f"has their names (label_names), and {reason}"
         )
     notes = []
-    if number_of and not model.names_are_assumed and not all(map(str.isdigit, classes)):
+    if names and not model.names.are_assumed and not all(map(str.isdigit, classes)):
         text = (
-            f"{model.name} names its classes {_ends(model.class_names)}, and those of {root} are "
+            f"{model.name} names its classes {_ends(names)}, and those of {root} are "
             f"{_ends(classes)}: the names do not match, so the model's classes are taken to be in "
             "the data's order"
         )

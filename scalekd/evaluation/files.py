@@ -15,10 +15,15 @@ from scalekd.evaluation.confusion import draw_confusion
 from scalekd.evaluation.results import ClassResult, Confusion, Evaluation
 
 
-def check_new(path: Path) -> None:
-    """Raise InputError where a file or folder cannot be made at `path`, as far as can be seen."""
+def check_new(path: Path, option: str = "--out") -> None:
+    """Raise InputError where a file or folder cannot be made at `path`, as far as can be seen.
+
+    Args:
+        path: which must not exist.
+        option: that names it.
+    """
     if os.path.lexists(path):
-        raise InputError(f"{str(path)!r} exists and is not overwritten: give another --out")
+        raise InputError(f"{str(path)!r} exists and is not overwritten: give another {option}")
     parent = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     if not parent.is_dir():
         raise InputError(f"{str(path)!r} cannot be written: {str(parent)!r} is no folder")

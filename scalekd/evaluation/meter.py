@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from scalekd.device import best_device
-from scalekd.errors import InputError
+from scalekd.evaluation.batches import check_finite, fitting_memory
 from scalekd.evaluation.by_class import Labels, class_results, confusions
 from scalekd.evaluation.classes import ClassMatch
 from scalekd.evaluation.opened_model import OpenedModel
@@ -61,11 +61,7 @@ class Meter:
         if self._first is None:
             self._first = images
         logits = self._classify(images)
-        if not bool(torch.isfinite(logits).all()):
-            raise InputError(
-                f"{self.model.name} gives logits that are non-finite (NaN or Inf): its weights are "
-                "damaged, or its images are normalised by other numbers than in its training"
-            )
+        check_finite(self.model.name, logits)
         own_targets = self._logit_of_class[targets]
         for metric in (self._top1, self._top5):
             if metric is not None:
@@ -106,16 +102,11 @@ class Meter:
 
     def _classify(self, images: Tensor) -> Tensor:
         """The logits (N, classes) on the CPU; remembers the time."""
-        try:
+        with fitting_memory(self.model.name, len(images)):
             _finish_kernels()
             start = time.perf_counter()
             logits = self.model.network(images)
             _finish_kernels()
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                f"a batch of {len(images)} images does not fit into the GPU's memory beside "
-                f"{self.model.name}: give a smaller --batch_size"
-            ) from error
         self._times.append((len(images), time.perf_counter() - start))
         return logits.float().cpu()
 

@@ -1,7 +1,7 @@
 """Open a model wherever it comes from: a run, a folder, a checkpoint, an ONNX file or timm."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,7 @@ class OpenedModel:
             timm model in eval mode, or an `OnnxNetwork`.
         input: the images that it takes.
         classes: number of its classes; 0 for a model without a classifier.
-        class_names: of its classes, in the order of its logits; empty where it has no names.
-        names_are_assumed: whether the names are ImageNet's because the model has as many classes
-            as that, and not because its configuration names them.
+        names: of its classes, in the order of its logits; empty where it has none.
         normalizes: whether the network itself normalises its images; `input` then has the mean 0
             and the standard deviation 1.
         notes: what was loaded, and what was assumed.
@@ -49,10 +47,14 @@ class OpenedModel:
     network: Callable[[Tensor], Tensor]
     input: InputConfig
     classes: int
-    class_names: tuple[str, ...] = ()
-    names_are_assumed: bool = False
+    names: ClassNames = field(default_factory=ClassNames)
     normalizes: bool = False
     notes: tuple[Note, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the logits; empty where the model has none."""
+        return self.names.names
 
 
 def open_model(
@@ -143,21 +145,19 @@ def _open_checkpoint(model: str, size: Size | None) -> OpenedModel:
     notes = (Note("info", "; ".join([loaded, *remarks])),)
     size = size or (spec.input.size if spec.input else spec.size)
     opened = _from_network(model, network, size, notes)
-    return replace(opened, class_names=tuple(map(normal_name, spec.class_names)))
+    return replace(opened, names=ClassNames(tuple(map(normal_name, spec.class_names))))
 
 
 def _from_network(
     model: str, network: nn.Module, size: Size | None, notes: tuple[Note, ...]
 ) -> OpenedModel:
-    names = ClassNames.of_model(network)
     classes: Any = network.num_classes
     return OpenedModel(
         name=model,
         network=network.eval().to(best_device()),
         input=input_config(network, size),
         classes=classes,
-        class_names=names.names,
-        names_are_assumed=names.are_assumed,
+        names=ClassNames.of_model(network),
         notes=notes,
     )
 
@@ -179,7 +179,7 @@ def _open_onnx(model: str, size: Size | None) -> OpenedModel:
         network=network,
         input=network.input,
         classes=network.classes,
-        class_names=names,
+        names=ClassNames(names),
         normalizes=metadata is not None and metadata.normalization_inside,
         notes=(Note("info", "; ".join(texts)),),
     )

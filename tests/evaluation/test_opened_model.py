@@ -33,7 +33,7 @@ def test_a_run_its_student_and_its_checkpoint_are_the_same_model(run: Path) -> N
     expected = timm.create_model(f"local-dir:{run / 'student'}", pretrained=True).eval()(IMAGES)
     for model in opened:
         assert model.class_names == ("ant", "bee", "cat")
-        assert not model.names_are_assumed
+        assert not model.names.are_assumed
         assert (model.classes, model.input) == (3, opened[0].input)
         assert model.input.size == (64, 64)
         assert torch.equal(model.network(IMAGES), expected)
@@ -44,7 +44,7 @@ def test_a_run_its_student_and_its_checkpoint_are_the_same_model(run: Path) -> N
 def test_timms_models_have_the_names_of_imagenet_by_their_number_of_classes(tmp_path: Path) -> None:
     model = open_model("test_resnet", weights="random")
     assert model.class_names[0] == "n01440764"
-    assert model.names_are_assumed
+    assert model.names.are_assumed
     save_for_hf(timm.create_model("test_resnet", num_classes=4), tmp_path / "four")
     assert open_model(str(tmp_path / "four")).class_names == ()
     assert open_model("scalekd_digits_swin").classes == 10

@@ -120,6 +120,8 @@ def base(command: str) -> list[str]:
             return [command, *pair, "--image_size=64"]
         case "evaluate":
             return [command, "test_resnet", "--weights=random", *images[:2]]
+        case "predict":
+            return [command, "test_resnet", "images", "--weights=random", "--out=new.csv"]
         case "export":
             return [command, "half.pth", "--out=new"]
         case _:
@@ -177,6 +179,7 @@ def _by_place() -> Iterator[list[str]]:
         yield ["evaluate", "test_resnet", f"--weights={place}", "--data.root=images"]
         yield ["evaluate", "test_resnet", "--weights=random", f"--data.root={place}"]
         yield ["export", place, "--out=new"]
+        yield ["predict", place, "images", "--out=new.csv"]
         yield ["check", "--teacher", place, "--student=test_resnet"]
         yield ["check", "--teacher=test_vit", "--student", place]
         if place not in ("empty", "thesis"):
@@ -245,6 +248,10 @@ def _by_hand() -> Iterator[list[str]]:
     yield ["check", "--student=test_resnet"]
     yield ["check", "--teacher=test_vit"]
     yield ["evaluate"]
+    yield ["predict", "test_resnet", "images"]
+    yield ["predict", "test_resnet", "none", "--weights=random", "--out=new.csv"]
+    yield ["predict", "test_resnet", "images", "--weights=random", "--out=text.txt/x"]
+    yield [*base("predict"), "--features=new.csv"]
     yield ["export"]
     yield ["export", "none.ckpt"]
     yield ["estimate", "--teacher=test_vit", "--student=test_resnet", "--gpu=none"]
