@@ -357,6 +357,24 @@ def _run_convert(options: Namespace, _: list[str]) -> None:
     _print(f'{options.out}: timm.create_model("local-dir:{options.out}", pretrained=True)')
 
 
+def _add_push_options(parser: Parser) -> None:
+    from scalekd.export.push import push
+
+    parser.add_argument(
+        "folder", type=Path, help="Folder of an exported student, or a run folder (its student)."
+    )
+    parser.add_function_arguments(push, skip={"folder"}, as_group=False)
+
+
+def _run_push(options: Namespace, _: list[str]) -> None:
+    from scalekd.export.push import push
+
+    pushed = push(**vars(options))
+    _print(pushed.place + (": would be uploaded" if options.dry_run else ": uploaded"))
+    for name, size in pushed.files.items():
+        _print(f"  {name}  {size:,} bytes")
+
+
 def _print(text: str) -> None:
     """Print lines, whose names from outside may hold anything."""
     print("\n".join(map(visible, text.split("\n"))))
@@ -485,5 +503,12 @@ COMMANDS = {
         "to a folder that plain timm loads.",
         _add_convert_options,
         _run_convert,
+    ),
+    "push": Command(
+        "upload a student to the Hugging Face Hub",
+        "Upload an exported student to the Hugging Face Hub: weights, configuration and a model\n"
+        "card with what it was trained with. --dry_run writes what would be uploaded.",
+        _add_push_options,
+        _run_push,
     ),
 }

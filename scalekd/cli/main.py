@@ -84,7 +84,7 @@ def _check_output(stdout: Output, arguments: list[str]) -> None:
     if stdout.error is None or isinstance(stdout.error, BrokenPipeError):
         return
     reason = f"the output could not be written: {stdout.error.strerror}"
-    if arguments[0] not in ("distill", "train", "cache", "export", "convert"):
+    if arguments[0] not in ("distill", "train", "cache", "export", "convert", "push"):
         raise InputError(f"{reason}; make room, or send it elsewhere")
     print(f"scalekd: warning: {reason}; the files are complete", file=sys.stderr)
 

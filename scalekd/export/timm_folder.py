@@ -6,10 +6,13 @@ from typing import Any
 
 from torch import nn
 
+from scalekd.errors import InputError, one_line
 from scalekd.networks import build_model
 from scalekd.networks.student import export_student
-from scalekd.runs.checkpoint import load_student
+from scalekd.runs.checkpoint import load_student, read_state
 from scalekd.runs.folder import RunFolder
+from scalekd.runs.lineage import Lineage
+from scalekd.runs.model_card import build_card
 
 COPIED = "config.json", "model.safetensors", "README.md"
 """Files of an exported folder; no other file of a folder is copied."""
@@ -29,7 +32,9 @@ def write_folder(model: str, network: nn.Module, folder: Path) -> None:
     source = Path(model)
     if source.is_file():
         student, spec = load_student(source)
-        spec.export(student, folder)
+        lineage = _read_lineage(source)
+        card = build_card(spec.name, lineage)
+        spec.export(student, folder, lineage.to_dict() if lineage else None, card)
         return
     if (student_folder := RunFolder(source).student).is_dir():
         source = student_folder
@@ -40,6 +45,24 @@ def write_folder(model: str, network: nn.Module, folder: Path) -> None:
                 shutil.copyfile(source / name, folder / name)
     else:
         export_student(network, folder, {})
+
+
+def _read_lineage(checkpoint: Path) -> Lineage | None:
+    """What the student of a checkpoint was trained with up to its step; None where it is not
+    there, in checkpoints of former versions."""
+    state = read_state(checkpoint)
+    if "lineage" not in state:
+        return None
+    try:
+        lineage = Lineage.from_dict(state["lineage"])
+        validation = state.get("validation") or {}
+        measured = validation.get("top1") if validation.get("step") == state["step"] else None
+        return lineage.after(state["step"], measured)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{str(checkpoint)!r} does not describe what its student was trained with "
+            f"({one_line(error)}): it is damaged, or of another version of scalekd"
+        ) from error
 
 
 def load_folder(folder: Path) -> Any:

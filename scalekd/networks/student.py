@@ -16,6 +16,9 @@ from scalekd.networks.build import build_model, build_without_weights
 from scalekd.networks.input_config import DEFAULT_CROP, MAX_SIDE, InputConfig, Size
 from scalekd.reading import is_number, is_whole
 
+LINEAGE_KEY = "scalekd"
+"""Under which a folder's config.json has what the student was trained with."""
+
 
 @dataclass(frozen=True)
 class StudentSpec:
@@ -92,14 +95,20 @@ class StudentSpec:
         student, _ = build_model(self.name, "random", self.size, **arguments)
         return student
 
-    def export(self, student: nn.Module, folder: Path) -> None:
+    def export(
+        self,
+        student: nn.Module,
+        folder: Path,
+        lineage: dict[str, Any] | None = None,
+        card: str | None = None,
+    ) -> None:
         """Write the trained `student` to `folder`; see `export_student`."""
         arguments = dict(self.arguments)
         if self.input is not None:
             arguments["in_chans"] = self.input.channels
         if self.size is not None and self._takes_size():
             arguments["img_size"] = self.size
-        export_student(student, folder, arguments, self.class_names)
+        export_student(student, folder, arguments, self.class_names, lineage, card)
 
     def _takes_size(self) -> bool:
         """Return whether timm builds this model for a size, by trying as `build_model` does."""
@@ -122,6 +131,8 @@ def export_student(
     folder: Path,
     arguments: dict[str, Any],
     class_names: tuple[str, ...] = (),
+    lineage: dict[str, Any] | None = None,
+    card: str | None = None,
 ) -> None:
     """Write the student's weights (safetensors) and configuration to `folder`.
 
@@ -133,6 +144,8 @@ def export_student(
         folder: must not exist.
         arguments: that the student was built with, besides its name.
         class_names: of its classes, which timm reads as label_names.
+        lineage: what it was trained with, as JSON; timm does not look at it.
+        card: text of its README.md.
 
     Raises:
         InputError: the folder exists.
@@ -145,10 +158,15 @@ def export_student(
             save_for_hf(
                 student,
                 str(partial),
-                model_config={"label_names": class_names} if class_names else None,
+                model_config={
+                    **({"label_names": class_names} if class_names else {}),
+                    **({LINEAGE_KEY: lineage} if lineage else {}),
+                },
                 model_args=arguments,
                 safe_serialization=True,
             )
+            if card is not None:
+                (partial / "README.md").write_text(card, encoding="utf-8")
             # safetensors lets nobody but the user read it, whatever the umask is.
             shutil.copymode(partial / "config.json", partial / "model.safetensors")
     except SafetensorError as error:  # an error of the disk, in safetensors' own class

@@ -23,9 +23,12 @@ from scalekd.distiller import ScaleKD
 from scalekd.distributed import ranks
 from scalekd.distributed.fsdp import gather_full, shard_frozen
 from scalekd.errors import InputError
+from scalekd.networks.input_config import pretrained_config
 from scalekd.networks.student import StudentSpec
 from scalekd.runs.checkpoint import load_newest, restoring
 from scalekd.runs.folder import RunFolder
+from scalekd.runs.lineage import Lineage, describe_lineage
+from scalekd.runs.model_card import build_card
 from scalekd.runs.result import Progress, Result, Run, main_run
 from scalekd.runs.trackers import Trackers
 from scalekd.training.batch import Batch, Learner
@@ -40,7 +43,7 @@ from scalekd.training.validation import Validation, validation_batch_size
 
 logger = logging.getLogger(__name__)
 
-STUDENT_FILES = {"config.json", "model.safetensors"}
+STUDENT_FILES = {"config.json", "model.safetensors", "README.md"}
 """What the folder of an exported student has; one with anything else in it is not replaced."""
 
 
@@ -127,7 +130,11 @@ def open_run(
         log_every=recipe.log_every,
         report=_Recorder(run, folder, trackers, prepared.source, report),
         stop=stop,
-        stored={"scalekd_student": asdict(_student_of(prepared)), "must_match": must_match},
+        stored={
+            "scalekd_student": asdict(_student_of(prepared)),
+            "must_match": must_match,
+            "lineage": lineage_of(prepared, run).to_dict(),
+        },
     )
     with trackers if ranks.rank() == 0 and not loop.finished else nullcontext():
         if not loop.finished:
@@ -159,7 +166,8 @@ def conclude(training: TrainingRun, prepared: Prepared, run: Run, folder: RunFol
     if run == main_run(prepared.recipe):
         weights = gather_full(training.loop.evaluated_student.state_dict())
         if ranks.rank() == 0:
-            _write_student(_student_of(prepared), weights, folder, folder.checkpoint(run))
+            lineage = lineage_of(prepared, run).after(training.loop.step, training.validation.top1)
+            _write_student(prepared, weights, folder, run, lineage)
     return Result(
         run=run,
         top1=training.validation.top1,
@@ -225,20 +233,42 @@ class _Recorder:
         self.report(replace(progress, corrupt_images=self.source.corrupt_count()))
 
 
+def lineage_of(prepared: Prepared, run: Run) -> Lineage:
+    """What `run` trains with, for the folder of its student."""
+    teacher = prepared.teacher if run.method != "supervised" else None
+    splits = prepared.source.splits
+    license = None
+    if teacher is not None:
+        license = pretrained_config(teacher.frozen.model).get("license")
+    return describe_lineage(
+        prepared.recipe,
+        run,
+        weights=None if teacher is None else teacher.weights,
+        license=license if isinstance(license, str) else None,
+        images=(splits[0].images if splits else 0, splits[1].images if len(splits) > 1 else 0),
+    )
+
+
 def _student_of(prepared: Prepared) -> StudentSpec:
     assert prepared.student is not None, "a recipe that trains names a student"
     return prepared.student
 
 
 def _write_student(
-    spec: StudentSpec, weights: dict[str, Tensor], folder: RunFolder, checkpoint: Path
+    prepared: Prepared,
+    weights: dict[str, Tensor],
+    folder: RunFolder,
+    run: Run,
+    lineage: Lineage,
 ) -> None:
+    spec, checkpoint = _student_of(prepared), folder.checkpoint(run)
     if folder.student.is_dir() and set(os.listdir(folder.student)) <= STUDENT_FILES:
         shutil.rmtree(folder.student)  # of a run that was killed just after this
     student = spec.build()
     student.load_state_dict(weights)
     try:
-        spec.export(student.eval(), folder.student)
+        card = build_card(spec.name, lineage)
+        spec.export(student.eval(), folder.student, lineage.to_dict(), card)
     except OSError as error:
         state = load_newest(checkpoint)
         rescue = (
