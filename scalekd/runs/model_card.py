@@ -1,5 +1,8 @@
 """The model card of an exported student: README.md with the Hub's metadata."""
 
+from collections.abc import Mapping
+from typing import cast
+
 from huggingface_hub import EvalResult, ModelCardData
 
 from scalekd.runs.lineage import Lineage
@@ -59,11 +62,8 @@ def _results(lineage: Lineage | None) -> list[EvalResult] | None:
 def _summary(lineage: Lineage | None) -> str:
     if lineage is None:
         return "An image classifier; what it was trained with is not known."
-    rows = {
-        "method": next(
-            (name for key, name in METHOD_NAMES.items() if key == lineage.method), lineage.method
-        )
-    }
+    names = cast(Mapping[str, str], METHOD_NAMES)
+    rows = {"method": names.get(lineage.method, lineage.method)}
     if lineage.teacher is not None:
         rows["teacher"] = _code(lineage.teacher)
         rows["teacher's weights"] = lineage.teacher_weights or "random"

@@ -34,6 +34,9 @@ LINEAGE = {
 }
 
 
+COMMIT = "https://huggingface.co/ann/student/commit/" + "0" * 40
+
+
 class Hub(ThreadingHTTPServer):
     """A hub that keeps the files of commits in memory; `taken` are repositories that exist."""
 
@@ -57,9 +60,8 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/api/repos/create":
             asked = json.loads(body)
             repo = f"{asked['organization']}/{asked['name']}"
-            self.answer(
-                {"url": f"{self.server.url}/{repo}"}, 409 if repo in self.server.taken else 200
-            )
+            status = 409 if repo in self.server.taken else 200
+            self.answer({"url": f"{self.server.url}/{repo}"}, status)
         elif self.path.endswith("/preupload/main"):
             asked = json.loads(body)["files"]
             files = [
@@ -73,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     content = base64.b64decode(line["value"]["content"])
                     self.server.files[line["value"]["path"]] = content
-            self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": self.server.url})
+            self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": COMMIT})
         else:
             self.answer({"error": self.path}, 404)
 
@@ -153,7 +155,7 @@ def test_without_network_or_login_the_push_is_refused(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "a-token")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with refused("127.0.0.1:9 cannot be reached", "--dry_run"):
+    with refused("the upload to http://127.0.0.1:9 failed", "--dry_run"):
         push(student, "ann/student")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
@@ -166,7 +168,7 @@ def test_without_network_or_login_the_push_is_refused(
     [
         ("student", "USER/NAME"),
         ("a/b/c", "a/b/c"),
-        ("ann/two words", "two words"),
+        ("ann/a b", "ann/a b"),
         ("a--b/c", "--"),
     ],
 )
