@@ -40,17 +40,17 @@ def push(
     folder: Path,
     repo: str,
     dry_run: Path | None = None,
-    update: bool = False,
+    add_commit: bool = False,
     private: bool = False,
 ) -> Pushed:
     """Upload an exported student to the Hugging Face Hub: weights, configuration and model card.
 
     Args:
         folder: Folder of an exported student, or a run folder (its student).
-        repo: Repository to upload to, as USER/NAME. It must not exist unless update is true.
+        repo: Repository to upload to, as USER/NAME. It must not exist unless add_commit is true.
         dry_run: Folder to write exactly what would be uploaded to, without a login or a network.
             It must not exist. By default the student is uploaded.
-        update: Upload a further commit to a repository that exists.
+        add_commit: Upload a further commit to a repository that exists.
         private: Create a repository that only its owner sees.
 
     Returns:
@@ -81,7 +81,7 @@ def push(
         return Pushed(place=str(dry_run), files=files)
     with tempfile.TemporaryDirectory() as place:
         files = _stage(folder, Path(place), card)
-        return Pushed(place=_upload(Path(place), repo, update, private), files=files)
+        return Pushed(place=_upload(Path(place), repo, add_commit, private), files=files)
 
 
 def _check_repo(repo: str) -> None:
@@ -133,10 +133,10 @@ def _stage(folder: Path, staged: Path, card: str) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in sorted(staged.iterdir())}
 
 
-def _upload(staged: Path, repo: str, update: bool, private: bool) -> str:
+def _upload(staged: Path, repo: str, add_commit: bool, private: bool) -> str:
     api: Any = huggingface_hub.HfApi()
     try:
-        url = api.create_repo(repo, private=private, exist_ok=update)
+        url = api.create_repo(repo, private=private, exist_ok=add_commit)
         api.upload_folder(
             repo_id=repo, folder_path=staged, commit_message="Upload a student by scalekd"
         )
@@ -144,7 +144,7 @@ def _upload(staged: Path, repo: str, update: bool, private: bool) -> str:
         status = getattr(error.response, "status_code", None)
         if status == 409:
             raise InputError(
-                f"the repository {repo!r} exists: give another name, or --update true to add a "
+                f"the repository {repo!r} exists: give another name, or --add_commit true to add a "
                 "commit to it"
             ) from error
         hint = "; the token may not write there" if status in (401, 403) else ""

@@ -14,6 +14,7 @@ import torch
 from helpers.refusals import refused
 from huggingface_hub import ModelCard, constants
 
+from scalekd.cli.main import main
 from scalekd.export.push import push
 from scalekd.networks.student import export_student
 
@@ -134,10 +135,10 @@ def test_the_hub_gets_exactly_what_a_dry_run_writes(
 
 def test_a_repository_that_exists_is_only_updated_when_asked(student: Path, hub: Hub) -> None:
     hub.taken.add("ann/student")
-    with refused("'ann/student' exists", "--update true"):
+    with refused("'ann/student' exists", "--add_commit true"):
         push(student, "ann/student")
     assert hub.files == {}
-    push(student, "ann/student", update=True)
+    push(student, "ann/student", add_commit=True)
     assert "model.safetensors" in hub.files
 
 
@@ -191,3 +192,13 @@ def test_folders_that_are_no_student_are_refused(student: Path, tmp_path: Path) 
     with refused("student", "exists"):
         push(student, "ann/student", student)
     assert not (tmp_path / "dry").exists()
+
+
+def test_the_command_takes_its_options(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dry = str(tmp_path / "dry")
+    main(["push", str(student), "--repo", "ann/student", "--dry_run", dry, "--add_commit", "true"])
+    printed = capsys.readouterr().out
+    assert f"{dry}: would be uploaded" in printed
+    assert "model.safetensors" in printed
