@@ -10,6 +10,9 @@ from torch import Tensor
 
 from scalekd.errors import InputError
 
+MAX_BATCH = 2**24
+"""The largest batch; more is a slip."""
+
 Item = TypeVar("Item")
 
 
@@ -36,6 +39,12 @@ def load_batches(
             yield [item.result() for item in waiting]
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise InputError where a number of images or classes is below 1, or absurd."""
+    if not 1 <= value <= MAX_BATCH:
+        raise InputError(f"{name} is {value}: it must be from 1 to {MAX_BATCH}")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from scalekd.data.open import open_validation
 from scalekd.data.source import IGNORED, MAX_WORKERS, Source
 from scalekd.device import best_device, usable_cores
 from scalekd.errors import InputError
-from scalekd.evaluation.batches import load_batches
+from scalekd.evaluation.batches import check_count, load_batches
 from scalekd.evaluation.by_class import Labels, compare
 from scalekd.evaluation.classes import ClassMatch, match_classes
 from scalekd.evaluation.doubts import warn_of_alternatives
@@ -71,8 +71,7 @@ def evaluate(
         InputError: There are no validation images with labels, a model cannot be built or
             loaded, or the classes of the images are not the model's.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}: it must be 1 or more")
+    check_count("batch_size", batch_size)
     if not models or len(set(models)) < len(models):
         raise InputError(f"the models are {', '.join(models) or 'none'}: name each once")
     if len(models) > 1 and isinstance(weights, str) and weights not in ("pretrained", "random"):

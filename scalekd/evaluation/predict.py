@@ -15,7 +15,7 @@ from scalekd.atomic_io import create_atomically
 from scalekd.data.source import MAX_WORKERS
 from scalekd.device import best_device, usable_cores
 from scalekd.errors import InputError
-from scalekd.evaluation.batches import check_finite, fitting_memory, load_batches
+from scalekd.evaluation.batches import check_count, check_finite, fitting_memory, load_batches
 from scalekd.evaluation.files import check_new, to_csv
 from scalekd.evaluation.image_files import ImageFiles, find_files
 from scalekd.evaluation.opened_model import OpenedModel, open_model
@@ -102,9 +102,8 @@ def predict(
         InputError: There is no such model, not one image can be read, a file that is to be written
             exists, or the model has no classifier and no features are asked for.
     """
-    for name, value in (("top", top), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name} is {value}: it must be 1 or more")
+    check_count("top", top)
+    check_count("batch_size", batch_size)
     _check_outputs(out, features)
     found = find_files(files)
     opened = open_model(

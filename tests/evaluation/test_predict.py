@@ -200,6 +200,8 @@ def test_numbers_that_make_no_sense_and_unknown_models_are_refused(
     files, out = [str(colours(tmp_path / "photos", 1))], tmp_path / "p.csv"
     with refused("top is 0"):
         predict(model, files, out, top=0)
+    with refused("top is 100000000000", "from 1 to"):
+        predict(model, files, out, top=10**11)
     with refused("batch_size is -1"):
         predict(model, files, out, batch_size=-1)
     with refused("resnet5O", "did you mean"):
