@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import socket
 import urllib.request
 import warnings
@@ -38,19 +39,23 @@ from scalekd.networks.pretrained import (
     record_loads,
     refuse_non_finite,
 )
-from scalekd.networks.state_matching import changed_shapes, match_state
+from scalekd.networks.state_matching import MatchedState, changed_shapes, match_state
+from scalekd.networks.transformers_config import (
+    MAX_CONFIG_BYTES,
+    apply_config,
+    is_transformers_folder,
+    read_transformers_config,
+    why_not_timm,
+    why_not_translated,
+)
 from scalekd.networks.weight_files import (
     ChosenWeights,
     StateDict,
     choose_weights,
-    read_checkpoint,
     shortened_list,
-    why_not_timm,
 )
+from scalekd.networks.weight_folders import WeightFiles, find_weight_files
 from scalekd.reading import parse_json, read_text
-
-MAX_CONFIG_BYTES = 2**25
-"""Largest config.json of a model: it may have the names and descriptions of many classes."""
 
 
 def build_model(
@@ -67,9 +72,10 @@ def build_model(
 
     Args:
         name: one of timm's, also with a pretrained tag, `local-dir:FOLDER` or `hf-hub:ID`.
-        weights: "pretrained" (from timm's hub, or from the folder), "random", or a file:
-            safetensors, or a state dict saved by torch. The classifier in a file decides the
-            number of classes; the model is built without a classifier if the file has none.
+        weights: "pretrained" (from timm's hub, or from the folder), "random", a file:
+            safetensors, or a state dict saved by torch; or a folder that transformers wrote. The
+            classifier in a file decides the number of classes; the model is built without a
+            classifier if the file has none.
         size: (height, width) of its images; default the model's own. A model that is bound to a
             size is built for this one. Where the weights are of another, its position embeddings
             are resampled, which `LoadedWeights` describes.
@@ -93,9 +99,9 @@ def build_model(
     if weights == "pretrained":
         load = partial(_build_pretrained, name, weights_key)
     else:
-        file = Path(weights)
-        chosen = choose_weights(read_checkpoint(file), str(file), weights_key)
-        load = partial(_build_from_file, name, file, chosen)
+        files = find_weight_files(Path(weights))
+        chosen = choose_weights(files.read(), str(files.path), weights_key)
+        load = partial(_build_from_file, name, files, chosen)
     model, loaded = _load_at_size(load, name, size, arguments)
     if loaded.resampled and loaded.fitting_size is None:
         loaded = replace(loaded, fitting_size=_find_fitting_size(name, model, loaded, arguments))
@@ -257,38 +263,38 @@ def _describe_source(name: str, model: nn.Module, file: str | None) -> str:
 
 
 def _build_from_file(
-    name: str, file: Path, chosen: ChosenWeights, arguments: dict[str, Any]
+    name: str, files: WeightFiles, chosen: ChosenWeights, arguments: dict[str, Any]
 ) -> tuple[nn.Module, LoadedWeights]:
+    file = files.path
     model = _create_model(name, False, arguments)
     heads = classifier_names(model)
     match = match_state(model, chosen.state, heads)
     remarks = chosen.remarks + match.remarks
     source = f"{file}, key {chosen.key}" if chosen.key else str(file)
     if mismatch := Mismatch.between(model, match.state, heads):
-        if transformers := why_not_timm(file.parent):
-            raise InputError(transformers)
-        by_size = mismatch.reshaped and not (mismatch.missing or mismatch.unexpected)
-        hint = "; if they are of another image size, give it as teacher_size" if by_size else ""
-        raise InputError(f"the weights of {source!r} do not fit {name}: {mismatch}{hint}")
+        raise InputError(_why_mismatched(name, files.path, source, match, mismatch))
     if heads:
         _refuse_another_classifier(name, file, match.state, heads)
         weights = [match.state[f"{h}.weight"] for h in heads if f"{h}.weight" in match.state]
-        classes = len(weights[0]) if weights else 0
+        classes = len(weights[0]) if weights and weights[0].dim() else 0
         requested = arguments.get("num_classes")
         if classes != model.num_classes:
             if not classes and requested:
+                why = f" ({'; '.join(match.remarks)})" if match.from_transformers else ""
                 raise InputError(
                     f"{str(file)!r} has no classifier ({', '.join(heads)}), but num_classes is "
-                    f"{requested}: drop num_classes to build {name} without a classifier"
+                    f"{requested}: drop num_classes to build {name} without a classifier{why}"
                 )
             model = _create_model(name, False, {**arguments, "num_classes": classes})
             remarks += (_remark_on_classes(classes, requested),)
+    if match.from_transformers:
+        remarks += apply_config(read_transformers_config(file.parent), name, model)
     load_weights(model, match.state, source)
     loaded = LoadedWeights(
         name=name,
         source=str(file),
         file=str(file),
-        sha256=file_sha256(file),
+        sha256=file_sha256(*files.parts),
         matched=len(match.state),
         total=len(match.state),
         unexpected=match.unexpected,
@@ -296,6 +302,25 @@ def _build_from_file(
         resampled=match.resampled,
     )
     return model, loaded
+
+
+def _why_mismatched(
+    name: str, file: Path, source: str, match: MatchedState, mismatch: Mismatch
+) -> str:
+    is_part = re.search(r"-\d{5}-of-\d{5}\.", file.name)
+    if is_transformers_folder(file.parent) and not (match.from_transformers or is_part):
+        return why_not_translated(file.parent)
+    translated = ", with transformers' names translated to timm's," * match.from_transformers
+    text = f"the weights of {source!r}{translated} do not fit {name}: {mismatch}"
+    if is_part:
+        return f"{text}; the file is one of several with the model's weights: give their folder"
+    if mismatch.reshaped and not (mismatch.missing or mismatch.unexpected):
+        return f"{text}; if they are of another image size, give it as teacher_size"
+    with_biases = f"{name.split('.')[0]}_qkvb"
+    are_biases = all(n.endswith("qkv.bias") for n in mismatch.unexpected)
+    if are_biases and not mismatch.missing and timm.is_model(with_biases):
+        return f"{text}; {with_biases} has these biases"
+    return text
 
 
 def _refuse_another_classifier(
@@ -314,7 +339,7 @@ def _refuse_another_classifier(
 
 def _remark_on_classes(classes: int, requested: int | None) -> str:
     if not classes:
-        return "no classifier, as in the file"
+        return "it has no classifier"
     instead = "" if requested is None else f", not the {requested} requested"
     return f"{classes} classes as in the file{instead}"
 
@@ -353,8 +378,8 @@ def _check_folder(folder: Path) -> None:
         config = parse_json(read_text(file, repr(str(file)), limit=MAX_CONFIG_BYTES))
     except ValueError as error:
         raise InputError(f"{str(file)!r} cannot be read as JSON: {one_line(error)}") from error
-    if why := why_not_timm(folder):
-        raise InputError(why)
+    if is_transformers_folder(folder):
+        raise InputError(why_not_timm(folder))
     if not (isinstance(config, dict) and isinstance(config.get("architecture"), str)):
         raise InputError(
             f"{str(file)!r} names no architecture of timm: give local-dir: a "

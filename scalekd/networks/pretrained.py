@@ -39,7 +39,7 @@ class LoadedWeights:
         source: "pretrained from hub ID", "pretrained from URL", "local-dir:FOLDER", a file,
             "random", or "pretrained" where the model's own function chose a file of its own.
         file: The file that was read; None if the weights are random.
-        sha256: Hash of that file, in hexadecimal digits.
+        sha256: Hash of that file, in hexadecimal digits; of the files that it lists if it is an index.
         matched: How many of the `total` tensors in the model's state dict were loaded.
         missing: Names of the other tensors, which are random.
         unexpected: Names in the file that are not in the model and were skipped.
@@ -93,10 +93,15 @@ class LoadedWeights:
         return "; ".join([text, *self.remarks])
 
 
-def file_sha256(file: str | Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
+def file_sha256(file: str | Path, *further: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits; of several, that of all their bytes."""
     with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+        digest = hashlib.file_digest(content, "sha256")
+    for part in further:
+        with open(part, "rb") as content:
+            while block := content.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def is_state_dict(state: Any) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 
 from scalekd.errors import InputError
 from scalekd.networks.pretrained import Mismatch, is_state_dict
+from scalekd.networks.transformers_names import translate
 from scalekd.networks.weight_files import (
     KEY_OPTION,
     StateDict,
@@ -26,21 +27,23 @@ class MatchedState:
     unexpected: names in the file that were skipped.
     remarks: what was done to the names and tensors.
     resampled: names of tables that were resampled, and their shapes in the file.
+    from_transformers: whether transformers' names were translated.
     """
 
     state: StateDict
     unexpected: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     resampled: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    from_transformers: bool = False
 
 
 def match_state(model: nn.Module, state: StateDict, classifiers: tuple[str, ...]) -> MatchedState:
     """Return `state` under the names of `model`, whatever its `classifiers` are.
 
-    The candidates are the state as it is, the state with one prefix removed from its names, and
-    both through timm's checkpoint filter for the model's family, which translates the original
-    authors' names and resamples position embeddings. The first candidate that fits is returned,
-    else the one with the fewest mismatches.
+    The candidates are the state as it is, with one prefix removed from its names, with the names
+    of transformers translated, and each of them through timm's checkpoint filter for the model's
+    family, which translates the original authors' names and resamples position embeddings. The
+    first candidate that fits is returned, else the one with the fewest mismatches.
 
     Raises:
         InputError: the file holds several networks.
@@ -59,6 +62,15 @@ def _candidates(
 ) -> Iterator[MatchedState]:
     candidates = [_with_plain_classifier(MatchedState(state), classifiers)]
     yield candidates[0]
+    if translation := translate(state, model, classifiers):
+        translated = MatchedState(
+            translation.state, translation.skipped, translation.remarks, from_transformers=True
+        )
+        translated = _with_plain_classifier(translated, classifiers)
+        yield translated
+        if filtered := _through_timm_filter(model, translated):
+            yield filtered
+        return
     model_names = set(model.state_dict())
     prefix, remarks = _find_prefix(state, model_names)
     if prefix:

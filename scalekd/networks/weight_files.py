@@ -5,7 +5,6 @@ A trainer's checkpoint holds more than weights. `read_checkpoint` reads all of i
 """
 
 import errno
-import os
 import pickle
 import re
 import warnings
@@ -140,8 +139,6 @@ def safe_torch_load(*args: Any, **kwargs: Any) -> Any:
 
 def _first_bytes(file: Path) -> bytes:
     """Return the first 32 bytes of a file that can be read; an InputError says why it cannot."""
-    if os.path.isdir(file):
-        raise InputError(_why_not_a_folder(file))
     try:
         with open_regular(file, repr(str(file))) as content:
             return content.read(32)
@@ -150,29 +147,6 @@ def _first_bytes(file: Path) -> bytes:
             f"{error}; give a .safetensors or .pth file to load weights from, 'pretrained' or "
             "'random'"
         ) from error
-
-
-def _why_not_a_folder(folder: Path) -> str:
-    if why := why_not_timm(folder):
-        return why
-    return (
-        f"{str(folder)!r} is a folder, not a file to load weights from: give a .safetensors or "
-        ".pth file in it, or name a folder that timm exported as the model, local-dir:FOLDER"
-    )
-
-
-def why_not_timm(folder: Path) -> str | None:
-    """Return a message where `folder` holds a model of transformers, not of timm; else None."""
-    try:
-        text = (folder / "config.json").read_text(errors="replace")
-    except OSError:
-        return None
-    if '"architecture"' in text or not re.search('"(model_type|transformers_version)"', text):
-        return None
-    return (
-        f"{str(folder)!r} is a model of transformers, not of timm: load it with transformers in "
-        "Python and give ScaleKD the module, as examples/transformers_teacher.py does"
-    )
 
 
 def _why_unreadable(file: Path, head: bytes, error: Exception) -> str:

@@ -15,6 +15,7 @@ from scalekd.networks.build import classifier_names
 from scalekd.networks.input_config import pretrained_config
 from scalekd.networks.pretrained import LoadedWeights, Mismatch
 from scalekd.networks.student import StudentSpec
+from scalekd.networks.transformers_config import is_transformers_folder
 from scalekd.networks.weight_files import StateDict
 from scalekd.notes import Note
 from scalekd.recipe import Recipe
@@ -83,7 +84,8 @@ def _load(recipe: Recipe, spec: StudentSpec) -> tuple[nn.Module, LoadedWeights]:
     if spec.input is not None:
         arguments["in_chans"] = spec.input.channels
     size = spec.size if spec.input is None else spec.input.size
-    if weights != "pretrained" and Path(weights).is_dir():
+    is_folder = weights != "pretrained" and Path(weights).is_dir()
+    if is_folder and not is_transformers_folder(Path(weights)):
         name, weights = _folder_of_model(Path(weights)), "pretrained"
         # Its configuration says how it is built, but for the images that the student takes.
         arguments = {n: value for n, value in arguments.items() if n in ("in_chans", "img_size")}

@@ -125,7 +125,7 @@ def test_a_file_without_classifier_builds_a_model_without_classifier(
     built, loaded = build_model(name, file, **arguments)
     assert built.num_classes == 0
     assert same_weights(built, model)
-    assert loaded.remarks == ("no classifier, as in the file",)
+    assert loaded.remarks == ("it has no classifier",)
     assert build_model(name, file, num_classes=0, **arguments)[1].remarks == ()
     with refused("w.safetensors", "num_classes is 5", "no classifier"):
         build_model(name, file, num_classes=5, **arguments)
