@@ -55,7 +55,8 @@ class ScaleKD(nn.Module):
         student: A timm model name, for a student from random initialisation, or a module.
         num_classes: Number of classes of a student given by name, 0 for none. Default: the
             teacher's, or 1000 for a teacher without a classifier.
-        teacher_weights: Weights of a teacher given by name: "pretrained", a file, or "random".
+        teacher_weights: Weights of a teacher given by name: "pretrained", a file, a folder of
+            transformers, or "random".
         size: (height, width) of the training images in pixels. Default: the student's own.
         mean: Mean that the images are normalised with, one value a channel. Default: the one of
             the student's timm configuration.

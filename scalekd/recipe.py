@@ -268,7 +268,8 @@ class Recipe:
             --recipe or --config gives it.
         data: Images and their augmentation.
         teacher_weights: Weights of the teacher: pretrained (timm's, downloaded if need be), a file
-            (.safetensors, or a torch checkpoint as trainers write them), or random.
+            (.safetensors, or a torch checkpoint as trainers write them), a folder that
+            transformers wrote, or random.
         teacher_weights_key: Key of the weights in a file that holds several networks, for example
             model_ema, with dots for depth. By default the only network in the file, or of a network
             and its average over training steps (EMA) the average.
@@ -290,8 +291,9 @@ class Recipe:
             network after the penultimate feature; the student's projected tokens run through it.
         student_weights: Weights that the student starts from: random, as in the paper; pretrained
             (timm's, downloaded if need be); a file (.safetensors, or a torch checkpoint as trainers
-            write them); or the folder of a model or of an earlier run. A classifier for other
-            classes than the images' is not loaded: it starts from random values.
+            write them); or the folder of a model, of timm or transformers, or of an earlier run. A
+            classifier for other classes than the images' is not loaded: it starts from random
+            values.
         student_weights_key: Key of the weights in a file that holds several networks, as
             teacher_weights_key.
         student_args: Further arguments of timm's create_model for the student, for example

@@ -19,7 +19,8 @@ EXAMPLE = "examples/transformers_teacher.py"
 def transformers_folder(tmp_path: Path) -> Path:
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    save_weights({"vit.encoder.layer.0.output.dense.weight": torch.zeros(2, 2)}, tmp_path)
+    file = save_weights({"vit.encoder.layer.0.output.dense.weight": torch.zeros(2, 2)}, tmp_path)
+    file.rename(tmp_path / "model.safetensors")
     return tmp_path
 
 
@@ -29,7 +30,7 @@ def test_a_folder_of_transformers_is_named_with_the_way_to_use_it(
     assert (Path(__file__).parents[2] / EXAMPLE).is_file()
     with refused(str(transformers_folder), "transformers", EXAMPLE):
         build_model(f"local-dir:{transformers_folder}", "pretrained")
-    for weights in (transformers_folder, transformers_folder / "w.safetensors"):
+    for weights in (transformers_folder, transformers_folder / "model.safetensors"):
         with refused(str(transformers_folder), "transformers", EXAMPLE):
             build_model("test_vit", weights)
 

@@ -12,15 +12,16 @@ from helpers.refusals import refused
 from helpers.small_models import lively
 from helpers.transformers_models import CASES, CLASSES, PLAIN, make, save, vit
 from helpers.weights import same_weights
+from timm.data import ImageNetInfo
 from torch import nn
 
 from scalekd.evaluation.opened_model import open_model
 from scalekd.networks import build_model, input_config
 from scalekd.networks.pretrained import LoadedWeights
 from scalekd.networks.student import StudentSpec
-from scalekd.recipe import DataConfig, Recipe
+from scalekd.recipe import Data, Recipe
+from scalekd.training.class_names import ClassNames
 from scalekd.training.student_start import load_start
-from scalekd.training.teacher_classes import read_label_names
 
 NAME = "vit_tiny_patch16_224"
 ANIMALS = ["ant", "bee", "cat", "dog", "eel"]
@@ -66,7 +67,7 @@ def test_a_trainers_folder_is_loaded_with_its_class_names_and_statistics(
     trainers_folder: Path,
 ) -> None:
     model, loaded = load(trainers_folder / "best")
-    assert read_label_names(model) == ANIMALS
+    assert ClassNames.of_model(model).names == tuple(ANIMALS)
     assert input_config(model).mean == (0.4, 0.5, 0.6)
     assert input_config(model).std == (0.2, 0.3, 0.25)
     text = str(loaded)
@@ -91,9 +92,9 @@ def test_a_trainers_folder_of_another_architecture_is_refused_for_evaluation(
 
 def test_a_student_starts_from_a_trainers_folder(trainers_folder: Path, tmp_path: Path) -> None:
     folder = trainers_folder / "best"
-    data = DataConfig(str(tmp_path))
+    data = Data(str(tmp_path))
     recipe = Recipe(None, NAME, data, student_weights=str(folder), student_args=PLAIN)
-    start = load_start(recipe, StudentSpec(NAME, PLAIN, classes=3))
+    start = load_start(recipe, StudentSpec(name=NAME, arguments=PLAIN, classes=3, input=None))
     assert start is not None
     assert "classifier of 3 classes is new" in start.note.text
     assert start.input.mean == (0.4, 0.5, 0.6)
@@ -195,17 +196,15 @@ def test_labels_that_are_no_class_names_are_not_used(id2label: object, tmp_path:
     save(CASES["ViT"], tmp_path)
     edit(tmp_path / "config.json", id2label=id2label)
     model, loaded = load(tmp_path)
-    assert not read_label_names(model)
+    assert not ClassNames.of_model(model).names
     assert "named by" not in str(loaded)
 
 
 def test_imagenets_names_leave_timms_synsets(tmp_path: Path) -> None:
-    from timm.data import ImageNetInfo
-
     labels = dict(enumerate(ImageNetInfo("imagenet-1k").label_descriptions()))
     vit(num_labels=1000, id2label=labels).save_pretrained(tmp_path)
     model, _ = load(tmp_path)
-    assert read_label_names(model)[0] == "n01440764"
+    assert ClassNames.of_model(model).names[0] == "n01440764"
 
 
 @pytest.mark.parametrize(
