@@ -53,7 +53,8 @@ def evaluate(
         data: Validation images, as for distill; images to train on need not be there. A folder has
             val/, validation/, valid/ or test/ with a folder for each class, or these themselves.
         weights: Weights of the models: pretrained (those of timm's hub, or of the folder), random,
-            or a file; of several models a list with one for each, [pretrained,teacher.pth].
+            a file, or a folder that transformers wrote; of several models a list with one for
+            each, [pretrained,teacher.pth].
         classes: Order of the model's classes, as teacher_classes of distill: data, sorted, natural
             or a text file; of several models one for all or a list with one for each. By default
             the order of the names in the model's configuration if it has them, and otherwise data.

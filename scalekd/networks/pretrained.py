@@ -39,7 +39,7 @@ class LoadedWeights:
         source: "pretrained from hub ID", "pretrained from URL", "local-dir:FOLDER", a file,
             "random", or "pretrained" where the model's own function chose a file of its own.
         file: The file that was read; None if the weights are random.
-        sha256: Hash of that file, in hexadecimal digits; of the files that it lists if it is an index.
+        sha256: Hash of that file, in hexadecimal digits; of an index that of the files in it.
         matched: How many of the `total` tensors in the model's state dict were loaded.
         missing: Names of the other tensors, which are random.
         unexpected: Names in the file that are not in the model and were skipped.

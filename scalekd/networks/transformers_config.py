@@ -50,11 +50,12 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 class TransformersConfig:
     """What the files tell; None and empty where they do not.
 
-    source: the folder.
-    label_names: of the classes, by label; empty where they are only LABEL_0, LABEL_1 ...
-    heads: of the attention in each stage, or one number for all.
-    activation: transformers' name of it.
-    mean, std: of each channel, for images with values from 0 to 1.
+    Attributes:
+        source: The folder.
+        label_names: Names of the classes, by label; empty where they are only LABEL_0, LABEL_1 ...
+        heads: Heads of the attention in each stage, or one number for all.
+        activation: transformers' name of the activation.
+        mean, std: Of each channel, for images with values from 0 to 1.
     """
 
     source: Path

@@ -66,9 +66,10 @@ UNUSED = re.compile(
 class Translation:
     """A file's tensors under timm's names.
 
-    state: the tensors.
-    skipped: names in the file that are not used.
-    remarks: what was done.
+    Attributes:
+        state: The tensors.
+        skipped: Names in the file that are not used.
+        remarks: What was done.
     """
 
     state: StateDict

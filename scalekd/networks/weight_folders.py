@@ -22,8 +22,9 @@ INDEX = ".index.json"
 class WeightFiles:
     """Where weights are.
 
-    path: as the user and messages name them: a file, or the index of several.
-    parts: the files with the tensors.
+    Attributes:
+        path: As the user and messages name them: a file, or the index of several.
+        parts: The files with the tensors.
     """
 
     path: Path
