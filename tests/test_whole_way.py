@@ -7,6 +7,7 @@ interpreters that cannot import this package. Once more with a teacher that has 
 
 import csv
 import json
+import math
 import subprocess
 import sys
 from argparse import Namespace
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 pytestmark = pytest.mark.slow
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-EACH, SIDE = 100, 64
+EACH, SIDE = 200, 32
 TEACHER = {"img_size": SIDE, "patch_size": 8}
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -63,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images, targets = read_folder(root / "photos")
     torch.manual_seed(0)
     teacher = timm.create_model("test_vit", num_classes=10, **TEACHER)
-    optimizer = fit(teacher, images, targets, epochs=10)
+    optimizer = fit(teacher, images, targets, epochs=25)
     saver = CheckpointSaver(
         teacher,
         optimizer,
@@ -94,12 +95,15 @@ def read_folder(folder: Path) -> tuple[Tensor, Tensor]:
 
 def fit(model: nn.Module, images: Tensor, targets: Tensor, epochs: int) -> torch.optim.Optimizer:
     """A plain loop, as anybody writes one."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    steps = epochs * math.ceil(len(images) / 32)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     for _ in range(epochs):
         for batch in torch.randperm(len(images)).split(32):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(images[batch]), targets[batch]).backward()
             optimizer.step()
+            schedule.step()
     model.eval()
     return optimizer
 
@@ -122,7 +126,7 @@ def distil(place: Path, out: str, *teacher: str) -> dict[str, Any]:
     scalekd(
         place, "distill", *teacher, "--teacher_mean", "[0.5,0.5,0.5]", "--teacher_std",
         "[0.5,0.5,0.5]", "--student", "test_resnet", "--student_weights", "odd_or_even.pth",
-        *data("--data.image_size", str(SIDE), "--data.workers", "0", "--data.crop", "1.0"),
+        *data("--data.image_size", "64", "--data.workers", "0", "--data.crop", "1.0"),
         "--epochs", "4", "--batch_size", "32", "--optim.warmup_epochs", "0.5", "--optim.lr",
         "2e-3", "--out", out,
     )  # fmt: skip
