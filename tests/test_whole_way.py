@@ -127,7 +127,7 @@ def distil(place: Path, out: str, *teacher: str) -> dict[str, Any]:
         place, "distill", *teacher, "--teacher_mean", "[0.5,0.5,0.5]", "--teacher_std",
         "[0.5,0.5,0.5]", "--student", "test_resnet", "--student_weights", "odd_or_even.pth",
         *data("--data.image_size", "64", "--data.workers", "0", "--data.crop", "1.0"),
-        "--epochs", "4", "--batch_size", "32", "--optim.warmup_epochs", "0.5", "--optim.lr",
+        "--epochs", "3", "--batch_size", "32", "--optim.warmup_epochs", "0.5", "--optim.lr",
         "2e-3", "--out", out,
     )  # fmt: skip
     summary: dict[str, Any] = json.loads((place / out / "summary.json").read_text())
