@@ -26,7 +26,7 @@ from torch import Tensor, nn
 pytestmark = pytest.mark.slow
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-EACH, SIDE = 200, 32
+EACH, SIDE, STUDENT_SIDE = 200, 32, 64
 TEACHER = {"img_size": SIDE, "patch_size": 8}
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -83,12 +83,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def read_folder(folder: Path) -> tuple[Tensor, Tensor]:
-    """Normalised images (N, 3, SIDE, SIDE), and the places of their classes in sorted order."""
+def read_folder(folder: Path, side: int = SIDE) -> tuple[Tensor, Tensor]:
+    """Normalised images (N, 3, side, side), and the places of their classes in sorted order."""
     images, targets = [], []
     for label, name in enumerate(sorted(NAMES)):
         for file in sorted((folder / name).iterdir()):
-            images.append(np.asarray(Image.open(file)).transpose(2, 0, 1) / 255)
+            picture = Image.open(file).resize((side, side), Image.Resampling.BILINEAR)
+            images.append(np.asarray(picture).transpose(2, 0, 1) / 255)
             targets.append(label)
     return (torch.tensor(np.stack(images)).float() - 0.5) / 0.5, torch.tensor(targets)
 
@@ -126,7 +127,7 @@ def distil(place: Path, out: str, *teacher: str) -> dict[str, Any]:
     scalekd(
         place, "distill", *teacher, "--teacher_mean", "[0.5,0.5,0.5]", "--teacher_std",
         "[0.5,0.5,0.5]", "--student", "test_resnet", "--student_weights", "odd_or_even.pth",
-        *data("--data.image_size", "64", "--data.workers", "0", "--data.crop", "1.0"),
+        *data("--data.image_size", str(STUDENT_SIDE), "--data.workers", "0", "--data.crop", "1.0"),
         "--epochs", "3", "--batch_size", "32", "--optim.warmup_epochs", "0.5", "--optim.lr",
         "2e-3", "--out", out,
     )  # fmt: skip
@@ -176,7 +177,7 @@ def test_from_a_folder_and_checkpoints_to_onnx_and_int8(place: Path) -> None:
                 place, "export", "run", "--format", form, "--out", f"student-{form}.onnx", *data()
             )
         )
-    images, targets = read_folder(place / "photos")
+    images, targets = read_folder(place / "photos", STUDENT_SIDE)
     np.save(place / "images.npy", images.numpy())
     shipped = {
         "timm": named_by("timm", place / "images.npy", place / "run" / "student"),
