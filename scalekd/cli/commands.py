@@ -317,6 +317,24 @@ def _run_predict(options: Namespace, _: list[str]) -> None:
         _print(f"{options.features}: their features")
 
 
+def _add_probe_options(parser: Parser) -> None:
+    from scalekd.evaluation.probe import probe
+
+    parser.add_function_arguments(probe, skip={"report"}, as_group=False)
+    parser.entitle("data", "data")
+    _add_json_option(parser)
+
+
+def _run_probe(options: Namespace, _: list[str]) -> None:
+    from scalekd.evaluation.probe import probe
+    from scalekd.evaluation.probe_text import describe_probe
+
+    as_json = options.pop("json")
+    with progress_bar("images") as report:
+        result = probe(**vars(options), report=report)
+    _print(json.dumps(asdict(result), indent=2) if as_json else describe_probe(result))
+
+
 def _add_export_options(parser: Parser) -> None:
     from scalekd.export.export import export
 
@@ -488,6 +506,13 @@ COMMANDS = {
         "Predict the classes of images without labels, and write a table with a line for each.",
         _add_predict_options,
         _run_predict,
+    ),
+    "probe": Command(
+        "give a model without a classifier one, fitted to labelled images",
+        "Measure a frozen model's features by nearest neighbours and by a linear classifier, and\n"
+        "write the model with that classifier as a timm model, which can be a teacher.",
+        _add_probe_options,
+        _run_probe,
     ),
     "export": Command(
         "write a student as a timm folder, ONNX, torch.export or ONNX in 8 bits",

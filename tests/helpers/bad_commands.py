@@ -122,6 +122,8 @@ def base(command: str) -> list[str]:
             return [command, "test_resnet", "--weights=random", *images[:2]]
         case "predict":
             return [command, "test_resnet", "images", "--weights=random", "--out=new.csv"]
+        case "probe":
+            return [command, "--model=test_resnet", "--weights=random", *images, "--out=new"]
         case "export":
             return [command, "half.pth", "--out=new"]
         case _:
