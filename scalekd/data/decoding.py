@@ -89,6 +89,8 @@ def unreadable(path: str | Path, error: OSError, kind: str = "") -> InputError:
 def decode_image(content: bytes, name: str) -> Image.Image:
     """Decode an RGB image of 8 bits a channel, upright; of an animated one the first picture.
 
+    What is transparent becomes white.
+
     Args:
         content: the encoded image.
         name: how an error names it.
@@ -149,7 +151,14 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         if tags.get(262) == 0:  # PhotometricInterpretation: 0 is white, which Pillow leaves so
             values = largest - values
         image = Image.fromarray(((values * 255 + largest // 2) // largest).astype(np.uint8))
-    return image.convert("RGB")
+    return _on_white(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """An image with transparent parts on white paper: what the colours there are is no picture."""
+    colours = image.convert("RGBA")
+    paper = Image.new("RGBA", colours.size, (255, 255, 255, 255))
+    return Image.alpha_composite(paper, colours).convert("RGB")
 
 
 def _warn_of_unused_bits(name: str, brightest: int, largest: int) -> None:
