@@ -14,7 +14,7 @@ from torch import nn
 from scalekd.data.source import normal_name
 from scalekd.networks.input_config import pretrained_config
 
-GENERIC = re.compile(r"(label[_ ]?)?\d+", re.IGNORECASE)
+NUMBERED = re.compile(r"(label[_ ]?)?\d+", re.IGNORECASE)
 """Names that only number the classes, such as LABEL_3."""
 
 
@@ -54,13 +54,16 @@ class ClassNames:
         names = tuple(normal_name(str(name)) for name in names or ())
         if len(names) != getattr(model, "num_classes", None) or len(set(names)) < len(names):
             return cls()
-        if all(map(GENERIC.fullmatch, names)):
-            return cls()
         synonyms: tuple[tuple[str, ...], ...] = ()
         if info is not None and list(names) == info.label_names():
             descriptions = map(info.index_to_description, range(len(names)))
             synonyms = tuple(tuple(text.split(",")) for text in descriptions)
         return cls(names, synonyms, are_assumed)
+
+    @property
+    def tell_classes(self) -> bool:
+        """Whether there are names that say what the classes are, and do not only number them."""
+        return not all(map(NUMBERED.fullmatch, self.names))
 
     def find(self, name: str) -> int | None:
         """The place of the class that is meant by `name`; None where no class is, or several are.

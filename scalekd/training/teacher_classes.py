@@ -80,8 +80,7 @@ def put_classes_in_order(
 
 def _match_by_name(model: nn.Module, data_classes: Sequence[str]) -> ClassOrder:
     known = ClassNames.of_model(model)
-    data_has_names = any(not name.isdigit() for name in data_classes)
-    if not (known.names and data_has_names):
+    if not (known.tell_classes and ClassNames(tuple(data_classes)).tell_classes):
         return ClassOrder()
     found = known.find_all(data_classes)
     places = [place for place in found if place is not None]

@@ -77,7 +77,8 @@ def test_other_classes_than_imagenets_are_no_concern() -> None:
 def test_names_that_only_number_the_classes_are_no_names() -> None:
     model = timm.create_model("test_vit", num_classes=2)
     model.pretrained_cfg = {**model.pretrained_cfg, "label_names": ["LABEL_0", "LABEL_1"]}
-    assert ClassNames.of_model(model) == ClassNames()
+    assert ClassNames.of_model(model).names == ("LABEL_0", "LABEL_1")
+    assert not ClassNames.of_model(model).tell_classes
     assert put_classes_in_order(model, None, ["a", "b"]).notes == ()
 
 
