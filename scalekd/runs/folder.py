@@ -221,7 +221,7 @@ class RunFolder:
         Raises:
             InputError: settings.yaml is damaged.
         """
-        if not self.settings.exists():
+        if not os.path.lexists(self.settings):  # or the folder may not be read, which is refused later
             return None
         settings = flatten_settings(read_mapping(self.settings, str(self.settings)))
         epochs: Any = settings.get("epochs")
