@@ -1,5 +1,6 @@
 """Weights in a folder as transformers writes it: one file, or several that an index lists."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,12 @@ def find_weight_files(path: Path) -> WeightFiles:
     """
     if path.name.endswith(INDEX):
         return WeightFiles(path, _read_index(path))
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return WeightFiles(path, (path,))
     for name in NAMES if is_transformers_folder(path) else ():
-        if (path / name).exists():
+        if os.path.exists(path / name):
             return WeightFiles(path / name, (path / name,))
-        if (path / f"{name}{INDEX}").exists():
+        if os.path.exists(path / f"{name}{INDEX}"):
             return find_weight_files(path / f"{name}{INDEX}")
     raise InputError(_why_no_weights(path))
 
@@ -84,7 +85,7 @@ def _read_index(index: Path) -> tuple[Path, ...]:
             raise InputError(
                 f"{str(index)!r} names {name!r} as a file of weights, which is no file beside it"
             )
-        if not (index.parent / name).is_file():
+        if not os.path.isfile(index.parent / name):
             raise InputError(
                 f"{str(index)!r} lists {len(files)} files of weights, and {name!r} is missing "
                 "beside it: copy or download all of them"
@@ -93,7 +94,7 @@ def _read_index(index: Path) -> tuple[Path, ...]:
 
 
 def _why_no_weights(folder: Path) -> str:
-    if (folder / "adapter_config.json").exists():
+    if os.path.exists(folder / "adapter_config.json"):
         return (
             f"{str(folder)!r} holds only an adapter (LoRA) of a model: merge them in Python with "
             "model.merge_and_unload(), and give the folder of the merged model's save_pretrained"

@@ -221,7 +221,7 @@ class RunFolder:
         Raises:
             InputError: settings.yaml is damaged.
         """
-        if not os.path.lexists(self.settings):  # or the folder may not be read, which is refused later
+        if not os.path.lexists(self.settings):  # or it may not be read, which is refused later
             return None
         settings = flatten_settings(read_mapping(self.settings, str(self.settings)))
         epochs: Any = settings.get("epochs")

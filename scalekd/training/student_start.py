@@ -1,5 +1,6 @@
 """The weights that a student starts from: timm's, or those of an earlier training."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,7 +85,7 @@ def _load(recipe: Recipe, spec: StudentSpec) -> tuple[nn.Module, LoadedWeights]:
     if spec.input is not None:
         arguments["in_chans"] = spec.input.channels
     size = spec.size if spec.input is None else spec.input.size
-    is_folder = weights != "pretrained" and Path(weights).is_dir()
+    is_folder = weights != "pretrained" and os.path.isdir(weights)
     if is_folder and not is_transformers_folder(Path(weights)):
         name, weights = _folder_of_model(Path(weights)), "pretrained"
         # Its configuration says how it is built, but for the images that the student takes.
@@ -94,7 +95,7 @@ def _load(recipe: Recipe, spec: StudentSpec) -> tuple[nn.Module, LoadedWeights]:
 
 def _folder_of_model(folder: Path) -> str:
     student = RunFolder(folder).student
-    return f"local-dir:{student if student.is_dir() else folder}"
+    return f"local-dir:{student if os.path.isdir(student) else folder}"
 
 
 def _fit(
