@@ -223,9 +223,6 @@ class Student:
 
     Args:
         name: Student model by its timm name.
-        student_weights: Weights that this student starts from, as the recipe's student_weights. By
-            default random.
-        student_weights_key: Key of the weights in a file that holds several networks.
         args: Further arguments of timm's create_model for this student.
         folder: Name of this student's run folder within --out. By default its name.
         features: Which two of this student's features are projected.
@@ -234,11 +231,12 @@ class Student:
         optim: Optimizer and learning rate of this student. By default the recipe's.
         weights: Weights of this student's loss terms. By default the recipe's.
         ema: Decay of the moving average of this student's weights. By default the recipe's.
+        student_weights: Weights that this student starts from, as the recipe's student_weights. By
+            default random.
+        student_weights_key: Key of the weights in a file that holds several networks.
     """
 
     name: str
-    student_weights: str = "random"
-    student_weights_key: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
     folder: str | None = None
     features: FeatureSelection = field(default_factory=FeatureSelection)
@@ -246,6 +244,8 @@ class Student:
     optim: Optim | None = None
     weights: LossWeights | None = None
     ema: float | None = None
+    student_weights: str = "random"
+    student_weights_key: str | None = None
 
     def __post_init__(self) -> None:
         check_kinds(self, "more_students: ")
