@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from scalekd.data.source import MAX_WORKERS
+from scalekd.device import usable_cores
 from scalekd.errors import InputError
 
 MAX_BATCH = 2**24
@@ -39,6 +41,12 @@ def load_batches(
             yield [item.result() for item in waiting]
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def loading_threads(requested: int | None = None) -> int:
+    """How many threads load images: as many as asked for, by default one for each core."""
+    threads = min(MAX_WORKERS, usable_cores()) if requested is None else requested
+    return max(1, threads)
 
 
 def check_count(name: str, value: int) -> None:

@@ -9,10 +9,10 @@ import torch
 from torch.utils.data import Dataset
 
 from scalekd.data.open import open_validation
-from scalekd.data.source import IGNORED, MAX_WORKERS, Source
-from scalekd.device import best_device, usable_cores
+from scalekd.data.source import IGNORED, Source
+from scalekd.device import best_device
 from scalekd.errors import InputError
-from scalekd.evaluation.batches import check_count, load_batches
+from scalekd.evaluation.batches import check_count, load_batches, loading_threads
 from scalekd.evaluation.by_class import Labels, compare
 from scalekd.evaluation.classes import ClassMatch, match_classes
 from scalekd.evaluation.doubts import warn_of_alternatives
@@ -175,7 +175,7 @@ def _measure(
     for meter in meters:
         shown = without_normalisation(meter.model.input)
         groups.setdefault(shown, []).append(meter)
-    threads = max(1, min(MAX_WORKERS, usable_cores()) if data.workers is None else data.workers)
+    threads = loading_threads(data.workers)
     done, corrupt = 0, 0
     for shown, members in groups.items():
         images: Any = source.validation_set(shown)

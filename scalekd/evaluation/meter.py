@@ -13,6 +13,7 @@ from scalekd.evaluation.classes import ClassMatch
 from scalekd.evaluation.opened_model import OpenedModel
 from scalekd.evaluation.results import ModelResult
 from scalekd.networks import InputConfig
+from scalekd.networks.input_config import normalize
 
 BINS = 15
 """Bins of equal width between the confidences 0 and 1 of the calibration error."""
@@ -94,11 +95,7 @@ class Meter:
         return torch.cat(self._predicted)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        if self._statistics is None:
-            return pixels
-        own = self._statistics
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (own.mean, own.std))
-        return (pixels - mean) / std
+        return pixels if self._statistics is None else normalize(pixels, self._statistics)
 
     def _classify(self, images: Tensor) -> Tensor:
         """The logits (N, classes) on the CPU; remembers the time."""

@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 from scalekd.atomic_io import create_atomically
-from scalekd.data.source import MAX_WORKERS
-from scalekd.device import best_device, usable_cores
+from scalekd.device import best_device
 from scalekd.errors import InputError
-from scalekd.evaluation.batches import check_count, check_finite, fitting_memory, load_batches
+from scalekd.evaluation.batches import (
+    check_count,
+    check_finite,
+    fitting_memory,
+    load_batches,
+    loading_threads,
+)
 from scalekd.evaluation.files import check_new, to_csv
 from scalekd.evaluation.image_files import ImageFiles, find_files
 from scalekd.evaluation.opened_model import OpenedModel, open_model
@@ -159,7 +164,7 @@ def _run(
     opened: OpenedModel, files: Sequence[str], top: int, with_features: bool, batch_size: int
 ) -> Iterator[tuple[list[Prediction], list[np.ndarray]]]:
     """Yield the predictions of each batch, and one vector of features for each readable image."""
-    images, threads = ImageFiles(files, opened.input), min(MAX_WORKERS, usable_cores())
+    images, threads = ImageFiles(files, opened.input), loading_threads()
     remaining = iter(files)
     for loaded in load_batches(images.load, len(files), batch_size, threads):
         batch = [image for image in loaded if isinstance(image, Tensor)]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from scalekd.data.source import IGNORED, MAX_WORKERS
-from scalekd.device import best_device, usable_cores
-from scalekd.evaluation.batches import load_batches
+from scalekd.data.source import IGNORED
+from scalekd.device import best_device
+from scalekd.evaluation.batches import load_batches, loading_threads
 
 BATCH = 128
 """Images that the model is shown at a time."""
@@ -55,7 +55,7 @@ def extract_features(
 
     Args:
         network: a timm model in eval mode on `best_device()`.
-        images: items are (normalised image, class); those of class `IGNORED` are left out.
+        images: items are (normalised image, class); those of class `IGNORED` are skipped.
         indices: of the images that are shown.
         workers: number of threads that load images; by default one for each core.
         report: called with the number of images shown, after each batch.
@@ -63,8 +63,7 @@ def extract_features(
     Returns:
         The features of the images that can be read, in the order of `indices`.
     """
-    threads = max(1, min(MAX_WORKERS, usable_cores()) if workers is None else workers)
-    values, targets, done = list[Tensor](), list[Tensor](), 0
+    threads, values, targets, done = loading_threads(workers), list[Tensor](), list[Tensor](), 0
 
     def load(number: int) -> tuple[Tensor, int]:
         image, target = images[indices[number]]

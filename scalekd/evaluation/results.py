@@ -93,7 +93,7 @@ class Evaluation:
     Attributes:
         data: the images, as the user named them.
         images: how many were measured.
-        corrupt_images: how many were left out because they cannot be read.
+        corrupt_images: how many were skipped because they cannot be read.
         classes: number of classes of the images.
         device: that the timm models ran on, "cpu" or "cuda".
         batch_size: images that were classified at a time.

@@ -48,7 +48,7 @@ def _describe_class(result: ClassResult) -> str:
 
 def describe(evaluation: Evaluation) -> list[str]:
     """What the numbers of `result_table` mean, and how far the models agree: a line for each."""
-    skipped = f", {evaluation.corrupt_images:,} unreadable ones left out"
+    skipped = f", {evaluation.corrupt_images:,} unreadable ones skipped"
     lines = [
         f"{evaluation.images:,} images of {evaluation.classes:,} classes from {evaluation.data}"
         f"{skipped if evaluation.corrupt_images else ''}",

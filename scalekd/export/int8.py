@@ -9,7 +9,8 @@ from torch import nn
 from scalekd.errors import InputError, one_line
 from scalekd.export.description import FileDescription
 from scalekd.export.onnx_file import INPUT, quiet_exporters, write_onnx
-from scalekd.export.pixels import PixelSet, normalize
+from scalekd.export.pixels import PixelSet
+from scalekd.networks.input_config import normalize
 
 QUANTIZED = ["Conv", "Gemm", "MatMul"]
 """Operators that have nearly all of a network's cost. Norms, softmax and activations stay in

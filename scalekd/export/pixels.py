@@ -12,6 +12,7 @@ from scalekd.data.loader import ImageLoader
 from scalekd.data.source import Source
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
+from scalekd.networks.input_config import normalize
 from scalekd.recipe import Data
 from scalekd.training.alternatives import without_normalisation
 
@@ -124,9 +125,3 @@ class Normalizing:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Compute the network's outputs for pixels with values from 0 to 1."""
         return self.network(normalize(pixels, self.images))
-
-
-def normalize(pixels: Tensor, images: InputConfig) -> Tensor:
-    """Normalise pixels (N, channels, H, W) with values from 0 to 1 as a model takes them."""
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (images.mean, images.std))
-    return (pixels - mean) / std

@@ -111,6 +111,12 @@ def check_statistics(
             )
 
 
+def normalize(pixels: Tensor, images: InputConfig) -> Tensor:
+    """Normalise pixels (N, channels, H, W) with values from 0 to 1 as a model takes them."""
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (images.mean, images.std))
+    return (pixels - mean) / std
+
+
 def renormalization(source: InputConfig, target: InputConfig) -> tuple[Tensor, Tensor]:
     """Return the scale and shift from images normalised as `source` to `target`'s normalisation.
 

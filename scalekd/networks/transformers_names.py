@@ -59,7 +59,7 @@ UNUSED = re.compile(
     r"^(embeddings\.(mask_token|position_ids)|pooler\..*|rope_embeddings\..*"
     r"|.*relative_position_index)$"
 )
-"""Names that no feature depends on: for pretraining or text, or computed anew."""
+"""Names that no feature depends on: for pretraining or text, or computed again."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from scalekd.data.source import IGNORED
 from scalekd.device import best_device, usable_cores
 from scalekd.networks import InputConfig
+from scalekd.networks.input_config import normalize
 from scalekd.training.teacher_classes import natural_order
 
 IMAGES = 200
@@ -159,10 +160,9 @@ class Trial:
     @torch.no_grad()
     def _predict(self, config: InputConfig) -> Tensor:
         """Number of the largest logit (N,) for each image, normalised as `config` says."""
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (config.mean, config.std))
         predicted = []
         for start in range(0, len(self.pixels), self.batch_size):
-            batch = (self.pixels[start : start + self.batch_size] - mean) / std
+            batch = normalize(self.pixels[start : start + self.batch_size], config)
             predicted.append(self.classify(batch.to(best_device())).float().argmax(1).cpu())
         return torch.cat(predicted)
 

@@ -65,6 +65,10 @@ class ClassNames:
         """Whether there are names that say what the classes are, and do not only number them."""
         return not all(map(NUMBERED.fullmatch, self.names))
 
+    def can_match(self, others: Sequence[str]) -> bool:
+        """Whether classes of other names can be told by these: both say what the classes are."""
+        return self.tell_classes and ClassNames(tuple(others)).tell_classes
+
     def find(self, name: str) -> int | None:
         """The place of the class that is meant by `name`; None where no class is, or several are.
 

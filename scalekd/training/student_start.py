@@ -136,8 +136,7 @@ def _why_new_classifier(model: Any, student: Any, class_names: Sequence[str]) ->
     if model.num_classes != student.num_classes:
         return f"the weights are for {model.num_classes}" if model.num_classes else "they have none"
     names = ClassNames.of_model(model)
-    both_tell = names.tell_classes and ClassNames(tuple(class_names)).tell_classes
-    if both_tell and None in names.find_all(class_names):
+    if names.can_match(class_names) and None in names.find_all(class_names):
         return f"that of the weights is for {names.names[0]} ... {names.names[-1]}"
     return None
 

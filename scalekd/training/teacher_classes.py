@@ -80,7 +80,7 @@ def put_classes_in_order(
 
 def _match_by_name(model: nn.Module, data_classes: Sequence[str]) -> ClassOrder:
     known = ClassNames.of_model(model)
-    if not (known.tell_classes and ClassNames(tuple(data_classes)).tell_classes):
+    if not known.can_match(data_classes):
         return ClassOrder()
     found = known.find_all(data_classes)
     places = [place for place in found if place is not None]
@@ -93,7 +93,7 @@ def _match_by_name(model: nn.Module, data_classes: Sequence[str]) -> ClassOrder:
         f"no class of the model ({known.names[0]} ... {known.names[-1]}) has the name of "
         f"{len(unmatched)} of the data's {len(data_classes)} classes: {shortened_list(unmatched)}"
     )
-    if known.are_assumed:  # the number of classes is another one, so logits are left out anyway
+    if known.are_assumed:  # the number of classes is another one, so logits are skipped anyway
         return ClassOrder(notes=(Note("info", text),))
     return ClassOrder(unmatched=unmatched, notes=(Note("warning", text),))
 
