@@ -40,11 +40,11 @@ def shard_frozen(model: nn.Module) -> None:
     _shard([b for b in blocks if not isinstance(b, FSDPModule)], reshard_after_forward=True)
 
 
-def _shard(modules: Sequence[nn.Module], reshard_after_forward: bool | None = None) -> None:
+def _shard(modules: Sequence[nn.Module], **options: Any) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for module in modules:
         mesh = init_device_mesh(device, (ranks.world_size(),))
-        fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward)
+        fully_shard(module, mesh=mesh, **options)
 
 
 def gather_full(nested: Any) -> Any:
