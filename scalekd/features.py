@@ -17,11 +17,13 @@ class FeatureShapes:
             parameter perception.
         final: of the final stage.
         classes: size of the logits; None where the network has no classifier.
+        stages: of the features of all stages, the first one first; empty where no loss reads them.
     """
 
     penultimate: MapShape | None
     final: MapShape
     classes: int | None = None
+    stages: tuple[MapShape, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,10 @@ class Features:
         final: feature map of the final stage (N, C4, H4, W4), the paper's S4 of a student, and T4
             of a teacher, after its final norm.
         logits: (N, classes); None where the network has no classifier.
+        stages: feature maps of all stages, the first one first; empty where no loss reads them.
     """
 
     penultimate: Tensor | None
     final: Tensor
     logits: Tensor | None = None
+    stages: tuple[Tensor, ...] = ()
