@@ -68,8 +68,8 @@ class Data:
             Parquet file with the columns path and label, and perhaps split; a folder of WebDataset
             tar files, train/*.tar and val/*.tar; a folder of images without classes, for training
             without labels; hf:NAME or hf:FOLDER for a Hugging Face dataset; fashion-mnist, which is
-            found or downloaded; or digits, which is packaged. Required unless --recipe or --config
-            gives it.
+            found or downloaded, fashion-mnist:choosing or fashion-mnist:final (docs/data.md); or
+            digits, which is packaged. Required unless --recipe or --config gives it.
         image_size: Size of the student's images in pixels: one number for square images, or
             [height, width]. By default the size that the student's model is configured for.
         mean: Mean of each channel by which the student's images are normalised, for values from 0
@@ -96,6 +96,8 @@ class Data:
             all of them.
         epoch_images: Number of images in an epoch, drawn at random; batch_size or more, and at most
             as many as there are. By default all training images once.
+        crop_area: Smallest share of a training image's area, more than 0 and at most 1, that its
+            random crop keeps. By default 0.08. Not for the digits.
         auto_augment: Augmentation policy by timm's name, for example rand-m9-n2-mstd0.5
             (RandAugment) or 3a (3-Augment). By default none. Not for the digits.
         color_jitter: Strength of random changes of brightness, contrast and saturation, from 0
@@ -131,6 +133,7 @@ class Data:
     cutmix: float = 0.0
     corrupt_images: Literal["stop", "skip"] = "stop"
     workers: int | None = None
+    crop_area: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", _expand_home(self.root))
@@ -151,8 +154,10 @@ class Data:
                 f"width, each more than 0 and at most {MAX_SIDE}"
             )
         _check_statistics("data.", self.mean, self.std)
-        if self.crop is not None and not 0 < self.crop <= 1:
-            raise InputError(f"data.crop is {self.crop}: it must be more than 0 and at most 1")
+        for name in ("crop", "crop_area"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"data.{name} is {value}: it must be more than 0 and at most 1")
         if not (self.workers or 0) >= 0:
             raise InputError(f"data.workers is {self.workers}: it must be 0 or more")
         if not 0 <= self.erasing <= 1:

@@ -48,6 +48,7 @@ def cache_identity(
         "data.auto_augment": data.auto_augment,
         "data.color_jitter": data.color_jitter,
         "data.erasing": data.erasing,
+        "data.crop_area": data.crop_area,  # older caches have none, which is the default
         "data.corrupt_images": data.corrupt_images,
     }
 

@@ -28,7 +28,16 @@ def open_digits(data: Data) -> Source:
             f"data.train_images is {data.train_images}: of the digits there are 10 to "
             f"{available} to train on"
         )
-    for name in ("auto_augment", "color_jitter", "erasing", "crop", "interpolation", "mean", "std"):
+    for name in (
+        "auto_augment",
+        "color_jitter",
+        "erasing",
+        "crop",
+        "crop_area",
+        "interpolation",
+        "mean",
+        "std",
+    ):
         if value := getattr(data, name):
             raise InputError(
                 f"data.{name} is {value!r}, and the digits are used as they are rendered: drop it, "

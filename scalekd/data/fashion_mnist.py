@@ -1,6 +1,7 @@
 """Fashion-MNIST: 28x28 grey images of ten kinds of clothing, found here or downloaded."""
 
 import gzip
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -17,7 +18,18 @@ from scalekd.reading import open_regular
 from scalekd.recipe import Data
 
 NAME = "fashion-mnist"
-"""What `data.root` calls it."""
+"""What `data.root` calls it, with all its training and test images."""
+
+CHOOSING = f"{NAME}:choosing"
+"""Without the test images: the last training images are there to choose settings by."""
+
+FINAL = f"{NAME}:final"
+"""What is measured with settings that were chosen: the same training images, and the test images."""
+
+NAMES = NAME, CHOOSING, FINAL
+
+HELD_OUT = 5_000
+"""How many of the last training images the two parts leave out of training."""
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist has its files."""
@@ -46,22 +58,33 @@ MAX_BYTES = 2**28
 
 
 def open_fashion_mnist(data: Data) -> Source:
-    """Open the 60,000 images to train on and the 10,000 to validate on.
+    """Open the images to train on and to validate on: 60,000 and the 10,000 of the test set, or
+    those of the part that `data.root` names.
 
     Raises:
         InputError: the files are not on this machine and cannot be downloaded, or are damaged.
     """
     folder = find_or_download()
-    training, validation = (_read_split(folder, name) for name in FILES)
-    note = f"{NAME} is read from {folder}, and accuracy is measured on its test images"
+    which = slice(None) if data.root == NAME else slice(-HELD_OUT)
+    training = _read_split(folder, "train", which)
+    validation, measured_on = _validation_split(data.root, folder)
+    note = f"{NAME} is read from {folder}, and accuracy is measured on {measured_on}"
     return build_source(data, training, validation, notes=[note])
 
 
 def open_fashion_mnist_validation(data: Data) -> Source:
-    """Open the 10,000 test images to evaluate on."""
+    """Open the images to evaluate on."""
     folder = find_or_download()
-    note = f"accuracy is measured on the test images of {NAME} in {folder}"
-    return build_validation_source(data, _read_split(folder, "test"), [note])
+    validation, measured_on = _validation_split(data.root, folder)
+    note = f"accuracy is measured on {measured_on} of {NAME} in {folder}"
+    return build_validation_source(data, validation, [note])
+
+
+def _validation_split(root: str, folder: Path) -> tuple[StoredSplit, str]:
+    if root == CHOOSING:
+        held_out = _read_split(folder, "train", slice(-HELD_OUT, None))
+        return replace(held_out, name="held out"), "its last training images"
+    return _read_split(folder, "test"), "its test images"
 
 
 def find_or_download() -> Path:
@@ -88,26 +111,30 @@ class FashionMnistSamples:
     Args:
         folder: that has the files.
         split: train or test.
+        places: of the images in the split's file.
         targets: class of each image.
     """
 
-    def __init__(self, folder: Path, split: str, targets: list[int]) -> None:
-        self.folder, self.split, self.targets = folder, split, targets
+    def __init__(self, folder: Path, split: str, places: range, targets: list[int]) -> None:
+        self.folder, self.split, self.places, self.targets = folder, split, places, targets
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> Sample:
-        pixels = _read_array(self.folder, self.split, IMAGES)[index]
-        return Image.fromarray(pixels).convert("RGB"), self.targets[index]
+        return Image.fromarray(self._pixels(index)).convert("RGB"), self.targets[index]
 
     def content(self, index: int) -> bytes:
         """The pixels of an image."""
-        pixels: bytes = _read_array(self.folder, self.split, IMAGES)[index].tobytes()
+        pixels: bytes = self._pixels(index).tobytes()
+        return pixels
+
+    def _pixels(self, index: int) -> np.ndarray:
+        pixels: np.ndarray = _read_array(self.folder, self.split, IMAGES)[self.places[index]]
         return pixels
 
 
-def _read_split(folder: Path, name: str) -> StoredSplit:
+def _read_split(folder: Path, name: str, which: slice = slice(None)) -> StoredSplit:
     images, labels = (_read_array(folder, name, kind) for kind in (IMAGES, LABELS))
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
         raise InputError(
@@ -119,11 +146,16 @@ def _read_split(folder: Path, name: str) -> StoredSplit:
             f"{_file(folder, name, LABELS)} has the label {labels.max()}, and {NAME} has "
             f"{len(CLASSES)} classes: get the file again"
         )
-    targets = labels.tolist()
+    places, targets = range(len(labels))[which], labels[which].tolist()
+    if not targets:
+        raise InputError(
+            f"the {name} files of {NAME} in {str(folder)!r} have {len(labels)} images, of which "
+            f"{NAME} holds {HELD_OUT} out: get the files again"
+        )
     return StoredSplit(
         name=name,
-        samples=FashionMnistSamples(folder, name, targets),
-        identifiers=[NAME, name],
+        samples=FashionMnistSamples(folder, name, places, targets),
+        identifiers=[NAME, name, *([] if which == slice(None) else [str(places)])],
         classes=CLASSES,
         targets=torch.tensor(targets, dtype=torch.int64),
     )

@@ -9,7 +9,7 @@ from typing import Literal
 from scalekd.data.decoding import is_image_name, unreadable
 from scalekd.data.digits import open_digits
 from scalekd.data.fashion_mnist import (
-    NAME as FASHION_MNIST,
+    NAMES as FASHION_MNIST_NAMES,
 )
 from scalekd.data.fashion_mnist import (
     open_fashion_mnist,
@@ -167,7 +167,7 @@ def open_validation(data: Data) -> Source:
             refuse_val_share(data, "the digits have images to validate on")
             return open_digits(data)
         case "fashion_mnist":
-            refuse_val_share(data, f"{data.root} has test images")
+            refuse_val_share(data, f"{data.root} has images to validate on")
             return open_fashion_mnist_validation(data)
         case "hugging_face":
             refuse_val_share(data, f"{data.root!r} has splits of its own")
@@ -248,7 +248,7 @@ def _layout_by_name(
     """The layout of what is no folder; None for a folder."""
     if root == "digits":
         return "digits"
-    if root == FASHION_MNIST:
+    if root in FASHION_MNIST_NAMES:
         return "fashion_mnist"
     if root.startswith(PREFIX):
         return "hugging_face"

@@ -404,6 +404,7 @@ def build_training_transform(data: Data, config: InputConfig) -> Transform:
             std=std,
             auto_augment=data.auto_augment,
             re_prob=data.erasing,
+            scale=None if data.crop_area is None else (data.crop_area, 1.0),
             color_jitter=data.color_jitter or None,
         )
     except Exception as error:  # timm raises many kinds for a policy that it cannot read

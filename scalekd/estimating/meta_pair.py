@@ -7,11 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd.compatibility.check import BATCH
-from scalekd.data.fashion_mnist import NAME as FASHION_MNIST
+from scalekd.data.fashion_mnist import NAMES as FASHION_MNIST_NAMES
 from scalekd.data.fashion_mnist import find_files
 from scalekd.data.open import open_source
 from scalekd.data.source import Source
-from scalekd.distiller import ScaleKD
+from scalekd.scale_kd import ScaleKD
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
 from scalekd.recipe import Recipe
@@ -56,7 +56,7 @@ def count_training_images(recipe: Recipe, images: int | None = None) -> Training
     data = recipe.data
     if images is not None and images < 1:
         raise InputError(f"images is {images}: it must be 1 or more")
-    fashion_mnist = data.root == FASHION_MNIST and find_files() is not None
+    fashion_mnist = data.root in FASHION_MNIST_NAMES and find_files() is not None
     if data.root == "digits" or fashion_mnist or Path(data.root).exists():
         source = open_source(data)
         any_input = InputConfig(3, (224, 224), (0.5,) * 3, (0.5,) * 3)  # no image is loaded

@@ -5,6 +5,7 @@ import gzip
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,3 +149,51 @@ def test_debians_package_has_the_images_that_everybody_knows() -> None:
     assert [validation[i][1] for i in range(4)] == [9, 2, 1, 1]  # a boot, a pullover, two trousers
     mean = torch.stack([validation[i][0] for i in range(0, 10_000, 20)]).mean()
     assert mean.item() == pytest.approx(0.287, abs=0.01)
+
+
+def test_two_parts_share_their_training_images_and_only_one_has_the_test_images(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny(hub / "datasets" / "FashionMNIST" / "raw")
+    monkeypatch.setattr(fashion_mnist, "HELD_OUT", 6)
+    sources = [open_folder(f"{ROOT}:{part}") for part in ("choosing", "final")]
+    held_out, test = (
+        [int(255 * source.validation_set(GREY)[i][0].max()) for i in range(split.images)]
+        for source in sources
+        for split in source.splits[1:]
+    )
+    for source in sources:
+        assert source.splits[0].images == 14
+        assert source.targets is not None
+        assert source.targets.tolist() == [i % 10 for i in range(14)]
+        assert source.unaugmented_set is not None
+        pixels = [source.unaugmented_set(GREY)[i][0].max() for i in range(14)]
+        assert [round(255 * float(value)) for value in pixels] == list(range(14))
+    assert held_out == list(range(14, 20))
+    assert test == list(range(10))
+    whole = open_folder(ROOT)
+    assert len({whole.identity, sources[0].identity}) == 2
+    assert sources[0].identity == sources[1].identity
+    assert sources[0].validation_identity != sources[1].validation_identity
+
+
+def test_a_part_of_too_few_images_is_refused(hub: Path) -> None:
+    write_tiny(hub / "datasets" / "FashionMNIST" / "raw")
+    with refused("have 20 images", "holds 5000 out"):
+        open_folder(f"{ROOT}:final")
+
+
+def test_crops_keep_the_share_of_the_area_that_is_asked_for(hub: Path) -> None:
+    folder = hub / "datasets" / "FashionMNIST" / "raw"
+    write_tiny(folder)
+    ramp = np.broadcast_to(np.arange(28, dtype=np.uint8) * 9, (20, 28, 28))  # from left to right
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(ramp)))
+
+    def narrowest(**options: Any) -> float:
+        images = open_folder(ROOT, **options).training_set(GREY, 0)
+        return min(float(images[key][0].max() - images[key][0].min()) for key in range(200))
+
+    assert narrowest(crop_area=0.9) > 0.8 * 27 * 9 / 255
+    assert narrowest() < 0.5 * 27 * 9 / 255
+    with refused("data.crop_area is 0", "more than 0"):
+        Data(ROOT, crop_area=0.0)
