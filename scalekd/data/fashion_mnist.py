@@ -24,7 +24,7 @@ CHOOSING = f"{NAME}:choosing"
 """Without the test images: the last training images are there to choose settings by."""
 
 FINAL = f"{NAME}:final"
-"""What is measured with settings that were chosen: the same training images, and the test images."""
+"""For measuring with settings that were chosen: the same training images, and the test images."""
 
 NAMES = NAME, CHOOSING, FINAL
 

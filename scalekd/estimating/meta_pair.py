@@ -11,7 +11,7 @@ from scalekd.data.fashion_mnist import NAMES as FASHION_MNIST_NAMES
 from scalekd.data.fashion_mnist import find_files
 from scalekd.data.open import open_source
 from scalekd.data.source import Source
-from scalekd.scale_kd import ScaleKD
+from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
 from scalekd.recipe import Recipe
