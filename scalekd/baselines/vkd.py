@@ -25,7 +25,8 @@ class Vkd:
     no parameters, and smooth_l1 is a mean over images and channels. Here f is the mean over space
     of the final feature, after the final norm; a ViT's class token has no part in it. The authors'
     whitening of a teacher that was trained to generate is not offered. P is kept orthonormal by
-    torch's parametrization, and the loss is computed in float32, under autocast, too.
+    torch's parametrization (the Cayley map, one linear system of as many unknowns as the wider side
+    has channels), and the loss is computed in float32, under autocast, too.
 
     Args:
         weight: Weight w of the loss, 0 or more.
@@ -82,7 +83,9 @@ class VkdLoss(nn.Module):
         self.settings = settings
         self.task_weight = 1.0
         linear = nn.Linear(in_channels, out_channels, bias=False)
-        self.projection = parametrizations.orthogonal(linear)
+        # Not the default, "householder", which reads signs from a parameter's diagonal as integers:
+        # any weight decay makes 0 of 1 there, and columns of the projection vanish.
+        self.projection = parametrizations.orthogonal(linear, orthogonal_map="cayley")
 
     def forward(
         self, student: Features, teacher: Features, tail: Tail, targets: Tensor | None = None

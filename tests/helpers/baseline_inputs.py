@@ -61,9 +61,7 @@ def assert_same_terms(actual: Mapping[str, Tensor], expected: Mapping[str, Tenso
     assert list(actual) == list(expected)
     for name, term in actual.items():
         assert term.shape == ()
-        torch.testing.assert_close(
-            term, expected[name], **TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        assert_close(term, expected[name], name)
 
 
 def assert_same_gradients(
