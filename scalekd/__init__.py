@@ -13,7 +13,7 @@ if Path(sys.argv[0]).stem in ("scalekd", "-m"):  # the command line, before the 
 # Importing these two registers their models with timm.
 import scalekd.digits.teacher
 import scalekd.networks.paper_mixer  # noqa: F401
-from scalekd.distiller import ScaleKD, StepOutput
+from scalekd.distiller import BaselineDistiller
 from scalekd.errors import InputError
 from scalekd.features import Features, FeatureShapes
 from scalekd.method import LossWeights, ScaleKDLoss
@@ -25,10 +25,13 @@ from scalekd.networks import (
     InputConfig,
     OffersFeatures,
 )
+from scalekd.scale_kd import ScaleKD
+from scalekd.step import StepOutput
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BaselineDistiller",
     "FeatureExtractor",
     "FeatureSelection",
     "FeatureShapes",

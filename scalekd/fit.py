@@ -1,13 +1,19 @@
 """How the features of a pair are projected, in one line."""
 
-from scalekd.distiller import ScaleKD
+from scalekd.distiller import Distiller
 from scalekd.features import MapShape
 from scalekd.networks.feature_selection import ResolvedSelection
+from scalekd.scale_kd import ScaleKD
 
 
-def describe_fit(pair: ScaleKD) -> str:
+def describe_fit(pair: Distiller) -> str:
     """Return one line with everything that was resolved for a pair, to print before training."""
     teacher, student = pair.teacher, pair.student_extractor.shapes
+    if not isinstance(pair, ScaleKD):
+        return (
+            f"{format_map(student.final)} and {format_map(teacher.shapes.final)} "
+            f"{describe_norm(teacher.extractor.selection)}"
+        )
     tail = format_modules(teacher.tail_modules)
     return (
         f"{format_map(student.penultimate)} -> {format_map(teacher.shapes.penultimate)} -> "

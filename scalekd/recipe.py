@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from timm.optim import list_optimizers
 
+from scalekd.baselines import Dist, FeatureDistillation, Ofa, Relations, Rsd, Vkd
 from scalekd.errors import InputError
 from scalekd.kinds import check_kinds
 from scalekd.method import LossWeights
@@ -53,7 +54,11 @@ RUN_FOLDER_FILE = re.compile(
 RECIPES = Path(__file__).with_name("recipes")
 DEFAULT_RECIPE = "digits"
 
-Baseline = Literal["supervised", "logit_kd"]
+Method = Literal[
+    "supervised", "logit_kd", "fd", "dist", "ofa", "rsd", "relations", "vkd", "scalekd"
+]
+"""How a student is trained; all but scalekd are baselines (docs/baselines.md)."""
+
 Tracker = Literal["csv", "tensorboard", "wandb", "mlflow"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
@@ -357,8 +362,9 @@ class Recipe:
         cache: Folder of a teacher's outputs that `scalekd cache` made, which are read instead of
             running the teacher. By default the teacher is run.
         seeds: Random seeds, for example [1,2,3]; each method is trained once with each.
-        compare: Baselines to train for comparison with the same student: supervised (labels only),
-            logit_kd (labels and the teacher's logits), or both, as a list. By default none.
+        compare: Methods to train for comparison with the same student, as a list: supervised
+            (labels only), logit_kd (labels and the teacher's logits), or any other value of method.
+            By default none.
         validate_every: Number of epochs between two validations.
         max_skipped: Number of steps in a run that may be skipped because their loss is non-finite
             (NaN or Inf); the next such step ends the run.
@@ -368,6 +374,15 @@ class Recipe:
         save_minutes: Minutes between two checkpoints of a run.
         save_steps: Number of steps after which a checkpoint is written as well. By default only
             save_minutes counts.
+        method: Method that trains the student: scalekd, or one of the baselines that it is compared
+            with (docs/baselines.md): logit_kd, fd (feature distillation), dist, ofa, rsd, relations
+            or vkd.
+        fd: Settings of the method fd, feature distillation.
+        dist: Settings of the method dist.
+        ofa: Settings of the method ofa, OFA-KD.
+        rsd: Settings of the method rsd.
+        relations: Settings of the method relations.
+        vkd: Settings of the method vkd.
     """
 
     teacher: str | None
@@ -407,13 +422,20 @@ class Recipe:
     fsdp: list[Literal["student", "teacher"]] = field(default_factory=list)
     cache: str | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
-    compare: list[Baseline] = field(default_factory=list)
+    compare: list[Method] = field(default_factory=list)
     validate_every: int = 1
     max_skipped: int = 0
     log_every: int = 10
     trackers: list[Tracker] = field(default_factory=list)
     save_minutes: float = 5.0
     save_steps: int | None = None
+    method: Method = "scalekd"
+    fd: FeatureDistillation = field(default_factory=FeatureDistillation)
+    dist: Dist = field(default_factory=Dist)
+    ofa: Ofa = field(default_factory=Ofa)
+    rsd: Rsd = field(default_factory=Rsd)
+    relations: Relations = field(default_factory=Relations)
+    vkd: Vkd = field(default_factory=Vkd)
 
     def __post_init__(self) -> None:
         for name in PATHS:
@@ -439,6 +461,7 @@ class Recipe:
             self._check_cache()
         if self.more_students:
             self._check_students()
+        self._check_methods()
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema is {self.ema}: it must be between 0 and 1, for example 0.9999")
         _check_statistics("teacher_", self.teacher_mean, self.teacher_std)
@@ -481,8 +504,26 @@ class Recipe:
             raise InputError(f"seeds are {self.seeds}: each must be from 0 to {2**32 - 1}")
         if len(set(self.trackers)) < len(self.trackers):
             raise InputError(f"trackers is {self.trackers}: name each once")
+
+    def _check_methods(self) -> None:
+        if self.method == "supervised":
+            raise InputError(
+                "method is supervised, which has no teacher: use `scalekd train`, or give another "
+                "method and --compare '[supervised]'"
+            )
         if len(set(self.compare)) < len(self.compare):
             raise InputError(f"compare is {self.compare}: name each once")
+        weights = self.weights or LossWeights()
+        if "logit_kd" in (self.method, *self.compare) and not weights.logits:
+            raise InputError(
+                "weights.logits is 0, and logit_kd has no other loss under a teacher: make it more "
+                "than 0, or drop logit_kd"
+            )
+        if self.method in self.compare:
+            raise InputError(
+                f"compare is {self.compare} and method is {self.method}, which it would train "
+                "twice: take it out of compare"
+            )
 
     def _check_restarts(self) -> None:
         restarts = self.optim.restarts
@@ -568,6 +609,11 @@ class Recipe:
                     f"data.{name} is {value}, but a cache stores the teacher's outputs for single "
                     "images: set it to 0 or drop cache"
                 )
+        if "fd" in (self.method, *self.compare) and self.fd.penultimate:
+            raise InputError(
+                f"fd.penultimate is {self.fd.penultimate}, but a cache has only the teacher's "
+                "final features: set it to 0 or drop cache"
+            )
         if "teacher" in self.fsdp:
             raise InputError(
                 "fsdp has teacher, of which only the tail is in memory with a cache: drop one "

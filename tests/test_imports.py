@@ -28,10 +28,11 @@ FLOORS = [
         "reading",
         "kinds",
         "processes",
+        "step",
     },
-    {"method", "networks"},
+    {"method", "networks", "baselines"},
     {"recipe", "digits"},
-    {"cache", "distiller", "fit", "baselines"},
+    {"cache", "distiller", "scale_kd", "fit"},
     {"data", "distributed", "runs"},
     {"training"},
     {"jobs"},
@@ -41,7 +42,13 @@ FLOORS = [
 """From the ground up. A module imports modules of its own room and of rooms on its own or a lower
 floor."""
 
-STRANGERS = {("method", "networks"), ("networks", "method")}
+STRANGERS = {
+    ("method", "networks"),
+    ("method", "baselines"),
+    ("networks", "method"),
+    ("networks", "baselines"),
+    ("baselines", "networks"),
+}
 """Rooms of one floor that do not import each other."""
 
 

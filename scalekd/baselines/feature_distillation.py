@@ -1,6 +1,6 @@
 """FD, plain feature distillation: the baseline against which the paper motivates its method."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -40,8 +40,10 @@ class FeatureDistillation:
         penultimate: Weight w3 of the penultimate features' distance, 0 or more. A cache of the
             teacher's outputs does not hold its penultimate feature: set it to 0 there.
         final: Weight w4 of the final features' distance, 0 or more.
-        logits: Weight a of logit distillation, from 0 to 1; the task's loss has weight 1 - a.
-        temperature: Temperature that divides the logits in logit distillation, more than 0.
+        logits: Weight a of logit distillation, from 0 to 1; the task's loss has weight 1 - a. By
+            default 0.5, and in a recipe that of weights.logits.
+        temperature: Temperature that divides the logits in logit distillation, more than 0. By
+            default 1, and in a recipe its own.
 
     Raises:
         InputError: A value is out of its range.
@@ -63,20 +65,30 @@ class FeatureDistillation:
         ['final']
     """
 
-    name: ClassVar[str] = "feature_distillation"
+    name: ClassVar[str] = "fd"
     reads_stages: ClassVar[bool] = False
 
     penultimate: float = 0.08
     final: float = 0.08
-    logits: float = 0.5
-    temperature: float = 1.0
+    logits: float | None = None
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         check_kinds(self, f"{self.name}.")
         check_weight(f"{self.name}.penultimate", self.penultimate)
         check_weight(f"{self.name}.final", self.final)
-        check_weight(f"{self.name}.logits", self.logits, most=1)
-        check_positive(f"{self.name}.temperature", self.temperature)
+        if self.logits is not None:
+            check_weight(f"{self.name}.logits", self.logits, most=1)
+        if self.temperature is not None:
+            check_positive(f"{self.name}.temperature", self.temperature)
+
+    def with_defaults(self, *, logits: float = 0.5, temperature: float = 1.0) -> "FeatureDistillation":
+        """The same settings with these two where they are not set."""
+        return replace(
+            self,
+            logits=logits if self.logits is None else self.logits,
+            temperature=temperature if self.temperature is None else self.temperature,
+        )
 
     @property
     def reads_penultimate(self) -> bool:
@@ -90,7 +102,7 @@ class FeatureDistillation:
             InputError: A feature or a classifier is missing that a weight above 0 needs, or the
                 numbers of classes differ.
         """
-        if self.logits:
+        if self.with_defaults().logits:
             check_same_classes(
                 f"{self.name}.logits",
                 student=student,
@@ -109,7 +121,7 @@ class FeatureDistillationLoss(nn.Module):
         teacher: Shapes of the teacher's features.
 
     Attributes:
-        settings: The weights and the temperature.
+        settings: The weights and the temperature, with defaults where they were not set.
         task_weight: Weight of the task's loss, which the caller adds.
         projections: The 1x1 convolutions by the names of their terms.
 
@@ -121,7 +133,8 @@ class FeatureDistillationLoss(nn.Module):
         self, settings: FeatureDistillation, *, student: FeatureShapes, teacher: FeatureShapes
     ) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings = settings = settings.with_defaults()
+        assert settings.logits is not None
         self.task_weight = 1 - settings.logits
         self.projections = nn.ModuleDict()
         for stage in ("penultimate", "final"):
@@ -154,7 +167,7 @@ class FeatureDistillationLoss(nn.Module):
             mimicking = project(resized(s, tuple(t.shape[2:])))
             gap = distance(tokens(mimicking), tokens(t.detach()))
             terms[stage] = getattr(self.settings, stage) * gap
-        if self.settings.logits:
+        if self.settings.logits and self.settings.temperature:
             s, t = both_logits("logit distillation", student=student, teacher=teacher)
             kd = logit_distillation(s, t, self.settings.temperature)
             terms["logits"] = self.settings.logits * kd

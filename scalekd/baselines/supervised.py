@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from scalekd.distiller import StepOutput, check_batch
 from scalekd.errors import InputError
 from scalekd.notes import Note
+from scalekd.step import StepOutput, check_batch
 
 
 class Supervised(nn.Module):

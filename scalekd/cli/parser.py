@@ -28,7 +28,10 @@ TOPICS = {
     ),
     "data": ("data",),
     "optimisation": ("epochs", "batch_size", "optim", "task", "label_smoothing", "ema"),
-    "method": ("weights", "temperature", "heads", "separable_stem", "teacher_prefix", "one_token"),
+    "method": (
+        "method", "weights", "temperature", "heads", "separable_stem", "teacher_prefix",
+        "one_token", "fd", "dist", "ofa", "rsd", "relations", "vkd",
+    ),
     "precision and memory": (
         "precision", "accumulate", "checkpoint_tail", "compile", "channels_last",
         "sync_batchnorm", "fsdp", "cache",

@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd.compatibility.known_models import Role, nearest_model
-from scalekd.distiller import ScaleKD, count_parameters
+from scalekd.distiller import count_parameters
 from scalekd.errors import InputError
 from scalekd.features import Features, FeatureShapes
 from scalekd.flops import FLOP_FORMULAS
@@ -26,6 +26,7 @@ from scalekd.networks.feature_selection import ResolvedSelection
 from scalekd.networks.teacher.frozen import PrefixTokens
 from scalekd.notes import Note
 from scalekd.recipe import Data, Recipe
+from scalekd.scale_kd import ScaleKD
 from scalekd.training.prepare import prepare_on_meta
 
 BATCH = 2

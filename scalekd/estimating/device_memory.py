@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from scalekd.distiller import ScaleKD
 from scalekd.estimating.memory_simulation import MemorySimulation, optimizer_state_ratio
 from scalekd.recipe import Precision, Recipe
+from scalekd.scale_kd import ScaleKD
 
 GPU_OVERHEAD_RATIO = 0.1
 """Assumed: what torch's allocator reserves on a GPU, as a share of the live tensors."""

@@ -22,7 +22,6 @@ from scalekd.estimating.step_time import (
     step_time_from_flops,
 )
 from scalekd.recipe import Recipe
-from scalekd.runs.result import methods_to_train
 
 SCALING_EFFICIENCY = 0.9
 """Assumed: the share of its speed that a device keeps while several exchange gradients."""
@@ -113,6 +112,11 @@ def estimate(
             f"cache is {recipe.cache!r}, but a step is estimated with the teacher's forward pass: "
             "drop --cache; the savings at the end of the estimate tell what a cache would save"
         )
+    if recipe.method != "scalekd":
+        raise InputError(
+            f"method is {recipe.method}, but an estimate is of ScaleKD, whose step costs more: "
+            "drop --method for an upper bound"
+        )
     if recipe.more_students:
         raise InputError(
             f"more_students has {len(recipe.more_students)}, but an estimate is for one student: "
@@ -162,7 +166,7 @@ def estimate(
         images_per_epoch=training_images.count,
         steps_per_epoch=steps_per_epoch,
         epochs=recipe.epochs,
-        runs=len(recipe.seeds) * len(methods_to_train(recipe.teacher, recipe.compare)),
+        runs=len(recipe.seeds) * (1 + len(recipe.compare)),
         gflop=gflop,
         step_time=step_time,
         step_seconds=step_seconds,

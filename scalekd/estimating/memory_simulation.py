@@ -17,9 +17,9 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scalekd.distiller import ScaleKD
 from scalekd.networks import FrozenTeacher
 from scalekd.recipe import Precision
+from scalekd.scale_kd import ScaleKD
 from scalekd.training.performance import autocast
 
 

@@ -11,10 +11,10 @@ from scalekd.data.fashion_mnist import NAMES as FASHION_MNIST_NAMES
 from scalekd.data.fashion_mnist import find_files
 from scalekd.data.open import open_source
 from scalekd.data.source import Source
-from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
 from scalekd.recipe import Recipe
+from scalekd.scale_kd import ScaleKD
 from scalekd.training.prepare import prepare_on_meta
 
 IMAGENET = "imagenet"

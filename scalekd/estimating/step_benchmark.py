@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from scalekd.device import best_device
-from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.estimating.meta_pair import TrainingImages
 from scalekd.estimating.synthetic_step import SyntheticStep, time_call
 from scalekd.processes import end_with_parent
 from scalekd.recipe import Recipe
 from scalekd.runs.result import Run
+from scalekd.scale_kd import ScaleKD
 from scalekd.training.optim import build_average, build_optimizer
 from scalekd.training.performance import apply_performance_settings, compile_repeated_blocks
 from scalekd.training.prepare import prepare

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalekd.distiller import ScaleKD, StepOutput
 from scalekd.recipe import Recipe
+from scalekd.scale_kd import ScaleKD
+from scalekd.step import StepOutput
 from scalekd.training.performance import autocast
 
 

@@ -7,13 +7,14 @@ import timm
 
 from scalekd.data.source import Source
 from scalekd.device import best_device
-from scalekd.distiller import ScaleKD, count_parameters, why_no_logits
+from scalekd.distiller import Distiller, count_parameters
 from scalekd.errors import InputError
 from scalekd.fit import describe_fit
 from scalekd.jobs.teacher_check import check_teacher
 from scalekd.notes import Note
 from scalekd.recipe import Recipe
 from scalekd.runs.result import PairSummary, main_run
+from scalekd.scale_kd import ScaleKD
 from scalekd.training.batch import Learner
 from scalekd.training.dry_run import dry_run, parameters_without_gradient
 from scalekd.training.prepare import Prepared
@@ -39,8 +40,8 @@ def run_preflight(prepared: Prepared, teacher_top1: float | None = None) -> Pair
     """
     recipe = prepared.recipe
     learner = prepared.build_learner(main_run(recipe))
-    if "logit_kd" in recipe.compare and isinstance(learner, ScaleKD):
-        _check_logit_distillation(learner)
+    if isinstance(learner, Distiller):
+        prepared.check_compared()
     source = prepared.source
     batches, validation = open_loaders(prepared, learner, seed=recipe.seeds[0])
     _check_classes(learner, source, recipe)
@@ -58,7 +59,7 @@ def run_preflight(prepared: Prepared, teacher_top1: float | None = None) -> Pair
         gflop=gflop,
         workers=batches.num_workers,
     )
-    if not isinstance(learner, ScaleKD):
+    if not isinstance(learner, Distiller):
         return pair
     notes = pair.notes
     if source.classes is None:
@@ -127,15 +128,6 @@ def _pretrained_would_help(prepared: Prepared) -> bool:
     return images < FEW_IMAGES and timm.is_model_pretrained(recipe.student)
 
 
-def _check_logit_distillation(learner: ScaleKD) -> None:
-    if not learner.criterion.weights.logits:
-        why = why_no_logits(learner.student_extractor.shapes, learner.teacher.shapes)
-        why = why or "the weight logits is 0"
-        raise InputError(
-            f"compare has logit_kd, but logits cannot be distilled ({why}): drop logit_kd"
-        )
-
-
 def teacher_accuracy_notes(top1: float, classes: int, images: int) -> list[Note]:
     """Warn of a teacher whose accuracy is not above chance.
 
@@ -157,13 +149,18 @@ def teacher_accuracy_notes(top1: float, classes: int, images: int) -> list[Note]
     return [Note("warning", text)]
 
 
-def _notes_without_labels(learner: ScaleKD, root: str) -> list[Note]:
+def _notes_without_labels(learner: Distiller, root: str) -> list[Note]:
     """Notes on a training without labels: which losses remain."""
-    weights = asdict(learner.criterion.weights)
-    logits = weights.pop("logits")
-    kinds = [k for k, used in (("features", any(weights.values())), ("logits", logits)) if used]
-    texts = [f"no labels in {root}: only {' and '.join(kinds)} are distilled, without a task loss"]
-    if learner.student.num_classes and not logits:
+    texts = [f"no labels in {root}: the student learns from the teacher alone"]
+    classifies = True
+    if isinstance(learner, ScaleKD):
+        weights = asdict(learner.criterion.weights)
+        classifies = weights.pop("logits") > 0
+        kinds = ["features"] * any(weights.values()) + ["logits"] * classifies
+        texts = [
+            f"no labels in {root}: only {' and '.join(kinds)} are distilled, without a task loss"
+        ]
+    if learner.student.num_classes and not classifies:
         texts.append(
             f"nothing trains the student's classifier of {learner.student.num_classes} classes: "
             "take num_classes out of student_args for a student without one"

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 def unfinished_runs(recipe: Recipe, results: list[Result]) -> list[Run]:
     """The runs of a recipe, in the order of training, that have no result yet."""
     finished = {result.run for result in results}
-    methods = methods_to_train(recipe.teacher, recipe.compare)
+    methods = methods_to_train(recipe.teacher, recipe.compare, recipe.method)
     runs = [Run(method, seed) for seed in recipe.seeds for method in methods]
     return [run for run in runs if run not in finished]
 

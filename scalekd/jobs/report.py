@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from scalekd.recipe import Recipe
+from scalekd.recipe import Method, Recipe
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import (
     AVERAGED_STEPS,
@@ -32,6 +32,10 @@ SHORT_TERM_NAMES = {
 """Short names of the loss's terms; a prime marks the alternative view."""
 
 
+EQUAL_COST = 1.05
+"""A method whose step costs up to this many times another's counts as equally fast."""
+
+
 def format_terms(terms: Mapping[str, float], digits: int) -> str:
     """The terms of a loss as a sum, for example "final 2.50 + kd 0.50"."""
     return " + ".join(
@@ -44,7 +48,7 @@ def print_report(recipe: Recipe, pair: PairSummary, results: list[Result], out: 
     console = build_console()
     build_table = build_accuracy_table if all_have_accuracy(results) else build_loss_table
     console.print(build_table(recipe, pair, results))
-    for sentence in compare_in_sentences(results):
+    for sentence in compare_in_sentences(results, recipe.method):
         console.print(sentence, soft_wrap=True)
     exported = f"{METHOD_NAMES[main_run(recipe).method]}, seed {recipe.seeds[0]}"
     console.print(
@@ -103,47 +107,51 @@ def _costs(pair: PairSummary, runs: list[Result]) -> list[str]:
     return [f"{pair.student_parameters / 1e6:.3f}", f"{seconds_per_step(runs):.4f}"]
 
 
-def compare_in_sentences(results: list[Result]) -> list[str]:
-    """A sentence for each comparison: the gain paired by seed, its spread, and the cost in time."""
+def compare_in_sentences(results: list[Result], main: Method = "scalekd") -> list[str]:
+    """A sentence for each comparison of the method `main` with another: the gain paired by seed,
+    its spread, and the cost in time."""
     if not all_have_accuracy(results):
-        return _compare_losses(results)
+        return _compare_losses(results, main)
     sentences: list[str] = []
-    distilled = results_of_method(results, "scalekd")
+    name, distilled = METHOD_NAMES[main], results_of_method(results, main)
     if not distilled:
         return sentences
-    for method in ("supervised", "logit_kd"):
+    faster = []
+    for method, other in METHOD_NAMES.items():
         baseline = results_of_method(results, method)
-        if not baseline:
+        if not baseline or method == main:
             continue
         cost = seconds_per_step(distilled) / seconds_per_step(baseline)
         sentences.append(
-            f"ScaleKD against {METHOD_NAMES[method]} after the same number of steps: "
-            f"{_describe_gains(accuracy_gains(results, method))}; a step of ScaleKD took "
+            f"{name} against {other} after the same number of steps: "
+            f"{_describe_gains(accuracy_gains(results, method, main))}; a step of {name} took "
             f"{cost:.1f} times as long."
         )
-    if results_of_method(results, "logit_kd"):
+        if cost > EQUAL_COST and method != "supervised":
+            faster.append(other)
+    if faster:
         sentences.append(
-            "In the same training time logit KD would take more steps than ScaleKD; this "
-            "comparison does not show the accuracy that it would reach."
+            f"In the same training time {' or '.join(faster)} would take more steps than {name}; "
+            "this comparison does not show the accuracy that it would reach."
         )
     return sentences
 
 
-def _compare_losses(results: list[Result]) -> list[str]:
+def _compare_losses(results: list[Result], main: Method) -> list[str]:
     sentences = []
     for method, label in METHOD_NAMES.items():
         if runs := results_of_method(results, method):
             sentences.append(f"{label}: loss = {format_terms(mean_terms(runs), 3)}.")
     sentences.append("These losses do not show how good a student is: that takes a task's labels.")
-    distilled = results_of_method(results, "scalekd")
+    distilled = results_of_method(results, main)
     baseline = results_of_method(results, "logit_kd")
-    if baseline:
+    if baseline and distilled and "logits" in distilled[0].terms and main != "logit_kd":
         with_features, logits_only = (mean_terms(r)["logits"] for r in (distilled, baseline))
         cost = seconds_per_step(distilled) / seconds_per_step(baseline)
         sentences.append(
             f"Only the logits' term can be compared: {with_features:.3f} with feature "
-            f"distillation, {logits_only:.3f} without; a step of ScaleKD took {cost:.1f} times as "
-            "long."
+            f"distillation, {logits_only:.3f} without; a step of {METHOD_NAMES[main]} took "
+            f"{cost:.1f} times as long."
         )
     return sentences
 

@@ -100,13 +100,27 @@ class ScaleKDLoss(nn.Module):
                     heads=heads[1],
                 )
 
-    def forward(self, student: Features, teacher: Features, tail: Tail) -> dict[str, Tensor]:
+    @property
+    def task_weight(self) -> float:
+        """Weight of the task's loss beside these terms, 1 - a."""
+        return 1 - self.weights.logits
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the projectors' positions and trained queries, which optimizers
+        should not decay."""
+        names = [name for name, _ in self.named_parameters()]
+        return {name for name in names if name.endswith((".position", ".own_query"))}
+
+    def forward(
+        self, student: Features, teacher: Features, tail: Tail, targets: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Compute the weighted terms.
 
         Args:
             student: The student's features; gradients reach them and the projectors.
             teacher: The teacher's features, detached here; the penultimate one is not read.
             tail: The teacher's last stage; gradients pass through it without training it.
+            targets: Not read. Other losses of this call are about the labels.
 
         Returns:
             The terms, scalars, by their names `tpp_original`, `tpp_alternative`, `final_original`,

@@ -4,6 +4,7 @@
 shapes are found by running a copy on the meta device, which costs no arithmetic and no memory.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class FeatureExtractor:
         size: (height, width) of the images in pixels; default the model's own.
         features: which features; see `FeatureSelection`.
         is_teacher: whether the defaults are a teacher's or a student's.
+        all_stages: whether the features have the maps of all stages, too; see `stage_indices`.
 
     Attributes:
         input: channels, size and normalisation of the images.
@@ -54,6 +56,7 @@ class FeatureExtractor:
         size: tuple[int, int] | None = None,
         features: FeatureSelection | None = None,
         is_teacher: bool = False,
+        all_stages: bool = False,
     ) -> None:
         self.model = model
         self.input = input_config(model, size)
@@ -65,18 +68,20 @@ class FeatureExtractor:
         penultimate, final = (
             map_shape(probe.maps[i]) for i in (self.selection.penultimate, self.selection.final)
         )
-        self.shapes = FeatureShapes(penultimate, final, probe.classes)
+        self.stages = stage_indices(probe.maps) if all_stages else []
+        stages = tuple(map_shape(probe.maps[i]) for i in self.stages)
+        self.shapes = FeatureShapes(penultimate, final, probe.classes, stages)
 
     def __call__(self, images: Tensor) -> Features:
         """Return features of normalised `images` (N, channels, H, W), with gradients."""
-        output, penultimate, final = self._run(images)
+        output, penultimate, final, stages = self._run(images)
         model: Any = self.model
         logits = model.forward_head(output) if self.shapes.classes else None
-        return Features(penultimate, self.finish(final), logits)
+        return Features(penultimate, self.finish(final), logits, stages)
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two maps without running the head; the final one before `finish`."""
-        _, penultimate, final = self._run(images)
+        _, penultimate, final, _ = self._run(images)
         return penultimate, final
 
     def finish(self, final: Tensor) -> Tensor:
@@ -91,18 +96,18 @@ class FeatureExtractor:
         by_token: Tensor = norm(final.movedim(1, -1))
         return by_token.movedim(-1, 1)
 
-    def _run(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the output of `forward_features` and the two maps."""
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """Return the output of `forward_features`, the two maps, and those of the stages."""
         model: Any = self.model
-        output, (penultimate, final) = model.forward_intermediates(
-            images,
-            indices=[self.selection.penultimate, self.selection.final],
-            norm=False,
-            output_fmt="NCHW",
+        indices = sorted({self.selection.penultimate, self.selection.final, *self.stages})
+        output, maps = model.forward_intermediates(
+            images, indices=indices, norm=False, output_fmt="NCHW"
         )
+        by_index = dict(zip(indices, maps, strict=True))
+        penultimate, final = by_index[self.selection.penultimate], by_index[self.selection.final]
         if self.selection.from_forward_features:
             final = as_map(output, map_shape(final))
-        return output, penultimate, final
+        return output, penultimate, final, tuple(by_index[i] for i in self.stages)
 
 
 def build_feature_extractor(
@@ -110,6 +115,7 @@ def build_feature_extractor(
     size: tuple[int, int] | None = None,
     features: FeatureSelection | None = None,
     is_teacher: bool = False,
+    all_stages: bool = False,
 ) -> FeatureExtractor | ProtocolFeatureExtractor:
     """Build the feature extractor of a timm model, or of a module that offers its features.
 
@@ -118,13 +124,29 @@ def build_feature_extractor(
             features itself.
     """
     if not offers_features(model):
-        return FeatureExtractor(model, size, features, is_teacher)
+        return FeatureExtractor(model, size, features, is_teacher, all_stages)
     if features not in (None, FeatureSelection()):
         raise InputError(
             f"{type(model).__name__} offers its features itself, but {features} selects among "
             "the features of timm's models: drop the selection"
         )
-    return ProtocolFeatureExtractor(model, size)
+    return ProtocolFeatureExtractor(model, size, all_stages)
+
+
+def stage_indices(maps: Sequence[Tensor]) -> list[int]:
+    """Return which of a model's feature maps are those of its stages, at most the last four.
+
+    A stage of a network with several grids ends with the last map of a grid. A network with one
+    grid, such as a ViT, counts as four stages of equally many blocks.
+
+    Args:
+        maps: all feature maps of the model in order, (N, C, H, W) each.
+    """
+    last_of_grid = {tuple(feature.shape[2:]): index for index, feature in enumerate(maps)}
+    if len(last_of_grid) > 1:
+        return sorted(last_of_grid.values())[-4:]
+    stages = min(4, len(maps))
+    return [(stage * len(maps)) // stages - 1 for stage in range(1, stages + 1)]
 
 
 def _model_defaults(model: nn.Module, name: str, is_teacher: bool) -> FeatureSelection:

@@ -75,6 +75,8 @@ class ProtocolFeatureExtractor:
     Args:
         model: see `OffersFeatures`.
         size: (height, width) of the images; default `model.input.size`.
+        all_stages: whether the features have `stages`; a module that offers none has two, its
+            penultimate and its final feature.
 
     Attributes:
         input: channels, size and normalisation of the images.
@@ -88,8 +90,11 @@ class ProtocolFeatureExtractor:
 
     selection = None
 
-    def __init__(self, model: nn.Module, size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, size: tuple[int, int] | None = None, all_stages: bool = False
+    ) -> None:
         self.model = model
+        self.all_stages = all_stages
         config = model.input
         assert isinstance(config, InputConfig)
         _check_input(type(model).__name__, config)
@@ -99,6 +104,9 @@ class ProtocolFeatureExtractor:
     def __call__(self, images: Tensor) -> Features:
         """Return features of normalised `images` (N, channels, H, W), with gradients."""
         features: Features = self.model.features(images)  # type: ignore[operator]
+        if self.all_stages and isinstance(features, Features) and not features.stages:
+            assert features.penultimate is not None
+            features = replace(features, stages=(features.penultimate, features.final))
         return features
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,7 +187,10 @@ def _check_features(name: str, features: Any, batch: int) -> FeatureShapes:
         )
     classes = None if logits is None else logits.shape[1]
     assert features.penultimate is not None
-    return FeatureShapes(map_shape(features.penultimate), map_shape(features.final), classes)
+    stages = tuple(map(map_shape, features.stages))
+    return FeatureShapes(
+        map_shape(features.penultimate), map_shape(features.final), classes, stages
+    )
 
 
 def _has_rank(value: Any, rank: int, batch: int) -> bool:

@@ -9,9 +9,20 @@ from typing import Any
 
 import matplotlib
 
-from scalekd.runs.result import METHOD_NAMES, Method
+from scalekd.recipe import Method
+from scalekd.runs.result import METHOD_NAMES
 
-COLOURS: dict[Method, str] = {"supervised": "#8a8a8a", "logit_kd": "#d98c21", "scalekd": "#2166ac"}
+COLOURS: dict[Method, str] = {
+    "supervised": "#8a8a8a",
+    "logit_kd": "#d98c21",
+    "fd": "#4d9221",
+    "dist": "#c51b7d",
+    "ofa": "#762a83",
+    "rsd": "#35978f",
+    "relations": "#8c510a",
+    "vkd": "#b2182b",
+    "scalekd": "#2166ac",
+}
 
 Point = tuple[float, float, float]
 """Step, seconds of training, and the value that is drawn over both: an accuracy in % or a loss."""

@@ -8,21 +8,26 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from scalekd.data.source import Split
 from scalekd.networks import InputConfig
 from scalekd.notes import Note
 from scalekd.reading import is_number, is_whole, read_jsonl
-from scalekd.recipe import Baseline, Recipe
+from scalekd.recipe import Method, Recipe
 
 AVERAGED_STEPS = 50
 """Last steps over which a run's final loss is the mean: the loss of a single step is noise."""
 
-Method = Literal["scalekd", "supervised", "logit_kd"]
 METHOD_NAMES: dict[Method, str] = {
     "supervised": "supervised",
     "logit_kd": "logit KD",
+    "fd": "FD",
+    "dist": "DIST",
+    "ofa": "OFA-KD",
+    "rsd": "RSD",
+    "relations": "relations",
+    "vkd": "VkD",
     "scalekd": "ScaleKD",
 }
 """How tables, curves and sentences call the methods, in the order in which they list them."""
@@ -39,19 +44,22 @@ class Run:
         return f"{self.method} seed {self.seed}"
 
 
-def methods_to_train(teacher: str | None, compare: Sequence[Baseline]) -> list[Method]:
-    """Methods that a recipe trains for each seed, the slowest first; see also `main_run`.
+def methods_to_train(
+    teacher: str | None, compare: Sequence[Method], method: Method = "scalekd"
+) -> list[Method]:
+    """Methods that a recipe trains for each seed, its own first; see also `main_run`.
 
     Args:
         teacher: the recipe's; without one only the supervised baseline is trained.
-        compare: the recipe's baselines.
+        compare: the methods that the recipe compares its own with.
+        method: the recipe's own.
     """
-    return ["supervised"] if teacher is None else ["scalekd", *reversed(compare)]
+    return ["supervised"] if teacher is None else [method, *reversed(compare)]
 
 
 def main_run(recipe: Recipe) -> Run:
     """The run whose student is exported: the first method with the first seed."""
-    return Run(methods_to_train(recipe.teacher, recipe.compare)[0], recipe.seeds[0])
+    return Run(methods_to_train(recipe.teacher, recipe.compare, recipe.method)[0], recipe.seeds[0])
 
 
 @dataclass(frozen=True)
@@ -223,10 +231,10 @@ def all_have_accuracy(results: list[Result]) -> bool:
     return all(result.top1 is not None for result in results)
 
 
-def accuracy_gains(results: list[Result], method: str) -> list[float]:
-    """Percentage points by which ScaleKD exceeds `method`, for each seed that both finished."""
+def accuracy_gains(results: list[Result], method: Method, main: Method = "scalekd") -> list[float]:
+    """Percentage points by which `main` exceeds `method`, for each seed that both finished."""
     baseline = {r.run.seed: r.top1 for r in results if r.run.method == method}
-    pairs = [(r.top1, baseline.get(r.run.seed)) for r in results_of_method(results, "scalekd")]
+    pairs = [(r.top1, baseline.get(r.run.seed)) for r in results_of_method(results, main)]
     return [100 * (one - other) for one, other in pairs if one is not None and other is not None]
 
 

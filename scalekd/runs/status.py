@@ -13,13 +13,12 @@ from matplotlib.figure import Figure
 from scalekd.atomic_io import create_atomically
 from scalekd.errors import InputError
 from scalekd.reading import is_number, is_whole, read_mapping, why_unreadable
-from scalekd.recipe import flatten_settings
+from scalekd.recipe import Method, flatten_settings
 from scalekd.runs import lock
 from scalekd.runs.curves import Curves, draw, has_accuracy, lines_by_run
 from scalekd.runs.folder import RunFolder, find_run_folders
 from scalekd.runs.result import (
     METHOD_NAMES,
-    Method,
     Result,
     Run,
     accuracy_gains,
@@ -50,7 +49,8 @@ class RunFolderStatus:
         teacher_top1: the teacher's accuracy (a share), where it was measured.
         top1: accuracies (shares) of the finished runs by method and seed.
         loss: final losses of the finished runs by method and seed, where there are no labels.
-        gain: percentage points by which ScaleKD exceeds a method, for each seed that both finished.
+        gain: percentage points by which the folder's first method exceeds another, for each seed
+            that both finished.
         current_top1: newest accuracy (a share) of the first method, while no run is finished.
         seconds: training time, the sum over its runs.
         date: when it was last written to, in UTC.
@@ -103,7 +103,8 @@ def read_run_folder(folder: RunFolder) -> RunFolderStatus:
     if settings and not _is_recipe(settings):
         problems.append("settings.yaml is no recipe")
         settings = {}
-    methods = methods_to_train(settings.get("teacher"), settings.get("compare", []))
+    main = settings.get("method", "scalekd")
+    methods = methods_to_train(settings.get("teacher"), settings.get("compare", []), main)
     seeds = settings.get("seeds", [])
     runs = {Run(method, seed) for seed in seeds for method in methods}
 
@@ -137,7 +138,7 @@ def read_run_folder(folder: RunFolder) -> RunFolderStatus:
         teacher_top1=teacher_top1,
         top1=_by_method(results, lambda result: result.top1),
         loss=_by_method(results, lambda result: result.loss if result.top1 is None else None),
-        gain={m: gains for m in methods[1:] if (gains := accuracy_gains(results, m))},
+        gain={m: gains for m in methods[1:] if (gains := accuracy_gains(results, m, main))},
         current_top1=accuracies[-1] if accuracies and not results else None,
         seconds=sum(entry["seconds"] for entry in newest),
         date=datetime.fromtimestamp(folder.last_written(), UTC).isoformat(" ", "seconds"),
@@ -171,7 +172,7 @@ def check_picture(picture: Path) -> None:
 def draw_comparison(statuses: Sequence[RunFolderStatus], picture: Path) -> None:
     """Draw the learning curves of several run folders, one colour each, one line for each seed.
 
-    Each folder's first method is drawn: ScaleKD, or the supervised baseline without a teacher. The
+    Each folder's first method is drawn: its own, or the supervised baseline without a teacher. The
     curves are accuracies, or losses where one of the folders has no accuracies.
 
     Raises:
@@ -232,7 +233,10 @@ def _is_recipe(settings: dict[str, Any]) -> bool:
         and isinstance(settings.get("student"), str)
         and isinstance(settings.get("data"), dict)
         and isinstance(compare, list)
-        and all(isinstance(method, str) and method in METHOD_NAMES for method in compare)
+        and all(
+            isinstance(method, str) and method in METHOD_NAMES
+            for method in [settings.get("method", "scalekd"), *compare]
+        )
         and isinstance(seeds, list)
         and all(map(is_whole, seeds))
     )

@@ -11,6 +11,7 @@ import scalekd
 from scalekd.distributed import ranks
 from scalekd.recipe import Recipe
 from scalekd.runs.result import (
+    METHOD_NAMES,
     PairSummary,
     Result,
     all_have_accuracy,
@@ -28,7 +29,8 @@ def summarise(
     """The content of summary.json when all runs are finished.
 
     For each method it has means over the seeds and the values of each seed: accuracies (shares), or
-    without labels final losses and their terms. ScaleKD's are named after its student.
+    without labels final losses and their terms. Those of the recipe's own method are the
+    student's.
 
     Args:
         recipe: what was trained.
@@ -36,12 +38,13 @@ def summarise(
         results: of all its runs.
         seconds: that the job took, in this process.
     """
-    names = {"scalekd": "student", "supervised": "supervised", "logit_kd": "logit_kd"}
+    shown = [m for m in METHOD_NAMES if m in ("supervised", "logit_kd", *recipe.compare)]
+    names = {**{method: str(method) for method in shown}, recipe.method: "student"}
     summary: dict[str, Any] = {"teacher_top1": pair.teacher_top1}
-    for method in ("supervised", "logit_kd", "scalekd"):
+    for method in names:
         selected = results_of_method(results, method)
         summary[f"{names[method]}_top1"] = mean_of_known([r.top1 for r in selected])
-    for method in ("supervised", "logit_kd", "scalekd"):
+    for method in names:
         selected = results_of_method(results, method)
         summary[f"{names[method]}_top1_by_seed"] = {r.run.seed: r.top1 for r in selected}
         summary[f"{names[method]}_seconds_per_step"] = mean_of_known(

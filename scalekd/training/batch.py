@@ -9,12 +9,13 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from scalekd.baselines import Supervised
-from scalekd.distiller import ScaleKD, StepOutput
+from scalekd.distiller import Distiller
 from scalekd.features import Features
 from scalekd.networks import CachedOutputs
+from scalekd.step import StepOutput
 
-Learner = ScaleKD | Supervised
-"""What a run trains: a student with its loss and, under a teacher, its projectors."""
+Learner = Distiller | Supervised
+"""What a run trains: a student with its loss and, under a teacher, what is trained beside it."""
 
 
 class SharedTeacherOutputs:
@@ -26,7 +27,7 @@ class SharedTeacherOutputs:
     def __init__(self) -> None:
         self._features: Features | None = None
 
-    def of(self, learner: ScaleKD, images: Tensor) -> Features:
+    def of(self, learner: Distiller, images: Tensor) -> Features:
         """The teacher's features of `images` (N, channels, H, W), normalised for the learner."""
         if self._features is None:
             self._features = learner.run_teacher(images)
@@ -61,7 +62,7 @@ class Batch:
         images, targets = self.images, self.targets
         if mixup is not None:
             images, targets = mixup(images, targets)
-        if not isinstance(learner, ScaleKD):
+        if not isinstance(learner, Distiller):
             step: StepOutput = learner(images, targets)
         elif self.cached is not None:
             step = learner(images, targets, teacher_outputs=learner.teacher.from_cache(self.cached))

@@ -10,12 +10,13 @@ from timm.layers import DropPath, convert_sync_batchnorm
 
 from scalekd.baselines import Supervised
 from scalekd.device import best_device
-from scalekd.distiller import ScaleKD
+from scalekd.distiller import Distiller
 from scalekd.distributed import ranks
 from scalekd.errors import InputError
 from scalekd.networks import FrozenTeacher
 from scalekd.networks.blocks import repeated_blocks
 from scalekd.recipe import Precision, Recipe
+from scalekd.scale_kd import ScaleKD
 
 KINDS_OF_BLOCK = 64
 """How many shapes and modes of one class of block are compiled; torch's own limit is 8, and a
@@ -53,7 +54,7 @@ def build_fabric(precision: Precision) -> Fabric:
     )
 
 
-def apply_performance_settings(learner: ScaleKD | Supervised, recipe: Recipe) -> None:
+def apply_performance_settings(learner: Distiller | Supervised, recipe: Recipe) -> None:
     """Cast the teacher, and set memory format and synchronised BatchNorm as the recipe asks.
 
     This replaces parameters, so it comes before the optimizer is built. A teacher whose trunk was
@@ -64,7 +65,7 @@ def apply_performance_settings(learner: ScaleKD | Supervised, recipe: Recipe) ->
     """
     if torch.cuda.is_available():
         _choose_kernels(recipe)
-    if isinstance(learner, ScaleKD):
+    if isinstance(learner, Distiller):
         _cast_teacher(learner.teacher, recipe)
     if recipe.channels_last:
         learner.to(memory_format=torch.channels_last)
@@ -99,7 +100,7 @@ def _choose_kernels(recipe: Recipe) -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def compile_repeated_blocks(learner: ScaleKD | Supervised) -> None:
+def compile_repeated_blocks(learner: Distiller | Supervised) -> None:
     """Compile the repeated blocks of student and teacher, its tail among them, and the projectors.
 
     Each block is compiled by itself, so that one compilation serves all equal blocks, and the
@@ -107,8 +108,9 @@ def compile_repeated_blocks(learner: ScaleKD | Supervised) -> None:
     """
     torch._dynamo.config.recompile_limit = KINDS_OF_BLOCK
     parts = repeated_blocks(learner.student)
-    if isinstance(learner, ScaleKD):
-        parts += [*learner.criterion.penultimate.values(), *learner.criterion.final.values()]
+    if isinstance(learner, Distiller):
+        if isinstance(learner, ScaleKD):
+            parts += [*learner.criterion.penultimate.values(), *learner.criterion.final.values()]
         parts += repeated_blocks(learner.teacher.model)
         # A teacher drops no path, but each block's rate is a constant to the compiler: with other
         # rates no two blocks are alike, and a call looks for its own among all.

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from scalekd.baselines import Supervised
+from scalekd.baselines import LogitKd, Supervised
 from scalekd.cache.store import Cache
 from scalekd.data.cached import open_cache, with_cached_outputs
 from scalekd.data.mixup import SmoothedBinaryCrossEntropy
 from scalekd.data.open import find_layout, open_source
 from scalekd.data.seeding import seed_generators
 from scalekd.data.source import Source, check_channels
-from scalekd.distiller import ScaleKD
+from scalekd.distiller import BaselineDistiller, BaselineMethod, Distiller
 from scalekd.errors import InputError
 from scalekd.method import LossWeights
 from scalekd.networks import FrozenTeacher, InputConfig, build_model, input_config
@@ -26,8 +26,9 @@ from scalekd.networks.input_config import DEFAULT_CROP, check_statistics, set_st
 from scalekd.networks.pretrained import LoadedWeights
 from scalekd.networks.student import StudentSpec
 from scalekd.networks.teacher.reduced_copy import verify_on_reduced_copy
-from scalekd.recipe import Recipe
+from scalekd.recipe import Method, Recipe
 from scalekd.runs.result import Run
+from scalekd.scale_kd import ScaleKD
 from scalekd.training.student_start import StudentStart, load_start
 from scalekd.training.teacher_classes import ClassOrder, put_classes_in_order
 
@@ -92,14 +93,14 @@ class Prepared:
             "cache": self.cache and self.cache.manifest.digest,
         }
 
-    def images_for(self, learner: ScaleKD | Supervised) -> Source:
+    def images_for(self, learner: Distiller | Supervised) -> Source:
         """What `learner` trains on: with a cache its augmented views, and where the learner has a
         teacher also the teacher's cached outputs."""
         if self.cache is None:
             return self.source
-        return with_cached_outputs(self.cache, self.source, isinstance(learner, ScaleKD))
+        return with_cached_outputs(self.cache, self.source, isinstance(learner, Distiller))
 
-    def build_learner(self, run: Run) -> ScaleKD | Supervised:
+    def build_learner(self, run: Run) -> Distiller | Supervised:
         """What `run` trains, on the CPU. Every method of a seed starts from the same student."""
         assert self.student is not None, "a recipe that trains names a student"
         seed_generators(run.seed)
@@ -112,10 +113,7 @@ class Prepared:
             supervised = Supervised(student, build_task_loss(self.recipe))
             supervised.notes += notes
             return supervised
-        weights = self.recipe.weights
-        if run.method == "logit_kd":
-            weights = LossWeights(0, 0, 0, 0, logits=(weights or LossWeights()).logits)
-        learner = self.build_distiller(student, weights)
+        learner = self.build_distiller(student, run.method)
         learner.notes += [self.teacher.weights.note, *self.teacher.class_order.notes, *notes]
         return learner
 
@@ -123,17 +121,49 @@ class Prepared:
         """The recipe's pair without weights, to see its shapes and count its operations."""
         assert self.student is not None
         with torch.device("meta"):
-            return self.build_distiller(self.student.build(), self.recipe.weights)
+            return self.build_scalekd(self.student.build())
 
-    def build_distiller(self, student: nn.Module, weights: LossWeights | None) -> ScaleKD:
-        """The recipe's teacher and a student in one module, as the recipe joins them."""
+    def check_compared(self) -> None:
+        """Build the loss of each method that the recipe compares its own with, for shapes alone.
+
+        Raises:
+            InputError: the teacher and the student do not allow one of them.
+        """
+        assert self.student is not None
+        for method in self.recipe.compare:
+            if method == "supervised":
+                continue
+            try:
+                with torch.device("meta"):
+                    self.build_distiller(self.student.build(), method)
+            except InputError as error:
+                raise InputError(f"compare has {method}, but {error}") from error
+
+    def build_distiller(self, student: nn.Module, method: Method) -> Distiller:
+        """The recipe's teacher and a student in one module, with the loss of a method."""
+        if method == "scalekd":
+            return self.build_scalekd(student)
+        recipe, teacher = self.recipe, self.frozen_teacher
+        assert teacher is not None
+        return BaselineDistiller(
+            teacher,
+            student,
+            baseline_settings(recipe, method),
+            size=recipe.data.size,
+            task=build_task_loss(recipe),
+            student_features=recipe.student_features,
+            checkpoint_tail=recipe.checkpoint_tail,
+        )
+
+    def build_scalekd(self, student: nn.Module) -> ScaleKD:
+        """The recipe's teacher and a student in one module, as ScaleKD joins them."""
         recipe, teacher = self.recipe, self.frozen_teacher
         assert teacher is not None
         return ScaleKD(
             teacher,
             student,
             size=recipe.data.size,
-            weights=weights,
+            weights=recipe.weights,
             temperature=recipe.temperature,
             heads=recipe.heads,
             separable_stem=recipe.separable_stem,
@@ -301,6 +331,21 @@ def _leave_logits_out(model: Any, recipe: Recipe, order: ClassOrder) -> ClassOrd
     model.reset_classifier(0)
     text = f"{note}; so logits are not distilled: {remedy}"
     return replace(order, notes=(replace(note, text=text),))
+
+
+def baseline_settings(recipe: Recipe, method: Method) -> BaselineMethod:
+    """The recipe's settings of a baseline that has a teacher."""
+    weights = recipe.weights or LossWeights()
+    settings: dict[Method, BaselineMethod] = {
+        "logit_kd": LogitKd(logits=weights.logits, temperature=recipe.temperature),
+        "fd": recipe.fd.with_defaults(logits=weights.logits, temperature=recipe.temperature),
+        "dist": recipe.dist,
+        "ofa": recipe.ofa,
+        "rsd": recipe.rsd,
+        "relations": recipe.relations,
+        "vkd": recipe.vkd,
+    }
+    return settings[method]
 
 
 def build_task_loss(recipe: Recipe) -> nn.Module:

@@ -19,7 +19,7 @@ from scalekd.data.mixup import build_mixup
 from scalekd.data.sampler import ResumableBatchSampler
 from scalekd.data.source import Source
 from scalekd.device import best_device
-from scalekd.distiller import ScaleKD
+from scalekd.distiller import Distiller
 from scalekd.distributed import ranks
 from scalekd.distributed.fsdp import gather_full, shard_frozen
 from scalekd.errors import InputError
@@ -99,7 +99,7 @@ def open_run(
     )
     sampler = batches.batch_sampler
     assert isinstance(sampler, ResumableBatchSampler)
-    must_match = _must_match(prepared, sampler, taught=isinstance(learner, ScaleKD))
+    must_match = _must_match(prepared, sampler, taught=isinstance(learner, Distiller))
     ranks.check_same_on_all_ranks(**must_match)
     with restoring(file) if state else nullcontext():
         if state:
@@ -206,7 +206,7 @@ def _build_loop(
         all_have_gradients=not probe_gradients or _all_have_gradients(learner, batches),
         state=state,
     )
-    if several and "teacher" in recipe.fsdp and isinstance(learner, ScaleKD):
+    if several and "teacher" in recipe.fsdp and isinstance(learner, Distiller):
         shard_frozen(learner.teacher.model)
     return loop
 

@@ -126,11 +126,11 @@ def test_feature_distillation_learns_a_feature_that_a_projection_can_reach() -> 
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
-        ({"penultimate": -1}, ("feature_distillation.penultimate is -1", "0 to 10000")),
-        ({"final": float("nan")}, ("feature_distillation.final is nan",)),
-        ({"final": None}, ("feature_distillation.final is None", "a number")),
-        ({"logits": 2}, ("feature_distillation.logits is 2", "0 to 1")),
-        ({"temperature": -1}, ("feature_distillation.temperature is -1", "more than 0")),
+        ({"penultimate": -1}, ("fd.penultimate is -1", "0 to 10000")),
+        ({"final": float("nan")}, ("fd.final is nan",)),
+        ({"final": None}, ("fd.final is None", "a number")),
+        ({"logits": 2}, ("fd.logits is 2", "0 to 1")),
+        ({"temperature": -1}, ("fd.temperature is -1", "more than 0")),
     ],
 )
 def test_feature_distillation_refuses_settings_out_of_range(
@@ -142,12 +142,12 @@ def test_feature_distillation_refuses_settings_out_of_range(
 
 def test_feature_distillation_refuses_what_a_weight_needs_and_is_not_there() -> None:
     bare = FeatureShapes(None, (8, 2, 2))
-    with refused("feature_distillation.logits", "the teacher has no classifier", "set it to 0"):
+    with refused("fd.logits", "the teacher has no classifier", "set it to 0"):
         FeatureDistillation().build(student=STUDENT, teacher=bare)
     only = FeatureDistillation(logits=0.0)
-    with refused("feature_distillation.penultimate", "teacher's penultimate", "set it to 0"):
+    with refused("fd.penultimate", "teacher's penultimate", "set it to 0"):
         only.build(student=STUDENT, teacher=bare)
     cached = features(FeatureShapes(None, TEACHER.final, TEACHER.classes), seed=2)
     loss = only.build(student=STUDENT, teacher=TEACHER).double()
-    with refused("feature_distillation.penultimate", "cache"):
+    with refused("fd.penultimate", "cache"):
         loss(features(STUDENT, seed=1), cached, TAIL)

@@ -150,9 +150,9 @@ def metrics_lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in RunFolder(out).metrics.read_text().splitlines()]
 
 
-def newest_state(out: Path) -> dict[str, Any] | None:
-    """The newest checkpoint of the only run in a run folder; None before the first."""
-    return load_newest(RunFolder(out).checkpoint(RUN))
+def newest_state(out: Path, run: Run = RUN) -> dict[str, Any] | None:
+    """The newest checkpoint of a run; None before the first."""
+    return load_newest(RunFolder(out).checkpoint(run))
 
 
 def leaves(nested: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -170,9 +170,9 @@ MEASURED = ("seconds", "images_per_second", "training_seconds", "waiting", "memo
 """Entries of states and metrics that differ between two executions."""
 
 
-def assert_bit_identical(one: Path, other: Path) -> None:
+def assert_bit_identical(one: Path, other: Path, run: Run = RUN) -> None:
     """The same weights, optimizer, averages, metrics and exported students in two run folders."""
-    first, second = (dict(leaves(newest_state(out))) for out in (one, other))
+    first, second = (dict(leaves(newest_state(out, run))) for out in (one, other))
     assert first.keys() == second.keys()
     for name, value in first.items():
         if name.rpartition(".")[2] in MEASURED:

@@ -9,7 +9,6 @@ import timm
 import torch
 from torch import nn
 
-from scalekd.distiller import _stem_norm
 from scalekd.errors import InputError
 from scalekd.method import ChannelNorm
 from scalekd.networks.build import build_model
@@ -23,6 +22,7 @@ from scalekd.networks.paper import (
     SWIN_S,
     PublishedPair,
 )
+from scalekd.scale_kd import _stem_norm
 
 ALL = [*PAIRS, *ABLATION_PAIRS]
 

@@ -14,9 +14,9 @@ from PIL import Image
 from rich.console import Console
 
 from scalekd.cli.main import main
-from scalekd.recipe import Baseline, Data, Optim, Recipe
+from scalekd.recipe import Data, Method, Optim, Recipe
 from scalekd.runs.folder import RunFolder
-from scalekd.runs.result import Method, Result, Run
+from scalekd.runs.result import Result, Run
 from scalekd.runs.status import (
     RunFolderStatus,
     check_picture,
@@ -212,7 +212,7 @@ def test_run_folders_below_several_roots_are_listed_once_newest_first(
 
 def test_no_line_of_the_table_is_longer_than_the_terminal(tmp_path: Path) -> None:
     name = "beitv2_large_patch16_224.in1k_ft_in22k_in1k"
-    compare: list[Baseline] = ["supervised", "logit_kd"]
+    compare: list[Method] = ["supervised", "logit_kd"]
     folder = make_folder(
         tmp_path / "run", replace(RECIPE, teacher=name, student=name, compare=compare)
     )

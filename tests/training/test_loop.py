@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from scalekd.baselines import Supervised
 from scalekd.data.sampler import ResumableBatchSampler
-from scalekd.distiller import StepOutput
 from scalekd.recipe import Optim
 from scalekd.runs.checkpoint import load_newest
 from scalekd.runs.result import Progress
 from scalekd.signals import Interrupted
+from scalekd.step import StepOutput
 from scalekd.training.batch import Batch
 from scalekd.training.checkpointing import Checkpointing
 from scalekd.training.loop import TrainingLoop
