@@ -82,7 +82,9 @@ class FeatureDistillation:
         if self.temperature is not None:
             check_positive(f"{self.name}.temperature", self.temperature)
 
-    def with_defaults(self, *, logits: float = 0.5, temperature: float = 1.0) -> "FeatureDistillation":
+    def with_defaults(
+        self, *, logits: float = 0.5, temperature: float = 1.0
+    ) -> "FeatureDistillation":
         """The same settings with these two where they are not set."""
         return replace(
             self,

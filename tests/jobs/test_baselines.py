@@ -29,9 +29,9 @@ from scalekd.jobs.build_cache import build_cache
 from scalekd.jobs.distill import distill
 from scalekd.method import LossWeights
 from scalekd.recipe import Method
+from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import METHOD_NAMES, Run
 from scalekd.runs.status import read_run_folder
-from scalekd.runs.folder import RunFolder
 from scalekd.training.prepare import prepare
 
 OTHERS: list[Method] = [method for method in METHOD_NAMES if method != "dist"]
@@ -63,8 +63,10 @@ def test_every_method_trains_by_its_own_terms(all_methods: Path) -> None:
     terms = {line["method"]: set(line["terms"]) for line in metrics_lines(all_methods)}
     assert terms.keys() == set(METHOD_NAMES)
     assert {method: terms[method] for method in TERMS} == TERMS
-    assert all(line["loss"] == pytest.approx(sum(line["terms"].values()), rel=1e-5)
-               for line in metrics_lines(all_methods))
+    assert all(
+        line["loss"] == pytest.approx(sum(line["terms"].values()), rel=1e-5)
+        for line in metrics_lines(all_methods)
+    )
 
 
 def test_the_recipes_own_method_gives_the_student_and_all_are_reported(
