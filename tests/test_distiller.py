@@ -24,7 +24,7 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalekd import FrozenTeacher, LossWeights, ScaleKD
+from scalekd import FrozenTeacher, LossWeights, ScaleKD, baselines
 from scalekd.digits.images import MEAN, STD
 from scalekd.method import ChannelNorm
 from scalekd.networks import FeatureSelection
@@ -470,7 +470,10 @@ def test_a_teacher_by_name_is_pretrained_by_default() -> None:
     assert all(torch.equal(state[name], t) for name, t in pretrained.items())
 
 
-@pytest.mark.parametrize("name", ["scalekd.distiller", "scalekd.baselines.supervised"])
+BASELINES = sorted({getattr(baselines, name).__module__ for name in baselines.__all__})
+
+
+@pytest.mark.parametrize("name", ["scalekd.distiller", "scalekd.scale_kd", *BASELINES])
 def test_the_examples_in_the_docstrings_run(name: str) -> None:
     result = doctest.testmod(import_module(name))
     assert result.attempted

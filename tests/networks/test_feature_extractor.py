@@ -312,3 +312,29 @@ def test_images_that_are_not_square_give_maps_of_their_aspect_ratio() -> None:
     assert extractor.shapes.penultimate[1:] == (4, 6)
     assert extractor.shapes.final[1:] == (2, 3)
     assert tuple(extractor(images(size=(64, 96))).final.shape[2:]) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "grids"),
+    [
+        ("test_resnet", {}, [(16, 16), (8, 8), (4, 4), (2, 2)]),
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 6}, [(4, 4)] * 4),
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 3}, [(4, 4)] * 3),
+    ],
+)
+def test_on_request_the_features_of_all_stages_are_given(
+    name: str, arguments: dict[str, Any], grids: list[tuple[int, int]]
+) -> None:
+    model = timm.create_model(name, **arguments).eval()
+    images = torch.randn(2, 3, 64, 64)
+    extractor = FeatureExtractor(model, size=(64, 64), all_stages=True)
+    features = extractor(images)
+    assert [tuple(stage.shape[2:]) for stage in features.stages] == grids[-4:]
+    assert [tuple(stage.shape[1:]) for stage in features.stages] == list(extractor.shapes.stages)
+    plain = FeatureExtractor(model, size=(64, 64))(images)
+    assert plain.stages == ()
+    assert torch.equal(plain.final, features.final)
+    assert torch.equal(plain.penultimate, features.penultimate)
+    assert torch.equal(plain.logits, features.logits)
+    if len(set(grids)) > 1:
+        assert torch.equal(features.stages[-2], features.penultimate)
