@@ -84,8 +84,11 @@ class VkdLoss(nn.Module):
         self.task_weight = 1.0
         linear = nn.Linear(in_channels, out_channels, bias=False)
         # Not the default, "householder", which reads signs from a parameter's diagonal as integers:
-        # any weight decay makes 0 of 1 there, and columns of the projection vanish.
-        self.projection = parametrizations.orthogonal(linear, orthogonal_map="cayley")
+        # any weight decay makes 0 of 1 there, and columns of the projection vanish. Trivialization
+        # needs a QR decomposition, which the meta device does not have.
+        self.projection = parametrizations.orthogonal(
+            linear, orthogonal_map="cayley", use_trivialization=False
+        )
 
     def forward(
         self, student: Features, teacher: Features, tail: Tail, targets: Tensor | None = None
