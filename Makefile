@@ -7,10 +7,10 @@ SEED ?= 0
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 
-.PHONY: help demo test test-oldest test-slow test-pairs fuzz soak lint types docs package bench teacher tables clean
+.PHONY: help demo test test-oldest test-slow test-pairs fuzz soak lint types docs package bench teacher evidence-teachers tables clean
 
 help:  ## Show this list.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-17s %s\n", $$1, $$2}'
 
 demo: $(STAMP)  ## Distil the digits default: three seeds, ScaleKD and two baselines, a table and a picture.
 	$(BIN)/scalekd distill
@@ -54,6 +54,9 @@ bench: $(STAMP)  ## Time a step of two pairs beside the released structure (batc
 
 teacher: $(STAMP)  ## Train the digits teacher again (half an hour; resumes where it was stopped).
 	$(BIN)/python experiments/digits_teacher.py
+
+evidence-teachers: $(STAMP)  ## Train the Fashion-MNIST teachers of experiments/PROTOCOL.md (hours; resumes where it was stopped).
+	$(BIN)/python experiments/teachers.py
 
 tables: $(STAMP)  ## Try the paper's pairs and timm's families again, and write docs/pairs.md and docs/families.md.
 	$(BIN)/python experiments/pairs.py

@@ -1,0 +1,148 @@
+"""What a step of each method costs on this machine, with a live teacher and from a cache.
+
+    python experiments/evidence/cost.py       # writes cost.json, which equal times follow from
+
+The steps of all methods are timed in one process with one thread, by turns, in an order that is
+drawn again for each repetition; a step is forward, backward and optimizer on one real batch. From a
+cache the teacher's outputs are given, as if reading them cost nothing.
+"""
+
+import json
+import random
+import statistics
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from trials import HERE, Trial, commit, merge, read_settings
+
+from scalekd.distiller import Distiller
+from scalekd.estimating.synthetic_step import time_call
+from scalekd.recipe import Data, Method, Optim, Recipe
+from scalekd.runs.result import Run
+from scalekd.runs.system_info import describe_machine
+from scalekd.training.batch import Learner
+from scalekd.training.optim import build_optimizer
+from scalekd.training.prepare import Prepared, PreparedTeacher, prepare
+from scalekd.training.train import open_loaders
+
+COST = HERE / "cost.json"
+METHODS: tuple[Method, ...] = ("supervised", "logit_kd", "fd", "dist", "ofa", "rsd", "scalekd")
+REPETITIONS = 20
+
+
+def build_recipe(settings: dict[str, Any]) -> Recipe:
+    """The recipe of nested settings."""
+    from scalekd.method import LossWeights
+
+    kinds = {"data": Data, "optim": Optim, "weights": LossWeights}
+    plain = {name: kinds[name](**v) if name in kinds else v for name, v in settings.items()}
+    return Recipe(**plain)
+
+
+class TimedStep:
+    """A step of one method on one batch.
+
+    Args:
+        prepared: the pair and its images.
+        method: what is timed.
+        batch: images (N, C, H, W) and their classes (N,).
+        from_cache: whether the teacher's outputs are given.
+    """
+
+    def __init__(
+        self, prepared: Prepared, method: Method, batch: list[Tensor], from_cache: bool
+    ) -> None:
+        self.learner: Learner = prepared.build_learner(Run(method, 0)).train()
+        recipe = prepared.recipe
+        self.optimizer = build_optimizer(self.learner, recipe.optim, recipe.learning_rate)
+        self.batch, self.given = batch, {}
+        if from_cache and isinstance(self.learner, Distiller):
+            self.given = {"teacher_outputs": self.learner.run_teacher(batch[0])}
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        self.learner(*self.batch, **self.given).loss.backward()
+        self.optimizer.step()
+
+
+def measure() -> dict[str, dict[str, float]]:
+    """Seconds of a step, medians, by regime and then by method; "METHOD, cache" from a cache."""
+    settings = read_settings()
+    seconds: dict[str, dict[str, float]] = {}
+    teacher: PreparedTeacher | None = None
+    for name, regime in settings["regimes"].items():
+        recipe = build_recipe(merge(settings["shared"], regime))
+        prepared = prepare(recipe, teacher=teacher)
+        teacher = prepared.teacher
+        loader, _ = open_loaders(prepared, prepared.build_learner(Run("supervised", 0)), seed=0)
+        batch = next(iter(loader))
+        steps: dict[str, Callable[[], None]] = {
+            f"{method}{', cache' * from_cache}": TimedStep(prepared, method, batch, from_cache)
+            for method in METHODS
+            for from_cache in ((False, True) if method != "supervised" else (False,))
+        }
+        seconds[name] = time_by_turns(steps)
+    return seconds
+
+
+def time_by_turns(steps: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """Median seconds of each step, timed in an order that is drawn for each repetition."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    order, chance = list(steps), random.Random(0)
+    for repetition in range(REPETITIONS + 2):
+        chance.shuffle(order)
+        for name in order:
+            elapsed = time_call(steps[name], torch.device("cpu"))
+            if repetition >= 2:
+                times[name].append(elapsed)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def read_cost() -> dict[str, dict[str, float]]:
+    """Seconds of a step by regime and method, as cost.json has them."""
+    seconds: dict[str, dict[str, float]] = json.loads(COST.read_text())["seconds_per_step"]
+    return seconds
+
+
+def steps_of(settings: dict[str, Any]) -> int:
+    """Steps of a run."""
+    images = settings["data"].get("epoch_images") or settings["data"].get("train_images") or 55_000
+    return int(settings["epochs"] * (images // settings["batch_size"]))
+
+
+def expected(settings: dict[str, Any]) -> float:
+    """Training time of a run in seconds, by the timed steps of its method; 0 if there are none."""
+    if not COST.exists():
+        return 0.0
+    few = settings["data"].get("train_images") is not None
+    by_method = read_cost()["few" if few else "all"]
+    return steps_of(settings) * by_method[settings.get("method") or "supervised"]
+
+
+def seconds_of(trial: Trial) -> float:
+    """Training time of a finished run."""
+    return float(json.loads(trial.record.read_text())["seconds"])
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    record = {
+        "seconds_per_step": measure(),
+        "command": "python experiments/evidence/cost.py",
+        "commit": commit(),
+        "machine": describe_machine(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    COST.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record["seconds_per_step"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""The runner of the evidence, by real small runs, and its statistics by values."""
+
+import importlib
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny import tiny_digits
+
+from scalekd.method import LossWeights
+from scalekd.training.prepare import prepare
+
+EVIDENCE = Path(__file__).parents[2] / "experiments" / "evidence"
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EVIDENCE))
+
+
+@pytest.fixture
+def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module `trials`, which writes below the test's folder."""
+    module = importlib.import_module("trials")
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    return module
+
+
+@pytest.fixture
+def runner() -> Any:
+    return importlib.import_module("runner")
+
+
+def tiny_settings(**changes: Any) -> dict[str, Any]:
+    settings = tiny_digits(**changes).as_dict()
+    del settings["seeds"]
+    return settings
+
+
+def test_finished_runs_are_recorded_skipped_and_not_taken_for_others(
+    trials: Any, runner: Any
+) -> None:
+    def trial(arm: str, control: str | None = None, **changes: Any) -> Any:
+        return trials.Trial(
+            experiment="tiny",
+            regime="few",
+            arm=arm,
+            seed=3,
+            settings=tiny_settings(**changes),
+            control=control,
+        )
+
+    both = [trial("logit KD", method="logit_kd"), trial("other_image", control="other_image")]
+    assert runner.run_all(both, processes=2, budget=None) == 2
+    records = [json.loads(one.record.read_text()) for one in both]
+    assert [record["arm"] for record in records] == ["logit KD", "other_image"]
+    assert both[0].record.name == "few-logit_kd-seed3.json"
+    for record in records:
+        assert record["seed"] == 3
+        assert 0 <= record["top1"] <= 1
+        assert record["steps"] == 2
+        assert record["settings"]["student"] == "resnetv2_18"
+        assert record["commit"]
+        assert record["machine"]
+    assert set(records[0]["terms"]) == {"task", "logits"}
+    assert "tpp_original" in records[1]["terms"]
+    before = both[0].record.read_bytes()
+    assert runner.run_all(both, processes=2, budget=None) == 0
+    assert both[0].record.read_bytes() == before
+    with pytest.raises(SystemExit, match="other settings"):
+        runner.run_all([trial("logit KD", method="dist")], processes=1, budget=None)
+    assert runner.expected_seconds(both) == 0
+
+
+def test_a_run_that_the_budget_stops_is_resumed(trials: Any, runner: Any) -> None:
+    settings = tiny_settings(method="logit_kd", epochs=400, save_minutes=0.001)
+    trial = trials.Trial(experiment="tiny", regime="few", arm="a", seed=1, settings=settings)
+    metrics = trial.folder / "metrics.jsonl"
+    assert not runner.run(trial, stopped=lambda: metrics.exists() and metrics.stat().st_size > 0)
+    assert not trial.finished
+    first = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert 0 < first < 800
+    assert runner.run_all([trial], processes=1, budget=0) == 0
+    assert runner.run(trial, stopped=lambda: False)
+    assert trial.finished
+    said = trial.folder.with_suffix(".log").read_text()
+    assert "resume" in said
+
+
+def test_a_run_that_fails_is_named_with_its_last_line(trials: Any, runner: Any) -> None:
+    settings = {**tiny_settings(), "student": "no_such_model"}
+    trial = trials.Trial(experiment="tiny", regime="few", arm="a", seed=1, settings=settings)
+    with pytest.raises(SystemExit, match=r"few-a-seed1 failed.*no_such_model"):
+        runner.run_all([trial], processes=1, budget=None)
+    assert not trial.record.exists()
+
+
+def distiller() -> Any:
+    weights = LossWeights(1.0, 1.0, 1.0, 1.0)
+    prepared = prepare(tiny_digits(weights=weights))
+    assert prepared.student is not None
+    return prepared.build_scalekd(prepared.student.build())
+
+
+def test_the_controls_change_one_part_alone() -> None:
+    controls = importlib.import_module("controls")
+    torch.manual_seed(0)
+    images = torch.randn(4, 1, 32, 32)
+    plain = distiller()
+    outputs = plain.run_teacher(images)
+    tokens = torch.randn(4, 64, 64)
+    through_own = plain.teacher.tail(tokens)
+
+    shifted = distiller()
+    controls.other_image(shifted)
+    other = shifted.run_teacher(images)
+    assert torch.equal(other.final, outputs.final.roll(1, 0))
+    assert torch.equal(other.logits, outputs.logits)
+
+    random = distiller()
+    controls.random_tail(random)
+    same = random.run_teacher(images)
+    assert torch.equal(same.final, outputs.final)
+    through_random = random.teacher.tail(tokens)
+    assert through_random.shape == through_own.shape
+    assert not torch.allclose(through_random, through_own, atol=0.1)
+    own = dict(random.teacher.model.named_parameters())
+    assert all(torch.equal(t, own[n]) for n, t in plain.teacher.model.named_parameters())
+
+
+def test_the_main_comparison_has_each_arm_with_each_seed_at_equal_steps_and_time(
+    trials: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparison = importlib.import_module("main_comparison")
+    methods = comparison.METHODS
+    seconds = dict.fromkeys(methods, 1.0) | {f"{m}, cache": 0.5 for m in methods[1:]}
+    seconds |= {"scalekd": 3.0, "scalekd, cache": 2.0}
+    cost = dict.fromkeys(("few", "all"), seconds)
+    chosen = {regime: {m: {"optim": {"lr": 0.5}} for m in methods} for regime in ("few", "all")}
+    monkeypatch.setattr(comparison, "read_cost", lambda: cost)
+    monkeypatch.setattr(comparison, "read_chosen", lambda: chosen)
+    found = comparison.trials()
+    assert len({trial.name for trial in found}) == len(found)
+    arms = {trial.arm for trial in found}
+    assert arms == {
+        *methods,
+        "random_tail",
+        "other_image",
+        *(f"{m}, equal time{c}" for m in methods[:-1] for c in ("", ", cache")),
+    }
+    assert len(found) == 10 * 2 * len(arms)
+    epochs = {(trial.regime, trial.arm): trial.settings["epochs"] for trial in found}
+    assert epochs["few", "scalekd"] == epochs["few", "logit_kd"] == 64
+    assert epochs["few", "logit_kd, equal time"] == 3 * 64
+    assert epochs["few", "logit_kd, equal time, cache"] == 4 * 64
+    assert epochs["all", "supervised, equal time, cache"] == 2 * 2
+    assert {trial.settings["optim"]["lr"] for trial in found} == {0.5}
+    assert {trial.settings["data"]["root"] for trial in found} == {"fashion-mnist:final"}
+
+
+def test_tuning_gives_every_method_eight_trials_without_the_test_images(trials: Any) -> None:
+    tuning = importlib.import_module("tuning")
+    found = tuning.trials()
+    by_method = itertools.groupby(
+        sorted((t.regime, t.settings.get("method") or "supervised") for t in found)
+    )
+    assert {len(list(group)) for _, group in by_method} == {8}
+    assert {trial.settings["data"]["root"] for trial in found} == {"fashion-mnist:choosing"}
+    assert len({json.dumps(t.settings, sort_keys=True) for t in found}) == len(found)
+
+
+def test_tuning_chooses_the_most_accurate(trials: Any) -> None:
+    tuning = importlib.import_module("tuning")
+    found = tuning.trials()
+    for trial in found:
+        best = trial.arm == "logit_kd 0.004 1" and trial.regime == "few"
+        trial.record.parent.mkdir(parents=True, exist_ok=True)
+        record = {"settings": trial.settings, "top1": 0.9 if best else 0.8}
+        trial.record.write_text(json.dumps(record))
+    chosen = tuning.choose()
+    assert chosen["few"]["logit_kd"] == {"temperature": 4.0, "optim": {"lr": 0.004}}
+    assert chosen["all"]["logit_kd"] == {"temperature": 1.0, "optim": {"lr": 0.001}}
+    found[0].record.unlink()
+    with pytest.raises(SystemExit, match="not finished"):
+        tuning.choose()
+
+
+def test_paired_differences_and_holm_have_their_values() -> None:
+    comparison = importlib.import_module("comparison")
+    one, other = [0.83, 0.80, 0.86, 0.82], [0.82, 0.80, 0.83, 0.80]
+    gaps = np.array([1.0, 0.0, 3.0, 2.0])
+    found = comparison.paired_difference(one, other)
+    assert found.mean == pytest.approx(1.5)
+    assert found.seeds == 4
+    signs = itertools.product((-1, 1), repeat=4)
+    as_large = [abs(np.mean(gaps * s)) >= 1.5 - 1e-9 for s in signs]
+    assert found.p == pytest.approx(np.mean(as_large))
+    means = [np.mean(sample) for sample in itertools.product(gaps, repeat=4)]
+    assert found.low == pytest.approx(np.quantile(means, 0.025), abs=0.13)
+    assert found.high == pytest.approx(np.quantile(means, 0.975), abs=0.13)
+    assert comparison.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert comparison.paired_difference([0.5, 0.5], [0.5, 0.5]).p == 1
+    with pytest.raises(ValueError, match="two or more"):
+        comparison.paired_difference([0.5], [0.4])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("45m", 2700), ("2h", 7200), ("1h30m", 5400)]
+)
+def test_budgets_are_read(text: str, seconds: float, runner: Any) -> None:
+    assert runner.parse_duration(text) == seconds
+
+
+def test_a_wrong_budget_is_refused_in_one_line() -> None:
+    words = [sys.executable, str(EVIDENCE / "runner.py"), "main_comparison", "--budget", "soon"]
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "'soon' is no duration such as 90s" in ended.stderr.splitlines()[-1]
