@@ -1,4 +1,4 @@
-"""Experiment 1, in the place of Table 7: every method at equal steps and at equal time, and controls.
+"""Experiment 1, for Table 7: every method at equal steps and at equal time, and controls.
 
 The student is the CNN of settings.yaml, the teacher the small one; ten paired seeds, two regimes.
 """

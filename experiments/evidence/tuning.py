@@ -4,8 +4,8 @@
     python experiments/evidence/tuning.py            # writes what was chosen, chosen.yaml
 
 The same four learning rates for every method, times two values of the setting that its authors say
-must be tuned. One seed that no other experiment uses; the accuracy on the last 5,000 training images
-decides, and of equal ones the first.
+must be tuned. One seed that no other experiment uses; the accuracy on the last 5,000 training
+images decides, and of equal ones the first.
 """
 
 import json
