@@ -26,7 +26,11 @@ def shard_learner(learner: nn.Module, average: nn.Module | None = None) -> None:
         average: `module` in it is the average of the student's weights.
     """
     criterion = getattr(learner, "criterion", nn.Module())
-    projectors = [module for stage in criterion.children() for module in stage.children()]
+    # What a list or dictionary of a loss holds is called by itself; other parts need not be.
+    lists = [
+        part for part in criterion.children() if isinstance(part, nn.ModuleDict | nn.ModuleList)
+    ]
+    projectors = [module for part in lists for module in part.children()]
     _shard([*repeated_blocks(learner.get_submodule("student")), *projectors, learner])
     if average is not None:
         student = average.get_submodule("module")
