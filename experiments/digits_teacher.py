@@ -22,7 +22,7 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from scalekd.digits.images import CLUTTER, build_test_set, load_originals, render
-from scalekd.digits.teacher import build_digits_teacher
+from scalekd.digits.teacher import scalekd_digits_swin
 
 PACKAGE = Path(__file__).parents[1] / "scalekd" / "digits"
 
@@ -78,7 +78,7 @@ def train(recipe: Recipe, checkpoint: Path) -> tuple[nn.Module, float]:
     """
     torch.manual_seed(recipe.seed)
     set_fused_attn(True, experimental=True)
-    model = build_digits_teacher().train()
+    model = scalekd_digits_swin().train()
     initialize_xavier(model)
     optimizer = torch.optim.AdamW(
         model.parameters(), weight_decay=recipe.weight_decay, betas=recipe.betas

@@ -46,6 +46,17 @@ MAX_WEIGHT, MAX_HEADS, MAX_SEEDS, MAX_FOLDER_BYTES = 1e4, 1024, 1000, 200
 MAX_ARGUMENT = 10**6
 """Largest number among the arguments of a model."""
 
+SET_ELSEWHERE = {
+    "name": "{role}",
+    "model_name": "{role}",
+    "weights": "{role}_weights",
+    "pretrained": "{role}_weights",
+    "checkpoint_path": "{role}_weights",
+    "weights_key": "{role}_weights_key",
+    "size": "teacher_size or data.image_size",
+}
+"""Arguments by which a model is built that are settings of a recipe, and which."""
+
 RUN_FOLDER_FILE = re.compile(
     r"student|checkpoints|trackers|.*\.(yaml|json|jsonl|png|log|ckpt|part|lock)|\..*", re.IGNORECASE
 )
@@ -705,7 +716,14 @@ def _check_folder_name(name: str) -> None:
 
 
 def _check_arguments(name: str, arguments: Any) -> None:
-    """InputError where a number among a model's arguments would fill the memory."""
+    """InputError where a model's arguments have what is a setting of the recipe, or a number that
+    would fill the memory."""
+    role = name.removesuffix("_args")
+    for key in SET_ELSEWHERE.keys() & arguments.keys():
+        raise InputError(
+            f"{name} has {key}, which is not an argument of the model but a setting: drop it, and "
+            f"give {SET_ELSEWHERE[key].format(role=role)}"
+        )
     for key, value in flatten_settings(arguments).items():
         numbers = value if isinstance(value, list | tuple) else [value]
         most = MAX_SIDE if key in ("img_size", "input_size") else MAX_ARGUMENT

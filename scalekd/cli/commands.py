@@ -371,8 +371,7 @@ def _add_convert_options(parser: Parser) -> None:
 def _run_convert(options: Namespace, _: list[str]) -> None:
     from scalekd.export.convert import convert
 
-    convert(**vars(options))
-    _print(f'{options.out}: timm.create_model("local-dir:{options.out}", pretrained=True)')
+    _print(f"{options.out}: {convert(**vars(options))}")
 
 
 def _add_push_options(parser: Parser) -> None:

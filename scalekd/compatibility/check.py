@@ -124,12 +124,6 @@ def check_pair(
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     teacher_args, student_args = teacher_args or {}, student_args or {}
-    student_options = bool(student_args or size or student_features)
-    with torch.device("meta"), _suggesting_a_model("student", student, unless=student_options):
-        student_model, _ = build_model(student, "random", size, **student_args)
-        FeatureExtractor(student_model, size, student_features)
-    teacher_options = bool(teacher_args or teacher_size or teacher_features)
-    teacher_options |= teacher_prefix == "none"
     recipe = Recipe(
         teacher=teacher,
         student=student,
@@ -144,6 +138,12 @@ def check_pair(
         heads=heads,
         one_token=one_token,
     )
+    student_options = bool(student_args or size or student_features)
+    with torch.device("meta"), _suggesting_a_model("student", student, unless=student_options):
+        student_model, _ = build_model(student, "random", size, **student_args)
+        FeatureExtractor(student_model, size, student_features)
+    teacher_options = bool(teacher_args or teacher_size or teacher_features)
+    teacher_options |= teacher_prefix == "none"
     with _suggesting_a_model("teacher", teacher, unless=teacher_options):
         prepared = prepare_on_meta(recipe)
     assert prepared.teacher is not None

@@ -12,7 +12,7 @@ from scalekd.errors import InputError
 from scalekd.export.released import STUDENTS, ReleasedStudent, StateDict
 from scalekd.networks.build import build_model
 from scalekd.networks.pretrained import Mismatch, file_sha256, refuse_non_finite
-from scalekd.networks.student import export_student
+from scalekd.networks.student import export_student, loading_code
 from scalekd.networks.weight_files import choose_weights, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ StudentName = Literal[
 ]
 
 
-def convert(file: Path, student: StudentName, out: Path) -> None:
+def convert(file: Path, student: StudentName, out: Path) -> str:
     """Convert a file of the authors' to a folder that plain timm loads.
 
     Args:
@@ -46,6 +46,9 @@ def convert(file: Path, student: StudentName, out: Path) -> None:
         student: Which of the released architectures the file has. The released ImageNet ResNet-50
             of the advanced strategy is resnet50d.
         out: Folder to write. It must not exist.
+
+    Returns:
+        The line of Python that loads the folder.
 
     Raises:
         InputError: The file cannot be read, holds no student, or another one, or `out` exists or
@@ -75,6 +78,7 @@ def convert(file: Path, student: StudentName, out: Path) -> None:
         raise InputError(f"{str(out)!r} could not be written: {reason}") from error
     sha256 = file_sha256(file)[:12]
     logger.info("%s: %d tensors of %s (sha256 %s…)", file, len(state), student, sha256)
+    return loading_code(released.timm, out)
 
 
 def _read_student(file: Path) -> StateDict:

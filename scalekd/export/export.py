@@ -36,6 +36,8 @@ from scalekd.export.pixels import (
 from scalekd.export.pt2_file import load_pt2, write_pt2
 from scalekd.export.report import ExportReport
 from scalekd.export.timm_folder import load_folder, write_folder
+from scalekd.networks.input_config import pretrained_config
+from scalekd.networks.student import loading_code
 from scalekd.recipe import Data
 
 logger = logging.getLogger(__name__)
@@ -126,6 +128,9 @@ def export(
         accuracy=accuracy,
         calibrated_on=calibration.description if calibration else None,
         calibration_images=len(calibration) if calibration else 0,
+        loaded_by=loading_code(pretrained_config(network)["architecture"], out)
+        if format == "timm"
+        else None,
     )
 
 

@@ -20,6 +20,7 @@ class ExportReport:
         accuracy: of a file in 8 bits beside that of its model.
         calibrated_on: what a file in 8 bits was calibrated on.
         calibration_images: number of these images.
+        loaded_by: the line of Python that loads a folder; None of a file.
     """
 
     out: str
@@ -31,6 +32,7 @@ class ExportReport:
     accuracy: Accuracy | None = None
     calibrated_on: str | None = None
     calibration_images: int = 0
+    loaded_by: str | None = None
 
 
 def format_export(report: ExportReport) -> str:
@@ -55,8 +57,8 @@ def format_export(report: ExportReport) -> str:
             f"top-1 on {accuracy.count} {accuracy.images}{top1}"
             + _agreement(accuracy.class_agreement)
         )
-    if report.format == "timm":
-        lines.append(f'loads by timm.create_model("local-dir:{report.out}", pretrained=True)')
+    if report.loaded_by is not None:
+        lines.append(f"loads by {report.loaded_by}")
     return "\n".join(lines)
 
 

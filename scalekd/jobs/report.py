@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from scalekd.networks.student import loading_code
 from scalekd.recipe import Method, Recipe
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import (
@@ -53,11 +54,11 @@ def print_report(recipe: Recipe, pair: PairSummary, results: list[Result], out: 
     exported = f"{METHOD_NAMES[main_run(recipe).method]}, seed {recipe.seeds[0]}"
     console.print(
         f"The run folder {printable(out)}/ has summary.json, curves.png, metrics.jsonl, "
-        f"settings.yaml, and student/ ({exported}), which plain timm loads:",
+        f"settings.yaml, and student/ ({exported}), which timm loads:",
         soft_wrap=True,
     )
-    student = printable(RunFolder(out).student)
-    console.print(f'  timm.create_model("local-dir:{student}", pretrained=True)', soft_wrap=True)
+    code = loading_code(recipe.student, RunFolder(out).student)
+    console.print(f"  {printable(code)}", soft_wrap=True)
 
 
 def build_accuracy_table(recipe: Recipe, pair: PairSummary, results: list[Result]) -> Table:

@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from timm.models import save_for_hf
+from timm.models import is_model, model_entrypoint, save_for_hf, split_model_name_tag
 from torch import nn
 
 from scalekd.atomic_io import new_folder
 from scalekd.errors import InputError
 from scalekd.networks.build import build_model, build_without_weights
-from scalekd.networks.input_config import DEFAULT_CROP, MAX_SIDE, InputConfig, Size
+from scalekd.networks.input_config import (
+    DEFAULT_CROP,
+    MAX_SIDE,
+    InputConfig,
+    Size,
+    input_config,
+    set_statistics,
+)
 from scalekd.reading import is_number, is_whole
 
 LINEAGE_KEY = "scalekd"
@@ -119,6 +126,21 @@ class StudentSpec:
         return True
 
 
+def loading_code(architecture: str, folder: object) -> str:
+    """A line of Python that loads an exported student; it imports what timm lacks.
+
+    Args:
+        architecture: timm's name of the student, perhaps registered by another package, as
+            mixer_b14_224 is by this one.
+        folder: that the student was exported to.
+    """
+    call = f'timm.create_model("local-dir:{folder}", pretrained=True)'
+    name = split_model_name_tag(architecture)[0]
+    module = model_entrypoint(name).__module__ if is_model(name) else "timm"
+    package = module.partition(".")[0]
+    return call if package == "timm" else f"import {package}; {call}"
+
+
 def _read_size(size: Any) -> tuple[int, int]:
     height, width = size
     if not (is_whole(height, least=1, most=MAX_SIDE) and is_whole(width, least=1, most=MAX_SIDE)):
@@ -153,6 +175,9 @@ def export_student(
     """
     if os.path.lexists(folder):
         raise InputError(f"{str(folder)!r} exists and is not overwritten: give another folder")
+    images = input_config(student)
+    # A model built for other channels than its timm name has the statistics of that name.
+    set_statistics(student, mean=images.mean, std=images.std)
     try:
         with new_folder(folder) as partial:
             save_for_hf(

@@ -5,6 +5,7 @@ from typing import cast
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from scalekd.networks.student import loading_code
 from scalekd.runs.lineage import Lineage
 from scalekd.runs.result import METHOD_NAMES
 from scalekd.text import visible
@@ -25,9 +26,9 @@ def build_card(architecture: str, lineage: Lineage | None) -> str:
         model_name=architecture,
         eval_results=_results(lineage),
     )
+    *imports, call = loading_code(architecture, "FOLDER").split("; ")
     usage = (
-        "```python\nimport timm\n\n"
-        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n'
+        "\n".join(["```python", "import timm", *imports]) + f"\n\nmodel = {call}.eval()\n"
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n```"
     )
     parts = [

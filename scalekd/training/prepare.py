@@ -245,11 +245,18 @@ def _student_spec(
     if not recipe.student:
         return None
     frozen = None if teacher is None else teacher.frozen
+    fixed = None if source is None else source.input
+    channels = recipe.student_args.get("in_chans")
+    if fixed is not None and channels not in (None, fixed.channels):
+        raise InputError(
+            f"student_args has in_chans {channels}, and the images of {recipe.data.root!r} have "
+            f"{fixed.channels}: drop it"
+        )
     return StudentSpec(
         name=recipe.student,
         arguments=recipe.student_args,
         classes=None if source is None else _student_classes(recipe, source, frozen),
-        input=None if source is None else source.input,
+        input=fixed,
         size=recipe.data.size,
         mean=tuple(recipe.data.mean) if recipe.data.mean else None,
         std=tuple(recipe.data.std) if recipe.data.std else None,

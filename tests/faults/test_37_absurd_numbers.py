@@ -53,6 +53,23 @@ def test_an_absurd_setting_is_refused_when_the_recipe_is_made(
         Recipe(**{"teacher": "a", "student": "b", "data": Data("x"), **settings})
 
 
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize(
+    ("argument", "setting"),
+    [
+        ("pretrained", "give {}_weights"),
+        ("size", "data.image_size"),
+        ("model_name", "give {}"),
+        ("weights", "give {}_weights"),
+    ],
+)
+def test_an_argument_that_is_a_setting_is_refused_with_that_setting(
+    role: str, argument: str, setting: str
+) -> None:
+    with refused(f"{role}_args has {argument}", setting.format(role)):
+        Recipe("a", "b", Data("x"), **{f"{role}_args": {argument: 8}})
+
+
 BUILDERS: list[tuple[Callable[[], Any], str]] = [
     (lambda: Data("x", image_size=10**6), "data.image_size"),
     (lambda: Data("x", image_size=(8, 10**6)), "data.image_size"),

@@ -14,7 +14,7 @@ from helpers.warned import warned
 from scalekd.errors import InputError
 from scalekd.export.export import export
 from scalekd.networks import InputConfig
-from scalekd.networks.student import StudentSpec
+from scalekd.networks.student import StudentSpec, loading_code
 from scalekd.recipe import Data, Optim, Recipe
 from scalekd.runs.checkpoint import load_student
 from scalekd.runs.folder import RunFolder
@@ -71,6 +71,24 @@ def test_an_exported_student_does_not_claim_timms_weights(tmp_path: Path) -> Non
     assert json.loads(said)["architecture"] == "resnet10t"
     assert "c3_in1k" not in said
     assert "license" not in json.loads(said)["pretrained_cfg"]
+
+
+def test_a_student_of_another_number_of_channels_has_as_many_statistics(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = StudentSpec("test_resnet", {"in_chans": 1}, 3, None)
+    spec.export(spec.build(), tmp_path / "student")
+    config = json.loads((tmp_path / "student" / "config.json").read_text())["pretrained_cfg"]
+    assert (config["input_size"][0], len(config["mean"]), len(config["std"])) == (1, 1, 1)
+    assert not caplog.records  # timm would warn, in lines between those of a training
+
+
+def test_the_line_that_loads_a_student_imports_what_timm_lacks() -> None:
+    assert loading_code("resnet18.a1_in1k", "a") == (
+        'timm.create_model("local-dir:a", pretrained=True)'
+    )
+    for name in ("mixer_b14_224", "scalekd_digits_swin"):
+        assert loading_code(name, "a").startswith("import scalekd; timm.create_model(")
 
 
 def test_export_refuses_an_existing_folder_and_leaves_it_unchanged(tmp_path: Path) -> None:
