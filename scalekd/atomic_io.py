@@ -14,8 +14,36 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from scalekd.errors import InputError
+
 TEMPORARY_NAME = re.compile(r"\.scalekd-[0-9a-f]{16}\.part")
 """Temporary names, which nothing else makes."""
+
+
+def refuse_existing(path: Path, remedy: str = "give another --out") -> None:
+    """Raise InputError where there is anything at `path`, a link that leads nowhere included.
+
+    Args:
+        path: of a file or folder that is about to be made.
+        remedy: what to do, as the message ends.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{str(path)!r} exists and is not overwritten: {remedy}")
+
+
+def check_new(path: Path, remedy: str = "give another --out") -> None:
+    """Raise InputError where a file or folder cannot be made at `path`, as far as can be seen.
+
+    Args:
+        path: which must not exist.
+        remedy: what to do if it does, as the message ends.
+    """
+    refuse_existing(path, remedy)
+    parent = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not parent.is_dir():
+        raise InputError(f"{str(path)!r} cannot be written: {str(parent)!r} is no folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{str(path)!r} cannot be written: you may not write to {str(parent)!r}")
 
 
 @contextmanager

@@ -47,15 +47,15 @@ MAX_ARGUMENT = 10**6
 """Largest number among the arguments of a model."""
 
 SET_ELSEWHERE = {
-    "name": "{role}",
-    "model_name": "{role}",
-    "weights": "{role}_weights",
-    "pretrained": "{role}_weights",
-    "checkpoint_path": "{role}_weights",
-    "weights_key": "{role}_weights_key",
-    "size": "teacher_size or data.image_size",
+    "name": "{model}",
+    "model_name": "{model}",
+    "weights": "{prefix}weights",
+    "pretrained": "{prefix}weights",
+    "checkpoint_path": "{prefix}weights",
+    "weights_key": "{prefix}weights_key",
+    "size": "{size}",
 }
-"""Arguments by which a model is built that are settings of a recipe, and which."""
+"""Arguments by which a model is built that have a setting of their own, and which."""
 
 RUN_FOLDER_FILE = re.compile(
     r"student|checkpoints|trackers|.*\.(yaml|json|jsonl|png|log|ckpt|part|lock)|\..*", re.IGNORECASE
@@ -86,13 +86,14 @@ class Data:
             without labels; hf:NAME or hf:FOLDER for a Hugging Face dataset; fashion-mnist, which is
             found or downloaded, fashion-mnist:choosing or fashion-mnist:final (docs/data.md); or
             digits, which is packaged. Required unless --recipe or --config gives it.
-        image_size: Size of the student's images in pixels: one number for square images, or
-            [height, width]. By default the size that the student's model is configured for.
-        mean: Mean of each channel by which the student's images are normalised, for values from 0
-            to 1, for example [0.485,0.456,0.406]. By default that of the student's model. Not for
-            the digits.
-        std: Standard deviation of each channel by which the student's images are normalised, as
-            mean. By default that of the student's model. Not for the digits.
+        image_size: Size of the images in pixels, in a distillation of the student's images: one
+            number for square images, or [height, width]. By default the size that the model is
+            configured for.
+        mean: Mean of each channel by which the images are normalised, in a distillation the
+            student's images, for values from 0 to 1, for example [0.485,0.456,0.406]. By default
+            that of the model. Not for the digits.
+        std: Standard deviation of each channel by which the images are normalised, as mean. By
+            default that of the model. Not for the digits.
         crop: Share of a validation image's sides that is looked at, more than 0 and at most 1: the
             image is resized to image_size divided by crop, and cropped from the centre. By default
             0.875, and in evaluate what the model's configuration says. An exported student's
@@ -128,8 +129,9 @@ class Data:
         corrupt_images: What to do with an image that cannot be read. stop ends the run and names
             the image; skip puts the next readable image in its place in training, and does not
             measure it in validation.
-        workers: Number of processes that load images; 0 loads them in the training process. By
-            default the number of CPU cores that the run may use, at most 16.
+        workers: Number of processes that load images, or in evaluate and probe of threads;
+            0 loads them in the main process. By default the number of CPU cores that may be used,
+            at most 16.
     """
 
     root: str
@@ -565,7 +567,7 @@ class Recipe:
                     f"the weight {name} is {weight}: it must be at most {MAX_WEIGHT:g}"
                 )
         for name in ("teacher_args", "student_args"):
-            _check_arguments(name, getattr(self, name))
+            check_model_arguments(name, getattr(self, name))
         if len(self.seeds) > MAX_SEEDS:
             raise InputError(f"there are {len(self.seeds)} seeds: give at most {MAX_SEEDS}")
         if self.optim.min_lr > self.learning_rate > 0:
@@ -715,14 +717,23 @@ def _check_folder_name(name: str) -> None:
         )
 
 
-def _check_arguments(name: str, arguments: Any) -> None:
-    """InputError where a model's arguments have what is a setting of the recipe, or a number that
-    would fill the memory."""
-    role = name.removesuffix("_args")
+def check_model_arguments(name: str, arguments: dict[str, Any]) -> None:
+    """Check further arguments of timm's create_model.
+
+    Args:
+        name: of the setting that has them: teacher_args, student_args or model_args.
+        arguments: that a user gave.
+
+    Raises:
+        InputError: one of them has a setting of its own, or a number would fill the memory.
+    """
+    model = name.removesuffix("_args")
+    prefix = "" if model == "model" else f"{model}_"
+    size = "teacher_size" if model == "teacher" else "data.image_size"
     for key in SET_ELSEWHERE.keys() & arguments.keys():
+        setting = SET_ELSEWHERE[key].format(model=model, prefix=prefix, size=size)
         raise InputError(
-            f"{name} has {key}, which is not an argument of the model but a setting: drop it, and "
-            f"give {SET_ELSEWHERE[key].format(role=role)}"
+            f"{name} has {key}, which has a setting of its own: drop it, and give {setting}"
         )
     for key, value in flatten_settings(arguments).items():
         numbers = value if isinstance(value, list | tuple) else [value]

@@ -254,8 +254,9 @@ def _add_evaluate_options(parser: Parser) -> None:
 
 
 def _run_evaluate(options: Namespace, _: list[str]) -> None:
+    from scalekd.atomic_io import check_new
     from scalekd.evaluation.evaluate import evaluate
-    from scalekd.evaluation.files import check_new, to_json, write_evaluation
+    from scalekd.evaluation.files import to_json, write_evaluation
     from scalekd.evaluation.text import class_table, describe, result_table
 
     out, as_json, per_class = (options.pop(name) for name in ("out", "json", "per_class"))

@@ -1,7 +1,7 @@
 """Measure models on labelled images, one or several side by side."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -129,7 +129,12 @@ def _for_each(
 
 
 def open_for_source(
-    model: str, source: Source, data: Data, weights: str, weights_key: str | None
+    model: str,
+    source: Source,
+    data: Data,
+    weights: str,
+    weights_key: str | None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> OpenedModel:
     """Open a model for the images of a source, which may fix their size and normalisation.
 
@@ -146,6 +151,7 @@ def open_for_source(
         std=data.std,
         crop=data.crop,
         interpolation=data.interpolation,
+        arguments=arguments,
     )
     if fixed is None:
         return opened

@@ -3,32 +3,15 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any
 
-from scalekd.atomic_io import new_folder
+from scalekd.atomic_io import check_new, new_folder
 from scalekd.errors import InputError
 from scalekd.evaluation.confusion import draw_confusion
 from scalekd.evaluation.results import ClassResult, Confusion, Evaluation
-
-
-def check_new(path: Path, option: str = "--out") -> None:
-    """Raise InputError where a file or folder cannot be made at `path`, as far as can be seen.
-
-    Args:
-        path: which must not exist.
-        option: that names it.
-    """
-    if os.path.lexists(path):
-        raise InputError(f"{str(path)!r} exists and is not overwritten: give another {option}")
-    parent = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-    if not parent.is_dir():
-        raise InputError(f"{str(path)!r} cannot be written: {str(parent)!r} is no folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{str(path)!r} cannot be written: you may not write to {str(parent)!r}")
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Open a model wherever it comes from: a run, a folder, a checkpoint, an ONNX file or timm."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def open_model(
     crop: float | None = None,
     interpolation: str | None = None,
     option_prefix: str = "data.",
+    arguments: Mapping[str, Any] | None = None,
 ) -> OpenedModel:
     """Open a model, in eval mode on `best_device()`.
 
@@ -81,6 +82,8 @@ def open_model(
             model's own. An ONNX file of another program does not tell them: its images are then
             normalised as ImageNet's, with a warning.
         option_prefix: what errors write before the names of these five settings.
+        arguments: further ones of timm's create_model; a checkpoint and an ONNX file have their
+            own.
 
     Raises:
         InputError: there is no such model, it cannot be built, loaded or run, or it does not take
@@ -89,6 +92,11 @@ def open_model(
     path = Path(model)
     kind = path.suffix.lower()
     if kind in (".onnx", ".ckpt") and not path.is_dir():
+        if arguments:
+            raise InputError(
+                f"model_args is {dict(arguments)}, but {model!r} tells how it is built: drop "
+                "--model_args"
+            )
         if weights != "pretrained" or weights_key is not None:
             raise InputError(
                 f"weights is {weights!r}, but {model!r} has weights of its own: drop --weights and "
@@ -101,7 +109,7 @@ def open_model(
             f"give timm's name of that model, and --weights {model}"
         )
     else:
-        opened = _open_timm(model, weights, weights_key, size)
+        opened = _open_timm(model, weights, weights_key, size, arguments or {})
     check_statistics(option_prefix, opened.input.channels, mean=mean, std=std)
     if opened.normalizes and (mean or std):
         raise InputError(
@@ -124,7 +132,13 @@ def open_model(
     return replace(opened, input=images)
 
 
-def _open_timm(model: str, weights: str, weights_key: str | None, size: Size | None) -> OpenedModel:
+def _open_timm(
+    model: str,
+    weights: str,
+    weights_key: str | None,
+    size: Size | None,
+    arguments: Mapping[str, Any],
+) -> OpenedModel:
     folder = RunFolder(Path(model))
     name = f"local-dir:{model}" if folder.path.is_dir() else model
     if folder.student.is_dir():
@@ -134,7 +148,7 @@ def _open_timm(model: str, weights: str, weights_key: str | None, size: Size | N
             f"{model!r} has no student/ yet, because its runs have not finished: give one of its "
             f"checkpoints, {folder.checkpoints / '*.ckpt'}"
         )
-    network, loaded = build_model(name, weights, size, weights_key)
+    network, loaded = build_model(name, weights, size, weights_key, **arguments)
     return _from_network(model, network, size, notes=(loaded.note,))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalekd.atomic_io import create_atomically
+from scalekd.atomic_io import check_new, create_atomically
 from scalekd.device import best_device
 from scalekd.errors import InputError
 from scalekd.evaluation.batches import (
@@ -21,7 +21,7 @@ from scalekd.evaluation.batches import (
     load_batches,
     loading_threads,
 )
-from scalekd.evaluation.files import check_new, to_csv
+from scalekd.evaluation.files import to_csv
 from scalekd.evaluation.image_files import ImageFiles, find_files
 from scalekd.evaluation.opened_model import OpenedModel, open_model
 from scalekd.networks.input_config import Size
@@ -153,7 +153,7 @@ def _check_outputs(out: Path, features: Path | None) -> None:
     check_new(out)
     if features is None:
         return
-    check_new(features, "--features")
+    check_new(features, "give another --features")
     if features.suffix != ".npz":
         raise InputError(f"features is {str(features)!r}: its name must end in .npz")
     if features.absolute() == out.absolute():

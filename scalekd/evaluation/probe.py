@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from scalekd.atomic_io import check_new
 from scalekd.data.open import open_source
 from scalekd.data.source import Source, balanced_subset
 from scalekd.device import best_device
 from scalekd.errors import InputError, one_line
 from scalekd.evaluation.evaluate import open_for_source
-from scalekd.evaluation.files import check_new
 from scalekd.evaluation.opened_model import OpenedModel
 from scalekd.evaluation.probe_classifiers import (
     NEIGHBOURS,
@@ -24,7 +24,7 @@ from scalekd.evaluation.probe_classifiers import (
 )
 from scalekd.evaluation.probe_features import Features, extract_features, pre_logits
 from scalekd.networks.student import export_student
-from scalekd.recipe import Data
+from scalekd.recipe import Data, check_model_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ def probe(
     out: Path,
     weights: str = "pretrained",
     weights_key: str | None = None,
+    model_args: dict[str, Any] | None = None,
     report: Report = lambda done, total: None,
 ) -> ProbeResult:
     """Fit classifiers to the frozen features of a model, and write it with the linear one.
@@ -85,6 +86,8 @@ def probe(
             or a file.
         weights_key: Key of the weights in a file that holds several networks, for example
             model_ema, with dots for depth.
+        model_args: Further arguments of timm's create_model for the model, for example
+            '{dynamic_img_size: true}'. By default none.
         report: Called with the number of images seen and of all.
 
     Raises:
@@ -92,10 +95,12 @@ def probe(
             a linear classifier, or the folder exists.
     """
     check_new(out)
+    model_args = model_args or {}
+    check_model_arguments("model_args", model_args)
     source = open_source(data)
     if source.unaugmented_set is None or source.validation_set is None or source.classes is None:
         raise InputError(f"the images of {data.root!r} have no labels, which a probe is fitted to")
-    opened = open_for_source(model, source, data, weights, weights_key)
+    opened = open_for_source(model, source, data, weights, weights_key, model_args)
     network = _with_new_classifier(opened, source.classes)
     for note in (*source.notes, *opened.notes):
         note.log(logger)
@@ -104,8 +109,10 @@ def probe(
     classifier, regularisation, held_out_top1 = fit_linear(training, source.classes)
     _set_classifier(network, classifier)
     _describe_input(network, opened)
+    # The classifier is that of the images' classes.
+    arguments = {n: value for n, value in model_args.items() if n != "num_classes"}
     try:
-        export_student(network.cpu(), out, {}, source.class_names)
+        export_student(network.cpu(), out, arguments, source.class_names)
     except OSError as error:
         raise InputError(f"{str(out)!r} cannot be written: {one_line(error)}") from error
     return ProbeResult(

@@ -1,13 +1,13 @@
 """Convert the students that the paper's authors released to folders that plain timm loads."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 
+from scalekd.atomic_io import check_new
 from scalekd.errors import InputError
 from scalekd.export.released import STUDENTS, ReleasedStudent, StateDict
 from scalekd.networks.build import build_model
@@ -54,8 +54,7 @@ def convert(file: Path, student: StudentName, out: Path) -> str:
         InputError: The file cannot be read, holds no student, or another one, or `out` exists or
             cannot be written.
     """
-    if os.path.lexists(out):
-        raise InputError(f"{str(out)!r} exists and is not overwritten: give another --out")
+    check_new(out)
     released = STUDENTS[student]
     state = _read_student(file)
     converted = released.convert(state)

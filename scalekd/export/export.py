@@ -1,13 +1,12 @@
 """Export a student to the format that a server, a phone or a colleague can use."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from scalekd.atomic_io import new_path
+from scalekd.atomic_io import check_new, new_path
 from scalekd.data.loader import worker_settings
 from scalekd.data.open import open_source, open_validation
 from scalekd.data.source import Source
@@ -159,8 +158,7 @@ def _check_options(
     max_loss: float,
 ) -> None:
     """InputError where an option is wrong, before anything is loaded."""
-    if os.path.lexists(out):
-        raise InputError(f"{str(out)!r} exists and is not overwritten: give another --out")
+    check_new(out)
     suffix = SUFFIXES.get(format)
     if suffix and out.suffix != suffix:
         raise InputError(f"out is {str(out)!r}: the name of a file of {format} ends in {suffix}")

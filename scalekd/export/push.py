@@ -1,6 +1,5 @@
 """Uploading an exported student to the Hugging Face Hub."""
 
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
-from scalekd.atomic_io import new_folder
+from scalekd.atomic_io import check_new, new_folder
 from scalekd.errors import InputError, one_line
 from scalekd.networks.build import build_model
 from scalekd.networks.student import LINEAGE_KEY
@@ -62,8 +61,8 @@ def push(
             no network, or the Hub refuses.
     """
     _check_repo(repo)
-    if dry_run is not None and os.path.lexists(dry_run):
-        raise InputError(f"{str(dry_run)!r} exists and is not overwritten: give another --dry_run")
+    if dry_run is not None:
+        check_new(dry_run, "give another --dry_run")
     if dry_run is None and huggingface_hub.get_token() is None:
         raise InputError(
             "there is no login to the Hub: run `hf auth login`, or set HF_TOKEN to a token that "

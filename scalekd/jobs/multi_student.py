@@ -6,7 +6,6 @@ its own, so a student can resume without the others.
 """
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from scalekd.atomic_io import refuse_existing
 from scalekd.device import best_device
 from scalekd.distributed import ranks
 from scalekd.errors import DivergedError, InputError
@@ -122,10 +122,8 @@ def _take_folders(
 ) -> dict[str, dict[str, Any]]:
     """Hold each student's run folder; gives its finished results and the restarts of its learning
     rate as plain data, by name."""
-    if os.path.lexists(out) and not resume:
-        raise InputError(
-            f"{str(out)!r} exists and is not overwritten: give another --out, or --resume"
-        )
+    if not resume:
+        refuse_existing(out, "give another --out, or --resume")
     if RunFolder(out).settings.exists():
         raise InputError(
             f"{str(out)!r} is the run folder of one student: give another --out for several"

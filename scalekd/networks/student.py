@@ -1,6 +1,5 @@
 """Rebuilding a student without its run, and exporting it as a folder that plain timm loads."""
 
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from safetensors import SafetensorError
 from timm.models import is_model, model_entrypoint, save_for_hf, split_model_name_tag
 from torch import nn
 
-from scalekd.atomic_io import new_folder
+from scalekd.atomic_io import new_folder, refuse_existing
 from scalekd.errors import InputError
 from scalekd.networks.build import build_model, build_without_weights
 from scalekd.networks.input_config import (
@@ -173,8 +172,7 @@ def export_student(
         InputError: the folder exists.
         OSError: the folder cannot be written.
     """
-    if os.path.lexists(folder):
-        raise InputError(f"{str(folder)!r} exists and is not overwritten: give another folder")
+    refuse_existing(folder, "give another folder")
     images = input_config(student)
     # A model built for other channels than its timm name has the statistics of that name.
     set_statistics(student, mean=images.mean, std=images.std)

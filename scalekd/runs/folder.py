@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import yaml
 
-from scalekd.atomic_io import TEMPORARY_NAME, remove_leftovers, write_atomically
+from scalekd.atomic_io import TEMPORARY_NAME, refuse_existing, remove_leftovers, write_atomically
 from scalekd.errors import InputError
 from scalekd.reading import is_whole, read_mapping, why_unreadable
 from scalekd.recipe import Data, Recipe, flatten_settings
@@ -399,10 +399,7 @@ def hold_new_folder(path: Path, *, resume: bool, keep: Callable[[], bool]) -> It
     except ValueError as error:  # a null byte
         raise InputError(f"{str(path)!r} cannot be created: {error}") from error
     if path not in created and not (resume and path.is_dir()):
-        raise InputError(
-            f"{str(path)!r} exists and is not overwritten: give another --out"
-            + (", or --resume" if path.is_dir() else "")
-        )
+        refuse_existing(path, "give another --out" + ", or --resume" * path.is_dir())
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import matplotlib
 from matplotlib.figure import Figure
 
-from scalekd.atomic_io import create_atomically
+from scalekd.atomic_io import create_atomically, refuse_existing
 from scalekd.errors import InputError
 from scalekd.reading import is_number, is_whole, read_mapping, why_unreadable
 from scalekd.recipe import Method, flatten_settings
@@ -160,8 +160,7 @@ def differing_settings(statuses: Sequence[RunFolderStatus]) -> dict[str, list[An
 
 def check_picture(picture: Path) -> None:
     """Raise InputError where `picture` exists, or where its format cannot be drawn."""
-    if os.path.lexists(picture):
-        raise InputError(f"{str(picture)!r} exists and is not overwritten: give another name")
+    refuse_existing(picture, "give another name")
     if not picture.absolute().parent.is_dir():
         raise InputError(f"{str(picture)!r} cannot be written: there is no folder to hold it")
     formats = Figure().canvas.get_supported_filetypes()

@@ -13,8 +13,9 @@ from helpers.refusals import refused
 from helpers.warned import warned
 from PIL import Image
 
+from scalekd.atomic_io import check_new
 from scalekd.evaluation.evaluate import evaluate
-from scalekd.evaluation.files import check_new, to_json, write_evaluation
+from scalekd.evaluation.files import to_json, write_evaluation
 from scalekd.evaluation.results import Evaluation
 from scalekd.recipe import Data
 

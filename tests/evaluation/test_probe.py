@@ -78,6 +78,31 @@ def test_plain_timm_loads_the_folder_and_makes_the_same_images(root: Path, tmp_p
     assert loaded.num_classes == 3
 
 
+def test_arguments_of_the_model_are_in_the_folder(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [
+        "probe",
+        "--model=test_vit",
+        "--weights=random",
+        "--model_args",
+        "{img_size: 64, depth: 1}",
+    ]
+    main([*line, f"--data.root={root}", "--data.image_size=64", f"--out={tmp_path / 'probed'}"])
+    assert "by the linear classifier" in capsys.readouterr().out
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'probed'}", pretrained=True)
+    assert len(loaded.blocks) == 1
+    for arguments, parts in (
+        ({"size": 3}, ("model_args has size", "give data.image_size")),
+        ({"weights": "x"}, ("model_args has weights", "give weights")),
+        ({"wheels": 4}, ("test_vit does not take these arguments", "wheels")),
+    ):
+        with refused(*parts):
+            probe("test_vit", data(root), tmp_path / "other", "random", model_args=arguments)
+    with refused("drop --model_args"):
+        probe("a.ckpt", data(root), tmp_path / "other", model_args={"depth": 1})
+
+
 def test_a_classifier_that_a_model_has_is_replaced(root: Path, tmp_path: Path) -> None:
     model = headless(tmp_path / "model", "test_resnet", {}, classes=7)
     result = probe(str(model), data(root), tmp_path / "probed")

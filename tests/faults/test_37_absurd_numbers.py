@@ -58,7 +58,6 @@ def test_an_absurd_setting_is_refused_when_the_recipe_is_made(
     ("argument", "setting"),
     [
         ("pretrained", "give {}_weights"),
-        ("size", "data.image_size"),
         ("model_name", "give {}"),
         ("weights", "give {}_weights"),
     ],
@@ -68,6 +67,12 @@ def test_an_argument_that_is_a_setting_is_refused_with_that_setting(
 ) -> None:
     with refused(f"{role}_args has {argument}", setting.format(role)):
         Recipe("a", "b", Data("x"), **{f"{role}_args": {argument: 8}})
+
+
+def test_a_size_among_a_models_arguments_is_refused_with_its_setting() -> None:
+    for role, setting in (("teacher", "give teacher_size"), ("student", "give data.image_size")):
+        with refused(f"{role}_args has size", setting):
+            Recipe("a", "b", Data("x"), **{f"{role}_args": {"size": 8}})
 
 
 BUILDERS: list[tuple[Callable[[], Any], str]] = [
