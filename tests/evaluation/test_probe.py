@@ -88,7 +88,8 @@ def test_arguments_of_the_model_are_in_the_folder(
         "--model_args",
         "{img_size: 64, depth: 1}",
     ]
-    main([*line, f"--data.root={root}", "--data.image_size=64", f"--out={tmp_path / 'probed'}"])
+    with warned("RANDOM"):
+        main([*line, f"--data.root={root}", "--data.image_size=64", f"--out={tmp_path / 'probed'}"])
     assert "by the linear classifier" in capsys.readouterr().out
     loaded = timm.create_model(f"local-dir:{tmp_path / 'probed'}", pretrained=True)
     assert len(loaded.blocks) == 1
