@@ -336,6 +336,25 @@ def _run_probe(options: Namespace, _: list[str]) -> None:
     _print(json.dumps(asdict(result), indent=2) if as_json else describe_probe(result))
 
 
+def _add_analyze_options(parser: Parser) -> None:
+    from scalekd.analysis.analyze import analyze
+
+    parser.add_function_arguments(analyze, skip={"report"}, as_group=False)
+    parser.entitle("data", "data")
+    _add_json_option(parser)
+
+
+def _run_analyze(options: Namespace, _: list[str]) -> None:
+    from scalekd.analysis.analyze import analyze
+    from scalekd.analysis.files import to_json
+    from scalekd.analysis.text import describe
+
+    as_json = options.pop("json")
+    with progress_bar("images") as report:
+        analysis = analyze(**vars(options), report=report)
+    _print(to_json(analysis) if as_json else describe(analysis, str(options.out)))
+
+
 def _add_export_options(parser: Parser) -> None:
     from scalekd.export.export import export
 
@@ -513,6 +532,14 @@ COMMANDS = {
         "write the model with that classifier as a timm model, which can be a teacher.",
         _add_probe_options,
         _run_probe,
+    ),
+    "analyze": Command(
+        "draw what a teacher, a student and the projectors between them do inside",
+        "Draw the paper's figures of any teacher and student, on your images: the frequencies of\n"
+        "the teacher's final feature, distances in the alternative view, where a projector's\n"
+        "queries look, and how alike the layers of student and teacher are.",
+        _add_analyze_options,
+        _run_analyze,
     ),
     "export": Command(
         "write a student as a timm folder, ONNX, torch.export or ONNX in 8 bits",

@@ -72,7 +72,8 @@ class Source:
             training set has.
         splits: what the training and the validation split hold, in this order.
         unaugmented_set: builds the set of all training images, made as validation images are, for
-            an input; None without labels.
+            an input; None where they cannot be had. Its items are as those of the validation set,
+            or (image,) without labels.
         targets: classes of the images of `unaugmented_set` (N,) where they are known beforehand.
     """
 
@@ -194,9 +195,7 @@ def build_source(
         identity=_identity(targets, training.identifiers),
         validation_identity="" if validation is None else _validation_identity(validation, few),
         splits=tuple(split.describe() for split in splits),
-        unaugmented_set=(
-            None if training.targets is None else lambda config: ValidationSet(checked[0], config)
-        ),
+        unaugmented_set=lambda config: ValidationSet(checked[0], config),
         targets=training.targets,
     )
 

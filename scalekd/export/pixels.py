@@ -69,7 +69,7 @@ def training_pixels(source: Source, data: Data, images: InputConfig) -> PixelSet
         crops: Any = source.training_set(config, CHOSEN_BY)
         return Subset(crops, range(len(crops)))  # it is indexed by the keys of a sampler
 
-    build = source.unaugmented_set or cropped
+    build = cropped if source.classes is None else source.unaugmented_set or cropped
     return _pixels(source, images, build, f"training images of {data.root}")
 
 

@@ -39,7 +39,7 @@ def check_teacher(prepared: Prepared) -> list[Note]:
         InputError: an alternative is far better; the message names its options.
     """
     recipe, source, teacher = prepared.recipe, prepared.source, prepared.teacher
-    if teacher is None or source.unaugmented_set is None:
+    if teacher is None or source.unaugmented_set is None or source.classes is None:
         return []
     if teacher.frozen.shapes.classes != source.classes:
         return []

@@ -5,7 +5,7 @@ through the teacher's own frozen last stage, its tail. The result mimics the tea
 (DFM), and it is the query with which the student's final feature is projected (CAP) in its turn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -132,19 +132,9 @@ class ScaleKDLoss(nn.Module):
         terms: dict[str, Tensor] = {}
         target = teacher.final.detach().flatten(2).transpose(1, 2)
         for name, view in VIEWS.items():
-            z: Tensor | None = None
-            if name in self.penultimate:
-                z = tail(self.penultimate[name](student.penultimate))
-                if weight := getattr(self.weights, f"tpp_{name}"):
-                    terms[f"tpp_{name}"] = weight * distance(view(z), view(target))
-            if name in self.final:
-                project: Any = self.final[name]
-                if name == "alternative":
-                    # What varies over space is 0.3 % of a fresh projector's output, lost in bf16.
-                    project = project.in_full_precision
-                w = project(student.final, z)
-                weight = getattr(self.weights, f"final_{name}")
-                terms[f"final_{name}"] = weight * distance(view(w), view(target))
+            for stage, tokens in self.project(name, student, tail):
+                if weight := getattr(self.weights, f"{stage}_{name}"):
+                    terms[f"{stage}_{name}"] = weight * distance(view(tokens), view(target))
         if self.weights.logits:
             if student.logits is None or teacher.logits is None:
                 network = "student" if student.logits is None else "teacher"
@@ -155,3 +145,20 @@ class ScaleKDLoss(nn.Module):
             kd = logit_distillation(student.logits, teacher.logits.detach(), self.temperature)
             terms["logits"] = self.weights.logits * kd
         return terms
+
+    def project(self, view: str, student: Features, tail: Tail) -> Iterator[tuple[str, Tensor]]:
+        """Yield ("tpp", z) and ("final", w) of a view, "original" or "alternative", where needed.
+
+        Raises:
+            InputError: A shape that the projectors were not made for.
+        """
+        z: Tensor | None = None
+        if view in self.penultimate:
+            z = tail(self.penultimate[view](student.penultimate))
+            yield "tpp", z
+        if view in self.final:
+            project: Any = self.final[view]
+            if view == "alternative":
+                # What varies over space is 0.3 % of a fresh projector's output, lost in bf16.
+                project = project.in_full_precision
+            yield "final", project(student.final, z)

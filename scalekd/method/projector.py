@@ -111,6 +111,33 @@ class CrossAttentionProjector(nn.Module):
         Raises:
             InputError: X has a shape that the projector was not made for, or there is no query.
         """
+        q, k, v = self._queries_keys_values(features, query)
+        attended = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        y = self.norm(self.to_output(attended.transpose(1, 2).flatten(2)))
+        out: Tensor = y + self.feed_forward(y)
+        return out
+
+    def attention(self, features: Tensor, query: Tensor | None = None) -> Tensor:
+        """Return how much of each key's value each query takes: softmax(q k^T s / sqrt(d)).
+
+        Args:
+            features: As in `forward`.
+            query: As in `forward`.
+
+        Returns:
+            (N, heads, Lq, Hk Wk), row-major over the key grid; each row sums to 1.
+
+        Raises:
+            InputError: As in `forward`.
+        """
+        q, k, _ = self._queries_keys_values(features, query)
+        weights: Tensor = (q @ k.transpose(-2, -1) * self.scale).softmax(-1)
+        return weights
+
+    def _queries_keys_values(
+        self, features: Tensor, query: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q (N, heads, Lq, d), k and v (N, heads, Hk Wk, d) of the class's formula."""
         if features.shape[1:] != self.position.shape[1:]:
             raise InputError(
                 f"the student's feature map is {tuple(features.shape[1:])} and the projector was "
@@ -125,11 +152,7 @@ class CrossAttentionProjector(nn.Module):
             raise InputError("query is None: a projector without trained queries must be given one")
         q = self._split_heads(self.to_query(self.query_stem(query)))
         k, v = self._split_heads(self.to_key(keys)), self._split_heads(self.to_value(keys))
-        q = q.expand(len(features), -1, -1, -1)
-        attended = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        y = self.norm(self.to_output(attended.transpose(1, 2).flatten(2)))
-        out: Tensor = y + self.feed_forward(y)
-        return out
+        return q.expand(len(features), -1, -1, -1), k, v
 
     def in_full_precision(self, features: Tensor, query: Tensor | None = None) -> Tensor:
         """`forward` outside of autocast, in the precision of the projector's own weights."""

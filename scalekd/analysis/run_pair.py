@@ -1,0 +1,165 @@
+"""A run's teacher, student and projectors, built again from its settings and a checkpoint."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scalekd.data.source import Source
+from scalekd.device import best_device
+from scalekd.distiller import ScaleKD
+from scalekd.errors import InputError
+from scalekd.method import LossWeights
+from scalekd.networks import input_config
+from scalekd.networks.pretrained import Mismatch
+from scalekd.networks.student import StudentSpec
+from scalekd.reading import read_mapping
+from scalekd.recipe import Recipe
+from scalekd.runs.checkpoint import read_state, restoring
+from scalekd.runs.folder import RunFolder
+from scalekd.runs.result import main_run
+from scalekd.training.prepare import Prepared, PreparedTeacher, build_teacher
+
+TEACHER_SETTINGS = (
+    *("teacher", "teacher_weights", "teacher_weights_key", "teacher_args", "teacher_size"),
+    *("teacher_mean", "teacher_std", "teacher_features", "teacher_prefix"),
+)
+"""Settings of a recipe that decide about the teacher's features."""
+
+
+@dataclass(frozen=True)
+class RunOnDisk:
+    """A run as it is stored.
+
+    Attributes:
+        name: as the user named it: a run folder or a checkpoint.
+        checkpoint: its file.
+        recipe: its settings.
+        teacher_identity: hash of the teacher's weights; None where none is known.
+    """
+
+    name: str
+    checkpoint: Path
+    recipe: Recipe
+    teacher_identity: str | None
+
+
+@dataclass(frozen=True)
+class RunPair:
+    """A run's teacher and student, joined by the projectors that it trained.
+
+    Attributes:
+        name: the run, as the user named it.
+        recipe: its settings.
+        teacher: its teacher.
+        distiller: all of them, in eval mode on `best_device()`.
+    """
+
+    name: str
+    recipe: Recipe
+    teacher: PreparedTeacher
+    distiller: ScaleKD
+
+
+def find_run(student: str) -> RunOnDisk:
+    """Find the settings and the checkpoint of a run.
+
+    Args:
+        student: a run folder, of which the run is taken whose student is exported, or a checkpoint
+            that lies in a run folder.
+
+    Raises:
+        InputError: it is neither, its settings or its checkpoint are missing or damaged, or it was
+            trained without a teacher.
+    """
+    path = Path(student)
+    is_checkpoint = path.suffix.lower() == ".ckpt" and not path.is_dir()
+    folder = RunFolder(path.absolute().parent.parent if is_checkpoint else path)
+    if not folder.settings.is_file():
+        raise InputError(
+            f"the checkpoint {student} lies in no run folder, whose settings.yaml tells of its "
+            "teacher and projectors"
+            if is_checkpoint
+            else f"{student} has no projectors: they are in the checkpoints of a run"
+        )
+    recipe = _read_recipe(folder)
+    if recipe.teacher is None:
+        raise InputError(f"{student} was trained without a teacher")
+    checkpoint = path if is_checkpoint else folder.checkpoint(main_run(recipe))
+    if not checkpoint.is_file():
+        raise InputError(f"{student} has no checkpoint {str(checkpoint)!r}")
+    identity = read_mapping(folder.inputs).get("teacher") if folder.inputs.is_file() else None
+    return RunOnDisk(student, checkpoint, recipe, identity)
+
+
+def _read_recipe(folder: RunFolder) -> Recipe:
+    """The recipe in settings.yaml, read as the command line reads one."""
+    from jsonargparse import ArgumentParser
+
+    settings = read_mapping(folder.settings, str(folder.settings))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, as_group=False)
+    try:
+        parsed = parser.instantiate(parser.parse_object(settings))
+        return Recipe(**vars(parsed))
+    except Exception as error:  # of settings that are damaged, nearly anything
+        raise InputError(
+            f"{str(folder.settings)!r} is no recipe of this version of scalekd"
+        ) from error
+
+
+def open_pair(run: RunOnDisk, teacher: PreparedTeacher | None = None) -> RunPair:
+    """Build a run's teacher and student, and load the weights of student and projectors.
+
+    These are the weights that the projectors were trained with, not their average over steps.
+
+    Args:
+        run: which one.
+        teacher: the run's teacher where it is built already.
+
+    Raises:
+        InputError: the run trained no projectors, its teacher cannot be built, or its checkpoint is
+            damaged.
+    """
+    state = read_state(run.checkpoint)
+    if not any(name.startswith("criterion.") for name in state["learner"]):
+        raise InputError(f"{run.name} is of a method without projectors")
+    teacher = teacher or build_run_teacher(run)
+    with restoring(run.checkpoint):
+        spec = StudentSpec.from_dict(state["scalekd_student"])
+    student = spec.build()
+    prepared = Prepared(
+        recipe=run.recipe,
+        source=Source.without_images(),
+        teacher=teacher,
+        student=spec,
+        input=spec.input or input_config(student, spec.size),
+    )
+    weights = replace(run.recipe.weights or LossWeights(), logits=0.0)  # that need labels' classes
+    distiller = prepared.build_distiller(student, weights)
+    if other := Mismatch.between(distiller, state["learner"]):
+        raise InputError(f"{str(run.checkpoint)!r} does not fit its run's settings ({other})")
+    distiller.load_state_dict(state["learner"])
+    return RunPair(run.name, run.recipe, teacher, distiller.eval().to(best_device()))
+
+
+def build_run_teacher(run: RunOnDisk) -> PreparedTeacher:
+    """The teacher of a run; the order of its classes is not that of the run's images."""
+    return build_teacher(replace(run.recipe, teacher_classes=None, weights=None))
+
+
+def identity_of(teacher: PreparedTeacher) -> str | None:
+    """What a run folder stores of a teacher, to know it again."""
+    return teacher.weights.sha256 or teacher.weights.source
+
+
+def check_same_teacher(run: RunOnDisk, other: RunOnDisk) -> None:
+    """Raise InputError unless two runs have the same teacher, wherever its weights lay."""
+    for name in TEACHER_SETTINGS:
+        is_place = name in ("teacher", "teacher_weights")
+        if is_place and run.teacher_identity == other.teacher_identity is not None:
+            continue
+        one, another = (getattr(r.recipe, name) for r in (run, other))
+        if one != another:
+            raise InputError(
+                f"{other.name} was trained with {name} {another}, and {run.name} with {one}: "
+                "distances are compared between runs with the same teacher"
+            )
