@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scalekd.data.open import open_source, open_validation
+from scalekd.data.open import find_layout, open_source, open_validation
 from scalekd.data.source import IGNORED, Source
 from scalekd.device import best_device
 from scalekd.errors import InputError
@@ -78,7 +78,7 @@ def open_sample(data: Data, count: int, batch_size: int) -> ImageSample:
         source = open_validation(data)
     except InputError:
         unlabelled = _open_without_labels(data)
-        if unlabelled is None:
+        if unlabelled is None:  # what is wrong is not that labels are missing
             raise
         source = unlabelled
     build = source.validation_set or source.unaugmented_set
@@ -88,9 +88,17 @@ def open_sample(data: Data, count: int, batch_size: int) -> ImageSample:
 
 
 def _open_without_labels(data: Data) -> Source | None:
-    """The images as a source without labels; None where they are no such source."""
+    """The images as a source without labels; None where they are no such source.
+
+    Raises:
+        InputError: an image of a folder without labels cannot be used.
+    """
+    is_folder = False
     try:
+        is_folder = find_layout(data) == "flat_folder"
         source = open_source(data)
     except InputError:
+        if is_folder:
+            raise
         return None
     return source if source.classes is None else None

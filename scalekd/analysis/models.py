@@ -11,7 +11,6 @@ from scalekd.analysis.run_pair import (
     build_run_teacher,
     check_same_teacher,
     find_run,
-    identity_of,
     open_pair,
 )
 from scalekd.data.source import Source
@@ -140,7 +139,8 @@ def _if_of_run(teacher: Named, run: RunOnDisk) -> PreparedTeacher | None:
         built = build_run_teacher(replace(run, recipe=renamed))
     except InputError:  # it cannot be built with the arguments of the run's teacher
         return None
-    return built if identity_of(built) == run.teacher_identity else None
+    is_same = built.weights.sha256 is not None and built.weights.sha256 == run.teacher_sha256
+    return built if is_same else None
 
 
 def _not_the_teacher(teacher: Named, run: RunOnDisk) -> InputError:
@@ -165,7 +165,7 @@ def _open_pairs(
     run: RunOnDisk, others: Sequence[RunOnDisk], teacher: PreparedTeacher, source: Source
 ) -> list[RunPair] | InputError:
     """The runs with projectors; the reason where the student's own has none."""
-    if run.teacher_identity is not None and identity_of(teacher) != run.teacher_identity:
+    if run.teacher_sha256 not in (None, teacher.weights.sha256):
         logger.warning("the teacher's weights are not those that %s was trained with", run.name)
     try:
         pair = open_pair(run, teacher)

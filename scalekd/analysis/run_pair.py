@@ -1,5 +1,6 @@
 """A run's teacher, student and projectors, built again from its settings and a checkpoint."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,8 @@ TEACHER_SETTINGS = (
 )
 """Settings of a recipe that decide about the teacher's features."""
 
+SHA256 = re.compile("[0-9a-f]{64}")
+
 
 @dataclass(frozen=True)
 class RunOnDisk:
@@ -33,13 +36,13 @@ class RunOnDisk:
         name: as the user named it: a run folder or a checkpoint.
         checkpoint: its file.
         recipe: its settings.
-        teacher_identity: hash of the teacher's weights; None where none is known.
+        teacher_sha256: of the file of the teacher's weights; None where none is known.
     """
 
     name: str
     checkpoint: Path
     recipe: Recipe
-    teacher_identity: str | None
+    teacher_sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,9 @@ def find_run(student: str) -> RunOnDisk:
     checkpoint = path if is_checkpoint else folder.checkpoint(main_run(recipe))
     if not checkpoint.is_file():
         raise InputError(f"{student} has no checkpoint {str(checkpoint)!r}")
-    identity = read_mapping(folder.inputs).get("teacher") if folder.inputs.is_file() else None
-    return RunOnDisk(student, checkpoint, recipe, identity)
+    inputs = read_mapping(folder.inputs) if folder.inputs.is_file() else {}
+    identity = str(inputs.get("teacher"))
+    return RunOnDisk(student, checkpoint, recipe, identity if SHA256.fullmatch(identity) else None)
 
 
 def _read_recipe(folder: RunFolder) -> Recipe:
@@ -146,17 +150,14 @@ def build_run_teacher(run: RunOnDisk) -> PreparedTeacher:
     return build_teacher(replace(run.recipe, teacher_classes=None, weights=None))
 
 
-def identity_of(teacher: PreparedTeacher) -> str | None:
-    """What a run folder stores of a teacher, to know it again."""
-    return teacher.weights.sha256 or teacher.weights.source
-
-
 def check_same_teacher(run: RunOnDisk, other: RunOnDisk) -> None:
     """Raise InputError unless two runs have the same teacher, wherever its weights lay."""
-    for name in TEACHER_SETTINGS:
-        is_place = name in ("teacher", "teacher_weights")
-        if is_place and run.teacher_identity == other.teacher_identity is not None:
-            continue
+    names = list(TEACHER_SETTINGS)
+    if run.teacher_sha256 is not None and run.teacher_sha256 == other.teacher_sha256:
+        names = [name for name in names if name not in ("teacher", "teacher_weights")]
+    if run.recipe.teacher_weights == "random":
+        names.append("seeds")  # the first of which the weights are drawn with
+    for name in names:
         one, another = (getattr(r.recipe, name) for r in (run, other))
         if one != another:
             raise InputError(

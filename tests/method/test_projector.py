@@ -168,3 +168,18 @@ def test_a_separable_stem_equals_a_dense_stem_with_a_product_kernel() -> None:
     x = torch.randn(5, 8, 4, 3, dtype=torch.float64)
     torch.testing.assert_close(cheap(x), exact(x), rtol=1e-12, atol=1e-12)
     assert sum(p.numel() for p in cheap.stem[0].parameters()) == 8 * 9 + 8 * 8 + 8
+
+
+@pytest.mark.parametrize("own_query", [True, False], ids=["own queries", "the caller's queries"])
+def test_the_attention_weights_are_those_that_the_output_is_made_of(own_query: bool) -> None:
+    torch.manual_seed(0)
+    module, features = projector(own_query).double().eval(), torch.randn(5, 8, 4, 3).double()
+    query = None if own_query else torch.randn(5, 6, 12).double()
+    weights = module.attention(features, query)
+    assert weights.shape == (5, 3, 6, 12)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(5, 3, 6).double())
+    tokens = (module.stem(features) + module.position).flatten(2).transpose(1, 2)
+    values = module.to_value(tokens).reshape(5, 12, 3, 4).transpose(1, 2)
+    y = module.norm(module.to_output((weights @ values).transpose(1, 2).flatten(2)))
+    expected = y + module.feed_forward(y)
+    torch.testing.assert_close(module(features, query), expected, rtol=1e-10, atol=1e-10)
