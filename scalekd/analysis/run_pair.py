@@ -26,6 +26,8 @@ TEACHER_SETTINGS = (
 """Settings of a recipe that decide about the teacher's features."""
 
 SHA256 = re.compile("[0-9a-f]{64}")
+PROJECTOR = re.compile(r"criterion\.(penultimate|final)\.(original|alternative)\.to_key\.weight")
+"""What only checkpoints of ScaleKD have; other methods have weights of their own."""
 
 
 @dataclass(frozen=True)
@@ -124,21 +126,21 @@ def open_pair(run: RunOnDisk, teacher: PreparedTeacher | None = None) -> RunPair
             damaged.
     """
     state = read_state(run.checkpoint)
-    if not any(name.startswith("criterion.") for name in state["learner"]):
+    if not any(PROJECTOR.fullmatch(name) for name in state["learner"]):
         raise InputError(f"{run.name} is of a method without projectors")
     teacher = teacher or build_run_teacher(run)
     with restoring(run.checkpoint):
         spec = StudentSpec.from_dict(state["scalekd_student"])
     student = spec.build()
+    weights = replace(run.recipe.weights or LossWeights(), logits=0.0)  # that need labels' classes
     prepared = Prepared(
-        recipe=run.recipe,
+        recipe=replace(run.recipe, weights=weights),
         source=Source.without_images(),
         teacher=teacher,
         student=spec,
         input=spec.input or input_config(student, spec.size),
     )
-    weights = replace(run.recipe.weights or LossWeights(), logits=0.0)  # that need labels' classes
-    distiller = prepared.build_distiller(student, weights)
+    distiller = prepared.build_scalekd(student)
     if other := Mismatch.between(distiller, state["learner"]):
         raise InputError(f"{str(run.checkpoint)!r} does not fit its run's settings ({other})")
     distiller.load_state_dict(state["learner"])
