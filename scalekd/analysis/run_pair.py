@@ -6,7 +6,6 @@ from pathlib import Path
 
 from scalekd.data.source import Source
 from scalekd.device import best_device
-from scalekd.distiller import ScaleKD
 from scalekd.errors import InputError
 from scalekd.method import LossWeights
 from scalekd.networks import input_config
@@ -17,6 +16,7 @@ from scalekd.recipe import Recipe
 from scalekd.runs.checkpoint import read_state, restoring
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import main_run
+from scalekd.scale_kd import ScaleKD
 from scalekd.training.prepare import Prepared, PreparedTeacher, build_teacher
 
 TEACHER_SETTINGS = (
