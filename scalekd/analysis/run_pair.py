@@ -132,9 +132,10 @@ def open_pair(run: RunOnDisk, teacher: PreparedTeacher | None = None) -> RunPair
     with restoring(run.checkpoint):
         spec = StudentSpec.from_dict(state["scalekd_student"])
     student = spec.build()
-    weights = replace(run.recipe.weights or LossWeights(), logits=0.0)  # that need labels' classes
+    # Logits, which need the classes of the images, have no projectors.
+    weights = replace(run.recipe.weights or LossWeights(), logits=0.0)
     prepared = Prepared(
-        recipe=replace(run.recipe, weights=weights),
+        recipe=replace(run.recipe, weights=weights, compare=[]),
         source=Source.without_images(),
         teacher=teacher,
         student=spec,
