@@ -12,10 +12,10 @@ from scalekd.analysis.models import Models, Named, open_models
 from scalekd.analysis.results import Analysis, LeftOut
 from scalekd.analysis.run_pair import RunPair
 from scalekd.analysis.similarity import SMALLEST_BATCH
+from scalekd.atomic_io import check_new
 from scalekd.device import best_device
 from scalekd.errors import InputError
 from scalekd.evaluation.batches import check_count
-from scalekd.evaluation.files import check_new
 from scalekd.recipe import Data
 
 logger = logging.getLogger(__name__)

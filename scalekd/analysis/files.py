@@ -13,9 +13,8 @@ from scalekd.analysis.distance_picture import draw_distances
 from scalekd.analysis.frequency_picture import draw_frequencies
 from scalekd.analysis.results import Analysis
 from scalekd.analysis.similarity_picture import draw_similarity
-from scalekd.atomic_io import new_folder
+from scalekd.atomic_io import check_new, new_folder
 from scalekd.errors import InputError
-from scalekd.evaluation.files import check_new
 
 DIGITS = 6
 """Significant digits of the numbers in JSON: more would be noise."""
