@@ -83,7 +83,7 @@ def find_run(student: str) -> RunOnDisk:
             f"the checkpoint {student} lies in no run folder, whose settings.yaml tells of its "
             "teacher and projectors"
             if is_checkpoint
-            else f"{student} has no projectors: they are in the checkpoints of a run"
+            else f"{student} has no projectors, which only checkpoints of runs have"
         )
     recipe = _read_recipe(folder)
     if recipe.teacher is None:
