@@ -2,11 +2,18 @@
 
 import shutil
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from timm.models import is_model, model_entrypoint, save_for_hf, split_model_name_tag
+from timm.models import (
+    get_pretrained_cfg,
+    is_model,
+    model_entrypoint,
+    save_for_hf,
+    split_model_name_tag,
+)
 from torch import nn
 
 from scalekd.atomic_io import new_folder, refuse_existing
@@ -96,7 +103,8 @@ class StudentSpec:
             overlay |= {"crop_pct": self.input.crop, "interpolation": self.input.interpolation}
             arguments["in_chans"], size = self.input.channels, self.input.size
         if size is not None:
-            overlay["input_size"] = (arguments.get("in_chans", 3), *size)
+            channels = arguments.get("in_chans") or _own_channels(self.name)
+            overlay["input_size"] = (channels, *size)
         arguments["pretrained_cfg_overlay"] = overlay
         student, _ = build_model(self.name, "random", self.size, **arguments)
         return student
@@ -145,6 +153,15 @@ def _read_size(size: Any) -> tuple[int, int]:
     if not (is_whole(height, least=1, most=MAX_SIDE) and is_whole(width, least=1, most=MAX_SIDE)):
         raise ValueError(f"its image size is {size!r}")
     return height, width
+
+
+@lru_cache
+def _own_channels(name: str) -> int:
+    """Channels of the images that a model takes unless it is told otherwise."""
+    config = None if ":" in name else get_pretrained_cfg(name)
+    if config is not None:
+        return int(config.input_size[0])
+    return input_config(build_without_weights(name)).channels
 
 
 def export_student(

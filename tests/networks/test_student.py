@@ -156,3 +156,16 @@ def test_a_disk_that_is_full_at_export_loses_no_student(tmp_path: Path) -> None:
     images = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(rescued(images), trained(images))
+
+
+def test_a_student_of_grey_images_stays_one_whatever_size_is_asked_for(tmp_path: Path) -> None:
+    shape = {"classes": 3, "input": None, "size": (32, 32), "mean": (0.3,), "std": (0.4,)}
+    by_name = StudentSpec("scalekd_digits_swin", {}, **shape)  # type: ignore[arg-type]
+    student = by_name.build()
+    assert student.pretrained_cfg["input_size"] == (1, 32, 32)
+    assert student(torch.zeros(1, 1, 32, 32)).shape == (1, 3)
+    by_name.export(student, tmp_path / "grey")
+    again = StudentSpec(f"local-dir:{tmp_path / 'grey'}", {}, **shape).build()  # type: ignore[arg-type]
+    assert again(torch.zeros(1, 1, 32, 32)).shape == (1, 3)
+    colour = StudentSpec("test_resnet", {}, 3, None, (64, 64)).build()
+    assert colour(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
