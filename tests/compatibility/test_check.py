@@ -344,7 +344,7 @@ def test_the_packaged_digits_pair_fits() -> None:
     ("options", "pieces"),
     [
         ({"student_args": {"in_chans": 1}}, ["student takes images of 1 channel", "in_chans=3"]),
-        ({"image_size": 0}, ["test_resnet", "0x0"]),
+        ({"image_size": 0}, ["image_size is 0", "more than 0"]),
         ({"image_size": 32}, ["student's final grid is 1x1", "final_alternative"]),
         ({"teacher_size": (100, 100)}, ["test_vit", "100x100"]),
         ({"teacher_features": FeatureSelection(penultimate=9)}, ["test_vit", "number 9"]),
