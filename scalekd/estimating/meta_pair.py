@@ -17,6 +17,8 @@ from scalekd.recipe import Recipe
 from scalekd.scale_kd import ScaleKD
 from scalekd.training.prepare import prepare_on_meta
 
+MAX_IMAGES = 10**12
+
 IMAGENET = "imagenet"
 """The data.root of the paper's recipes: where no such folder exists, ImageNet-1K is meant."""
 
@@ -54,8 +56,8 @@ def count_training_images(recipe: Recipe, images: int | None = None) -> Training
         InputError: `images` is less than 1, or is not given and data.root does not exist.
     """
     data = recipe.data
-    if images is not None and images < 1:
-        raise InputError(f"images is {images}: it must be 1 or more")
+    if images is not None and not 1 <= images <= MAX_IMAGES:
+        raise InputError(f"images is {images}: it must be from 1 to {MAX_IMAGES}")
     fashion_mnist = data.root in FASHION_MNIST_NAMES and find_files() is not None
     if data.root == "digits" or fashion_mnist or Path(data.root).exists():
         source = open_source(data)

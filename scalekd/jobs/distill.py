@@ -29,6 +29,9 @@ from scalekd.training.prepare import prepare
 
 logger = logging.getLogger(__name__)
 
+MAX_PARALLEL = 1024
+"""Most processes: more is a slip, and what counts them overflows."""
+
 
 def distill(
     recipe: Recipe, out: Path | None = None, parallel: int | None = None, resume: bool = False
@@ -133,8 +136,8 @@ def _train_in(
 
 
 def _check_parallel(parallel: int | None) -> None:
-    if parallel is not None and parallel < 1:
-        raise InputError(f"parallel is {parallel}: it must be 1 or more")
+    if parallel is not None and not 1 <= parallel <= MAX_PARALLEL:
+        raise InputError(f"parallel is {parallel}: it must be from 1 to {MAX_PARALLEL}")
     if ranks.world_size() > 1 and (parallel or 1) > 1:
         raise InputError(
             f"parallel is {parallel}, but {ranks.world_size()} ranks train one run after another: "
