@@ -41,7 +41,14 @@ UNUSED = {
         "--compare",
         "--separable_stem",
     ),
-    "cache": ("--student_", "--more_students", "--weights", "--compare", "--trackers"),
+    "cache": (
+        "--student_",
+        "--more_students",
+        "--weights",
+        "--compare",
+        "--trackers",
+        "--optim.lr",
+    ),
 }
 """Options that a command takes and has no use for: some of their values are not looked at."""
 
