@@ -16,12 +16,12 @@ from helpers.tiny import tiny_digits
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from scalekd import ScaleKD
+from scalekd import BaselineDistiller
+from scalekd.baselines import LogitKd
 from scalekd.data.loader import build_loaders
 from scalekd.device import best_device
 from scalekd.digits import images
 from scalekd.jobs.distill import distill
-from scalekd.method import LossWeights
 from scalekd.recipe import Data, Optim
 from scalekd.runs.checkpoint import load_student
 from scalekd.runs.folder import RunFolder
@@ -176,8 +176,8 @@ def test_seeds_start_from_different_students() -> None:
 
 def test_logit_kd_has_no_projectors_and_the_same_weight_of_logits() -> None:
     learner = prepare(TINY).build_learner(Run("logit_kd", 1))
-    assert isinstance(learner, ScaleKD)
-    assert learner.criterion.weights == LossWeights(0, 0, 0, 0, logits=0.5)
+    assert isinstance(learner, BaselineDistiller)
+    assert learner.criterion.settings == LogitKd(logits=0.5, temperature=4.0)
     assert not list(learner.criterion.parameters())
 
 

@@ -27,7 +27,7 @@ def test_a_models_own_statistics_are_used() -> None:
 
 def test_the_packaged_teachers_input_is_found() -> None:
     model = timm.create_model("scalekd_digits_swin")
-    expected = InputConfig(1, (32, 32), (MEAN,), (STD,), crop=0.9, interpolation="bicubic")
+    expected = InputConfig(1, (32, 32), (MEAN,), (STD,), crop=1.0, interpolation="bicubic")
     assert input_config(model) == expected
     assert scalekd.FrozenTeacher(model).input == input_config(model)
 
