@@ -622,7 +622,7 @@ class Recipe:
                     f"data.{name} is {value}, but a cache stores the teacher's outputs for single "
                     "images: set it to 0 or drop cache"
                 )
-        if "fd" in (self.method, *self.compare) and self.fd.penultimate:
+        if "fd" in (self.method, *self.compare) and self.fd.reads_penultimate:
             raise InputError(
                 f"fd.penultimate is {self.fd.penultimate}, but a cache has only the teacher's "
                 "final features: set it to 0 or drop cache"
@@ -642,6 +642,19 @@ class Recipe:
         """The settings as plain data, as in a recipe's YAML file."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # lists in place of tuples
         return plain
+
+
+def recipe_from_settings(settings: dict[str, Any]) -> Recipe:
+    """The recipe of nested settings, as its YAML file has them, read as the command line reads one.
+
+    Raises:
+        Exception: of settings that are damaged or no recipe's, nearly anything of jsonargparse's.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, as_group=False)
+    return Recipe(**vars(parser.instantiate(parser.parse_object(settings))))
 
 
 def flatten_settings(

@@ -2,7 +2,7 @@
 
     python experiments/evidence/cost.py       # writes cost.json, which equal times follow from
 
-The steps of all methods are timed in one process with one thread, by turns, in an order that is
+The steps of all methods are timed interleaved in one process with one thread, in an order that is
 drawn again for each repetition; a step is forward, backward and optimizer on one real batch. From a
 cache the teacher's outputs are given, as if reading them cost nothing.
 """
@@ -24,7 +24,7 @@ from trials import HERE, Trial, commit, merge, read_settings
 
 from scalekd.distiller import Distiller
 from scalekd.estimating.synthetic_step import time_call
-from scalekd.recipe import Data, Method, Optim, Recipe
+from scalekd.recipe import Method, recipe_from_settings
 from scalekd.runs.result import Run
 from scalekd.runs.system_info import describe_machine
 from scalekd.training.batch import Learner
@@ -35,15 +35,6 @@ from scalekd.training.train import open_loaders
 COST = HERE / "cost.json"
 METHODS: tuple[Method, ...] = ("supervised", "logit_kd", "fd", "dist", "ofa", "rsd", "scalekd")
 REPETITIONS = 20
-
-
-def build_recipe(settings: dict[str, Any]) -> Recipe:
-    """The recipe of nested settings."""
-    from scalekd.method import LossWeights
-
-    kinds = {"data": Data, "optim": Optim, "weights": LossWeights}
-    plain = {name: kinds[name](**v) if name in kinds else v for name, v in settings.items()}
-    return Recipe(**plain)
 
 
 class TimedStep:
@@ -78,7 +69,7 @@ def measure() -> dict[str, dict[str, float]]:
     seconds: dict[str, dict[str, float]] = {}
     teacher: PreparedTeacher | None = None
     for name, regime in settings["regimes"].items():
-        recipe = build_recipe(merge(settings["shared"], regime))
+        recipe = recipe_from_settings(merge(settings["shared"], regime))
         prepared = prepare(recipe, teacher=teacher)
         teacher = prepared.teacher
         loader, _ = open_loaders(prepared, prepared.build_learner(Run("supervised", 0)), seed=0)
@@ -88,11 +79,11 @@ def measure() -> dict[str, dict[str, float]]:
             for method in METHODS
             for from_cache in ((False, True) if method != "supervised" else (False,))
         }
-        seconds[name] = time_by_turns(steps)
+        seconds[name] = time_interleaved(steps)
     return seconds
 
 
-def time_by_turns(steps: dict[str, Callable[[], None]]) -> dict[str, float]:
+def time_interleaved(steps: dict[str, Callable[[], None]]) -> dict[str, float]:
     """Median seconds of each step, timed in an order that is drawn for each repetition."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     order, chance = list(steps), random.Random(0)

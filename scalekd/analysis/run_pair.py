@@ -12,7 +12,7 @@ from scalekd.networks import input_config
 from scalekd.networks.pretrained import Mismatch
 from scalekd.networks.student import StudentSpec
 from scalekd.reading import read_mapping
-from scalekd.recipe import Recipe
+from scalekd.recipe import Recipe, recipe_from_settings
 from scalekd.runs.checkpoint import read_state, restoring
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import main_run
@@ -97,15 +97,10 @@ def find_run(student: str) -> RunOnDisk:
 
 
 def _read_recipe(folder: RunFolder) -> Recipe:
-    """The recipe in settings.yaml, read as the command line reads one."""
-    from jsonargparse import ArgumentParser
-
+    """The recipe in settings.yaml."""
     settings = read_mapping(folder.settings, str(folder.settings))
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe, as_group=False)
     try:
-        parsed = parser.instantiate(parser.parse_object(settings))
-        return Recipe(**vars(parsed))
+        return recipe_from_settings(settings)
     except Exception as error:  # of settings that are damaged, nearly anything
         raise InputError(
             f"{str(folder.settings)!r} is no recipe of this version of scalekd"
