@@ -14,13 +14,33 @@ import torch
 
 
 def seed_all(*numbers: int) -> None:
-    """Seed the global generators of python, numpy and torch by all of `numbers`."""
-    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest()
-    seed_generators(int.from_bytes(digest, "little"))
+    """Seed the generators of python, numpy and torch, on all devices, by all of `numbers`."""
+    seed_generators(hash_numbers(*numbers))
+
+
+def seed_all_on_cpu(*numbers: int) -> None:
+    """Seed the generators as `seed_all` does, but of torch's only the CPU's.
+
+    For images, whose transforms draw on the CPU: `torch.manual_seed` also records a stack trace for
+    each kind of device that is not initialised, which takes longer than a small image's transform.
+    """
+    seed = hash_numbers(*numbers)
+    seed_python_and_numpy(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 def seed_generators(seed: int) -> None:
-    """Seed the global generators of python, numpy and torch by `seed` itself."""
+    """Seed the global generators of python, numpy and torch, on all devices, by `seed` itself."""
+    seed_python_and_numpy(seed)
+    torch.manual_seed(seed)
+
+
+def seed_python_and_numpy(seed: int) -> None:
+    """Seed the global generators of python and numpy."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 -- timm draws from it
-    torch.manual_seed(seed)
+
+
+def hash_numbers(*numbers: int) -> int:
+    """A seed of 32 bits that depends on all of `numbers`."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest(), "little")

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from scalekd.data.corrupt import CheckedSamples, Samples
 from scalekd.data.sampler import EpochSampler
-from scalekd.data.seeding import seed_all
+from scalekd.data.seeding import seed_all_on_cpu
 from scalekd.device import usable_cores
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
@@ -237,7 +237,7 @@ class TrainingSet(Dataset[Any]):
 
     def __getitem__(self, key: int) -> tuple[Any, ...]:
         sample = self.samples.read_next(self.subset, key % len(self))
-        seed_all(self.seed, key)
+        seed_all_on_cpu(self.seed, key)
         return (self.transform(sample[0]), *sample[1:])
 
 
