@@ -1,20 +1,14 @@
-"""Negative controls: ScaleKD with one part made meaningless, which must gain nothing.
-
-    python experiments/evidence/controls.py random_tail --config FILE --out FOLDER
-
-takes the options of `scalekd distill`.
-"""
+"""Negative controls: ScaleKD with one part made meaningless, which must gain nothing."""
 
 import copy
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scalekd import ScaleKD
-from scalekd.cli.main import main
 from scalekd.features import Features
 from scalekd.training.prepare import Prepared
 
@@ -60,20 +54,20 @@ CONTROLS: dict[str, Callable[[ScaleKD], None]] = {
 }
 
 
-def train_control(name: str, arguments: list[str]) -> None:
-    """Run `scalekd distill` with these options, its pair changed as the control says."""
-    build = Prepared.build_scalekd
+@dataclass(frozen=True, kw_only=True)
+class Controlled(Prepared):
+    """A prepared recipe whose pair is changed by a control, a key of `CONTROLS`."""
 
-    def build_control(prepared: Prepared, student: nn.Module) -> ScaleKD:
-        distiller = build(prepared, student)
-        CONTROLS[name](distiller)
+    control: str
+
+    def build_scalekd(self, student: nn.Module) -> ScaleKD:
+        """The pair, changed."""
+        distiller = super().build_scalekd(student)
+        CONTROLS[self.control](distiller)
         return distiller
 
-    Prepared.build_scalekd = build_control  # type: ignore[method-assign]
-    main(["distill", *arguments, "--parallel", "1"])
 
-
-if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in CONTROLS:
-        raise SystemExit(f"name a control: {' or '.join(CONTROLS)}")
-    train_control(sys.argv[1], sys.argv[2:])
+def build_controlled(prepared: Prepared, control: str) -> Controlled:
+    """The same recipe with its pair changed by `control`."""
+    parts = {part.name: getattr(prepared, part.name) for part in fields(prepared)}
+    return Controlled(**parts, control=control)

@@ -108,13 +108,15 @@ def steps_of(settings: dict[str, Any]) -> int:
     return int(settings["epochs"] * (images // settings["batch_size"]))
 
 
-def expected(settings: dict[str, Any]) -> float:
+def expected(trial: Trial) -> float:
     """Training time of a run in seconds, by the timed steps of its method; 0 if there are none."""
     if not COST.exists():
         return 0.0
-    few = settings["data"].get("train_images") is not None
-    by_method = read_cost()["few" if few else "all"]
-    return steps_of(settings) * by_method[settings.get("method") or "supervised"]
+    by_method = read_cost()[trial.regime]
+    method = trial.settings.get("method") or "supervised"
+    live = by_method[method]
+    step = live if trial.views is None else by_method.get(f"{method}, cache", live)
+    return steps_of(trial.settings) * step
 
 
 def seconds_of(trial: Trial) -> float:

@@ -5,42 +5,83 @@ The student is the CNN of settings.yaml, the teacher the small one; ten paired s
 
 from typing import Any
 
+from controls import CONTROLS
 from cost import METHODS, read_cost
 from trials import Trial, merge, read_chosen, read_settings
 
 SEEDS = range(10)
+CONTROL_SEEDS = range(5)
 NAME = "main_comparison"
+FIRST = "logit_kd"
+"""Compared at equal time before the others: the strongest by what is published."""
+
+OTHERS = "fd", "dist", "rsd", "ofa", "supervised"
 
 
 def trials() -> list[Trial]:
-    """All runs, those at equal steps first, seed by seed."""
-    settings, chosen, cost = read_settings(), read_chosen(), read_cost()
-    regimes = {name: merge(settings["shared"], part) for name, part in settings["regimes"].items()}
+    """All runs of the regimes that were tuned, the most important first."""
+    regimes = list(read_chosen())
+    found = []
+    for regime in regimes:
+        found += [at_equal_steps(regime, method, seed) for seed in SEEDS for method in METHODS]
+        found += at_equal_time(regime, FIRST)
+        found += [
+            at_equal_steps(regime, "scalekd", seed, control)
+            for seed in CONTROL_SEEDS
+            for control in CONTROLS
+        ]
+    for method in OTHERS:
+        for regime in regimes:
+            found += at_equal_time(regime, method)
+    return found
 
-    def trial(regime: str, method: str, seed: int, arm: str, **changes: Any) -> Trial:
-        own = {} if method == "supervised" else {"method": method}
-        return Trial(
-            experiment=NAME,
-            regime=regime,
-            arm=arm,
-            seed=seed,
-            settings=merge(regimes[regime], chosen[regime][method], own, changes),
-            control=arm if arm in ("random_tail", "other_image") else None,
-        )
 
+def at_equal_steps(regime: str, method: str, seed: int, control: str | None = None) -> Trial:
+    """A method for as many steps as the regime has, or one of its controls."""
+    settings = method_settings(regime, method)
+    cached = control is None and method not in ("supervised", "fd")
+    return Trial(
+        experiment=NAME,
+        regime=regime,
+        arm=control or method,
+        seed=seed,
+        settings=settings,
+        views=settings["epochs"] if cached else None,
+        control=control,
+    )
+
+
+def at_equal_time(regime: str, method: str) -> list[Trial]:
+    """A method for the time of ScaleKD's steps, with a live teacher and from a cache, each seed.
+
+    FD compares the penultimate feature too, which no cache has: its time is counted as if one had
+    it, and its teacher is live.
+    """
+    settings, seconds = method_settings(regime, method), read_cost()[regime]
     found = []
     for seed in SEEDS:
-        for regime in regimes:
-            found += [trial(regime, method, seed, method) for method in METHODS]
-            found += [trial(regime, "scalekd", seed, arm) for arm in ("random_tail", "other_image")]
-    for seed in SEEDS:
-        for regime, shared in regimes.items():
-            for cached in ("", ", cache"):
-                for method in METHODS[:-1]:
-                    step = cost[regime].get(f"{method}{cached}", cost[regime][method])
-                    factor = cost[regime][f"scalekd{cached}"] / step
-                    longer = {"epochs": round(factor * shared["epochs"])}
-                    found.append(
-                        trial(regime, method, seed, f"{method}, equal time{cached}", **longer)
-                    )
+        for suffix in ("", ", cache"):
+            step = seconds.get(f"{method}{suffix}", seconds[method])
+            factor = seconds[f"scalekd{suffix}"] / step
+            longer = {"epochs": round(factor * settings["epochs"])}
+            cached = suffix and method not in ("supervised", "fd")
+            found.append(
+                Trial(
+                    experiment=NAME,
+                    regime=regime,
+                    arm=f"{method}, equal time{suffix}",
+                    seed=seed,
+                    settings=merge(settings, longer),
+                    views=settings["epochs"] if cached else None,
+                )
+            )
     return found
+
+
+def method_settings(regime: str, method: str) -> dict[str, Any]:
+    """The recipe's settings of a method as it was tuned."""
+    settings = read_settings()
+    own = {} if method == "supervised" else {"method": method}
+    return merge(
+        settings["shared"], settings["regimes"][regime], read_chosen()[regime][method], own
+    )

@@ -3,64 +3,32 @@
     python experiments/evidence/runner.py main_comparison --budget 2h
     python experiments/evidence/runner.py main_comparison --list
 
-Each run is a command of its own (`scalekd distill` or `scalekd train`) with one thread; its result
-is a JSON file in experiments/results/. Ctrl-C, a kill or the end of the budget loses nothing that
-was saved: the same command goes on. Run it from the repository's root.
+Runs are trained side by side in a few processes of one thread each; the result of each is a JSON
+file in experiments/results/. Ctrl-C, a kill or the end of the budget loses nothing that was saved:
+the same command goes on. Run it from the repository's root.
 """
 
 import argparse
 import importlib
-import os
+import multiprocessing
 import re
-import signal
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cost
+import worker
 from trials import Trial
+
+from scalekd.errors import InputError
+from scalekd.signals import block_stop_signals, stop_on_signal
 
 RECORDS_TO_MEASURE_BY = 3
 """So many finished runs of an arm tell its time better than the timed steps."""
-
-
-def command(trial: Trial) -> list[str]:
-    """The command line that trains `trial`, or goes on with it."""
-    options = ["--config", str(trial.write_recipe()), "--out", str(trial.folder), "--resume"]
-    if trial.control is not None:
-        controls = str(Path(__file__).with_name("controls.py"))
-        return [sys.executable, controls, trial.control, *options]
-    verb = "train" if trial.settings.get("method") is None else "distill"
-    return [sys.executable, "-m", "scalekd", verb, *options, "--parallel", "1"]
-
-
-def run(trial: Trial, stopped: Callable[[], bool]) -> bool:
-    """Train `trial` until its end, or until `stopped`; returns whether its record is there."""
-    words = command(trial)
-    log = trial.folder.with_suffix(".log")
-    with log.open("a") as said:
-        process = subprocess.Popen(
-            words,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C is the runner's
-        )
-        while process.poll() is None:
-            if stopped():
-                process.send_signal(signal.SIGTERM)  # it saves its state
-                process.wait()
-                return False
-            time.sleep(0.5)
-    if process.returncode:
-        raise SystemExit(f"{trial.name} failed, see {log}: {log.read_text().splitlines()[-1]}")
-    trial.write_record(["python" if word == sys.executable else word for word in words])
-    return True
 
 
 def run_all(trials: Sequence[Trial], processes: int, budget: float | None) -> int:
@@ -70,25 +38,42 @@ def run_all(trials: Sequence[Trial], processes: int, budget: float | None) -> in
         trials: all runs of the experiment, the most important first.
         processes: how many run at the same time.
         budget: seconds after which running ones are stopped; None for no end.
+
+    Raises:
+        SystemExit: a run failed; the others have saved their states.
     """
+    todo = [trial for trial in trials if not trial.finished]
     end = None if budget is None else time.monotonic() + budget
-    over = False
-
-    def stopped() -> bool:
-        return over or (end is not None and time.monotonic() > end)
-
-    def run_if_time(trial: Trial) -> bool:
-        if stopped() or not run(trial, stopped):
-            return False
-        print(f"{trial.name} is finished", flush=True)
-        return True
-
-    with ThreadPoolExecutor(processes) as pool:
-        futures = [pool.submit(run_if_time, trial) for trial in trials if not trial.finished]
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    caches = {trial.cache: trial for trial in todo if trial.cache is not None}
+    with (
+        ProcessPoolExecutor(processes, context, worker.start, (stop,)) as pool,
+        stop_on_signal(stop.set),
+    ):
         try:
-            return sum(future.result() for future in futures)
+            for work, subjects in ((worker.build, list(caches.values())), (worker.run, todo)):
+                with block_stop_signals():  # the processes inherit it, and end when `stop` is set
+                    futures = {pool.submit(work, trial): trial for trial in subjects}
+                pending = set(futures)
+                while pending:
+                    done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        _report(futures[future], future)
+                    if end is not None and time.monotonic() > end:
+                        stop.set()
         finally:
-            over = True  # a failure or Ctrl-C stops the others, which save their state
+            stop.set()  # a failure stops the others, which save their states
+    return sum(trial.finished for trial in todo)
+
+
+def _report(trial: Trial, future: Future[float | None]) -> None:
+    try:
+        top1 = future.result()
+    except InputError as error:
+        raise SystemExit(f"{trial.name} failed: {error}") from error
+    if top1 is not None:
+        print(f"{trial.name}: {top1:.2%}", flush=True)
 
 
 def expected_seconds(trials: Sequence[Trial]) -> float:
@@ -103,7 +88,7 @@ def expected_seconds(trials: Sequence[Trial]) -> float:
         if not trial.finished:
             measured = known.get((trial.regime, trial.arm), [])
             enough = len(measured) >= RECORDS_TO_MEASURE_BY
-            total += statistics.median(measured) if enough else cost.expected(trial.settings)
+            total += statistics.median(measured) if enough else cost.expected(trial)
     return total
 
 

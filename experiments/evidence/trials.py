@@ -1,23 +1,30 @@
-"""A run of an experiment: what is trained, and the record that it leaves."""
+"""A run of an experiment: what is trained, where, and the record that it leaves."""
 
 import json
 import re
 import subprocess
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from scalekd.distiller import count_parameters
+from scalekd.recipe import Recipe, recipe_from_settings
+from scalekd.runs.folder import RunFolder
+from scalekd.runs.result import Result
+from scalekd.runs.system_info import describe_machine, describe_versions
+from scalekd.training.prepare import Prepared
+
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results"
+RESULTS = Path("experiments/results")
 """One JSON file a finished run, which is committed."""
 
 CHOSEN = HERE / "chosen.yaml"
 
 RUNS = Path("runs/evidence")
-"""The run folders, which are not: the runner resumes in them what was stopped."""
+"""The run folders and caches, which are not: the runner resumes in them what was stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,8 @@ class Trial:
         arm: what is compared: a method, or a variant of one.
         seed: of the images, of the student's start and of the order of the batches.
         settings: of the recipe, nested as in its YAML file.
+        views: augmented views of each image in the cache that it trains from; None with a live
+            teacher. With as many views as epochs both give the same training.
         control: a change of the pair that must gain nothing; a key of controls.CONTROLS.
     """
 
@@ -38,6 +47,7 @@ class Trial:
     arm: str
     seed: int
     settings: dict[str, Any] = field(hash=False)
+    views: int | None = None
     control: str | None = None
 
     @property
@@ -52,9 +62,24 @@ class Trial:
         return RESULTS / self.experiment / f"{self.name}.json"
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> RunFolder:
         """Its run folder."""
-        return RUNS / self.experiment / self.name
+        return RunFolder(RUNS / self.experiment / self.name)
+
+    @property
+    def cache(self) -> Path | None:
+        """The cache that it trains from, which trials of the same images and seed share."""
+        if self.views is None:
+            return None
+        data, teacher = self.settings["data"], Path(self.settings["teacher"])
+        images = f"{data['root'].replace(':', '_')}-{data.get('train_images') or 'all'}"
+        return RUNS / "caches" / f"{teacher.name}-{images}-seed{self.seed}-views{self.views}"
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is trained."""
+        recipe = recipe_from_settings({**self.settings, "seeds": [self.seed]})
+        return replace(recipe, cache=None if self.cache is None else str(self.cache))
 
     @property
     def finished(self) -> bool:
@@ -73,30 +98,20 @@ class Trial:
             )
         return True
 
-    def write_recipe(self) -> Path:
-        """Write the recipe that is trained, next to the run folder."""
-        file = self.folder.with_suffix(".yaml")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump({**self.settings, "seeds": [self.seed]}))
-        return file
-
-    def write_record(self, command: list[str]) -> None:
-        """Write the result of a finished run folder: accuracy, times, losses, settings, machine."""
-        (line,) = (self.folder / "results.jsonl").read_text().splitlines()
-        result, summary = json.loads(line), json.loads((self.folder / "summary.json").read_text())
+    def write_record(self, prepared: Prepared, result: Result) -> None:
+        """Write the result: accuracy, times, losses, settings, machine."""
+        assert prepared.student is not None
         record = {
             **asdict(self),
-            "top1": result["top1"],
-            "teacher_top1": summary["teacher_top1"],
-            "steps": result["steps"],
-            "seconds": result["seconds"],
-            "terms": result["terms"],
-            "parameters": summary["parameters"],
-            "gflop_per_image": summary["gflop_per_image"],
-            "command": " ".join(command),
+            "top1": result.top1,
+            "steps": result.steps,
+            "seconds": result.seconds,
+            "terms": result.terms,
+            "parameters": count_parameters(prepared.student.build()),
+            "command": f"python experiments/evidence/runner.py {self.experiment}",
             "commit": commit(),
-            "versions": summary["versions"],
-            "machine": summary["machine"],
+            "versions": describe_versions(),
+            "machine": describe_machine(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self.record.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ must be tuned. One seed that no other experiment uses; the accuracy on the last 
 images decides, and of equal ones the first.
 """
 
+import itertools
 import json
 from typing import Any
 
@@ -54,15 +55,16 @@ SPACE: dict[str, list[dict[str, Any]]] = {
 
 
 def trials() -> list[Trial]:
-    """All runs: methods in turn, so that a stopped tuning has tried all of them alike."""
+    """All runs, regime by regime; methods in turn, so that a stopped tuning tried all alike."""
     settings = read_settings()
     found = []
-    for rate in RATES:
-        for number in range(2):
-            for regime, part in settings["regimes"].items():
+    for regime, part in settings["regimes"].items():
+        for rate in RATES:
+            for number in range(2):
                 for method, choices in SPACE.items():
                     own = {} if method == "supervised" else {"method": method}
                     change = {"data": {"root": "fashion-mnist:choosing"}, "optim": {"lr": rate}}
+                    cached = method not in ("supervised", "fd")
                     found.append(
                         Trial(
                             experiment=NAME,
@@ -70,34 +72,40 @@ def trials() -> list[Trial]:
                             arm=f"{method} {rate:g} {number}",
                             seed=SEED,
                             settings=merge(settings["shared"], part, choices[number], own, change),
+                            views=part["epochs"] if cached else None,
                         )
                     )
     return found
 
 
 def choose() -> dict[str, dict[str, dict[str, Any]]]:
-    """The settings with the highest accuracy, by regime and method.
+    """The settings with the highest accuracy by regime and method, of regimes that are finished.
 
     Raises:
-        SystemExit: a run is not finished.
+        SystemExit: none is.
     """
-    best: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}
-    for trial in trials():
-        if not trial.finished:
-            raise SystemExit(f"{trial.name} is not finished: run the tuning to its end")
-        method, rate, number = trial.arm.split()
-        top1 = json.loads(trial.record.read_text())["top1"]
-        if top1 > best.get((trial.regime, method), (-1.0, {}))[0]:
-            choice = {**SPACE[method][int(number)], "optim": {"lr": float(rate)}}
-            best[trial.regime, method] = top1, choice
     chosen: dict[str, dict[str, dict[str, Any]]] = {}
-    for (regime, method), (_, choice) in best.items():
-        chosen.setdefault(regime, {})[method] = choice
+    for regime, group in itertools.groupby(trials(), key=lambda trial: trial.regime):
+        tried = list(group)
+        if not all(trial.finished for trial in tried):
+            continue
+        best: dict[str, float] = {}
+        chosen[regime] = {}
+        for trial in tried:
+            method, rate, number = trial.arm.split()
+            top1 = json.loads(trial.record.read_text())["top1"]
+            if top1 > best.get(method, -1.0):
+                best[method] = top1
+                choice = SPACE[method][int(number)]
+                chosen[regime][method] = {**choice, "optim": {"lr": float(rate)}}
+    if not chosen:
+        raise SystemExit("no regime is finished: run the tuning to its end")
     return chosen
 
 
 def main() -> None:
-    text = "# What tuning.py chose for each regime and method.\n" + yaml.safe_dump(choose())
+    text = "# What tuning.py chose for each regime and method.\n"
+    text += yaml.safe_dump(choose(), sort_keys=False)
     CHOSEN.write_text(text)
     print(text, end="")
 

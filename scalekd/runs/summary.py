@@ -1,13 +1,10 @@
 """summary.json: the results of a recipe, and how and on which machine they were measured."""
 
-import platform
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
-import scalekd
 from scalekd.distributed import ranks
 from scalekd.recipe import Recipe
 from scalekd.runs.result import (
@@ -20,7 +17,7 @@ from scalekd.runs.result import (
     mean_terms,
     results_of_method,
 )
-from scalekd.runs.system_info import describe_machine
+from scalekd.runs.system_info import describe_machine, describe_versions
 
 
 def summarise(
@@ -74,10 +71,6 @@ def summarise(
         "notes": [asdict(note) for note in pair.notes],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "scalekd " + " ".join(sys.argv[1:]),
-        "versions": {
-            "scalekd": scalekd.__version__,
-            **{name: version(name) for name in ("torch", "timm", "lightning", "numpy")},
-            "python": platform.python_version(),
-        },
+        "versions": describe_versions(),
         "machine": describe_machine(),
     }

@@ -2,10 +2,13 @@
 
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+import scalekd
 
 
 def describe_machine() -> dict[str, Any]:
@@ -15,6 +18,15 @@ def describe_machine() -> dict[str, Any]:
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of this package, of the libraries that it trains with, and of Python, by name."""
+    return {
+        "scalekd": scalekd.__version__,
+        **{name: version(name) for name in ("torch", "timm", "lightning", "numpy")},
+        "python": platform.python_version(),
     }
 
 

@@ -27,10 +27,8 @@ def _path(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module `trials`, which writes below the test's folder."""
-    module = importlib.import_module("trials")
-    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
-    return module
+    monkeypatch.chdir(tmp_path)
+    return importlib.import_module("trials")
 
 
 @pytest.fixture
@@ -47,54 +45,64 @@ def tiny_settings(**changes: Any) -> dict[str, Any]:
 def test_finished_runs_are_recorded_skipped_and_not_taken_for_others(
     trials: Any, runner: Any
 ) -> None:
-    def trial(arm: str, control: str | None = None, **changes: Any) -> Any:
+    def trial(arm: str, **changes: Any) -> Any:
+        parts = {name: changes.pop(name) for name in ("views", "control") if name in changes}
         return trials.Trial(
             experiment="tiny",
             regime="few",
             arm=arm,
             seed=3,
             settings=tiny_settings(**changes),
-            control=control,
+            **parts,
         )
 
-    both = [trial("logit KD", method="logit_kd"), trial("other_image", control="other_image")]
-    assert runner.run_all(both, processes=2, budget=None) == 2
-    records = [json.loads(one.record.read_text()) for one in both]
-    assert [record["arm"] for record in records] == ["logit KD", "other_image"]
-    assert both[0].record.name == "few-logit_kd-seed3.json"
+    all_ = [
+        trial("logit KD", method="logit_kd", views=2),
+        trial("logit KD, live", method="logit_kd"),
+        trial("other_image", control="other_image"),
+    ]
+    assert runner.run_all(all_, processes=2, budget=None) == 3
+    records = [json.loads(one.record.read_text()) for one in all_]
+    assert [record["arm"] for record in records] == ["logit KD", "logit KD, live", "other_image"]
+    assert all_[0].record.name == "few-logit_kd-seed3.json"
     for record in records:
         assert record["seed"] == 3
         assert 0 <= record["top1"] <= 1
         assert record["steps"] == 2
         assert record["settings"]["student"] == "resnetv2_18"
+        assert record["parameters"] > 1000
         assert record["commit"]
+        assert record["versions"]["torch"]
         assert record["machine"]
     assert set(records[0]["terms"]) == {"task", "logits"}
-    assert "tpp_original" in records[1]["terms"]
-    before = both[0].record.read_bytes()
-    assert runner.run_all(both, processes=2, budget=None) == 0
-    assert both[0].record.read_bytes() == before
+    assert records[0]["terms"] == pytest.approx(records[1]["terms"], rel=1e-3)
+    assert "tpp_original" in records[2]["terms"]
+    assert (all_[0].folder.student / "model.safetensors").exists()
+    assert not all_[0].folder.checkpoints.exists()
+    before = all_[0].record.read_bytes()
+    assert runner.run_all(all_, processes=2, budget=None) == 0
+    assert all_[0].record.read_bytes() == before
     with pytest.raises(SystemExit, match="other settings"):
         runner.run_all([trial("logit KD", method="dist")], processes=1, budget=None)
-    assert runner.expected_seconds(both) == 0
+    assert runner.expected_seconds(all_) == 0
 
 
 def test_a_run_that_the_budget_stops_is_resumed(trials: Any, runner: Any) -> None:
     settings = tiny_settings(method="logit_kd", epochs=400, save_minutes=0.001)
     trial = trials.Trial(experiment="tiny", regime="few", arm="a", seed=1, settings=settings)
-    metrics = trial.folder / "metrics.jsonl"
-    assert not runner.run(trial, stopped=lambda: metrics.exists() and metrics.stat().st_size > 0)
+    assert runner.run_all([trial], processes=1, budget=20) == 0
     assert not trial.finished
-    first = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    first = json.loads(trial.folder.metrics.read_text().splitlines()[-1])["step"]
     assert 0 < first < 800
-    assert runner.run_all([trial], processes=1, budget=0) == 0
-    assert runner.run(trial, stopped=lambda: False)
-    assert trial.finished
-    said = trial.folder.with_suffix(".log").read_text()
-    assert "resume" in said
+    (before,) = trial.folder.checkpoints.glob("*seed1.ckpt")
+    assert before.exists()
+    assert runner.run_all([trial], processes=1, budget=None) == 1
+    steps = [json.loads(line)["step"] for line in trial.folder.metrics.read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 800
 
 
-def test_a_run_that_fails_is_named_with_its_last_line(trials: Any, runner: Any) -> None:
+def test_a_run_that_fails_is_named_with_its_reason(trials: Any, runner: Any) -> None:
     settings = {**tiny_settings(), "student": "no_such_model"}
     trial = trials.Trial(experiment="tiny", regime="few", arm="a", seed=1, settings=settings)
     with pytest.raises(SystemExit, match=r"few-a-seed1 failed.*no_such_model"):
@@ -155,12 +163,19 @@ def test_the_main_comparison_has_each_arm_with_each_seed_at_equal_steps_and_time
         "other_image",
         *(f"{m}, equal time{c}" for m in methods[:-1] for c in ("", ", cache")),
     }
-    assert len(found) == 10 * 2 * len(arms)
+    for regime in ("few", "all"):
+        for arm in arms:
+            seeds = [t.seed for t in found if (t.regime, t.arm) == (regime, arm)]
+            assert seeds == list(range(5 if arm in ("random_tail", "other_image") else 10))
     epochs = {(trial.regime, trial.arm): trial.settings["epochs"] for trial in found}
-    assert epochs["few", "scalekd"] == epochs["few", "logit_kd"] == 64
-    assert epochs["few", "logit_kd, equal time"] == 3 * 64
-    assert epochs["few", "logit_kd, equal time, cache"] == 4 * 64
-    assert epochs["all", "supervised, equal time, cache"] == 2 * 2
+    assert epochs["few", "scalekd"] == epochs["few", "logit_kd"] == 30
+    assert epochs["few", "logit_kd, equal time"] == 3 * 30
+    assert epochs["few", "logit_kd, equal time, cache"] == 4 * 30
+    assert epochs["all", "supervised, equal time, cache"] == 2
+    cached = {trial.arm for trial in found if trial.views is not None}
+    taught = {"scalekd", "logit_kd", "dist", "ofa", "rsd"}
+    assert cached == taught | {f"{method}, equal time, cache" for method in taught - {"scalekd"}}
+    assert {t.views for t in found if t.regime == "few"} == {None, 30}
     assert {trial.settings["optim"]["lr"] for trial in found} == {0.5}
     assert {trial.settings["data"]["root"] for trial in found} == {"fashion-mnist:final"}
 
@@ -187,8 +202,11 @@ def test_tuning_chooses_the_most_accurate(trials: Any) -> None:
     chosen = tuning.choose()
     assert chosen["few"]["logit_kd"] == {"temperature": 4.0, "optim": {"lr": 0.004}}
     assert chosen["all"]["logit_kd"] == {"temperature": 1.0, "optim": {"lr": 0.001}}
-    found[0].record.unlink()
-    with pytest.raises(SystemExit, match="not finished"):
+    few, every = ([t for t in found if t.regime == regime] for regime in ("few", "all"))
+    every[0].record.unlink()
+    assert list(tuning.choose()) == ["few"]
+    few[0].record.unlink()
+    with pytest.raises(SystemExit, match="no regime is finished"):
         tuning.choose()
 
 
