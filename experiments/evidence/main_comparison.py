@@ -5,7 +5,7 @@ The student is the CNN of settings.yaml, the teacher the small one; ten paired s
 
 from typing import Any
 
-from controls import CONTROLS
+from changes import CONTROLS
 from cost import METHODS, read_cost
 from trials import Trial, merge, read_chosen, read_settings
 
@@ -47,7 +47,7 @@ def at_equal_steps(regime: str, method: str, seed: int, control: str | None = No
         seed=seed,
         settings=settings,
         views=settings["epochs"] if cached else None,
-        control=control,
+        change=control,
     )
 
 

@@ -39,7 +39,7 @@ class Trial:
         settings: of the recipe, nested as in its YAML file.
         views: augmented views of each image in the cache that it trains from; None with a live
             teacher. With as many views as epochs both give the same training.
-        control: a change of the pair that must gain nothing; a key of controls.CONTROLS.
+        change: of the pair, a key of changes.CHANGES.
     """
 
     experiment: str
@@ -48,7 +48,7 @@ class Trial:
     seed: int
     settings: dict[str, Any] = field(hash=False)
     views: int | None = None
-    control: str | None = None
+    change: str | None = None
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from controls import build_controlled
+from changes import build_changed
 from torch.utils.data import Dataset, TensorDataset, default_collate
 from trials import Trial
 
@@ -52,8 +52,8 @@ def run(trial: Trial) -> float | None:
         return None
     recipe = trial.recipe
     prepared = prepare(recipe, source=open_images(recipe.data))
-    if trial.control is not None:
-        prepared = build_controlled(prepared, trial.control)
+    if trial.change is not None:
+        prepared = build_changed(prepared, trial.change)
     folder = trial.folder
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.trim_metrics([main_run(recipe)])

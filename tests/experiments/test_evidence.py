@@ -46,7 +46,7 @@ def test_finished_runs_are_recorded_skipped_and_not_taken_for_others(
     trials: Any, runner: Any
 ) -> None:
     def trial(arm: str, **changes: Any) -> Any:
-        parts = {name: changes.pop(name) for name in ("views", "control") if name in changes}
+        parts = {name: changes.pop(name) for name in ("views", "change") if name in changes}
         return trials.Trial(
             experiment="tiny",
             regime="few",
@@ -59,7 +59,7 @@ def test_finished_runs_are_recorded_skipped_and_not_taken_for_others(
     all_ = [
         trial("logit KD", method="logit_kd", views=2),
         trial("logit KD, live", method="logit_kd"),
-        trial("other_image", control="other_image"),
+        trial("other_image", change="other_image"),
     ]
     assert runner.run_all(all_, processes=2, budget=None) == 3
     records = [json.loads(one.record.read_text()) for one in all_]
@@ -118,7 +118,7 @@ def distiller() -> Any:
 
 
 def test_the_controls_change_one_part_alone() -> None:
-    controls = importlib.import_module("controls")
+    changes = importlib.import_module("changes")
     torch.manual_seed(0)
     images = torch.randn(4, 1, 32, 32)
     plain = distiller()
@@ -127,13 +127,13 @@ def test_the_controls_change_one_part_alone() -> None:
     through_own = plain.teacher.tail(tokens)
 
     shifted = distiller()
-    controls.other_image(shifted)
+    changes.other_image(shifted)
     other = shifted.run_teacher(images)
     assert torch.equal(other.final, outputs.final.roll(1, 0))
     assert torch.equal(other.logits, outputs.logits)
 
     random = distiller()
-    controls.random_tail(random)
+    changes.random_tail(random)
     same = random.run_teacher(images)
     assert torch.equal(same.final, outputs.final)
     through_random = random.teacher.tail(tokens)

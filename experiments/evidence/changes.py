@@ -1,8 +1,8 @@
-"""Negative controls: ScaleKD with one part made meaningless, which must gain nothing."""
+"""Changes of ScaleKD that no setting makes: one part is made meaningless, or replaced."""
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scalekd import ScaleKD
 from scalekd.features import Features
+from scalekd.method import ScaleKDLoss
 from scalekd.training.prepare import Prepared
 
 
@@ -48,26 +49,60 @@ def other_image(distiller: ScaleKD) -> None:
     distiller.run_teacher = shifted  # type: ignore[method-assign]
 
 
+def own_queries(distiller: ScaleKD) -> None:
+    """The final projectors train queries of their own, instead of those that TPP gives them."""
+    criterion = distiller.criterion
+    own = ScaleKDLoss(
+        student=distiller.student_extractor.shapes,
+        teacher=distiller.teacher.shapes,
+        heads=distiller.heads,
+        weights=replace(criterion.weights, tpp_original=0.0, tpp_alternative=0.0),
+    )
+    for view, projector in own.final.items():
+        criterion.final[view] = WithoutQueries(projector)
+
+
+class WithoutQueries(nn.Module):
+    """A projector with queries of its own that is given others, and does not read them."""
+
+    def __init__(self, projector: Any) -> None:
+        super().__init__()
+        self.projector = projector
+
+    def forward(self, features: Tensor, _: Tensor) -> Tensor:
+        """Project; shapes are those of the projector."""
+        projected: Tensor = self.projector(features)
+        return projected
+
+    def in_full_precision(self, features: Tensor, _: Tensor) -> Tensor:
+        """Project in float32."""
+        projected: Tensor = self.projector.in_full_precision(features)
+        return projected
+
+
 CONTROLS: dict[str, Callable[[ScaleKD], None]] = {
     "random_tail": random_tail,
     "other_image": other_image,
 }
+"""Negative controls, which must gain nothing."""
+
+CHANGES = {**CONTROLS, "own_queries": own_queries}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Controlled(Prepared):
-    """A prepared recipe whose pair is changed by a control, a key of `CONTROLS`."""
+class Changed(Prepared):
+    """A prepared recipe whose pair is changed as a key of `CHANGES` says."""
 
-    control: str
+    change: str
 
     def build_scalekd(self, student: nn.Module) -> ScaleKD:
         """The pair, changed."""
         distiller = super().build_scalekd(student)
-        CONTROLS[self.control](distiller)
+        CHANGES[self.change](distiller)
         return distiller
 
 
-def build_controlled(prepared: Prepared, control: str) -> Controlled:
-    """The same recipe with its pair changed by `control`."""
+def build_changed(prepared: Prepared, change: str) -> Changed:
+    """The same recipe with its pair changed."""
     parts = {part.name: getattr(prepared, part.name) for part in fields(prepared)}
-    return Controlled(**parts, control=control)
+    return Changed(**parts, change=change)
