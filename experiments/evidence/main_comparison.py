@@ -11,6 +11,7 @@ from trials import Trial, merge, read_chosen, read_settings
 
 SEEDS = range(10)
 CONTROL_SEEDS = range(5)
+PROBED_SEEDS = range(5)
 NAME = "main_comparison"
 FIRST = "logit_kd"
 """Compared at equal time before the others: the strongest by what is published."""
@@ -48,6 +49,7 @@ def at_equal_steps(regime: str, method: str, seed: int, control: str | None = No
         settings=settings,
         views=settings["epochs"] if cached else None,
         change=control,
+        probed=control is None and regime == "few" and seed in PROBED_SEEDS,
     )
 
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from datetime import datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -67,13 +68,13 @@ def run_all(trials: Sequence[Trial], processes: int, budget: float | None) -> in
     return sum(trial.finished for trial in todo)
 
 
-def _report(trial: Trial, future: Future[float | None]) -> None:
+def _report(trial: Trial, future: Future[bool | None]) -> None:
     try:
-        top1 = future.result()
+        done = future.result()
     except InputError as error:
         raise SystemExit(f"{trial.name} failed: {error}") from error
-    if top1 is not None:
-        print(f"{trial.name}: {top1:.2%}", flush=True)
+    if done:
+        print(f"{datetime.now():%H:%M:%S} {trial.name}: {trial.outcome}", flush=True)
 
 
 def expected_seconds(trials: Sequence[Trial]) -> float:

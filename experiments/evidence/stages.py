@@ -10,16 +10,7 @@ from trials import Trial, merge
 NAME = "stages"
 REGIME = "few"
 SEEDS = range(5)
-MLP = {
-    "student": "mixer_s16_224",
-    "student_args": {
-        "in_chans": 1,
-        "img_size": 32,
-        "patch_size": 4,
-        "num_blocks": 4,
-        "embed_dim": 64,
-    },
-}
+MLP = {"student": "evidence_mixer", "student_args": {"in_chans": 1}}
 MLP_RATE = 0.25
 STAGES = {"penultimate": ("penultimate",), "final": ("final",), "both": ("penultimate", "final")}
 

@@ -40,6 +40,9 @@ class Trial:
         views: augmented views of each image in the cache that it trains from; None with a live
             teacher. With as many views as epochs both give the same training.
         change: of the pair, a key of changes.CHANGES.
+        hidden: classes of which the student sees no image.
+        labelled: whether the student is given labels.
+        probed: whether the features of the trained student are measured, by probes.py.
     """
 
     experiment: str
@@ -49,6 +52,9 @@ class Trial:
     settings: dict[str, Any] = field(hash=False)
     views: int | None = None
     change: str | None = None
+    hidden: tuple[int, ...] = ()
+    labelled: bool = True
+    probed: bool = False
 
     @property
     def name(self) -> str:
@@ -98,12 +104,23 @@ class Trial:
             )
         return True
 
-    def write_record(self, prepared: Prepared, result: Result) -> None:
-        """Write the result: accuracy, times, losses, settings, machine."""
+    @property
+    def outcome(self) -> str:
+        """What came out of a finished run, in a few words."""
+        record = json.loads(self.record.read_text())
+        if record["top1"] is None:
+            return f"linear probe {record['measures']['linear']:.2%}"
+        return f"{record['top1']:.2%}"
+
+    def write_record(
+        self, prepared: Prepared, result: Result, measures: dict[str, float] | None
+    ) -> None:
+        """Write the result: accuracy, times, losses, measures, settings, machine."""
         assert prepared.student is not None
         record = {
             **asdict(self),
             "top1": result.top1,
+            "measures": measures,
             "steps": result.steps,
             "seconds": result.seconds,
             "terms": result.terms,
@@ -114,10 +131,15 @@ class Trial:
             "machine": describe_machine(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self.record.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.record.with_suffix(".part")
-        partial.write_text(json.dumps(record, indent=1) + "\n")
-        partial.replace(self.record)
+        write_json(self.record, record)
+
+
+def write_json(file: Path, record: dict[str, Any]) -> None:
+    """Write a record, complete or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".part")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.replace(file)
 
 
 def commit() -> str:

@@ -2,16 +2,19 @@
 
 import functools
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
+import students  # noqa: F401 -- timm finds its model by name
+import timm
 import torch
 from changes import build_changed
+from probes import measure
 from torch.utils.data import Dataset, TensorDataset, default_collate
 from trials import Trial
 
 from scalekd.data.open import open_source
-from scalekd.data.source import Source
+from scalekd.data.source import Source, TrainingSet
 from scalekd.jobs.build_cache import build_cache
 from scalekd.networks import InputConfig
 from scalekd.recipe import Data
@@ -45,13 +48,12 @@ def build(trial: Trial) -> None:
         build_cache(recipe, trial.cache, augmented_views=trial.views or 1, resume=True)
 
 
-def run(trial: Trial) -> float | None:
-    """Train the trial's student, or go on with it; returns its accuracy (a share), None where it
-    was stopped."""
+def run(trial: Trial) -> bool:
+    """Train the trial's student, or go on with it, and measure it; returns whether it is done."""
     if _stop.is_set():
-        return None
+        return False
     recipe = trial.recipe
-    prepared = prepare(recipe, source=open_images(recipe.data))
+    prepared = prepare(recipe, source=open_images(trial))
     if trial.change is not None:
         prepared = build_changed(prepared, trial.change)
     folder = trial.folder
@@ -60,17 +62,65 @@ def run(trial: Trial) -> float | None:
     try:
         result = train(prepared, main_run(recipe), folder, report=lambda _: None, stop=_stop)
     except Interrupted:
-        return None
-    trial.write_record(prepared, result)
+        return False
+    measures = None
+    if trial.probed:
+        student = timm.create_model(f"local-dir:{folder.student}", pretrained=True)
+        measures = asdict(measure(student, prepared.input, trial.seed, recipe.data.root))
+    trial.write_record(prepared, result, measures)
     shutil.rmtree(folder.checkpoints)
-    return result.top1
+    return True
 
 
-def open_images(data: Data) -> Source:
-    """The images, with those of the validation split transformed once in a process: they are few
-    and small, and transforming them would take longer than classifying them."""
+def open_images(trial: Trial) -> Source:
+    """The images as the trial is given them.
+
+    Those of the validation split are transformed once in a process: that would take longer than
+    classifying them.
+    """
+    data = trial.recipe.data
     source = open_source(data)
-    return replace(source, validation_set=functools.partial(validation_images, data.root))
+    source = replace(source, validation_set=functools.partial(validation_images, data.root))
+    if trial.hidden:
+        shown = functools.partial(without_classes, source, trial.hidden)
+        source = replace(source, training_set=shown)
+    if not trial.labelled:
+        source = replace(
+            source,
+            classes=None,
+            validation_set=None,
+            training_set=functools.partial(unlabelled, source),
+        )
+    return source
+
+
+def without_classes(
+    source: Source, hidden: tuple[int, ...], config: InputConfig, seed: int
+) -> TrainingSet:
+    """The training images of the other classes."""
+    images: Any = source.training_set(config, seed)
+    assert source.targets is not None
+    kept = [index for index in images.subset if int(source.targets[index]) not in hidden]
+    return TrainingSet(images.samples, kept, images.transform, seed)
+
+
+def unlabelled(source: Source, config: InputConfig, seed: int) -> "WithoutLabels":
+    """The training images alone."""
+    return WithoutLabels(source.training_set(config, seed))
+
+
+class WithoutLabels(Dataset[Any]):
+    """A training set whose items are (image,)."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: int) -> tuple[Any, ...]:
+        item: tuple[Any, ...] = self.images[key]
+        return item[:1]
 
 
 @functools.cache
