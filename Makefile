@@ -7,7 +7,7 @@ SEED ?= 0
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 
-.PHONY: help demo test test-oldest test-slow test-pairs fuzz soak lint types docs package bench teacher evidence-teachers tables clean
+.PHONY: help demo test test-oldest test-slow test-pairs fuzz soak lint types docs package bench teacher evidence-teachers report tables clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-17s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ teacher: $(STAMP)  ## Train the digits teacher again (half an hour; resumes wher
 
 evidence-teachers: $(STAMP)  ## Train the Fashion-MNIST teachers of experiments/PROTOCOL.md (hours; resumes where it was stopped).
 	$(BIN)/python experiments/teachers.py
+
+report: $(STAMP)  ## Write RESULTS.md and experiments/report.html from the records of the experiments.
+	$(BIN)/python experiments/evidence/report.py
 
 tables: $(STAMP)  ## Try the paper's pairs and timm's families again, and write docs/pairs.md and docs/families.md.
 	$(BIN)/python experiments/pairs.py

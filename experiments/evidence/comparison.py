@@ -13,7 +13,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of one arm minus another's, over paired seeds, in percentage points.
+    """One arm's value minus another's, over paired seeds, in percentage points.
 
     Attributes:
         mean: over the seeds.
@@ -21,6 +21,7 @@ class Difference:
         p: of the paired permutation test of no difference, two-sided. With n seeds it is at least
             2 / 2^n.
         seeds: how many pairs there are.
+        one_sign: whether all differences are above 0, or all below.
     """
 
     mean: float
@@ -28,13 +29,14 @@ class Difference:
     high: float
     p: float
     seeds: int
+    one_sign: bool = False
 
 
 def paired_difference(one: Sequence[float], other: Sequence[float]) -> Difference:
     """Compare two arms.
 
     Args:
-        one: top-1 (shares) of an arm by seed.
+        one: values of an arm by seed, in %.
         other: those of the other arm, of the same seeds in the same order.
 
     Raises:
@@ -42,7 +44,7 @@ def paired_difference(one: Sequence[float], other: Sequence[float]) -> Differenc
     """
     if len(one) != len(other) or len(one) < 2:
         raise ValueError(f"{len(one)} and {len(other)} seeds: two or more pairs are needed")
-    gaps = 100 * (np.asarray(one) - np.asarray(other))
+    gaps = np.asarray(one) - np.asarray(other)
     if np.ptp(gaps) == 0:  # a bootstrap of equal values has no spread
         low = high = float(gaps[0])
     else:
@@ -62,7 +64,8 @@ def paired_difference(one: Sequence[float], other: Sequence[float]) -> Differenc
         n_resamples=RESAMPLES,
         rng=np.random.default_rng(0),
     )
-    return Difference(float(gaps.mean()), low, high, float(test.pvalue), len(gaps))
+    one_sign = bool((gaps > 0).all() or (gaps < 0).all())
+    return Difference(float(gaps.mean()), low, high, float(test.pvalue), len(gaps), one_sign)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

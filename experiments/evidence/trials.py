@@ -134,6 +134,11 @@ class Trial:
         write_json(self.record, record)
 
 
+def read_json(file: Path) -> dict[str, Any] | None:
+    """A record; None where there is none."""
+    return json.loads(file.read_text()) if file.exists() else None
+
+
 def write_json(file: Path, record: dict[str, Any]) -> None:
     """Write a record, complete or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -212,7 +212,7 @@ def test_tuning_chooses_the_most_accurate(trials: Any) -> None:
 
 def test_paired_differences_and_holm_have_their_values() -> None:
     comparison = importlib.import_module("comparison")
-    one, other = [0.83, 0.80, 0.86, 0.82], [0.82, 0.80, 0.83, 0.80]
+    one, other = [83.0, 80.0, 86.0, 82.0], [82.0, 80.0, 83.0, 80.0]
     gaps = np.array([1.0, 0.0, 3.0, 2.0])
     found = comparison.paired_difference(one, other)
     assert found.mean == pytest.approx(1.5)
@@ -223,6 +223,8 @@ def test_paired_differences_and_holm_have_their_values() -> None:
     means = [np.mean(sample) for sample in itertools.product(gaps, repeat=4)]
     assert found.low == pytest.approx(np.quantile(means, 0.025), abs=0.13)
     assert found.high == pytest.approx(np.quantile(means, 0.975), abs=0.13)
+    assert not found.one_sign
+    assert comparison.paired_difference([2.0, 3.0], [1.0, 1.0]).one_sign
     assert comparison.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert comparison.paired_difference([0.5, 0.5], [0.5, 0.5]).p == 1
     with pytest.raises(ValueError, match="two or more"):

@@ -1,0 +1,72 @@
+"""The finished runs, as the report reads them."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from trials import RESULTS
+
+
+@dataclass(frozen=True)
+class Values:
+    """A number of an arm for each seed that is finished.
+
+    Attributes:
+        name: of the arm, as the report has it.
+        by_seed: the values.
+    """
+
+    name: str
+    by_seed: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return sum(self.by_seed.values()) / len(self.by_seed)
+
+
+@cache
+def read_records(experiment: str) -> list[dict[str, Any]]:
+    """All records of an experiment."""
+    files = sorted((RESULTS / experiment).glob("*.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+def top1(record: dict[str, Any]) -> float:
+    """Accuracy in %."""
+    return 100 * float(record["top1"])
+
+
+def measure(name: str) -> Callable[[dict[str, Any]], float]:
+    """Reads a measure of a record, a field of `probes.Measures`, in %."""
+    return lambda record: 100 * float(record["measures"][name])
+
+
+def values(
+    experiment: str,
+    regime: str,
+    arm: str,
+    name: str = "",
+    read: Callable[[dict[str, Any]], float] = top1,
+) -> Values:
+    """A number of an arm by seed; measures only where they were taken."""
+    chosen = select(experiment, regime, arm)
+    if read is not top1:
+        chosen = [record for record in chosen if record["measures"] is not None]
+    return Values(name or arm, {record["seed"]: read(record) for record in chosen})
+
+
+def select(experiment: str, regime: str, arm: str) -> list[dict[str, Any]]:
+    """The records of an arm."""
+    return [
+        record
+        for record in read_records(experiment)
+        if (record["regime"], record["arm"]) == (regime, arm)
+    ]
+
+
+def first(records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first record; None of none."""
+    return next(iter(records), None)

@@ -1,0 +1,69 @@
+"""Write RESULTS.md and experiments/report.html out of the records: no number is typed by hand.
+
+make report
+"""
+
+from collections.abc import Sequence
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from sections import Section, Table, sections
+from trials import HERE
+
+ROOT = HERE.parents[1]
+MARKDOWN = ROOT / "RESULTS.md"
+PAGE = ROOT / "experiments" / "report.html"
+TITLE = "ScaleKD at a size that anyone can repeat"
+INTRODUCTION = (
+    "Fashion-MNIST at 32x32, a small Swin as teacher, small students. Every method has the same "
+    "data, teacher, start of the student, order of images and tuning budget."
+)
+GENERATED = "Made by `make report` from the files in experiments/results/; do not edit."
+
+
+def to_markdown(parts: Sequence[Section]) -> str:
+    """The report as Markdown."""
+    lines = [f"# {TITLE}", "", GENERATED, "", INTRODUCTION, ""]
+    for part in parts:
+        lines += [f"## {part.title}", ""]
+        for paragraph in part.text:
+            lines += [paragraph, ""]
+        for table in part.tables:
+            lines += [*table_in_markdown(table), ""]
+        for title, text in part.folded.items():
+            lines += [f"{title}:", "", "```yaml", text.rstrip(), "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table_in_markdown(table: Table) -> list[str]:
+    """The lines of a table."""
+    rows = [table.header, ["---"] * len(table.header), *table.rows]
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def to_page(parts: Sequence[Section]) -> str:
+    """The report as a page that needs no other file."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["code"] = code
+    template = environment.get_template("report.html.jinja")
+    return template.render(
+        title=TITLE, introduction=INTRODUCTION, generated=GENERATED, parts=parts, svg=Markup
+    )
+
+
+def code(text: str) -> Markup:
+    """Text whose parts in backquotes are code."""
+    parts = str(escape(text)).split("`")
+    return Markup("".join(f"<code>{p}</code>" if n % 2 else p for n, p in enumerate(parts)))
+
+
+def main() -> None:
+    parts = sections()
+    MARKDOWN.write_text(to_markdown(parts))
+    PAGE.write_text(to_page(parts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The report of the evidence: verdicts by values, RESULTS.md, and the page in a browser."""
+
+import importlib
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EVIDENCE = ROOT / "experiments" / "evidence"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of the evidence, with no record read before."""
+    monkeypatch.syspath_prepend(str(EVIDENCE))
+    importlib.import_module("records").read_records.cache_clear()
+    yield importlib.import_module
+    importlib.import_module("records").read_records.cache_clear()
+
+
+def write(experiment: str, regime: str, arm: str, accuracies: list[float], **more: Any) -> None:
+    """Records of an arm, one for each seed, below the working folder."""
+    for seed, accuracy in enumerate(accuracies):
+        file = Path("experiments/results", experiment, f"{regime}-{arm}-seed{seed}.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        record = {
+            "regime": regime,
+            "arm": arm,
+            "seed": seed,
+            "top1": accuracy,
+            "measures": None,
+            "seconds": 60.0,
+            "settings": {"epochs": 30},
+            "date": f"2026-11-{10 + seed}T00:00:00+00:00",
+            "machine": {"processor": "a processor"},
+            "versions": {"torch": "2.15.0", "timm": "1.0.31"},
+        }
+        file.write_text(json.dumps(record | more))
+
+
+def spread(mean: float, count: int) -> list[float]:
+    return [mean + 0.001 * (seed % 3) for seed in range(count)]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seeds of few labels: ScaleKD above logit KD, below FD, not told from OFA-KD."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "experiments" / "evidence", tmp_path / "experiments" / "evidence")
+    write("main_comparison", "few", "scalekd", spread(0.85, 10))
+    write("main_comparison", "few", "supervised", [v - 0.05 for v in spread(0.85, 10)])
+    write("main_comparison", "few", "logit_kd", [v - 0.01 for v in spread(0.85, 10)])
+    write("main_comparison", "few", "fd", [v + 0.01 for v in spread(0.85, 10)])
+    ofa = [v + (0.01 if n % 2 else -0.01) for n, v in enumerate(spread(0.85, 10))]
+    write("main_comparison", "few", "ofa", ofa)
+    for arm, gain in {"logits": 0.0, "CAP": 0.01, "CAP, DFM": 0.02}.items():
+        write("components", "few", arm, [0.8 + gain] * 5)
+
+
+@pytest.mark.usefixtures("runs")
+def test_verdicts_follow_from_the_records(load: Any) -> None:
+    claims = load("claims")
+    found = {claim.text: claim for claim in claims.claims()}
+    alone = found["A student under ScaleKD is more accurate than one trained alone (few labels)"]
+    assert alone.verdict == "holds here"
+    rivals = found["At equal steps ScaleKD is above the other methods (few labels)"]
+    verdicts = {one.other.name: one.verdict for one in rivals.comparisons}
+    assert verdicts == {
+        "logit KD": "higher",
+        "FD": "lower",
+        "DIST": "not run",
+        "OFA-KD": "cannot be told apart",
+        "RSD": "not run",
+    }
+    assert rivals.verdict == "does not hold here: higher in 1 of 3 comparisons, lower in 1"
+    equal = found["In equal time with a live teacher ScaleKD is above the others (few labels)"]
+    assert equal.verdict == "not run"
+    parts = found["CAP, DFM, TPP and the logits each add accuracy"]
+    assert [one.verdict for one in parts.comparisons[:2]] == ["higher in all 5 seeds"] * 2
+
+
+def test_p_values_are_adjusted_over_the_family(load: Any) -> None:
+    claims, records = load("claims"), load("records")
+    one = records.Values("a", dict(enumerate(range(10))))
+    other = records.Values("b", {seed: seed - 1.0 for seed in range(10)})
+    alone, both = claims.family([(one, other)]), claims.family([(one, other)] * 2)
+    assert alone[0].adjusted == pytest.approx(2 / 1024)
+    assert both[0].adjusted == pytest.approx(4 / 1024)
+
+
+@pytest.mark.usefixtures("runs")
+def test_what_speaks_against_scalekd_is_in_the_first_section(load: Any) -> None:
+    report, sections = load("report"), load("sections")
+    text = report.to_markdown(sections.sections())
+    against = next(line for line in text.splitlines() if "What speaks against" in line)
+    assert "ScaleKD is below FD: -1.00 [-1.00, -1.00]" in against
+    assert "| logit KD | equal steps | 84.09 (0.09) | 10 | 30 | 60 | +1.00 [+1.00, +1.00] |" in text
+
+
+def test_the_committed_results_are_those_of_the_records(
+    load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    report, sections = load("report"), load("sections")
+    assert (ROOT / "RESULTS.md").read_text() == report.to_markdown(sections.sections())
+
+
+class Page(HTMLParser):
+    """Links, anchors and pictures of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.pictures: list[str | None] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = dict(attrs)
+        if tag == "section":
+            self.anchors.add(known["id"] or "")
+        if tag in ("a", "link", "script", "img"):
+            self.links.append(known.get("href") or known.get("src") or "")
+        if known.get("role") == "img":
+            self.pictures.append(known.get("aria-label"))
+
+
+@pytest.mark.usefixtures("runs")
+def test_the_page_needs_no_other_file_and_its_links_resolve(load: Any) -> None:
+    text = load("report").to_page(load("sections").sections())
+    page = Page(text)
+    assert len(page.anchors) > 5
+    for link in page.links:
+        assert link == "data:," or link.removeprefix("#") in page.anchors
+    assert "http" not in re.sub(r'xmlns\S*="http[^"]*"|<!DOCTYPE[^>]*>', "", text)
+    assert page.pictures
+    assert all(page.pictures)
+    assert "logit KD, equal steps +1.00 (+1.00 to +1.00)" in (page.pictures[0] or "")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser here")
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.usefixtures("runs")
+def test_a_browser_shows_the_page_without_an_error(load: Any, width: int, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    measured = (
+        "<script>addEventListener('load', () => { document.title ="
+        " document.documentElement.scrollWidth <= innerWidth ? 'fits' : 'too wide'; });</script>"
+    )
+    text = load("report").to_page(load("sections").sections())
+    page.write_text(text.replace("</body>", measured + "</body>"))
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    shown = subprocess.run(
+        [*browser, f"--window-size={width},900", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "<title>fits</title>" in shown.stdout
+    assert "CONSOLE" not in shown.stderr
