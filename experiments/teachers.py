@@ -3,8 +3,9 @@
     make evidence-teachers                      # all, one after another; goes on where it stopped
     python experiments/teachers.py small
 
-Each is a folder of timm, runs/teachers/NAME/student. The small one is also written to
-experiments/teachers/small with its weights in float16.
+Each is trained in two parts: on strongly augmented images, and then on nearly uncropped ones, as
+it will see them. It is a folder of timm, runs/teachers/NAME-finished/student; the small one is also
+written to experiments/teachers/small with its weights in float16.
 """
 
 import argparse
@@ -19,14 +20,30 @@ HERE = Path(__file__).parent
 RECIPES = sorted((HERE / "teachers").glob("*.yaml"))
 COMMITTED = "small"
 WEIGHTS = "model.safetensors"
+FINISH = {
+    "data.crop_area": "0.8",
+    "data.erasing": "0",
+    "epochs": "10",
+    "optim.lr": "1e-3",
+    "optim.warmup_epochs": "0.5",
+    "validate_every": "1",
+}
+"""What the second part changes of the recipe."""
 
 
 def train(recipe: Path) -> Path:
     """Train a teacher, or go on; returns its folder."""
-    out = Path("runs/teachers") / recipe.stem
-    command = ["train", "--config", str(recipe), "--out", str(out), "--resume"]
+    first, finished = (Path("runs/teachers") / f"{recipe.stem}{part}" for part in ("", "-finished"))
+    changes = [word for name, value in FINISH.items() for word in (f"--{name}", value)]
+    run(recipe, first, [])
+    run(recipe, finished, ["--student_weights", str(first / "student"), *changes])
+    return finished / "student"
+
+
+def run(recipe: Path, out: Path, options: list[str]) -> None:
+    """Train by a recipe with further options, or go on."""
+    command = ["train", "--config", str(recipe), *options, "--out", str(out), "--resume"]
     subprocess.run([sys.executable, "-m", "scalekd", *command], check=True)
-    return out / "student"
 
 
 def commit_in_half_precision(folder: Path) -> None:

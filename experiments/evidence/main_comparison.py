@@ -16,6 +16,9 @@ NAME = "main_comparison"
 FIRST = "logit_kd"
 """Compared at equal time before the others: the strongest by what is published."""
 
+SHARE_OF_RATE = 0.25
+"""Of the learning rate, for students of other kinds."""
+
 OTHERS = "fd", "dist", "rsd", "ofa", "supervised"
 
 
@@ -87,3 +90,13 @@ def method_settings(regime: str, method: str) -> dict[str, Any]:
     return merge(
         settings["shared"], settings["regimes"][regime], read_chosen()[regime][method], own
     )
+
+
+def for_student(settings: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The same settings for a student of another kind, a key of settings.yaml's students. Learning
+    rates were tuned for the CNN; the others, which have no convolutions, get a quarter of them."""
+    student = read_settings()["students"][kind]
+    if not student:
+        return settings
+    slower = {"optim": {"lr": settings["optim"]["lr"] * SHARE_OF_RATE}}
+    return {**merge(settings, slower), **student}

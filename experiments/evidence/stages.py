@@ -1,17 +1,15 @@
 """Experiment 5, for Table 1: FD and ScaleKD at the penultimate stage, the final one, and both.
 
 Few labels, without logits, a CNN and an MLP student, five seeds. The settings are those that tuning
-chose for each method and the CNN; the MLP's learning rate is a quarter of that.
+chose for each method and the CNN.
 """
 
-from main_comparison import method_settings
+from main_comparison import for_student, method_settings
 from trials import Trial, merge
 
 NAME = "stages"
 REGIME = "few"
 SEEDS = range(5)
-MLP = {"student": "evidence_mixer", "student_args": {"in_chans": 1}}
-MLP_RATE = 0.25
 STAGES = {"penultimate": ("penultimate",), "final": ("final",), "both": ("penultimate", "final")}
 
 
@@ -44,15 +42,11 @@ def trial(student: str, method: str, stages: str, seed: int) -> Trial:
             if own.get(name.partition("_")[0]) in STAGES[stages]
         }
         settings = merge(settings, {"weights": dict.fromkeys(settings["weights"], 0.0) | kept})
-    if student == "MLP":
-        rate = settings["optim"]["lr"] * MLP_RATE
-        settings = merge(settings, {"optim": {"lr": rate}})
-        settings = {**settings, **MLP}
     return Trial(
         experiment=NAME,
         regime=REGIME,
         arm=" ".join(filter(None, (student, method, stages))),
         seed=seed,
-        settings=settings,
+        settings=for_student(settings, student),
         views=settings["epochs"] if method == "scalekd" else None,
     )
