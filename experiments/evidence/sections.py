@@ -88,7 +88,7 @@ def verdicts(found: Sequence[Claim]) -> Section:
         for claim in found
     ]
     against = [
-        f"{one.one.name} is below {one.other.name}: {points(one)} ({claim.text.lower()})."
+        f'against "{claim.text}" speaks {one.one.name} minus {one.other.name}, {points(one)}'
         for claim in found
         for one in claim.comparisons
         if one.sign < 0
@@ -99,7 +99,7 @@ def verdicts(found: Sequence[Claim]) -> Section:
         "in percentage points."
     ]
     if against:
-        text.append("What speaks against ScaleKD: " + " ".join(against))
+        text.append(f"What speaks against ScaleKD: {'; '.join(against)}.")
     header = ["claim", "source", "the paper's numbers", "verdict", "difference here"]
     return Section("Verdicts", text, [Table(header, rows)])
 

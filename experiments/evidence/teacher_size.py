@@ -20,7 +20,7 @@ STRATEGIES = {"plain": {}, "strong": {"data": {"erasing": 0.25, "auto_augment": 
 
 
 def trials() -> list[Trial]:
-    """All runs, seed by seed; the main comparison has the small teacher's with plain augmentation."""
+    """All runs, seed by seed; the main comparison has plain augmentation and the small one."""
     found = []
     for seed in SEEDS:
         for size, folder in TEACHERS.items():

@@ -99,7 +99,7 @@ def test_what_speaks_against_scalekd_is_in_the_first_section(load: Any) -> None:
     report, sections = load("report"), load("sections")
     text = report.to_markdown(sections.sections())
     against = next(line for line in text.splitlines() if "What speaks against" in line)
-    assert "ScaleKD is below FD: -1.00 [-1.00, -1.00]" in against
+    assert "ScaleKD minus FD, -1.00 [-1.00, -1.00]" in against
     assert "| logit KD | equal steps | 84.09 (0.09) | 10 | 30 | 60 | +1.00 [+1.00, +1.00] |" in text
 
 
