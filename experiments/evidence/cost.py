@@ -74,7 +74,7 @@ def measure() -> dict[str, dict[str, float]]:
         teacher = prepared.teacher
         loader, _ = open_loaders(prepared, prepared.build_learner(Run("supervised", 0)), seed=0)
         batch = next(iter(loader))
-        steps: dict[str, Callable[[], None]] = {
+        steps: dict[str, Callable[[], object]] = {
             f"{method}{', cache' * from_cache}": TimedStep(prepared, method, batch, from_cache)
             for method in METHODS
             for from_cache in ((False, True) if method != "supervised" else (False,))
@@ -83,11 +83,13 @@ def measure() -> dict[str, dict[str, float]]:
     return seconds
 
 
-def time_interleaved(steps: dict[str, Callable[[], None]]) -> dict[str, float]:
+def time_interleaved(
+    steps: dict[str, Callable[[], object]], repetitions: int = REPETITIONS
+) -> dict[str, float]:
     """Median seconds of each step, timed in an order that is drawn for each repetition."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     order, chance = list(steps), random.Random(0)
-    for repetition in range(REPETITIONS + 2):
+    for repetition in range(repetitions + 2):
         chance.shuffle(order)
         for name in order:
             elapsed = time_call(steps[name], torch.device("cpu"))
