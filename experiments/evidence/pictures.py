@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
-from claims import Comparison
+from families import Comparison
 from matplotlib.figure import Figure
 from records import Values
 

@@ -86,10 +86,10 @@ def test_verdicts_follow_from_the_records(load: Any) -> None:
 
 
 def test_p_values_are_adjusted_over_the_family(load: Any) -> None:
-    claims, records = load("claims"), load("records")
+    families, records = load("families"), load("records")
     one = records.Values("a", dict(enumerate(range(10))))
     other = records.Values("b", {seed: seed - 1.0 for seed in range(10)})
-    alone, both = claims.family([(one, other)]), claims.family([(one, other)] * 2)
+    alone, both = families.family([(one, other)]), families.family([(one, other)] * 2)
     assert alone[0].adjusted == pytest.approx(2 / 1024)
     assert both[0].adjusted == pytest.approx(4 / 1024)
 
