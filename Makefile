@@ -59,7 +59,7 @@ evidence-teachers: $(STAMP)  ## Train the Fashion-MNIST teachers of experiments/
 	$(BIN)/python experiments/teachers.py
 
 report: $(STAMP)  ## Write RESULTS.md and experiments/report.html from the records of the experiments.
-	$(BIN)/python experiments/evidence/report.py
+	$(BIN)/python experiments/report/report.py
 
 tables: $(STAMP)  ## Try the paper's pairs and timm's families again, and write docs/pairs.md and docs/families.md.
 	$(BIN)/python experiments/pairs.py

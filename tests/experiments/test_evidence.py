@@ -22,6 +22,7 @@ EVIDENCE = Path(__file__).parents[2] / "experiments" / "evidence"
 @pytest.fixture(autouse=True)
 def _path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EVIDENCE))
+    monkeypatch.syspath_prepend(str(EVIDENCE.parent / "report"))
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EVIDENCE = ROOT / "experiments" / "evidence"
 
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Imports a module of the evidence, with no record read before."""
-    monkeypatch.syspath_prepend(str(EVIDENCE))
+    monkeypatch.syspath_prepend(str(ROOT / "experiments" / "evidence"))
+    monkeypatch.syspath_prepend(str(ROOT / "experiments" / "report"))
     importlib.import_module("records").read_records.cache_clear()
     yield importlib.import_module
     importlib.import_module("records").read_records.cache_clear()
@@ -52,7 +52,6 @@ def spread(mean: float, count: int) -> list[float]:
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten seeds of few labels: ScaleKD above logit KD, below FD, not told from OFA-KD."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "experiments" / "evidence", tmp_path / "experiments" / "evidence")
     write("main_comparison", "few", "scalekd", spread(0.85, 10))
     write("main_comparison", "few", "supervised", [v - 0.05 for v in spread(0.85, 10)])
     write("main_comparison", "few", "logit_kd", [v - 0.01 for v in spread(0.85, 10)])

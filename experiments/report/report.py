@@ -3,16 +3,20 @@
 make report
 """
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from sections import Section, Table, sections
-from trials import HERE
 
-ROOT = HERE.parents[1]
-MARKDOWN = ROOT / "RESULTS.md"
-PAGE = ROOT / "experiments" / "report.html"
+sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
+from layout import Section, Table
+from sections import sections
+
+HERE = Path(__file__).parent
+MARKDOWN = Path("RESULTS.md")
+PAGE = Path("experiments/report.html")
 TITLE = "ScaleKD at a size that anyone can repeat"
 INTRODUCTION = (
     "Fashion-MNIST at 32x32, a small Swin as teacher, small students. Every method has the same "
@@ -47,7 +51,7 @@ def to_page(parts: Sequence[Section]) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["code"] = code
-    template = environment.get_template("report.html.jinja")
+    template = environment.get_template("page.html.jinja")
     return template.render(
         title=TITLE, introduction=INTRODUCTION, generated=GENERATED, parts=parts, svg=Markup
     )

@@ -1,0 +1,170 @@
+"""Sections of the experiments that are not the first five, of costs and of settings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from cost import COST, METHODS, read_cost
+from families import (
+    NAMES,
+    REGIMES,
+    Comparison,
+    pretraining_family,
+    student_family,
+    teacher_family,
+    width_family,
+)
+from layout import COMPARED, NOT_RUN, Section, Table, accuracy, compared
+from records import first, read_records, values
+from trials import CHOSEN, RESULTS, read_json, read_settings
+
+
+def further_sections() -> list[Section]:
+    """All of them."""
+    return [
+        further_section(
+            "Size of the teacher",
+            "Experiment 6, for Tables 2 and 10, with few labels: ScaleKD under larger teachers, "
+            "and with strong augmentation.",
+            teacher_family(),
+        ),
+        further_section(
+            "Every student",
+            "Experiment 7, for the shape of Table 3, with few labels. " + long_runs(),
+            student_family(),
+        ),
+        further_section(
+            "Pre-training",
+            "Experiment 8, for Tables 4 and 16, with few labels: teachers that saw fewer images, "
+            "and the student pre-trained on all labels.",
+            pretraining_family(),
+        ),
+        further_section("Width", "Experiment 9, with few labels.", width_family()),
+        component_cost_section(),
+        cost_section(),
+        settings_section(),
+    ]
+
+
+def further_section(title: str, text: str, comparisons: Sequence[Comparison]) -> Section:
+    """An experiment whose table is its comparisons."""
+    rows = [
+        [one.one.name, accuracy(one.one), one.other.name, accuracy(one.other), *compared(one)]
+        for one in comparisons
+    ]
+    header = ["arm", "top-1", "compared with", "top-1", *COMPARED]
+    return Section(title, [text], [Table(header, rows)])
+
+
+def long_runs() -> str:
+    """What the students reach when they are trained alone for long."""
+    arms = [values("every_student", "all", f"{kind} long", kind) for kind in ("CNN", "MLP", "ViT")]
+    known = [f"the {arm.name} {arm.mean:.2f} %" for arm in arms if arm.by_seed]
+    return f"Alone on all images for 20 epochs: {', '.join(known) or NOT_RUN}."
+
+
+def component_cost_section() -> Section:
+    """Experiment 10."""
+    tables = []
+    for file in sorted((RESULTS / "component_cost").glob("*.json")):
+        record = read_json(file)
+        assert record is not None
+        least = record["seconds"]["logit KD"]
+        rows = [
+            [
+                arm,
+                f"{record['gflop_per_image'][arm]:.1f}",
+                f"{record['peak_bytes'][arm] / 2**30:.2f}",
+                f"{seconds:.2f}",
+                f"{seconds / least:.2f}",
+            ]
+            for arm, seconds in record["seconds"].items()
+        ]
+        header = [
+            record["pair"],
+            "GFLOP an image",
+            "GiB at the peak",
+            "seconds a step",
+            "of logit KD",
+        ]
+        tables.append(Table(header, rows))
+    text = [
+        "Experiment 10, for Table 15, whose numbers are not known to us: a step at full size, with "
+        "random weights, in float32 on this machine."
+    ]
+    return Section("What the components cost", text if tables else [*text, NOT_RUN + "."], tables)
+
+
+def cost_section() -> Section:
+    """What a step costs."""
+    if not COST.exists():
+        return Section("Cost of a step", [NOT_RUN])
+    seconds, record = read_cost(), read_json(COST)
+    assert record is not None
+    rows = [
+        [
+            NAMES[method],
+            *(
+                f"{1000 * seconds[regime].get(method + suffix, seconds[regime][method]):.1f}"
+                for regime in REGIMES
+                for suffix in ("", ", cache")
+            ),
+        ]
+        for method in METHODS
+    ]
+    header = [
+        "method",
+        *(f"{name}, {how}" for name in REGIMES.values() for how in ("live teacher", "cache")),
+    ]
+    text = [
+        "Milliseconds of a step on one core: forward, backward and optimizer, interleaved, "
+        f"medians. {describe(record)}"
+    ]
+    return Section("Cost of a step", text, [Table(header, rows)])
+
+
+def settings_section() -> Section:
+    """The settings, and where and when it was run."""
+    experiments = (
+        "tuning",
+        "main_comparison",
+        "components",
+        "seven_classes",
+        "no_classifier",
+        "stages",
+        "teacher_size",
+        "every_student",
+        "pretraining",
+        "width",
+    )
+    rows = []
+    for name in experiments:
+        records = read_records(name)
+        dates = sorted(record["date"][:10] for record in records)
+        newest = first(reversed(records))
+        rows.append(
+            [
+                name,
+                str(len(records)),
+                f"{sum(record['seconds'] for record in records) / 3600:.1f}" if records else "-",
+                " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else NOT_RUN,
+                machine(newest) if newest else "-",
+                f"`python experiments/evidence/runner.py {name}`",
+            ]
+        )
+    folded = {"Settings that all runs share": yaml.safe_dump(read_settings(), sort_keys=False)}
+    if CHOSEN.exists():
+        folded["Settings that tuning chose"] = CHOSEN.read_text()
+    header = ["experiment", "runs", "core hours of training", "dates", "machine", "command"]
+    return Section("Runs and settings", [], [Table(header, rows)], [], folded)
+
+
+def machine(record: dict[str, Any]) -> str:
+    """Processor and versions of a record."""
+    versions = record["versions"]
+    return f"{record['machine']['processor']}, torch {versions['torch']}, timm {versions['timm']}"
+
+
+def describe(record: dict[str, Any]) -> str:
+    """Command, machine and date of a record."""
+    return f"`{record['command']}`, {record['machine']['processor']}, {record['date'][:10]}."

@@ -1,0 +1,83 @@
+"""Parts of the report as plain data, and how values are put in words."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from families import Comparison
+from pictures import Picture
+from records import Values
+
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        header: names of the columns.
+        rows: of as many cells.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report.
+
+    Attributes:
+        title: its heading.
+        text: paragraphs before the tables.
+        tables: its tables.
+        pictures: its pictures.
+        folded: texts that are folded away, by their titles.
+    """
+
+    title: str
+    text: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+    folded: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def anchor(self) -> str:
+        """Its name in links."""
+        return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
+
+
+def size_of(comparisons: Sequence[Comparison]) -> str:
+    """The differences of a claim in a few words."""
+    run = [one for one in comparisons if one.difference is not None]
+    if not run:
+        return "-"
+    if len(run) == 1:
+        return points(run[0])
+    means = [one.difference.mean for one in run if one.difference is not None]
+    return f"{min(means):+.2f} to {max(means):+.2f}"
+
+
+def points(comparison: Comparison) -> str:
+    """A difference with its interval."""
+    found = comparison.difference
+    return "-" if found is None else f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
+def accuracy(arm: Values) -> str:
+    """Mean and standard deviation over the seeds."""
+    if not arm.by_seed:
+        return NOT_RUN
+    known = list(arm.by_seed.values())
+    spread = f"{statistics.stdev(known):.2f}" if len(known) > 1 else "-"
+    return f"{arm.mean:.2f} ({spread})"
+
+
+def compared(comparison: Comparison) -> list[str]:
+    """Cells of a comparison: difference, adjusted p, verdict."""
+    p = "-" if comparison.adjusted is None else f"{comparison.adjusted:.3f}"
+    return [points(comparison), p, comparison.verdict]
+
+
+COMPARED = ["difference [95 % interval]", "p, adjusted", "verdict"]
