@@ -7,7 +7,7 @@ SEED ?= 0
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 
-.PHONY: help demo test test-oldest test-slow test-pairs fuzz soak lint types docs package bench teacher evidence-teachers report tables clean
+.PHONY: help demo test test-oldest test-slow test-pairs fuzz soak lint types docs package bench teacher evidence-teachers evidence-gpu report tables clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-17s %s\n", $$1, $$2}'
@@ -57,6 +57,10 @@ teacher: $(STAMP)  ## Train the digits teacher again (half an hour; resumes wher
 
 evidence-teachers: $(STAMP)  ## Train the Fashion-MNIST teachers of experiments/PROTOCOL.md (hours; resumes where it was stopped).
 	$(BIN)/python experiments/teachers.py
+
+evidence-gpu: $(STAMP)  ## On a GPU, in nine minutes at a time: the large teacher, then the experiment on teachers' sizes.
+	timeout 4m $(BIN)/python experiments/teachers.py large || test $$? = 124
+	$(BIN)/python experiments/evidence/runner.py teacher_size --device cuda --processes 6 --budget 5m
 
 report: $(STAMP)  ## Write RESULTS.md and experiments/report.html from the records of the experiments.
 	$(BIN)/python experiments/report/report.py

@@ -11,6 +11,7 @@ the same command goes on. Run it from the repository's root.
 import argparse
 import importlib
 import multiprocessing
+import os
 import re
 import statistics
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cost
+import torch
 import worker
 from trials import Trial
 
@@ -112,7 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=parse_duration, help="Time after which to stop: 45m, 2h.")
     parser.add_argument("--processes", type=int, default=2, help="Runs at the same time.")
     parser.add_argument("--list", action="store_true", help="Only list the runs and their time.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="Where to train; default: best.")
     options = parser.parse_args(arguments)
+    if options.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of the processes too
+    elif options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("device is cuda, but torch sees no GPU: drop --device")
     trials: list[Trial] = importlib.import_module(options.experiment).trials()
     open_trials = [trial for trial in trials if not trial.finished]
     hours = expected_seconds(trials) / options.processes / 3600

@@ -239,8 +239,20 @@ def test_budgets_are_read(text: str, seconds: float, runner: Any) -> None:
     assert runner.parse_duration(text) == seconds
 
 
-def test_a_wrong_budget_is_refused_in_one_line() -> None:
-    words = [sys.executable, str(EVIDENCE / "runner.py"), "main_comparison", "--budget", "soon"]
-    ended = subprocess.run(words, capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert "'soon' is no duration such as 90s" in ended.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--budget", "soon"], 2, "'soon' is no duration such as 90s"),
+        pytest.param(
+            ["--device", "cuda"],
+            1,
+            "torch sees no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(words: list[str], code: int, said: str) -> None:
+    command = [sys.executable, str(EVIDENCE / "runner.py"), "main_comparison", *words]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == code
+    assert said in ended.stderr.splitlines()[-1]
