@@ -58,8 +58,8 @@ teacher: $(STAMP)  ## Train the digits teacher again (half an hour; resumes wher
 evidence-teachers: $(STAMP)  ## Train the Fashion-MNIST teachers of experiments/PROTOCOL.md (hours; resumes where it was stopped).
 	$(BIN)/python experiments/teachers.py
 
-evidence-gpu: $(STAMP)  ## On a GPU, in nine minutes at a time: the large teacher, then the experiment on teachers' sizes.
-	timeout 4m $(BIN)/python experiments/teachers.py large || test $$? = 124
+evidence-gpu: $(STAMP)  ## On a GPU, in nine minutes at a time: the larger teachers, then the experiment on teachers' sizes.
+	timeout 4m $(BIN)/python experiments/teachers.py medium large || test $$? = 124
 	$(BIN)/python experiments/evidence/runner.py teacher_size --device cuda --processes 6 --budget 5m
 
 report: $(STAMP)  ## Write RESULTS.md and experiments/report.html from the records of the experiments.
