@@ -14,6 +14,7 @@ import torch
 from helpers.tiny import tiny_digits
 
 from scalekd.method import LossWeights
+from scalekd.networks import InputConfig
 from scalekd.training.prepare import prepare
 
 EVIDENCE = Path(__file__).parents[2] / "experiments" / "evidence"
@@ -179,6 +180,113 @@ def test_the_main_comparison_has_each_arm_with_each_seed_at_equal_steps_and_time
     assert {t.views for t in found if t.regime == "few"} == {None, 30}
     assert {trial.settings["optim"]["lr"] for trial in found} == {0.5}
     assert {trial.settings["data"]["root"] for trial in found} == {"fashion-mnist:final"}
+
+
+EXPERIMENTS = {
+    "components": 50,
+    "seven_classes": 35,
+    "no_classifier": 15,
+    "stages": 65,
+    "teacher_size": 50,
+    "every_student": 33,
+    "pretraining": 15,
+    "width": 40,
+}
+
+
+@pytest.fixture
+def chosen(trials: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings as if tuning had chosen the first of each method."""
+    space = importlib.import_module("tuning").SPACE
+    first = {method: {**choices[0], "optim": {"lr": 0.004}} for method, choices in space.items()}
+    comparison = importlib.import_module("main_comparison")
+    monkeypatch.setattr(comparison, "read_chosen", lambda: {"few": first, "all": first})
+
+
+@pytest.mark.usefixtures("chosen")
+@pytest.mark.parametrize(("experiment", "count"), EXPERIMENTS.items())
+def test_an_experiment_has_its_runs_by_valid_recipes(experiment: str, count: int) -> None:
+    found = importlib.import_module(experiment).trials()
+    assert len(found) == len({trial.name for trial in found}) == count
+    assert {trial.experiment for trial in found} == {experiment}
+    for trial in found[:13]:
+        assert trial.recipe.seeds == [trial.seed]
+        assert (trial.views is None) or (trial.views == trial.recipe.epochs)
+
+
+@pytest.mark.usefixtures("chosen")
+def test_components_have_the_terms_that_they_are_named_for() -> None:
+    found = {t.arm: t for t in importlib.import_module("components").trials() if t.seed == 0}
+    on = {
+        arm: {term for term, weight in trial.settings["weights"].items() if weight}
+        for arm, trial in found.items()
+    }
+    views = {
+        f"{stage}_{view}" for stage in ("tpp", "final") for view in ("original", "alternative")
+    }
+    assert on["logits"] == {"logits"}
+    assert on["CAP"] == {"logits", "final_original"}
+    assert on["CAP, DFM"] == {"logits", "final_original", "final_alternative"}
+    assert on["CAP, TPP"] == {"logits", "final_original", "tpp_original"}
+    assert on["all, without logits"] == views
+    assert on["all, own queries"] == views | {"logits"}
+    assert on["beta 0.0"] == {"logits", "tpp_alternative", "final_alternative"}
+    assert found["logits"].settings["method"] == "logit_kd"
+    assert found["all, own queries"].change == "own_queries"
+
+
+def test_own_queries_are_trained_and_read_in_place_of_those_of_the_tail() -> None:
+    changes = importlib.import_module("changes")
+    changed = distiller()
+    changes.own_queries(changed)
+    images = torch.randn(4, 1, 32, 32)
+    outputs = changed.run_teacher(images)
+    student = changed.student_extractor(images)
+    projected = dict(changed.criterion.project("original", student, changed.teacher.tail))
+    final, tpp = projected["final"], projected["tpp"]
+    (gradient,) = torch.autograd.grad(final.square().sum(), tpp, allow_unused=True)
+    assert gradient is None  # the tail's tokens are no queries any more
+    assert tpp.shape == final.shape == (4, 16, outputs.final.shape[1])
+    names = [name for name, _ in changed.criterion.named_parameters()]
+    assert sum(name.endswith("own_query") for name in names) == 4  # of both stages and views
+
+
+def test_the_hidden_classes_are_not_trained_on_and_labels_can_be_withheld(trials: Any) -> None:
+    worker, probes = importlib.import_module("worker"), importlib.import_module("probes")
+    settings = {
+        "teacher": "scalekd_digits_swin",
+        "student": "resnetv2_18",
+        "data": {"root": "fashion-mnist:choosing", "image_size": 32, "train_images": 100},
+    }
+    options = {"experiment": "tiny", "regime": "few", "arm": "a", "seed": 0, "settings": settings}
+    config = InputConfig(channels=1, size=(32, 32), mean=(0.286,), std=(0.353,))
+    hidden = worker.open_images(trials.Trial(**options, hidden=probes.HIDDEN))
+    shown = hidden.training_set(config, 0)
+    assert len(shown) == 70
+    assert {int(shown[key][1]) for key in range(140)} == set(range(10)) - set(probes.HIDDEN)
+    bare = worker.open_images(trials.Trial(**options, labelled=False))
+    assert bare.classes is None
+    assert bare.validation_set is None
+    assert len(bare.training_set(config, 0)[0]) == 1
+
+
+def test_probes_measure_what_features_tell() -> None:
+    probes = importlib.import_module("probes")
+    config = InputConfig(channels=1, size=(8, 8), mean=(0.0,), std=(1.0,))
+    torch.manual_seed(0)
+    images = (torch.rand(40, 1, 8, 8) > 0.5).float()
+    pixels = torch.nn.functional.unfold(images, 2, stride=2)  # each token tells its own pixels
+    features = pixels.reshape(40, 4, 4, 4)
+    overlap = probes.foreground_overlap(
+        features[:30], images[:30], features[30:], images[30:], config
+    )
+    assert overlap == 1
+    noise = torch.randn(40, 4, 4, 4)
+    blind = probes.foreground_overlap(noise[:30], images[:30], noise[30:], images[30:], config)
+    assert blind < 0.7
+    places = torch.eye(16).reshape(1, 16, 4, 4).expand(40, -1, -1, -1)
+    assert probes.place_accuracy(places[:30], places[30:]) == 1
+    assert probes.place_accuracy(noise[:30], noise[30:]) < 0.2
 
 
 def test_tuning_gives_every_method_eight_trials_without_the_test_images(trials: Any) -> None:
