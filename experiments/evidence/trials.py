@@ -89,15 +89,15 @@ class Trial:
 
     @property
     def finished(self) -> bool:
-        """Whether its result is there, by the same settings.
+        """Whether its result is there, of the same trial.
 
         Raises:
             SystemExit: the result is there by other settings.
         """
         if not self.record.exists():
             return False
-        then = json.loads(self.record.read_text())["settings"]
-        if then != self.settings:
+        then, now = json.loads(self.record.read_text()), json.loads(json.dumps(asdict(self)))
+        if any(then[name] != value for name, value in now.items()):
             raise SystemExit(
                 f"{self.record} was trained with other settings than {self.experiment} has now: "
                 "move it away, or change the experiment's name"

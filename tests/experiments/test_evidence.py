@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ def test_finished_runs_are_recorded_skipped_and_not_taken_for_others(
     assert runner.run_all(all_, processes=2, budget=None) == 0
     assert all_[0].record.read_bytes() == before
     with pytest.raises(SystemExit, match="other settings"):
-        runner.run_all([trial("logit KD", method="dist")], processes=1, budget=None)
+        runner.run_all([trial("logit KD", method="dist", views=2)], processes=1, budget=None)
+    with pytest.raises(SystemExit, match="other settings"):
+        runner.run_all([trial("logit KD", method="logit_kd")], processes=1, budget=None)
     assert runner.expected_seconds(all_) == 0
 
 
@@ -306,7 +309,7 @@ def test_tuning_chooses_the_most_accurate(trials: Any) -> None:
     for trial in found:
         best = trial.arm == "logit_kd 0.004 1" and trial.regime == "few"
         trial.record.parent.mkdir(parents=True, exist_ok=True)
-        record = {"settings": trial.settings, "top1": 0.9 if best else 0.8}
+        record = {**asdict(trial), "top1": 0.9 if best else 0.8}
         trial.record.write_text(json.dumps(record))
     chosen = tuning.choose()
     assert chosen["few"]["logit_kd"] == {"temperature": 4.0, "optim": {"lr": 0.004}}
