@@ -7,7 +7,7 @@ from typing import Any
 
 from changes import CONTROLS
 from cost import METHODS, read_cost
-from trials import Trial, merge, read_chosen, read_settings
+from trials import Trial, merge, of_method, read_chosen, read_settings
 
 SEEDS = range(10)
 CONTROL_SEEDS = range(5)
@@ -86,9 +86,11 @@ def at_equal_time(regime: str, method: str) -> list[Trial]:
 def method_settings(regime: str, method: str) -> dict[str, Any]:
     """The recipe's settings of a method as it was tuned."""
     settings = read_settings()
-    own = {} if method == "supervised" else {"method": method}
     return merge(
-        settings["shared"], settings["regimes"][regime], read_chosen()[regime][method], own
+        settings["shared"],
+        settings["regimes"][regime],
+        read_chosen()[regime][method],
+        of_method(method),
     )
 
 

@@ -157,6 +157,11 @@ def commit() -> str:
     return name.stdout.strip() + "+" * bool(changed.stdout.strip())
 
 
+def of_method(method: str) -> dict[str, Any]:
+    """The settings that choose a method; what is supervised has no teacher."""
+    return {"teacher": None} if method == "supervised" else {"method": method}
+
+
 def merge(*parts: dict[str, Any]) -> dict[str, Any]:
     """Settings of several parts, of which later ones override earlier ones; nested ones merge."""
     merged: dict[str, Any] = {}

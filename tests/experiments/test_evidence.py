@@ -16,6 +16,7 @@ from helpers.tiny import tiny_digits
 
 from scalekd.method import LossWeights
 from scalekd.networks import InputConfig
+from scalekd.runs.result import main_run
 from scalekd.training.prepare import prepare
 
 EVIDENCE = Path(__file__).parents[2] / "experiments" / "evidence"
@@ -177,6 +178,9 @@ def test_the_main_comparison_has_each_arm_with_each_seed_at_equal_steps_and_time
     assert epochs["few", "logit_kd, equal time"] == 3 * 30
     assert epochs["few", "logit_kd, equal time, cache"] == 4 * 30
     assert epochs["all", "supervised, equal time, cache"] == 2
+    for trial in found[:: len(found) // 40]:
+        method = "scalekd" if trial.change else trial.arm.partition(",")[0]
+        assert main_run(trial.recipe).method == method
     cached = {trial.arm for trial in found if trial.views is not None}
     taught = {"scalekd", "logit_kd", "dist", "ofa", "rsd"}
     assert cached == taught | {f"{method}, equal time, cache" for method in taught - {"scalekd"}}
