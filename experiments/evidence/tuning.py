@@ -3,10 +3,10 @@
     python experiments/evidence/runner.py tuning --budget 2h
     python experiments/evidence/tuning.py            # writes what was chosen, chosen.yaml
 
-The same four learning rates for every method, times two values of the setting that its authors say
-must be tuned; for those that distil logits as ScaleKD does, that is their temperature. One seed that
-no other experiment uses; the accuracy on the last 5,000 training images decides, and of equal ones
-the first.
+The same four learning rates for every method, times two values of the setting that its authors
+say must be tuned; for those that distil logits as ScaleKD does, that is their temperature. One seed
+that no other experiment uses; the accuracy on the last 5,000 training images decides, and of equal
+ones the first.
 """
 
 import itertools
