@@ -38,9 +38,6 @@ def start(stop: Any) -> None:
     global _stop
     _stop = stop
     torch.set_num_threads(1)
-    # A student that has learned its few images by heart has gradients so small that a CPU takes
-    # several times as long for them.
-    torch.set_flush_denormal(True)
     ignore_stop_signals()
 
 

@@ -317,7 +317,7 @@ def test_tuning_chooses_the_most_accurate(trials: Any) -> None:
         trial.record.write_text(json.dumps(record))
     chosen = tuning.choose()
     assert chosen["few"]["logit_kd"] == {"temperature": 4.0, "optim": {"lr": 0.004}}
-    assert chosen["all"]["logit_kd"] == {"temperature": 1.0, "optim": {"lr": 0.001}}
+    assert chosen["all"]["logit_kd"] == {"temperature": 1.0, "optim": {"lr": 0.002}}
     few, every = ([t for t in found if t.regime == regime] for regime in ("few", "all"))
     every[0].record.unlink()
     assert list(tuning.choose()) == ["few"]
