@@ -7,20 +7,12 @@ from comparison import LEVEL, Difference, holm, paired_difference
 from cost import METHODS
 from records import Values, measure, values
 
-NAMES = {
-    "supervised": "supervised",
-    "logit_kd": "logit KD",
-    "fd": "FD",
-    "dist": "DIST",
-    "ofa": "OFA-KD",
-    "rsd": "RSD",
-    "relations": "relations",
-    "scalekd": "ScaleKD",
-}
+from scalekd.runs.result import METHOD_NAMES
+
 REGIMES = {"few": "few labels", "all": "all images, short"}
 RIVALS = METHODS[:-1]
 SEEDS_TO_TEST = 6
-"""With fewer pairs the permutation test cannot give a p value below 0.05 / 1."""
+"""With fewer pairs the permutation test cannot give a p value below 0.05."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ def main_family(regime: str) -> dict[str, list[Comparison]]:
     scalekd = values("main_comparison", regime, "scalekd", "ScaleKD")
     suffixes = ("", ", equal time", ", equal time, cache")
     pairs = [
-        (scalekd, values("main_comparison", regime, method + suffix, NAMES[method]))
+        (scalekd, values("main_comparison", regime, method + suffix, METHOD_NAMES[method]))
         for suffix in suffixes
         for method in RIVALS
     ]
@@ -128,7 +120,7 @@ def student_family() -> list[Comparison]:
             ("main_comparison", "") if kind == "CNN" else ("every_student", f"{kind} ")
         )
         scalekd, *others = (
-            values(experiment, "few", prefix + method, f"{kind}, {NAMES[method]}")
+            values(experiment, "few", prefix + method, f"{kind}, {METHOD_NAMES[method]}")
             for method in ("scalekd", "supervised", "logit_kd")
         )
         pairs += [(scalekd, other) for other in others]
@@ -141,7 +133,7 @@ def width_family() -> list[Comparison]:
     for width in ("half", "full", "double"):
         experiment, prefix = ("main_comparison", "") if width == "full" else ("width", f"{width} ")
         scalekd, *others = (
-            values(experiment, "few", prefix + method, f"{width} width, {NAMES[method]}")
+            values(experiment, "few", prefix + method, f"{width} width, {METHOD_NAMES[method]}")
             for method in ("scalekd", "supervised", "logit_kd", "fd")
         )
         pairs += [(scalekd, other) for other in others]
@@ -196,7 +188,7 @@ def frozen_family() -> list[Comparison]:
     pairs = []
     for name, (experiment, what) in FROZEN.items():
         logits, fd, scalekd = (
-            values(experiment, "few", method, f"{NAMES[method]}, {what}", measure(name))
+            values(experiment, "few", method, f"{METHOD_NAMES[method]}, {what}", measure(name))
             for method in ("logit_kd", "fd", "scalekd")
         )
         pairs += [(scalekd, logits), (fd, logits)]
@@ -206,7 +198,7 @@ def frozen_family() -> list[Comparison]:
 def no_classifier_family() -> list[Comparison]:
     """ScaleKD against FD and relations without labels and logits, by a linear probe."""
     scalekd, *others = (
-        values("no_classifier", "all", method, NAMES[method], measure("linear"))
+        values("no_classifier", "all", method, METHOD_NAMES[method], measure("linear"))
         for method in ("scalekd", "fd", "relations")
     )
     return family([(scalekd, other) for other in others])
@@ -221,7 +213,7 @@ def stage_family() -> list[Comparison]:
                     "stages",
                     "few",
                     f"{student} {method} {stage}",
-                    f"{NAMES[method]}, {student}, {stage}",
+                    f"{METHOD_NAMES[method]}, {student}, {stage}",
                 )
                 for method in ("scalekd", "fd")
             )

@@ -6,7 +6,6 @@ from typing import Any
 import yaml
 from cost import COST, METHODS, read_cost
 from families import (
-    NAMES,
     REGIMES,
     Comparison,
     pretraining_family,
@@ -17,6 +16,8 @@ from families import (
 from layout import COMPARED, NOT_RUN, Section, Table, accuracy, compared
 from records import first, read_records, values
 from trials import CHOSEN, RESULTS, read_json, read_settings
+
+from scalekd.runs.result import METHOD_NAMES
 
 
 def further_sections() -> list[Section]:
@@ -103,7 +104,7 @@ def cost_section() -> Section:
     assert record is not None
     rows = [
         [
-            NAMES[method],
+            METHOD_NAMES[method],
             *(
                 f"{1000 * seconds[regime].get(method + suffix, seconds[regime][method]):.1f}"
                 for regime in REGIMES

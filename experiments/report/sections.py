@@ -7,7 +7,6 @@ from claims import Claim, claims
 from cost import METHODS
 from families import (
     FROZEN,
-    NAMES,
     REGIMES,
     component_family,
     control_family,
@@ -21,6 +20,8 @@ from layout import COMPARED, Section, Table, accuracy, compared, points, size_of
 from pictures import draw_curve, draw_differences
 from records import Values, measure, select, values
 from trials import RESULTS, read_json
+
+from scalekd.runs.result import METHOD_NAMES
 
 BETAS_SHOWN = 0.0, 0.4, 0.57, 0.8, 1.0
 """Of the curve over the balance of the views; 0.57 is what the paper's weights have."""
@@ -78,7 +79,7 @@ def main_section(regime: str) -> Section:
         for method, one in zip(METHODS[:-1], families[suffix], strict=True):
             rows.append(
                 [
-                    NAMES[method],
+                    METHOD_NAMES[method],
                     title,
                     accuracy(one.other),
                     *how_long(regime, method + suffix),
@@ -168,7 +169,7 @@ def frozen_section() -> Section:
     header = ["method", *(what for _, what in FROZEN.values())]
     rows = [
         [
-            NAMES[method],
+            METHOD_NAMES[method],
             *(
                 accuracy(values(experiment, "few", method, read=measure(name)))
                 for name, (experiment, _) in FROZEN.items()
@@ -197,7 +198,7 @@ def no_classifier_section() -> Section:
     """Experiment 4."""
     rows = [
         [
-            NAMES[method],
+            METHOD_NAMES[method],
             *(
                 accuracy(values("no_classifier", "all", method, read=measure(name)))
                 for name in ("linear", "neighbours", "digits_linear", "foreground")
