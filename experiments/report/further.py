@@ -16,6 +16,7 @@ from families import (
 from layout import COMPARED, NOT_RUN, Section, Table, accuracy, compared
 from records import first, read_records, values
 from trials import CHOSEN, RESULTS, read_json, read_settings
+from tuning import RATES
 
 from scalekd.runs.result import METHOD_NAMES
 
@@ -43,6 +44,7 @@ def further_sections() -> list[Section]:
         further_section("Width", "Experiment 9, with few labels.", width_family()),
         component_cost_section(),
         cost_section(),
+        tuning_section(),
         settings_section(),
     ]
 
@@ -122,6 +124,30 @@ def cost_section() -> Section:
         f"medians. {describe(record)}"
     ]
     return Section("Cost of a step", text, [Table(header, rows)])
+
+
+def tuning_section() -> Section:
+    """All trials of the tuning, on the held-out images."""
+    rows = []
+    for regime, name in REGIMES.items():
+        tried = {
+            record["arm"]: 100 * record["top1"]
+            for record in read_records("tuning")
+            if record["regime"] == regime
+        }
+        for method in METHODS if tried else ():
+            for number in range(2):
+                found = [tried.get(f"{method} {rate:g} {number}") for rate in RATES]
+                setting = ("first", "second")[number]
+                cells = ["-" if top1 is None else f"{top1:.2f}" for top1 in found]
+                rows.append([name, METHOD_NAMES[method], setting, *cells])
+    text = [
+        "Top-1 in % on the 5,000 held-out training images, one seed, by learning rate; the two values "
+        "of each method's own setting are in `experiments/evidence/tuning.py`. None of these numbers "
+        "is a result."
+    ]
+    header = ["regime", "method", "own setting", *(f"{rate:g}" for rate in RATES)]
+    return Section("Tuning", text, [Table(header, rows)])
 
 
 def settings_section() -> Section:
