@@ -143,8 +143,8 @@ def tuning_section() -> Section:
                 rows.append([name, METHOD_NAMES[method], setting, *cells])
     text = [
         "Top-1 in % on the 5,000 held-out training images, one seed, by learning rate; the two "
-        "values of each method's own setting are in `experiments/evidence/tuning.py`. None of these "
-        "numbers is a result."
+        "values of each method's own setting are in `experiments/evidence/tuning.py`. None of "
+        "these numbers is a result."
     ]
     header = ["regime", "method", "own setting", *(f"{rate:g}" for rate in RATES)]
     return Section("Tuning", text, [Table(header, rows)])
