@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.tiny import tiny_digits
 
+from scalekd.data.fashion_mnist import DEBIAN_FOLDER
 from scalekd.method import LossWeights
 from scalekd.networks import InputConfig
 from scalekd.runs.result import main_run
@@ -258,6 +259,9 @@ def test_own_queries_are_trained_and_read_in_place_of_those_of_the_tail() -> Non
     assert sum(name.endswith("own_query") for name in names) == 4  # of both stages and views
 
 
+@pytest.mark.skipif(
+    not DEBIAN_FOLDER.is_dir(), reason="Debian's dataset-fashion-mnist is not installed"
+)
 def test_the_hidden_classes_are_not_trained_on_and_labels_can_be_withheld(trials: Any) -> None:
     worker, probes = importlib.import_module("worker"), importlib.import_module("probes")
     settings = {
