@@ -2,7 +2,7 @@
 
     make evidence-teachers                      # all, one after another; goes on where it stopped
     python experiments/teachers.py small
-    python experiments/teachers.py small --images 5500     # one that saw fewer images as often
+    python experiments/teachers.py small --images 5500     # fewer images, in as many steps
 
 Each is trained in two parts: on strongly augmented images, and then on nearly uncropped ones, as
 it will see them. It is a folder of timm, runs/teachers/NAME-finished/student; the small one is also

@@ -9,22 +9,19 @@ Times are interleaved, in an order that is drawn for each repetition.
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 
 import torch
 import yaml
-from cost import time_interleaved
-from torch.utils.flop_counter import FlopCounterMode
-from trials import RESULTS, commit, write_json
+from cost import time_medians
+from step import count_gflop_per_image
+from trials import RESULTS, provenance, write_json
 
 from scalekd.estimating.memory_simulation import LiveMemory
 from scalekd.estimating.meta_pair import TrainingImages
 from scalekd.estimating.synthetic_step import SyntheticStep
-from scalekd.flops import FLOP_FORMULAS
 from scalekd.method import LossWeights
 from scalekd.recipe import Method, find_recipe, recipe_from_settings
 from scalekd.runs.result import Run
-from scalekd.runs.system_info import describe_machine, describe_versions
 from scalekd.training.prepare import PreparedTeacher, prepare
 
 CLASSES = 1000
@@ -74,25 +71,18 @@ def peak_bytes(step: SyntheticStep) -> int:
     return live.peak
 
 
-def gflop_per_image(step: SyntheticStep) -> float:
-    """Work of a step for each image, 2 FLOP for each multiply-add."""
-    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
-        step.forward_backward()
-    return float(counter.get_total_flops()) / len(step.images) / 1e9
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pair", default="swin_large-resnet50", help="Name of a packaged recipe.")
     parser.add_argument("--batch", type=int, default=2, help="Images of a step.")
     options = parser.parse_args()
     steps = build_steps(options.pair, options.batch)
-    work = {arm: gflop_per_image(step) for arm, step in steps.items()}
+    work = {arm: count_gflop_per_image(step) for arm, step in steps.items()}
     peaks = {arm: peak_bytes(step) for arm, step in steps.items()}
     functions: dict[str, Callable[[], object]] = {
         arm: step.forward_backward for arm, step in steps.items()
     }
-    seconds = time_interleaved(functions, REPETITIONS)
+    seconds = time_medians(functions, REPETITIONS)
     record = {
         "pair": options.pair,
         "batch": options.batch,
@@ -100,11 +90,7 @@ def main() -> None:
         "gflop_per_image": work,
         "peak_bytes": peaks,
         "seconds": seconds,
-        "command": f"python experiments/evidence/component_cost.py --pair {options.pair}",
-        "commit": commit(),
-        "versions": describe_versions(),
-        "machine": describe_machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance(f"python experiments/evidence/component_cost.py --pair {options.pair}"),
     }
     write_json(RESULTS / "component_cost" / f"{options.pair}.json", record)
 

@@ -8,25 +8,23 @@ cache the teacher's outputs are given, as if reading them cost nothing.
 """
 
 import json
-import random
 import statistics
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent))
-from trials import HERE, Trial, commit, merge, read_settings
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from step import time_interleaved
+from trials import HERE, Trial, merge, provenance, read_settings, write_json
 
 from scalekd.distiller import Distiller
-from scalekd.estimating.synthetic_step import time_call
 from scalekd.recipe import Method, recipe_from_settings
 from scalekd.runs.result import Run
-from scalekd.runs.system_info import describe_machine
 from scalekd.training.batch import Learner
 from scalekd.training.optim import build_optimizer
 from scalekd.training.prepare import Prepared, PreparedTeacher, prepare
@@ -79,25 +77,19 @@ def measure() -> dict[str, dict[str, float]]:
             for method in METHODS
             for from_cache in ((False, True) if method != "supervised" else (False,))
         }
-        seconds[name] = time_interleaved(steps)
+        seconds[name] = time_medians(steps)
     return seconds
 
 
-def time_interleaved(
+def time_medians(
     steps: dict[str, Callable[[], object]], repetitions: int = REPETITIONS
 ) -> dict[str, float]:
-    """Median seconds of each step, timed in an order that is drawn for each repetition."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    order, chance = list(steps), random.Random(0)
-    for repetition in range(repetitions + 2):
-        chance.shuffle(order)
-        for name in order:
-            elapsed = time_call(steps[name], torch.device("cpu"))
-            if repetition >= 2:
-                times[name].append(elapsed)
-    return {name: statistics.median(values) for name, values in times.items()}
+    """Median seconds of each step, timed interleaved."""
+    seconds = time_interleaved(steps, repetitions, torch.device("cpu"))
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+@cache
 def read_cost() -> dict[str, dict[str, float]]:
     """Seconds of a step by regime and method, as cost.json has them."""
     seconds: dict[str, dict[str, float]] = json.loads(COST.read_text())["seconds_per_step"]
@@ -130,12 +122,9 @@ def main() -> None:
     torch.set_num_threads(1)
     record = {
         "seconds_per_step": measure(),
-        "command": "python experiments/evidence/cost.py",
-        "commit": commit(),
-        "machine": describe_machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance("python experiments/evidence/cost.py"),
     }
-    COST.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(COST, record)
     print(json.dumps(record["seconds_per_step"], indent=1))
 
 

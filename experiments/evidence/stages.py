@@ -5,7 +5,7 @@ chose for each method and the CNN.
 """
 
 from main_comparison import for_student, method_settings
-from trials import Trial, merge
+from trials import Trial, cached_views, merge
 
 NAME = "stages"
 REGIME = "few"
@@ -48,5 +48,5 @@ def trial(student: str, method: str, stages: str, seed: int) -> Trial:
         arm=" ".join(filter(None, (student, method, stages))),
         seed=seed,
         settings=for_student(settings, student),
-        views=settings["epochs"] if method == "scalekd" else None,
+        views=cached_views(settings),
     )

@@ -5,6 +5,7 @@ import re
 import subprocess
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,7 @@ class Trial:
             "seconds": result.seconds,
             "terms": result.terms,
             "parameters": count_parameters(prepared.student.build()),
-            "command": f"python experiments/evidence/runner.py {self.experiment}",
-            "commit": commit(),
-            "versions": describe_versions(),
-            "machine": describe_machine(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            **provenance(f"python experiments/evidence/runner.py {self.experiment}"),
         }
         write_json(self.record, record)
 
@@ -147,6 +144,17 @@ def write_json(file: Path, record: dict[str, Any]) -> None:
     partial.replace(file)
 
 
+def provenance(command: str) -> dict[str, Any]:
+    """How, with what, where and when something is measured, for its record."""
+    return {
+        "command": command,
+        "commit": commit(),
+        "versions": describe_versions(),
+        "machine": describe_machine(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
 def commit() -> str:
     """The commit that is trained, with + where files differ from it."""
     git = ["git", "-C", str(HERE)]
@@ -162,6 +170,12 @@ def of_method(method: str) -> dict[str, Any]:
     return {"teacher": None} if method == "supervised" else {"method": method}
 
 
+def cached_views(settings: dict[str, Any]) -> int | None:
+    """As many views as epochs, for a method that can train from a cache; else None. What is
+    supervised needs no teacher, and FD its penultimate feature, which no cache has."""
+    return settings["epochs"] if settings.get("method") not in (None, "fd") else None
+
+
 def merge(*parts: dict[str, Any]) -> dict[str, Any]:
     """Settings of several parts, of which later ones override earlier ones; nested ones merge."""
     merged: dict[str, Any] = {}
@@ -173,12 +187,14 @@ def merge(*parts: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+@cache
 def read_settings() -> dict[str, Any]:
     """settings.yaml: the part that all runs share, and the regimes."""
     settings: dict[str, Any] = yaml.safe_load((HERE / "settings.yaml").read_text())
     return settings
 
 
+@cache
 def read_chosen() -> dict[str, dict[str, dict[str, Any]]]:
     """chosen.yaml: the settings that tuning chose, by regime and method.
 

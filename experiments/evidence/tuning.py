@@ -14,7 +14,7 @@ import json
 from typing import Any
 
 import yaml
-from trials import CHOSEN, Trial, merge, of_method, read_settings
+from trials import CHOSEN, Trial, cached_views, merge, of_method, read_settings
 
 SEED = 1000
 NAME = "tuning"
@@ -56,17 +56,18 @@ def trials() -> list[Trial]:
         for rate in RATES:
             for number in range(2):
                 for method, choices in SPACE.items():
-                    own = of_method(method)
                     change = {"data": {"root": "fashion-mnist:choosing"}, "optim": {"lr": rate}}
-                    cached = method not in ("supervised", "fd")
+                    own = merge(
+                        settings["shared"], part, choices[number], of_method(method), change
+                    )
                     found.append(
                         Trial(
                             experiment=NAME,
                             regime=regime,
                             arm=f"{method} {rate:g} {number}",
                             seed=SEED,
-                            settings=merge(settings["shared"], part, choices[number], own, change),
-                            views=part["epochs"] if cached else None,
+                            settings=own,
+                            views=cached_views(own),
                         )
                     )
     return found

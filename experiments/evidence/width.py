@@ -5,7 +5,7 @@ that a lift that is thrown away afterwards helps more, the narrower it is. Few l
 """
 
 from main_comparison import method_settings
-from trials import Trial, merge
+from trials import Trial, cached_views, merge
 
 NAME = "width"
 REGIME = "few"
@@ -22,7 +22,6 @@ def trials() -> list[Trial]:
         for name, channels in CHANNELS.items():
             for method in METHODS:
                 settings = method_settings(REGIME, method)
-                cached = method not in ("supervised", "fd")
                 found.append(
                     Trial(
                         experiment=NAME,
@@ -30,7 +29,7 @@ def trials() -> list[Trial]:
                         arm=f"{name} {method}",
                         seed=seed,
                         settings=merge(settings, {"student_args": {"channels": channels}}),
-                        views=settings["epochs"] if cached else None,
+                        views=cached_views(settings),
                     )
                 )
     return found

@@ -9,8 +9,8 @@ import students  # noqa: F401 -- timm finds its model by name
 import timm
 import torch
 from changes import build_changed
-from probes import measure
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from probes import measure, test_images
+from torch.utils.data import Dataset, TensorDataset
 from trials import Trial
 
 from scalekd.data.open import open_source
@@ -53,7 +53,7 @@ def run(trial: Trial) -> bool:
     if _stop.is_set():
         return False
     recipe = trial.recipe
-    prepared = prepare(recipe, source=open_images(trial))
+    prepared = prepare(recipe, source=open_images(trial, recipe.data))
     if trial.change is not None:
         prepared = build_changed(prepared, trial.change)
     folder = trial.folder
@@ -72,15 +72,17 @@ def run(trial: Trial) -> bool:
     return True
 
 
-def open_images(trial: Trial) -> Source:
-    """The images as the trial is given them.
+def open_images(trial: Trial, data: Data) -> Source:
+    """The images of its recipe as the trial is given them.
 
     Those of the validation split are transformed once in a process: that would take longer than
     classifying them.
     """
-    data = trial.recipe.data
-    source = open_source(data)
-    source = replace(source, validation_set=functools.partial(validation_images, data.root))
+
+    def validation_set(config: InputConfig) -> Dataset[Any]:
+        return TensorDataset(*test_images(data.root, config))
+
+    source = replace(open_source(data), validation_set=validation_set)
     if trial.hidden:
         shown = functools.partial(without_classes, source, trial.hidden)
         source = replace(source, training_set=shown)
@@ -121,12 +123,3 @@ class WithoutLabels(Dataset[Any]):
     def __getitem__(self, key: int) -> tuple[Any, ...]:
         item: tuple[Any, ...] = self.images[key]
         return item[:1]
-
-
-@functools.cache
-def validation_images(root: str, config: InputConfig) -> Dataset[Any]:
-    """The validation images of a source, transformed, in memory."""
-    source = open_source(Data(root=root))
-    assert source.validation_set is not None
-    images: Any = source.validation_set(config)
-    return TensorDataset(*default_collate([images[index] for index in range(len(images))]))

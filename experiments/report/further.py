@@ -14,7 +14,7 @@ from families import (
     width_family,
 )
 from layout import COMPARED, NOT_RUN, Section, Table, accuracy, compared
-from records import first, read_records, values
+from records import read_records, values
 from trials import CHOSEN, RESULTS, read_json, read_settings
 from tuning import RATES
 
@@ -168,14 +168,13 @@ def settings_section() -> Section:
     for name in experiments:
         records = read_records(name)
         dates = sorted(record["date"][:10] for record in records)
-        newest = first(reversed(records))
         rows.append(
             [
                 name,
                 str(len(records)),
                 f"{sum(record['seconds'] for record in records) / 3600:.1f}" if records else "-",
                 " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else NOT_RUN,
-                machine(newest) if newest else "-",
+                machine(records[-1]) if records else "-",
                 f"`python experiments/evidence/runner.py {name}`",
             ]
         )

@@ -1,7 +1,7 @@
 """The finished runs, as the report reads them."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -65,8 +65,3 @@ def select(experiment: str, regime: str, arm: str) -> list[dict[str, Any]]:
         for record in read_records(experiment)
         if (record["regime"], record["arm"]) == (regime, arm)
     ]
-
-
-def first(records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first record; None of none."""
-    return next(iter(records), None)

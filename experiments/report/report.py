@@ -1,6 +1,8 @@
-"""Write RESULTS.md and experiments/report.html out of the records: no number is typed by hand.
+"""Write RESULTS.md and experiments/report.html out of the records: no number is typed in.
 
-make report
+    make report
+
+Run it from the repository's root.
 """
 
 import sys

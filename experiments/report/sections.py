@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from claims import Claim, claims
+from components import BETAS, SEEDS
 from cost import METHODS
 from families import (
     FROZEN,
@@ -23,8 +24,8 @@ from trials import RESULTS, read_json
 
 from scalekd.runs.result import METHOD_NAMES
 
-BETAS_SHOWN = 0.0, 0.4, 0.57, 0.8, 1.0
-"""Of the curve over the balance of the views; 0.57 is what the paper's weights have."""
+TUNED_BETA = 0.57
+"""The share of the original view that ScaleKD was tuned with, the paper's."""
 
 
 def sections() -> list[Section]:
@@ -148,19 +149,21 @@ def components_section() -> Section:
     pictures = draw_differences(
         "What each part adds", [(name, one) for name, one in run if one.difference is not None]
     )
-    curve = [(beta, arm) for beta in BETAS_SHOWN if (arm := beta_values(beta)).by_seed]
+    curve = [
+        (beta, arm) for beta in sorted((*BETAS, TUNED_BETA)) if (arm := beta_values(beta)).by_seed
+    ]
     pictures += draw_curve("Accuracy over the share of the original view, beta", curve)
     return Section("Components", text, [Table(header, rows)], pictures)
 
 
 def beta_values(beta: float) -> Values:
-    """Accuracies at a balance of the views; 0.57 is ScaleKD as it is."""
-    arm = values("components", "few", f"beta {beta}")
-    if arm.by_seed or beta != BETAS_SHOWN[2]:
-        return arm
+    """Accuracies at a balance of the views, over the seeds of `components`."""
+    if beta != TUNED_BETA:
+        return values("components", "few", f"beta {beta}")
     complete = values("main_comparison", "few", "scalekd")
-    seeds = values("components", "few", "CAP").by_seed  # as many as the others have
-    return Values("all", {seed: value for seed, value in complete.by_seed.items() if seed in seeds})
+    return Values(
+        "all", {seed: complete.by_seed[seed] for seed in SEEDS if seed in complete.by_seed}
+    )
 
 
 def frozen_section() -> Section:

@@ -271,11 +271,15 @@ def test_the_hidden_classes_are_not_trained_on_and_labels_can_be_withheld(trials
     }
     options = {"experiment": "tiny", "regime": "few", "arm": "a", "seed": 0, "settings": settings}
     config = InputConfig(channels=1, size=(32, 32), mean=(0.286,), std=(0.353,))
-    hidden = worker.open_images(trials.Trial(**options, hidden=probes.HIDDEN))
+
+    def open_images(trial: Any) -> Any:
+        return worker.open_images(trial, trial.recipe.data)
+
+    hidden = open_images(trials.Trial(**options, hidden=probes.HIDDEN))
     shown = hidden.training_set(config, 0)
     assert len(shown) == 70
     assert {int(shown[key][1]) for key in range(140)} == set(range(10)) - set(probes.HIDDEN)
-    bare = worker.open_images(trials.Trial(**options, labelled=False))
+    bare = open_images(trials.Trial(**options, labelled=False))
     assert bare.classes is None
     assert bare.validation_set is None
     assert len(bare.training_set(config, 0)[0]) == 1
