@@ -263,12 +263,17 @@ def benchmark(recipe: Recipe, batch: int, repetitions: int, device: torch.device
     }
 
 
-def parse_options(description: str, repetitions: int) -> tuple[Recipe, Any]:
+def parse_options(
+    description: str,
+    repetitions: int,
+    add_options: Callable[[jsonargparse.ArgumentParser], None] = lambda _: None,
+) -> tuple[Recipe, Any]:
     """Read the command line.
 
     Args:
         description: What `--help` prints.
         repetitions: Default of `--repetitions`.
+        add_options: Adds a script's own options.
 
     Returns:
         The recipe, and all options.
@@ -285,6 +290,7 @@ def parse_options(description: str, repetitions: int) -> tuple[Recipe, Any]:
     repetitions_help = f"Timed repetitions, after {WARM_UP_REPETITIONS} that are not counted."
     parser.add_argument("--repetitions", type=int, default=repetitions, help=repetitions_help)
     parser.add_argument("--json", action="store_true", help="Print the results as JSON.")
+    add_options(parser)
     words = sys.argv[1:]
     if "--pair" in words[:-1]:
         at = words.index("--pair")

@@ -15,16 +15,24 @@ import torch
 
 def seed_all(*numbers: int) -> None:
     """Seed the generators of python, numpy and torch, on all devices, by all of `numbers`."""
-    seed_generators(hash_numbers(*numbers))
+    seed = hash_numbers(*numbers)
+    if torch.cuda.is_available():
+        seed_generators(seed)
+    else:
+        _seed_cpu(seed)
 
 
 def seed_all_on_cpu(*numbers: int) -> None:
     """Seed the generators as `seed_all` does, but of torch's only the CPU's.
 
-    For images, whose transforms draw on the CPU: `torch.manual_seed` also records a stack trace for
-    each kind of device that is not initialised, which takes longer than a small image's transform.
+    For images, whose transforms draw on the CPU.
     """
-    seed = hash_numbers(*numbers)
+    _seed_cpu(hash_numbers(*numbers))
+
+
+def _seed_cpu(seed: int) -> None:
+    """`torch.manual_seed` also records a stack trace for each kind of device that is not
+    initialised, which takes longer than a small image's transform."""
     seed_python_and_numpy(seed)
     torch.default_generator.manual_seed(seed)
 

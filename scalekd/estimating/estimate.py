@@ -17,9 +17,9 @@ from scalekd.estimating.savings import Saving, estimate_savings
 from scalekd.estimating.step_benchmark import benchmark_step
 from scalekd.estimating.step_time import (
     Range,
+    StepModel,
     StepTime,
     step_time_from_benchmark,
-    step_time_from_flops,
 )
 from scalekd.recipe import Recipe
 
@@ -98,7 +98,8 @@ def estimate(
         recipe: The recipe that would be trained; its batch_size is that of all devices together.
         devices: Number of devices that share each batch.
         gpu: Name of a GPU that the step is modelled for: b200, h200, h100, h100-pcie, a100,
-            a100-40, l40s, rtx4090, v100 or t4. Default: steps are measured on this machine.
+            a100-40, l40s, a10, rtx-pro-6000-max-q, rtx5090, rtx4090, rtx3090, v100 or t4. Default:
+            steps are measured on this machine.
         memory: Memory of one device, in GB. Default: what the device has.
         images: Number of training images. Default: as many as data.root holds, or those of
             ImageNet-1K where data.root is `imagenet` and there is no such folder.
@@ -133,9 +134,12 @@ def estimate(
             "so an epoch has no complete batch: make batch_size smaller"
         )
     pair = build_pair_on_meta(recipe, training_images)
+    if recipe.channels_last:
+        pair.to(memory_format=torch.channels_last)
     with torch.device("meta"):
         gflop, tail_gflop = count_flops(pair), count_tail_gflop(pair)
     memory_model = MemoryModel(pair, recipe, devices)
+    step_model = None
     if modelled_gpu is None:
         benchmark = benchmark_step(recipe, training_images, min(micro_batch, MAX_BENCHMARK_IMAGES))
         memory_model.calibrate(benchmark.micro_batch, benchmark.peak, benchmark.runtime)
@@ -144,7 +148,8 @@ def estimate(
         memory_limit = float(benchmark.device_memory)
     else:
         device_memory = memory_model.device_memory(micro_batch)
-        step_time = step_time_from_flops(modelled_gpu, recipe, gflop, micro_batch, device_memory)
+        step_model = StepModel(modelled_gpu, recipe, memory_model.simulation, micro_batch)
+        step_time = step_model.step_time(device_memory)
         memory_limit = 1e9 * modelled_gpu.memory
     if memory is not None:
         memory_limit = 1e9 * memory
@@ -185,7 +190,7 @@ def estimate(
                 gflop=gflop,
                 tail_gflop=tail_gflop,
                 micro_batch=micro_batch,
-                gpu=modelled_gpu,
+                step_model=step_model,
             )
         ),
     )

@@ -1,6 +1,6 @@
 """GPUs by name: the published figures that a step on them is modelled from.
 
-The vendor publishes these figures; those of B200, T4 and RTX 4090 were not looked up again.
+The vendor publishes these figures in each card's data sheet.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,9 @@ class Gpu:
             only where that is switched on.
         half: Peak TFLOP/s of the tensor cores in fp16 or bf16, accumulated in float32, dense.
         bandwidth: GB/s of the memory.
-        bf16: Whether the GPU supports bf16.
+        bf16: Whether the GPU supports bf16, and TF32 with it.
+        half_rate: Whether its tensor cores accumulate in float32 at half of the rate in fp16, as
+            those of GeForce cards do.
     """
 
     label: str
@@ -29,10 +31,12 @@ class Gpu:
     half: float
     bandwidth: float
     bf16: bool = True
+    half_rate: bool = False
 
-    def peak_tflops(self, precision: Precision) -> float:
-        """The peak TFLOP/s in a recipe's precision."""
-        return self.fp32 if precision == "32-true" else self.half
+    @property
+    def tf32(self) -> float:
+        """Peak TFLOP/s of products of float32 numbers in TF32; in float32 where there is none."""
+        return self.half / 2 if self.bf16 else self.fp32
 
 
 GPUS = {
@@ -43,7 +47,11 @@ GPUS = {
     "a100": Gpu("A100 80GB SXM", 80, 19.5, 312, 2039),
     "a100-40": Gpu("A100 40GB SXM", 40, 19.5, 312, 1555),
     "l40s": Gpu("L40S", 48, 91.6, 362, 864),
-    "rtx4090": Gpu("GeForce RTX 4090", 24, 82.6, 165, 1008),
+    "a10": Gpu("A10", 24, 31.2, 125, 600),
+    "rtx-pro-6000-max-q": Gpu("RTX PRO 6000 Max-Q", 96, 110, 439, 1792),
+    "rtx5090": Gpu("GeForce RTX 5090", 32, 104.8, 209.5, 1792, half_rate=True),
+    "rtx4090": Gpu("GeForce RTX 4090", 24, 82.6, 165.2, 1008, half_rate=True),
+    "rtx3090": Gpu("GeForce RTX 3090", 24, 35.6, 71.2, 936, half_rate=True),
     "v100": Gpu("V100 SXM2 32GB", 32, 15.7, 125, 900, bf16=False),
     "t4": Gpu("T4", 16, 8.1, 65, 300, bf16=False),
 }

@@ -81,7 +81,7 @@ class MemorySimulation:
         half_precision_teacher &= precision != "32-true"
         pair, config = self.pair, self.pair.student_extractor.input
         pair.checkpoint_tail = checkpoint_tail
-        cast_teacher = _teacher_in_half_precision(pair.teacher, half_precision_teacher)
+        cast_teacher = teacher_in_half_precision(pair.teacher, half_precision_teacher)
         with self.fake_tensors, cast_teacher, LiveMemory() as live:
             teacher = live.track(_parameters_and_buffers(pair.teacher.model))
             student = live.track(_parameters_and_buffers(pair.student))
@@ -177,7 +177,8 @@ def optimizer_state_ratio(name: str) -> float:
 
 
 @contextmanager
-def _teacher_in_half_precision(teacher: FrozenTeacher, enabled: bool) -> Iterator[None]:
+def teacher_in_half_precision(teacher: FrozenTeacher, enabled: bool) -> Iterator[None]:
+    """Store the teacher's weights inside of this context as a training in half precision does."""
     undo = teacher.cast_layers_to_half(torch.bfloat16) if enabled else lambda: None
     try:
         yield

@@ -1,12 +1,11 @@
 """What settings that the recipe does not use would save of a step's time and memory."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scalekd.compatibility.check import StepFlops
 from scalekd.estimating.device_memory import DeviceMemory, MemoryModel
-from scalekd.estimating.gpus import Gpu
-from scalekd.estimating.step_time import StepTime, step_time_from_flops
+from scalekd.estimating.step_time import StepModel, StepTime
 from scalekd.recipe import Recipe
 
 
@@ -37,7 +36,7 @@ def estimate_savings(
     gflop: StepFlops,
     tail_gflop: float,
     micro_batch: int,
-    gpu: Gpu | None,
+    step_model: StepModel | None,
 ) -> Iterator[Saving]:
     """Estimate what bf16, compilation, a checkpointed tail and a cache would save.
 
@@ -49,24 +48,21 @@ def estimate_savings(
         gflop: GFLOP an image.
         tail_gflop: GFLOP an image of the teacher's tail, forward, for all views.
         micro_batch: Images that a device computes at once.
-        gpu: The GPU that `step_time` is modelled for; None where it was measured.
+        step_model: What modelled `step_time`; None where it was measured.
     """
-    if recipe.precision == "32-true" and (gpu is None or gpu.bf16):
-        bf16 = replace(recipe, precision="bf16-mixed")
+    modelled = "modelled from the step's operations"
+    if recipe.precision == "32-true" and (step_model is None or step_model.gpu.bf16):
         bf16_memory = memory_model.device_memory(micro_batch, precision="bf16-mixed")
         seconds, basis = None, "its time is not known here: --precision bf16-mixed measures it"
-        if gpu is not None:
-            modelled = step_time_from_flops(gpu, bf16, gflop, micro_batch, bf16_memory)
-            seconds = step_time.seconds.middle - modelled.seconds.middle
-            basis = "modelled from the GPU's two peaks and the shares assumed of them"
+        if step_model is not None:
+            bf16 = step_model.step_time(bf16_memory, precision="bf16-mixed")
+            seconds, basis = step_time.seconds.middle - bf16.seconds.middle, modelled
         yield Saving("precision bf16-mixed", seconds, memory.total - bf16_memory.total, basis)
     if not recipe.compile:
         seconds, basis = None, "its time is not known before it is run: --compile true measures it"
-        if gpu is not None and recipe.precision != "32-true":
-            compiled = replace(recipe, compile=True)
-            modelled = step_time_from_flops(gpu, compiled, gflop, micro_batch, memory)
-            seconds = step_time.seconds.middle - modelled.seconds.middle
-            basis = "modelled from assumed shares of the peak, with channels_last for CNN students"
+        if step_model is not None:
+            compiled = step_model.step_time(memory, compile=True)
+            seconds, basis = step_time.seconds.middle - compiled.seconds.middle, modelled
         yield Saving("compile", seconds, None, basis)
     if not recipe.checkpoint_tail and tail_gflop:
         forward_backward = step_time.seconds.middle - step_time.parts["optimizer"]

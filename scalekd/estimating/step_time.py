@@ -1,28 +1,20 @@
 """Seconds that one device takes for its part of a step: measured here, or modelled for a GPU."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from scalekd.compatibility.check import StepFlops
 from scalekd.estimating.device_memory import DeviceMemory
 from scalekd.estimating.gpus import Gpu
+from scalekd.estimating.kernels import compiled_kernels, eager_kernels
+from scalekd.estimating.measured_rates import Rate, expected_error, nearest_rates, read_rates
+from scalekd.estimating.memory_simulation import MemorySimulation
+from scalekd.estimating.operations import Operation
+from scalekd.estimating.roofline import seconds
 from scalekd.estimating.step_benchmark import StepBenchmark
-from scalekd.recipe import Recipe
-
-PeakShares = tuple[float, float, float]
-"""Shares of a GPU's peak FLOP/s that a step reaches: high, middle, low.
-
-The FLOP are those of matrix products and convolutions; the time is that of the complete step."""
-
-FLOAT32_SHARES: PeakShares = (0.9, 0.75, 0.5)
-HALF_SHARES: PeakShares = (0.13, 0.09, 0.05)
-COMPILED_HALF_SHARES: PeakShares = (0.25, 0.17, 0.1)
-"""Assumed: around what one H200 reached at 128 images (benchmarks/results/2026-11-26-h200.json).
-
-That was 0.80 in float32 for Swin-S -> ResNet-50, whose convolutions torch computes in TF32; 0.10 in
-bf16, and 0.09 with the optimizer; compiled, with channels_last, 0.17, and 0.19 for
-Swin-L -> ResNet-50."""
+from scalekd.estimating.step_operations import StepOperations, trace_step
+from scalekd.recipe import Precision, Recipe
 
 
 class Range(NamedTuple):
@@ -40,16 +32,18 @@ class StepTime:
     Attributes:
         measured: Whether steps were run; otherwise the time is modelled.
         seconds: Of measured steps the fastest, the median and the slowest; of a modelled step the
-            times at the three `PeakShares`.
+            modelled time in the middle, and the bounds that nine of ten modelled times keep.
         parts: The middle of `seconds` by part: teacher, student, projectors (with tail and
             losses), optimizer.
         basis: In words, what the time is based on.
+        nearest: Measured speeds of the networks and pairs that are most like this one.
     """
 
     measured: bool
     seconds: Range
     parts: dict[str, float]
     basis: str
+    nearest: tuple[Rate, ...] = ()
 
 
 def step_time_from_benchmark(
@@ -79,38 +73,76 @@ def step_time_from_benchmark(
     )
 
 
-def step_time_from_flops(
-    gpu: Gpu, recipe: Recipe, gflop: StepFlops, micro_batch: int, memory: DeviceMemory
-) -> StepTime:
-    """Model a step: FLOP / (share of the GPU's peak) + bytes of the update / memory bandwidth.
+class StepModel:
+    """Models a recipe's step on a GPU from its operations.
 
     Args:
         gpu: The GPU that is modelled.
         recipe: The recipe that would be trained.
-        gflop: GFLOP an image.
+        simulation: It has the recipe's pair on tensors without values.
         micro_batch: Images that the device computes at once.
-        memory: What the device's memory holds.
+        rates: Measured speeds that tell the model's error.
     """
-    peak, images = 1e3 * gpu.peak_tflops(recipe.precision), micro_batch * recipe.accumulate
-    shares = _assumed_shares(recipe)
-    # The optimizer reads and writes weights, its state and the average, and reads the gradients.
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        recipe: Recipe,
+        simulation: MemorySimulation,
+        micro_batch: int,
+        rates: Sequence[Rate] | None = None,
+    ) -> None:
+        self.gpu, self.recipe, self.micro_batch = gpu, recipe, micro_batch
+        self.rates = read_rates() if rates is None else rates
+        self._simulation = simulation
+        self._traced: dict[Precision, StepOperations] = {}
+
+    def step_time(
+        self,
+        memory: DeviceMemory,
+        precision: Precision | None = None,
+        compile: bool | None = None,
+    ) -> StepTime:
+        """Model a step: each kernel by its work and its traffic, and the bytes of the update.
+
+        Args:
+            memory: What the device's memory holds.
+            precision: Default: the recipe's.
+            compile: Default: the recipe's.
+        """
+        precision = precision or self.recipe.precision
+        compile = self.recipe.compile if compile is None else compile
+        if precision not in self._traced:
+            self._traced[precision] = trace_step(self._simulation, self.micro_batch, precision)
+        operations = self._traced[precision]
+
+        def time(part: Sequence[Operation]) -> float:
+            kernels = compiled_kernels(part) if compile else eager_kernels(part)
+            tf32_products = precision != "32-true"
+            return self.recipe.accumulate * seconds(
+                kernels, self.gpu, compiled=compile, tf32_products=tf32_products
+            )
+
+        teacher, student = time(operations.teacher), time(operations.student)
+        step, update = time(operations.step), _update_seconds(self.gpu, memory)
+        parts = {
+            "teacher": teacher,
+            "student": student,
+            "projectors": max(0.0, step - teacher - student),
+            "optimizer": update,
+        }
+        middle, error = step + update, expected_error(self.rates, self.gpu.label)
+        return StepTime(
+            False,
+            Range(middle / error.factor, middle, middle * error.factor),
+            parts,
+            f"modelled for {self.gpu.label}, nothing was run; {error}",
+            nearest_rates(self.rates, self.recipe, self.gpu.label),
+        )
+
+
+def _update_seconds(gpu: Gpu, memory: DeviceMemory) -> float:
+    """The optimizer reads and writes weights, its state and the average, and reads gradients."""
     weights = memory.student_weights + memory.projector_weights + memory.average_weights
     traffic = 2 * (weights + memory.optimizer_state) + memory.gradients
-    optimizer = traffic / (1e9 * gpu.bandwidth)
-    work = {"teacher": gflop.teacher, "student": gflop.student, "projectors": gflop.rest}
-    total = images * sum(work.values())
-    parts = {name: images * part / (peak * shares[1]) for name, part in work.items()}
-    return StepTime(
-        False,
-        Range(*(total / (peak * share) + optimizer for share in shares)),
-        {**parts, "optimizer": optimizer},
-        f"modelled for {gpu.label}, nothing was run: a step is assumed to reach {shares[1]:.0%} "
-        f"({shares[0]:.0%} to {shares[2]:.0%}) of the GPU's peak of {peak / 1e3:g} TFLOP/s in "
-        f"{recipe.precision}",
-    )
-
-
-def _assumed_shares(recipe: Recipe) -> PeakShares:
-    if recipe.precision == "32-true":
-        return FLOAT32_SHARES
-    return COMPILED_HALF_SHARES if recipe.compile else HALF_SHARES
+    return traffic / (1e9 * gpu.bandwidth)

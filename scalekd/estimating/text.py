@@ -1,6 +1,7 @@
 """An estimate as text for the terminal."""
 
 from scalekd.estimating.estimate import Estimate
+from scalekd.estimating.measured_rates import Rate
 from scalekd.estimating.savings import Saving
 from scalekd.estimating.step_time import Range
 
@@ -28,6 +29,7 @@ def format_estimate(estimate: Estimate) -> str:
             f"{_number(estimate.images_per_second)} images/s",
         ),
         ("", f"shares of a step's time: {_shares(step_time.parts)}"),
+        *(("measured", _measured(rate)) for rate in step_time.nearest),
         (
             "days",
             f"one run takes {_range(estimate.days, 'days')}: {estimate.epochs} epochs of "
@@ -44,6 +46,14 @@ def format_estimate(estimate: Estimate) -> str:
         *(("assumed", line) for line in _assumptions(estimate)),
     ]
     return "\n".join(f"{label:<9}{text}".rstrip() for label, text in rows)
+
+
+def _measured(rate: Rate) -> str:
+    assert rate.modelled is not None
+    return (
+        f"{rate.model}, {rate.gpu}, {rate.precision}, {rate.mode} {rate.work} of {rate.batch} "
+        f"images: {_number(rate.images_per_second)} images/s, modelled {_number(rate.modelled)}"
+    )
 
 
 def _shares(parts: dict[str, float]) -> str:

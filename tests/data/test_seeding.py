@@ -23,7 +23,10 @@ def test_an_image_is_seeded_as_a_step_is_but_without_other_devices(
     def fail(_: int) -> None:
         raise AssertionError("a device was seeded")
 
+    seed_all(3, 5)
+    assert draw() == expected
     monkeypatch.setattr(torch.cuda, "manual_seed_all", fail)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(AssertionError, match="a device was seeded"):
         seed_all(3, 5)
     seed_all_on_cpu(3, 5)

@@ -1,0 +1,66 @@
+"""The operations of a pair's training step and of its parts, traced without computing anything."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from scalekd.estimating.memory_simulation import MemorySimulation, teacher_in_half_precision
+from scalekd.estimating.operations import Operation, trace
+from scalekd.recipe import Precision
+from scalekd.training.performance import autocast
+
+
+@dataclass(frozen=True)
+class StepOperations:
+    """The operations of a step, without its optimizer.
+
+    Attributes:
+        teacher: Of the teacher's forward pass alone.
+        student: Of the student's forward and backward passes alone.
+        step: Of everything: teacher, student, projectors, tail and losses.
+    """
+
+    teacher: list[Operation]
+    student: list[Operation]
+    step: list[Operation]
+
+
+def trace_step(
+    simulation: MemorySimulation, micro_batch: int, precision: Precision
+) -> StepOperations:
+    """Trace a step of `micro_batch` images, without labels.
+
+    Args:
+        simulation: It has the pair on fake tensors.
+        micro_batch: Images in the pass.
+        precision: What autocast computes in.
+    """
+    pair, config = simulation.pair, simulation.pair.student_extractor.input
+    pair.checkpoint_tail = False
+    half = precision != "32-true"
+
+    def traced(run: Callable[[torch.Tensor], torch.Tensor | None]) -> list[Operation]:
+        def forward_backward() -> None:
+            with autocast(precision, torch.device("cpu")):
+                loss = run(images)
+            if loss is not None:
+                torch.autograd.backward(loss)
+
+        operations = trace(forward_backward)
+        pair.zero_grad()
+        return operations
+
+    def run_teacher(images: torch.Tensor) -> None:
+        pair.run_teacher(images)
+
+    def run_student(images: torch.Tensor) -> torch.Tensor:
+        features = pair.student_extractor(images)
+        outputs = features.penultimate, features.final, features.logits
+        return torch.stack([output.sum() for output in outputs if output is not None]).sum()
+
+    with simulation.fake_tensors, teacher_in_half_precision(pair.teacher, half):
+        images = torch.empty(micro_batch, config.channels, *config.size)
+        return StepOperations(
+            traced(run_teacher), traced(run_student), traced(lambda images: pair(images).loss)
+        )
