@@ -202,7 +202,7 @@ def time_loop(prepared: Prepared, folder: RunFolder, bare: SyntheticStep, steps:
                 with watch.part("loading"):
                     items = next(batches)
                 with watch.part("transfer"):
-                    batch = Batch.from_loader(items, bare.device)
+                    batch = Batch.from_loader(items, bare.device, prepared.input)
                 with watch.part("checks"):
                     training.train_on(batch)
             counted = watch.reset()
@@ -296,7 +296,7 @@ def main() -> None:
             teacher_weights="random",
             seeds=[0],
             compare=[],
-            epochs=options.repetitions + WARM_UP_STEPS + 1,
+            epochs=max(recipe.epochs, options.repetitions + WARM_UP_STEPS + 1),
             validate_every=10**6,
             save_steps=None,
         )

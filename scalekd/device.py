@@ -1,12 +1,17 @@
 """The device that computes, and the processor cores beside it."""
 
+import functools
 import os
 
 import torch
 
 
+@functools.cache
 def best_device() -> torch.device:
-    """The GPU, or the CPU where there is none."""
+    """The GPU, or the CPU where there is none.
+
+    Each step asks for it, and without a GPU torch searches the disk for its driver each time.
+    """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -40,9 +40,14 @@ class Claim:
     def verdict(self) -> str:
         """Holds here, does not hold here, holds in part, cannot be told, or not run."""
         run = [one for one in self.comparisons if one.difference is not None]
-        higher, lower = (sum(one.sign == sign for one in run) for sign in (1, -1))
         if not run:
             return "not run"
+        missing = len(self.comparisons) - len(run)
+        open_ones = f"; {missing} more {'was' if missing == 1 else 'were'} not run"
+        return self._verdict_of(run) + (open_ones if missing else "")
+
+    def _verdict_of(self, run: Sequence[Comparison]) -> str:
+        higher, lower = (sum(one.sign == sign for one in run) for sign in (1, -1))
         if lower:
             part = f": higher in {higher} of {len(run)} comparisons, lower in {lower}"
             return "does not hold here" + part

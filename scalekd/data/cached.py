@@ -13,7 +13,7 @@ from scalekd.cache.store import FINGERPRINT_TOLERANCE, Cache, pixel_fingerprint
 from scalekd.data.source import Source
 from scalekd.errors import InputError
 from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig
-from scalekd.networks.input_config import renormalization
+from scalekd.networks.input_config import normalize_bytes, renormalization
 from scalekd.recipe import Recipe
 
 AUGMENTATION_LIBRARIES = ("torch", "torchvision", "timm", "pillow", "numpy")
@@ -89,7 +89,7 @@ def open_cache(
     made_for = cache.manifest.input
     if recipe.data.erasing and (made_for.mean, made_for.std) != (config.mean, config.std):
         raise InputError(
-            f"data.erasing is {recipe.data.erasing}, whose noise is drawn after normalisation: the "
+            f"data.erasing is {recipe.data.erasing}, whose rectangles have the colour of the mean: the "
             f"cache {recipe.cache!r} was made for images of mean {made_for.mean}, and the "
             f"student's have {config.mean}; make one with this --student named, or set it to 0"
         )
@@ -121,20 +121,21 @@ class ViewsWithCachedOutputs(AugmentedViews):
     Each image is compared with the pixel fingerprint that the cache has of the teacher's image.
 
     Args:
-        images: the training set, normalised as `config` says.
+        images: the training set.
         cache: the outputs.
         config: channels, size and normalisation of the student's images.
     """
 
     def __init__(self, images: Dataset[Any], cache: Cache, config: InputConfig) -> None:
         super().__init__(images, cache.manifest.rows)
-        self.cache = cache
+        self.cache, self.config = cache, config
         self.scale, self.shift = renormalization(config, cache.manifest.input)
 
     def __getitem__(self, key: int) -> tuple[Any, ...]:
         item = super().__getitem__(key)
         outputs, expected = self.cache[key % self.rows]
-        fingerprint = pixel_fingerprint(item[0] * self.scale + self.shift)
+        image = normalize_bytes(item[0], self.config) * self.scale + self.shift
+        fingerprint = pixel_fingerprint(image)
         if not torch.allclose(fingerprint, expected[0], rtol=0, atol=FINGERPRINT_TOLERANCE):
             installed = library_versions()
             then = self.cache.manifest.library_versions

@@ -28,7 +28,13 @@ PREFETCHED = 2
 
 
 class ImageLoader(DataLoader[Any]):
-    """A DataLoader that raises InputError where its worker processes fail."""
+    """A DataLoader that raises InputError where its worker processes fail.
+
+    Attributes:
+        config: how the images that it gives as bytes are to be normalised.
+    """
+
+    config: InputConfig
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if not self.num_workers:
@@ -109,7 +115,7 @@ def build_loaders(
     start_step: int = 0,
     micro_batches: int = 1,
     validation_batch_size: int = 250,
-) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
+) -> tuple[ImageLoader, DataLoader[Any] | None]:
     """Build the loaders of a complete run.
 
     Each of several ranks gets an equal slice of every training batch, and every n-th validation
@@ -162,6 +168,7 @@ def build_loaders(
     batches = ImageLoader(
         training, batch_sampler=sampler, pin_memory=torch.cuda.is_available(), **workers
     )
+    batches.config = config
     if source.validation_set is None:
         return batches, None
     validation = source.validation_set(config)

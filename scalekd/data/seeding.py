@@ -12,14 +12,16 @@ import random
 import numpy as np
 import torch
 
+from scalekd.device import best_device
+
 
 def seed_all(*numbers: int) -> None:
     """Seed the generators of python, numpy and torch, on all devices, by all of `numbers`."""
     seed = hash_numbers(*numbers)
-    if torch.cuda.is_available():
-        seed_generators(seed)
-    else:
+    if best_device().type == "cpu":
         _seed_cpu(seed)
+    else:
+        seed_generators(seed)
 
 
 def seed_all_on_cpu(*numbers: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
@@ -32,6 +33,7 @@ IGNORED = -1
 """The class of a validation image that accuracy is not measured on."""
 
 Transform = Callable[[Image.Image], Tensor]
+"""Image to (channels, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Source:
             where the student decides.
         training_set: builds the training set for the student's input and a run's seed. It is
             indexed by the sample keys of `ResumableBatchSampler`; its items are (image, class), or
-            (image,) without labels.
+            (image,) without labels. An image of bytes is to be normalised on the device that
+            trains, by `normalize_bytes`; one of floats is normalised.
         validation_set: builds the validation set for the student's input; None without labels. Its
             items are (image, class), and the class of an image that cannot be read is `IGNORED`.
         notes: one line for each decision that was taken here and not by the caller.
@@ -223,7 +226,7 @@ class TrainingSet(Dataset[Any]):
     Args:
         samples: all training samples.
         subset: indices of those that are used.
-        transform: augments and normalises an image.
+        transform: augments an image.
         seed: the run's seed.
     """
 
@@ -386,7 +389,10 @@ def _validation_identity(validation: StoredSplit, few: bool) -> str:
 
 
 def build_training_transform(data: Data, config: InputConfig) -> Transform:
-    """timm's training transform: random resized crop, flip, `data`'s augmentation, normalisation.
+    """timm's training transform: random resized crop, flip and `data`'s augmentation.
+
+    It gives bytes, of which a worker process hands over a quarter of what floats would take. Erased
+    rectangles have the mean's colour, which is rounded to bytes.
 
     Raises:
         InputError: timm cannot read the augmentation policy.
@@ -401,8 +407,8 @@ def build_training_transform(data: Data, config: InputConfig) -> Transform:
             ratio=(3 / 4 * shape, 4 / 3 * shape),
             mean=mean,
             std=std,
+            normalize=False,
             auto_augment=data.auto_augment,
-            re_prob=data.erasing,
             scale=None if data.crop_area is None else (data.crop_area, 1.0),
             color_jitter=data.color_jitter or None,
         )
@@ -411,7 +417,30 @@ def build_training_transform(data: Data, config: InputConfig) -> Transform:
             f"data.auto_augment is {data.auto_augment!r}, no policy that timm has; two are "
             "rand-m9-n2-mstd0.5 and 3a"
         ) from error
-    return _to_channels(transform, config)
+    transform = _to_channels(transform, config)
+    return Erasing(transform, data.erasing, config) if data.erasing else transform
+
+
+class Erasing:
+    """Erases a random rectangle of an image with timm's choice of place and size.
+
+    Args:
+        transform: gives an image of bytes (channels, H, W).
+        probability: how often.
+        config: its mean is the colour of the rectangle.
+    """
+
+    def __init__(self, transform: Transform, probability: float, config: InputConfig) -> None:
+        self.transform = transform
+        self.erase = RandomErasing(probability, device="cpu")
+        colour = torch.tensor(config.mean).mul(255).round().clamp(0, 255)
+        self.colour = colour.to(torch.uint8).view(-1, 1, 1)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Give an image of bytes (channels, H, W)."""
+        pixels = self.transform(image)
+        kept = self.erase(torch.ones(1, *pixels.shape[1:], dtype=torch.bool))
+        return torch.where(kept, pixels, self.colour)
 
 
 class GreyTransform:
@@ -425,7 +454,7 @@ class GreyTransform:
         self.transform = transform
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Give one normalised channel (1, H, W)."""
+        """Give one channel (1, H, W)."""
         return self.transform(image.convert("L").convert("RGB"))[:1]
 
 

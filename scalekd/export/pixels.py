@@ -1,5 +1,6 @@
 """The images that exported files are compared, calibrated and measured on."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from scalekd.data.loader import ImageLoader
 from scalekd.data.source import Source
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
-from scalekd.networks.input_config import normalize
+from scalekd.networks.input_config import normalize, normalize_bytes
 from scalekd.recipe import Data
 from scalekd.training.alternatives import without_normalisation
 
@@ -89,8 +90,9 @@ def _pixels(
 ) -> PixelSet:
     own = source.input
     if own is None:
-        items = build(without_normalisation(images))
-        return PixelSet(items=items, to_pixels=_unchanged, description=description)
+        plain = without_normalisation(images)
+        to_pixels = functools.partial(normalize_bytes, config=plain)
+        return PixelSet(items=build(plain), to_pixels=to_pixels, description=description)
     if (own.channels, own.size) != (images.channels, images.size):
         raise InputError(
             f"the model takes images of {images.channels}x{images.size[0]}x{images.size[1]}, and "

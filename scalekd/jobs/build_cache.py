@@ -26,7 +26,7 @@ from scalekd.errors import InputError
 from scalekd.jobs.progress import MAX_SECONDS_WITHOUT_LINE, print_note
 from scalekd.jobs.teacher_check import check_teacher
 from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig
-from scalekd.networks.input_config import renormalization
+from scalekd.networks.input_config import normalize_bytes, renormalization
 from scalekd.reading import why_unreadable
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
@@ -190,7 +190,8 @@ def plan_contents(
     seed = recipe.seeds[0]
     images: Dataset[tuple[Tensor, int]] = source.training_set(config, seed)
     count = len(images)  # type: ignore[arg-type]
-    sample = passes.to_cache(default_collate([images[key] for key in range(min(2, count))])[0])
+    first = default_collate([images[key] for key in range(min(2, count))])[0]
+    sample = passes.to_cache(normalize_bytes(first, config))
     encoded = encode(sample, dtype)
     row_bytes = sum(rows[0].nbytes for rows in encoded.values())
     images_per_view = source.images_per_view or count
@@ -297,7 +298,7 @@ def write_missing_parts(
             rows: list[EncodedRows] = []
             fingerprints: list[Tensor] = []
             for _ in batches:
-                batch = next(loaded)[0]
+                batch = normalize_bytes(next(loaded)[0], cache.manifest.input)
                 rows.append(encode(passes.to_cache(batch), cache.manifest.precision))
                 fingerprints += map(pixel_fingerprint, batch)
                 progress.add(len(batch))

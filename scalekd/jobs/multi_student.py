@@ -171,7 +171,7 @@ def _check_same_images(first: StudentJob, other: StudentJob) -> None:
     erasing = other.recipe.data.erasing
     if erasing and (images.mean, images.std) != (others.mean, others.std):
         raise InputError(
-            f"data.erasing is {erasing}, whose noise is drawn after normalisation, and "
+            f"data.erasing is {erasing}, whose rectangles have the colour of the mean, and "
             f"{first.name} has images of mean {images.mean}, {other.name} of {others.mean}: "
             "set it to 0, or drop one of them"
         )
@@ -292,7 +292,7 @@ def _shared_batches(reference: TrainingRun) -> Iterator[tuple[Batch, float]]:
     """A run's remaining micro-batches, each with the seconds that were spent waiting for it."""
     waiting_since = time.perf_counter()
     for items in reference.batches:
-        batch = Batch.from_loader(items, best_device())
+        batch = Batch.from_loader(items, best_device(), reference.batches.config)
         if batch.cached is None:
             batch.shared = SharedTeacherOutputs()
         yield batch, time.perf_counter() - waiting_since

@@ -117,6 +117,21 @@ def normalize(pixels: Tensor, images: InputConfig) -> Tensor:
     return (pixels - mean) / std
 
 
+def normalize_bytes(images: Tensor, config: InputConfig) -> Tensor:
+    """Normalise images (..., channels, H, W) of bytes; others are normalised already and returned.
+
+    The arithmetic is that of torchvision's transforms, so that on a CPU the result is the same to
+    the bit.
+    """
+    if images.dtype != torch.uint8:
+        return images
+    mean, std = (
+        torch.tensor(values, device=images.device).view(-1, 1, 1)
+        for values in (config.mean, config.std)
+    )
+    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
 def renormalization(source: InputConfig, target: InputConfig) -> tuple[Tensor, Tensor]:
     """Return the scale and shift from images normalised as `source` to `target`'s normalisation.
 

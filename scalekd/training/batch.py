@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from scalekd.baselines import Supervised
 from scalekd.distiller import Distiller
 from scalekd.features import Features
-from scalekd.networks import CachedOutputs
+from scalekd.networks import CachedOutputs, InputConfig
+from scalekd.networks.input_config import normalize_bytes
 from scalekd.step import StepOutput
 
 Learner = Distiller | Supervised
@@ -51,11 +52,19 @@ class Batch:
     shared: SharedTeacherOutputs | None = None
 
     @classmethod
-    def from_loader(cls, items: Sequence[Any], device: torch.device) -> "Batch":
-        """Make a batch of a loader's `items`: images, targets if any, cached outputs if any."""
+    def from_loader(
+        cls, items: Sequence[Any], device: torch.device, config: InputConfig
+    ) -> "Batch":
+        """Make a batch of a loader's `items`: images, targets if any, cached outputs if any.
+
+        Args:
+            items: on the CPU.
+            device: the device that trains.
+            config: how images of bytes are normalised.
+        """
         images, *others = move_data_to_device(list(items), device)
         cached = others.pop() if others and isinstance(others[-1], CachedOutputs) else None
-        return cls(images, others[0] if others else None, cached)
+        return cls(normalize_bytes(images, config), others[0] if others else None, cached)
 
     def loss(self, learner: nn.Module, mixup: nn.Module | None = None) -> StepOutput:
         """Compute the loss of `learner` on this batch, after `mixup` of images and targets."""

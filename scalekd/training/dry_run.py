@@ -2,9 +2,10 @@
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
+from scalekd.data.loader import ImageLoader
 from scalekd.device import best_device
 from scalekd.flops import FLOP_FORMULAS
 from scalekd.training.batch import Batch, Learner
@@ -13,7 +14,7 @@ IMAGES = 2
 """Images of a dry run: they show the same errors as a batch, which may be large."""
 
 
-def dry_run(learner: Learner, batches: DataLoader[object]) -> float:
+def dry_run(learner: Learner, batches: ImageLoader) -> float:
     """Run forward and backward of `learner` on the first images of its first batch.
 
     Afterwards `learner` has gradients, and its BatchNorm statistics are changed.
@@ -33,7 +34,7 @@ def dry_run(learner: Learner, batches: DataLoader[object]) -> float:
         FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter,
         torch.enable_grad(),
     ):
-        loss = Batch.from_loader(batch, best_device()).loss(learner).loss
+        loss = Batch.from_loader(batch, best_device(), batches.config).loss(learner).loss
         torch.autograd.backward(loss)
     learner.eval()
     return float(counter.get_total_flops()) / len(keys) / 1e9

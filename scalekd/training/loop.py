@@ -274,6 +274,8 @@ class LossModule(nn.Module):
 
 def average_terms(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of each term by name, on the device where it is."""
+    if len(terms) == 1:
+        return terms[0]
     return {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
 
 

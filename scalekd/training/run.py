@@ -1,9 +1,10 @@
 """What a run does between the steps of its loop: metrics, validation, checkpoints, stopping."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from scalekd.data.loader import ImageLoader
 from scalekd.distributed import ranks
 from scalekd.errors import DivergedError
 from scalekd.runs.result import Progress
@@ -39,7 +40,7 @@ class TrainingRun:
     """
 
     loop: TrainingLoop
-    batches: Iterable[Any]
+    batches: ImageLoader
     metrics: Metrics
     validation: Validation
     checkpoints: Checkpointing

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from scalekd.data.loader import build_loaders
+from scalekd.data.loader import ImageLoader, build_loaders
 from scalekd.data.mixup import build_mixup
 from scalekd.data.sampler import ResumableBatchSampler
 from scalekd.data.source import Source
@@ -75,7 +75,7 @@ def train(
         if not training.loop.finished:
             waiting_since = time.perf_counter()
             for items in training.batches:
-                batch = Batch.from_loader(items, best_device())
+                batch = Batch.from_loader(items, best_device(), training.batches.config)
                 training.train_on(batch, waited=time.perf_counter() - waiting_since)
                 waiting_since = time.perf_counter()
         return conclude(training, prepared, run, folder)
@@ -144,7 +144,7 @@ def open_run(
 
 def open_loaders(
     prepared: Prepared, learner: Learner, *, seed: int, start_step: int = 0
-) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
+) -> tuple[ImageLoader, DataLoader[Any] | None]:
     """The training loader of a run of `learner` from a step on, and the validation loader; see
     `build_loaders`."""
     recipe = prepared.recipe
@@ -182,7 +182,7 @@ def conclude(training: TrainingRun, prepared: Prepared, run: Run, folder: RunFol
 def _build_loop(
     prepared: Prepared,
     learner: Learner,
-    batches: DataLoader[Any],
+    batches: ImageLoader,
     sampler: ResumableBatchSampler,
     state: dict[str, Any] | None,
 ) -> TrainingLoop:
@@ -312,7 +312,7 @@ def _check_same_run(state: dict[str, Any], must_match: dict[str, Any], checkpoin
         )
 
 
-def _all_have_gradients(learner: Learner, batches: DataLoader[Any]) -> bool:
+def _all_have_gradients(learner: Learner, batches: ImageLoader) -> bool:
     """Whether each parameter gets a gradient, tried on a copy."""
     twin = copy.deepcopy(learner).to(best_device())
     dry_run(twin, batches)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.evaluating import top1_of
-from helpers.pictures import PLAIN, flat_folder, image_folder, png, tar, tar_folder
+from helpers.pictures import PLAIN, flat_folder, image_folder, mean_byte, png, tar, tar_folder
 from helpers.refusals import refused
 from helpers.tiny import tiny
 from helpers.warned import warned
@@ -50,16 +50,12 @@ def source(root: Path, **options: Any) -> Source:
     return open_source(Data(str(root), **{"workers": 0, "corrupt_images": "skip", **options}))
 
 
-def value(image: torch.Tensor) -> int:
-    return round(255 * image.mean().item())
-
-
 def test_the_next_image_replaces_a_corrupt_one_and_each_is_named_once(root: Path) -> None:
     opened = source(root)
     train = opened.training_set(PLAIN, 0)
     with warned("skipped") as messages:
         samples = [train[key] for key in range(24)]
-    assert [value(image) for image, _ in samples[:12]] == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9, 10, 11]
+    assert [mean_byte(image) for image, _ in samples[:12]] == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9, 10, 11]
     assert [target for _, target in samples[:12]] == [0, 1, 2, 2, 2, 2, 0, 1, 2, 0, 1, 2]
     assert torch.equal(samples[3][0], train[3][0])
     assert len(messages) == 2
@@ -86,7 +82,7 @@ def test_a_corrupt_image_of_a_subset_is_replaced_by_another_of_the_subset(root: 
     assert len({3, 4} & set(subset)) == 1
     position = next(i for i, index in enumerate(subset) if index in (3, 4))
     with warned("skipped"):
-        assert value(train[position][0]) == subset[(position + 1) % 6]
+        assert mean_byte(train[position][0]) == subset[(position + 1) % 6]
 
 
 def test_a_corrupt_validation_image_does_not_count_for_accuracy(root: Path) -> None:

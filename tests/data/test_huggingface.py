@@ -11,7 +11,7 @@ import datasets
 import pytest
 import torch
 from helpers.evaluating import top1_of
-from helpers.pictures import PLAIN, image_folder, png
+from helpers.pictures import PLAIN, image_folder, mean_byte, png
 from helpers.refusals import refused
 from helpers.tiny import tiny
 from helpers.warned import warned
@@ -66,10 +66,7 @@ def source(root: Path | str, **options: Any) -> Source:
 
 
 def values(split: Any) -> list[tuple[int, int]]:
-    return [
-        (round(255 * image.mean().item()), kind)
-        for image, kind in map(split.__getitem__, range(len(split)))
-    ]
+    return [(mean_byte(image), kind) for image, kind in map(split.__getitem__, range(len(split)))]
 
 
 def test_a_saved_dataset_gives_its_images_and_classes(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_an_image_is_seeded_as_a_step_is_but_without_other_devices(
     seed_all(3, 5)
     assert draw() == expected
     monkeypatch.setattr(torch.cuda, "manual_seed_all", fail)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("scalekd.data.seeding.best_device", lambda: torch.device("cuda"))
     with pytest.raises(AssertionError, match="a device was seeded"):
         seed_all(3, 5)
     seed_all_on_cpu(3, 5)

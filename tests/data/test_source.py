@@ -1,6 +1,7 @@
 """What becomes of samples before a network sees them, and which of them are used."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,13 @@ import torch
 from helpers.pictures import SMALL, image_folder, open_folder
 from helpers.refusals import refused
 from PIL import Image
+from timm.data import create_transform
 
 from scalekd.data.loader import build_loaders
 from scalekd.data.open import open_source
+from scalekd.data.seeding import seed_all_on_cpu
 from scalekd.networks import InputConfig
+from scalekd.networks.input_config import normalize_bytes
 from scalekd.recipe import Data
 
 
@@ -27,7 +31,51 @@ def test_images_are_normalised_by_mean_and_standard_deviation(root: Path, value:
     expected = torch.full((3, 32, 32), (value / 255 - 0.5) / 0.25)
     opened = open_folder(root)
     for image, _ in (opened.training_set(SMALL, 0)[0], opened.validation_set(SMALL)[0]):
-        assert torch.allclose(image, expected, atol=0.02)
+        assert torch.allclose(normalize_bytes(image, SMALL), expected, atol=0.02)
+
+
+def test_bytes_that_are_normalised_later_are_what_timms_transform_gives(root: Path) -> None:
+    images = open_folder(root).training_set(SMALL, 5)
+    normalised = create_transform(
+        SMALL.size, is_training=True, mean=SMALL.mean, std=SMALL.std, color_jitter=None
+    )
+    for key in range(12):
+        image, _ = images[key]
+        assert image.dtype == torch.uint8
+        original = images.samples.read(key)[0]  # type: ignore[attr-defined]
+        seed_all_on_cpu(5, key)
+        assert torch.equal(normalize_bytes(image, SMALL), normalised(original))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_erased_rectangle_is_where_timm_has_it_and_has_the_means_colour(
+    root: Path, channels: int
+) -> None:
+    config = replace(SMALL, channels=channels, mean=(0.4,) * channels, std=(0.25,) * channels)
+    images = open_folder(root, erasing=0.9).training_set(config, 5)
+    whole = open_folder(root).training_set(config, 5)
+    normalised = create_transform(
+        SMALL.size,
+        is_training=True,
+        mean=(0.4,) * 3,
+        std=(0.25,) * 3,
+        color_jitter=None,
+        re_prob=0.9,
+    )
+    erased = 0
+    for key in range(12):
+        image, before = images[key][0], whole[key][0]
+        assert image.dtype == torch.uint8
+        original = images.samples.read(key)[0]  # type: ignore[attr-defined]
+        if channels == 1:
+            original = original.convert("L").convert("RGB")
+        seed_all_on_cpu(5, key)
+        zero = (normalised(original) == 0).all(0)
+        changed = (image != before).any(0)
+        erased += bool(zero.any())
+        assert not (changed & ~zero).any()
+        assert (image[:, zero] == round(255 * 0.4)).all()
+    assert erased > 5
 
 
 def test_a_subset_of_the_training_images_has_as_many_of_each_class(root: Path) -> None:
@@ -138,7 +186,8 @@ def test_training_crops_are_stretched_as_often_as_they_are_squeezed(
     data = Data(str(ramps(tmp_path / "ramps", (200, 200))), size, workers=0)
     train, _ = build_loaders(open_source(data), data, config, batch_size=3, seed=0, epochs=20)
     stretches = []
-    for batch, _ in train:
+    for images, _ in train:
+        batch = normalize_bytes(images, config)
         across = (batch[:, 0, :, -8] - batch[:, 0, :, 8]).abs().mean(1) / (size[1] - 16)
         down = (batch[:, 1, -8, :] - batch[:, 1, 8, :]).abs().mean(1) / (size[0] - 16)
         stretches += (across / down).tolist()

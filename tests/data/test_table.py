@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from helpers.pictures import PLAIN, class_folders, open_folder
+from helpers.pictures import PLAIN, class_folders, mean_byte, open_folder
 from helpers.refusals import refused
 from timm.models import save_for_hf
 
@@ -46,7 +46,7 @@ def test_each_kind_of_table_gives_its_images_and_classes(ending: str, images: Pa
     assert [(split.name, split.images) for split in source.splits] == [("train", 9), ("val", 3)]
     assert source.class_names == CLASSES
     training, validation = source.training_set(PLAIN, 0), source.validation_set(PLAIN)  # type: ignore[misc]
-    shown = {(round(training[i][0].mean().item() * 255), training[i][1]) for i in range(9)}
+    shown = {(mean_byte(training[i][0]), training[i][1]) for i in range(9)}
     assert shown == {(i, i // 4) for i in range(12) if i % 4 < 3}
     assert [validation[i][1] for i in range(3)] == [0, 1, 2]
     assert open_validation(Data(str(file))).splits == source.splits[1:]

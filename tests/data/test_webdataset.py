@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.evaluating import top1_of
-from helpers.pictures import PLAIN, open_folder, png, tar, tar_folder
+from helpers.pictures import PLAIN, mean_byte, open_folder, png, tar, tar_folder
 from helpers.refusals import refused
 from helpers.tiny import tiny
 from torch import Generator
@@ -44,7 +44,7 @@ def test_samples_are_the_images_and_classes_of_all_tar_files(root: Path) -> None
     for split in (train, validation):
         items = [split[i] for i in range(len(split))]  # type: ignore[arg-type]
         assert [target for _, target in items] == [i % 3 for i in range(12)]
-        values = [round(255 * image.mean().item()) for image, _ in items]
+        values = [mean_byte(image) for image, _ in items]
         assert values == list(range(12))
 
 

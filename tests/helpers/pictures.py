@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from scalekd.data.open import open_source
 from scalekd.data.source import Source
 from scalekd.networks import InputConfig
+from scalekd.networks.input_config import normalize_bytes
 from scalekd.recipe import Data
 
 SMALL = InputConfig(3, (32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -23,6 +25,11 @@ PLAIN = InputConfig(3, (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 def open_folder(root: Path | str, **options: Any) -> Source:
     """The images in `root`, loaded by this process; options are those of `Data`."""
     return open_source(Data(str(root), **{"workers": 0, **options}))
+
+
+def mean_byte(image: Tensor) -> int:
+    """The mean of a training or validation image that was made for the input `PLAIN`."""
+    return round(255 * normalize_bytes(image, PLAIN).mean().item())
 
 
 def image_folder(
