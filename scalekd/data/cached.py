@@ -89,8 +89,8 @@ def open_cache(
     made_for = cache.manifest.input
     if recipe.data.erasing and (made_for.mean, made_for.std) != (config.mean, config.std):
         raise InputError(
-            f"data.erasing is {recipe.data.erasing}, whose rectangles have the colour of the mean: the "
-            f"cache {recipe.cache!r} was made for images of mean {made_for.mean}, and the "
+            f"data.erasing is {recipe.data.erasing}, whose rectangles have the colour of the mean: "
+            f"the cache {recipe.cache!r} was made for images of mean {made_for.mean}, and the "
             f"student's have {config.mean}; make one with this --student named, or set it to 0"
         )
     return cache

@@ -67,13 +67,12 @@ def estimate_savings(
     if not recipe.checkpoint_tail and tail_gflop:
         forward_backward = step_time.seconds.middle - step_time.parts["optimizer"]
         step_gflop = gflop.teacher + gflop.student + gflop.rest
+        cost = forward_backward * tail_gflop / step_gflop
+        basis = f"it computes {tail_gflop:.1f} GFLOP an image more, at the speed of the rest"
+        if step_model is not None:
+            cost, basis = step_model.tail_seconds(), modelled
         checkpointed = memory_model.device_memory(micro_batch, checkpoint_tail=True)
-        yield Saving(
-            "checkpoint_tail",
-            -forward_backward * tail_gflop / step_gflop,
-            memory.total - checkpointed.total,
-            f"it computes {tail_gflop:.1f} GFLOP an image more, at the speed of the rest",
-        )
+        yield Saving("checkpoint_tail", -cost, memory.total - checkpointed.total, basis)
     yield Saving(
         "cache",
         step_time.parts["teacher"],

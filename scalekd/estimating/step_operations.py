@@ -19,11 +19,14 @@ class StepOperations:
         teacher: Of the teacher's forward pass alone.
         student: Of the student's forward and backward passes alone.
         step: Of everything: teacher, student, projectors, tail and losses.
+        tail: Of the forward passes of the teacher's tail in a step, one for each view; none where
+            no penultimate feature is compared. A checkpointed tail computes them once more.
     """
 
     teacher: list[Operation]
     student: list[Operation]
     step: list[Operation]
+    tail: list[Operation]
 
 
 def trace_step(
@@ -40,10 +43,10 @@ def trace_step(
     pair.checkpoint_tail = False
     half = precision != "32-true"
 
-    def traced(run: Callable[[torch.Tensor], torch.Tensor | None]) -> list[Operation]:
+    def traced(run: Callable[[], torch.Tensor | None]) -> list[Operation]:
         def forward_backward() -> None:
             with autocast(precision, torch.device("cpu")):
-                loss = run(images)
+                loss = run()
             if loss is not None:
                 torch.autograd.backward(loss)
 
@@ -51,10 +54,15 @@ def trace_step(
         pair.zero_grad()
         return operations
 
-    def run_teacher(images: torch.Tensor) -> None:
+    def run_teacher() -> None:
         pair.run_teacher(images)
 
-    def run_student(images: torch.Tensor) -> torch.Tensor:
+    def run_tail() -> None:
+        channels, height, width = pair.teacher.shapes.penultimate or (0, 0, 0)
+        for _ in pair.criterion.penultimate:
+            pair.teacher.tail(torch.empty(micro_batch, height * width, channels))
+
+    def run_student() -> torch.Tensor:
         features = pair.student_extractor(images)
         outputs = features.penultimate, features.final, features.logits
         return torch.stack([output.sum() for output in outputs if output is not None]).sum()
@@ -62,5 +70,8 @@ def trace_step(
     with simulation.fake_tensors, teacher_in_half_precision(pair.teacher, half):
         images = torch.empty(micro_batch, config.channels, *config.size)
         return StepOperations(
-            traced(run_teacher), traced(run_student), traced(lambda images: pair(images).loss)
+            teacher=traced(run_teacher),
+            student=traced(run_student),
+            step=traced(lambda: pair(images).loss),
+            tail=traced(run_tail),
         )

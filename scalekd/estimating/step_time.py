@@ -112,19 +112,14 @@ class StepModel:
         """
         precision = precision or self.recipe.precision
         compile = self.recipe.compile if compile is None else compile
-        if precision not in self._traced:
-            self._traced[precision] = trace_step(self._simulation, self.micro_batch, precision)
-        operations = self._traced[precision]
-
-        def time(part: Sequence[Operation]) -> float:
-            kernels = compiled_kernels(part) if compile else eager_kernels(part)
-            tf32_products = precision != "32-true"
-            return self.recipe.accumulate * seconds(
-                kernels, self.gpu, compiled=compile, tf32_products=tf32_products
-            )
-
-        teacher, student = time(operations.teacher), time(operations.student)
-        step, update = time(operations.step), _update_seconds(self.gpu, memory)
+        operations = self._operations(precision)
+        teacher, student, step = (
+            self._seconds(part, precision, compile)
+            for part in (operations.teacher, operations.student, operations.step)
+        )
+        if self.recipe.checkpoint_tail:
+            step += self._seconds(operations.tail, precision, compile)
+        update = _update_seconds(self.gpu, memory)
         parts = {
             "teacher": teacher,
             "student": student,
@@ -138,6 +133,23 @@ class StepModel:
             parts,
             f"modelled for {self.gpu.label}, nothing was run; {error}",
             nearest_rates(self.rates, self.recipe, self.gpu.label),
+        )
+
+    def tail_seconds(self) -> float:
+        """Seconds of the forward passes of the teacher's tail in a step of the recipe."""
+        precision = self.recipe.precision
+        return self._seconds(self._operations(precision).tail, precision, self.recipe.compile)
+
+    def _operations(self, precision: Precision) -> StepOperations:
+        if precision not in self._traced:
+            self._traced[precision] = trace_step(self._simulation, self.micro_batch, precision)
+        return self._traced[precision]
+
+    def _seconds(self, part: Sequence[Operation], precision: Precision, compile: bool) -> float:
+        kernels = compiled_kernels(part) if compile else eager_kernels(part)
+        tf32_products = precision != "32-true"
+        return self.recipe.accumulate * seconds(
+            kernels, self.gpu, compiled=compile, tf32_products=tf32_products
         )
 
 

@@ -97,6 +97,14 @@ def test_what_a_setting_saves_is_the_difference_of_two_estimates(setting: dict[s
     assert name not in [saving.setting for saving in with_it.savings]
 
 
+def test_a_checkpointed_tail_takes_the_time_that_its_saving_tells() -> None:
+    result = estimate(SMALL_PAIR, gpu="a100")
+    (tail,) = (saving for saving in result.savings if saving.setting == "checkpoint_tail")
+    checkpointed = estimate(replace(SMALL_PAIR, checkpoint_tail=True), gpu="a100")
+    added = checkpointed.step_time.seconds.middle - result.step_time.seconds.middle
+    assert tail.seconds == pytest.approx(-added)
+
+
 def test_a_small_memory_needs_more_micro_batches() -> None:
     recipe = replace(SMALL_PAIR, batch_size=256)
     runtime = 1.0  # GB, assumed of a GPU
