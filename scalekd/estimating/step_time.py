@@ -81,19 +81,13 @@ class StepModel:
         recipe: The recipe that would be trained.
         simulation: It has the recipe's pair on tensors without values.
         micro_batch: Images that the device computes at once.
-        rates: Measured speeds that tell the model's error.
     """
 
     def __init__(
-        self,
-        gpu: Gpu,
-        recipe: Recipe,
-        simulation: MemorySimulation,
-        micro_batch: int,
-        rates: Sequence[Rate] | None = None,
+        self, gpu: Gpu, recipe: Recipe, simulation: MemorySimulation, micro_batch: int
     ) -> None:
         self.gpu, self.recipe, self.micro_batch = gpu, recipe, micro_batch
-        self.rates = read_rates() if rates is None else rates
+        self._rates = read_rates()
         self._simulation = simulation
         self._traced: dict[Precision, StepOperations] = {}
 
@@ -126,13 +120,13 @@ class StepModel:
             "projectors": max(0.0, step - teacher - student),
             "optimizer": update,
         }
-        middle, error = step + update, expected_error(self.rates, self.gpu.label)
+        middle, error = step + update, expected_error(self._rates, self.gpu.label)
         return StepTime(
             False,
             Range(middle / error.factor, middle, middle * error.factor),
             parts,
             f"modelled for {self.gpu.label}, nothing was run; {error}",
-            nearest_rates(self.rates, self.recipe, self.gpu.label),
+            nearest_rates(self._rates, self.recipe, self.gpu.label),
         )
 
     def tail_seconds(self) -> float:
