@@ -1,7 +1,7 @@
 """Time whole training steps from image files, by part, beside the bare step of step.py.
 
     python benchmarks/loop.py --pair swin_small-resnet50 --batch_size 8 --threads 2
-    python benchmarks/loop.py --teacher NAME --student NAME --data.root digits --loading 0 --json
+    python benchmarks/loop.py --teacher NAME --student NAME --data.root digits --loading '[0]'
 
 Takes every option of a recipe. Unless data.root is given, JPEG files of the size and the
 compression of ImageNet's are written first. A step is what `scalekd distill` runs: loading,
@@ -49,8 +49,7 @@ CLASSES = 4
 FILES_OF_CLASS = 64
 OCTAVES = 9
 WIDTH, HEIGHT, QUALITY = 500, 375, 94
-"""ImageNet's images have about these sizes and 110 kB a file; the script prints what its own have.
-"""
+"""ImageNet's images have about these sizes and 110 kB a file; `--json` tells what these have."""
 
 COMPUTING = "forward", "backward", "optimizer"
 """Parts that a bare loop in a few lines of torch would have too; the rest is the loop's overhead,

@@ -41,6 +41,7 @@ from scalekd.estimating.measured_rates import (
     TRAINING,
     Rate,
     read_rates,
+    same_card,
     within,
 )
 from scalekd.estimating.memory_simulation import MemorySimulation
@@ -121,7 +122,7 @@ def gpu_of(rate: Rate) -> Gpu:
         InputError: It is not among those of `scalekd.estimating.gpus`.
     """
     for gpu in GPUS.values():
-        if rate.gpu in (gpu.label, gpu.label.removeprefix("GeForce ")):
+        if same_card(rate, gpu.label):
             return gpu
     raise InputError(
         f"gpu is {rate.gpu!r}, which is not known: add it to scalekd/estimating/gpus.py, or name "

@@ -1,4 +1,4 @@
-"""Write RESULTS.md and experiments/report.html out of the records: no number is typed in.
+"""Write RESULTS.md and experiments/report.html from the records alone.
 
     make report
 

@@ -138,7 +138,7 @@ class ExpectedError:
 def expected_error(rates: Sequence[Rate], gpu: str) -> ExpectedError:
     """The error to expect of the model on a card, by its name in `Gpu.label`."""
     judged = [rate for rate in rates if not rate.fitted]
-    on_card = [rate for rate in judged if _same_card(rate, gpu)]
+    on_card = [rate for rate in judged if same_card(rate, gpu)]
     if not on_card:
         return ExpectedError(len(judged), None, within(judged), max(r.factor for r in judged))
     factors = sorted(rate.factor for rate in on_card)
@@ -161,7 +161,7 @@ def nearest_rates(rates: Sequence[Rate], recipe: Recipe, gpu: str) -> tuple[Rate
             (rate for rate in rates if rate.work in works),
             key=lambda rate: (
                 -round(SequenceMatcher(None, rate.model, name).ratio(), 1),
-                not _same_card(rate, gpu),
+                not same_card(rate, gpu),
                 works.index(rate.work),
                 rate.mode != mode,
             ),
@@ -170,5 +170,6 @@ def nearest_rates(rates: Sequence[Rate], recipe: Recipe, gpu: str) -> tuple[Rate
     )
 
 
-def _same_card(rate: Rate, gpu: str) -> bool:
+def same_card(rate: Rate, gpu: str) -> bool:
+    """Whether a speed was measured on the card of `Gpu.label`; a table may omit "GeForce"."""
     return rate.gpu in (gpu, gpu.removeprefix("GeForce "))

@@ -120,8 +120,7 @@ def normalize(pixels: Tensor, images: InputConfig) -> Tensor:
 def normalize_bytes(images: Tensor, config: InputConfig) -> Tensor:
     """Normalise images (..., channels, H, W) of bytes; others are normalised already and returned.
 
-    The arithmetic is that of torchvision's transforms, so that on a CPU the result is the same to
-    the bit.
+    The arithmetic is that of torchvision's transforms, so on a CPU the result is bit-identical.
     """
     if images.dtype != torch.uint8:
         return images
