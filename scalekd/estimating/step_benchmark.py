@@ -9,11 +9,11 @@ import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from scalekd.device import best_device
 from scalekd.errors import InputError
@@ -23,7 +23,7 @@ from scalekd.processes import end_with_parent
 from scalekd.recipe import Recipe
 from scalekd.runs.result import Run
 from scalekd.scale_kd import ScaleKD
-from scalekd.training.optim import build_average, build_optimizer
+from scalekd.training.optim import build_average, build_optimizer, clipped_gradients
 from scalekd.training.performance import apply_performance_settings, compile_repeated_blocks
 from scalekd.training.prepare import prepare
 
@@ -131,9 +131,9 @@ class _OptimizedStep(SyntheticStep):
 
     def update_weights(self) -> None:
         """Clip the gradients, step the optimizer, and update the average."""
-        if self.recipe.optim.clip:
-            nn.utils.clip_grad_norm_(self.distiller.parameters(), self.recipe.optim.clip)
-        self.optimizer.step()
+        clip = self.recipe.optim.clip
+        with clipped_gradients(self.optimizer, clip) if clip else nullcontext():
+            self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.distiller.student)
 

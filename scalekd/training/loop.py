@@ -25,7 +25,12 @@ from scalekd.distributed.fsdp import distribute_optimizer_state, gather_full, sh
 from scalekd.errors import DivergedError
 from scalekd.recipe import Optim
 from scalekd.training.batch import Batch, Learner
-from scalekd.training.optim import build_average, build_optimizer, build_schedule
+from scalekd.training.optim import (
+    build_average,
+    build_optimizer,
+    build_schedule,
+    clipped_gradients,
+)
 from scalekd.training.performance import compile_repeated_blocks
 
 logger = logging.getLogger(__name__)
@@ -185,9 +190,9 @@ class TrainingLoop:
         )
         if self._skip:
             self.optimizer.zero_grad()  # an optimizer leaves alone what has no gradients
-        elif self.clip:
-            nn.utils.clip_grad_norm_(self._trained_parameters(), self.clip)
-        precision.optimizer_step(self.optimizer)
+        clip = self.clip and not self._skip
+        with clipped_gradients(self.optimizer, self.clip) if clip else nullcontext():
+            precision.optimizer_step(self.optimizer)
         self.step += 1
         self.schedule.step_update(self.step)
         if self.average is not None:
@@ -211,9 +216,6 @@ class TrainingLoop:
         self.learner.load_state_dict(state["learner"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-
-    def _trained_parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _gradient_norms(self) -> dict[str, float]:
         student = {id(p) for p in self.learner.student.parameters()}

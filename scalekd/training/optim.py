@@ -2,7 +2,8 @@
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,20 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalekd.device import best_device
 from scalekd.errors import InputError, one_line
 from scalekd.recipe import Optim
+
+FUSED = torch.optim.Adam, torch.optim.AdamW
+"""Optimizers that torch steps in one fused kernel on any device: the same formula, with less
+rounding. SGD's kernel fails where a parameter gets its first gradient later than others; timm's own
+optimizers have multi-tensor forms, which they take on a GPU by themselves."""
+
+NORM_EPSILON = 1e-6
+"""Added to the norm of the gradients, as torch's `clip_grad_norm_` does."""
 
 
 def build_optimizer(
@@ -33,7 +43,32 @@ def build_optimizer(
         weight_decay=optim.weight_decay,
         filter_bias_and_bn=not optim.decay_all,
     )
+    if isinstance(optimizer, FUSED):
+        for group in optimizer.param_groups:
+            group.update(fused=True, foreach=False)
     return optimizer
+
+
+@contextmanager
+def clipped_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Iterator[None]:
+    """Inside, `optimizer.step` takes gradients that are scaled down to a norm of `max_norm`.
+
+    A fused optimizer divides them where it reads them anyway, by the attribute that torch's
+    `GradScaler` sets for that; for another one they are scaled in place before.
+    """
+    groups = optimizer.param_groups
+    trained = [p for group in groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in trained])
+    if isinstance(norm, DTensor) or not all(group.get("fused") for group in groups):
+        nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
+        yield
+        return
+    divisor = ((norm + NORM_EPSILON) / max_norm).clamp(min=1.0)
+    optimizer.grad_scale = divisor  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del optimizer.grad_scale  # type: ignore[attr-defined]
 
 
 def check_optimizer(optim: Optim) -> None:

@@ -185,7 +185,8 @@ class FrozenTeacher:
         images = images.to(self._follow(images))
         if tuple(images.shape[2:]) != self.input.size:
             images = F.interpolate(images, self.input.size, mode="bicubic", antialias=True)
-        self.model.eval()
+        if any(module.training for module in self.model.modules()):  # a quarter of eval()'s time
+            self.model.eval()
         with self._tail.recorded.recording(), self._autocast():
             features = self.extractor(images)
         if not self._returns_full_precision(images):

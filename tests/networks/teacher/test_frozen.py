@@ -258,11 +258,12 @@ def test_teacher_stays_in_eval_mode_whatever_holds_it() -> None:
         assert not any(m.training for m in teacher.model.modules())
 
 
-def test_a_call_returns_a_model_in_training_mode_to_eval() -> None:
+@pytest.mark.parametrize("name", ["", "layers_1", "layers_3.blocks.0"])
+def test_a_call_returns_a_model_in_training_mode_to_eval(name: str) -> None:
     teacher = FrozenTeacher(swin(drop_path_rate=0.9, drop_rate=0.5))
     x = images(8)
     before = teacher(x)
-    teacher.model.train()
+    teacher.model.get_submodule(name).train()
     after = teacher(x)
     assert not any(m.training for m in teacher.model.modules())
     assert torch.equal(after.logits, before.logits)
