@@ -151,7 +151,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         if tags.get(262) == 0:  # PhotometricInterpretation: 0 is white, which Pillow leaves so
             values = largest - values
         image = Image.fromarray(((values * 255 + largest // 2) // largest).astype(np.uint8))
-    return _on_white(image) if image.has_transparency_data else image.convert("RGB")
+    if image.has_transparency_data:
+        return _on_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

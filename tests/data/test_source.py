@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.pictures import SMALL, image_folder, open_folder
@@ -34,17 +35,50 @@ def test_images_are_normalised_by_mean_and_standard_deviation(root: Path, value:
         assert torch.allclose(normalize_bytes(image, SMALL), expected, atol=0.02)
 
 
-def test_bytes_that_are_normalised_later_are_what_timms_transform_gives(root: Path) -> None:
-    images = open_folder(root).training_set(SMALL, 5)
-    normalised = create_transform(
-        SMALL.size, is_training=True, mean=SMALL.mean, std=SMALL.std, color_jitter=None
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("policy", [None, "rand-m9-n2-mstd0.5"])
+def test_images_are_what_timms_transform_gives_but_for_the_rounding_of_crops(
+    root: Path, channels: int, policy: str | None
+) -> None:
+    config = replace(SMALL, channels=channels, mean=(0.4,) * channels, std=(0.25,) * channels)
+    for number, file in enumerate(sorted(root.glob("train/*/*"))):
+        photograph_like(number).save(file)
+    images = open_folder(root, auto_augment=policy).training_set(config, 5)
+    timms = create_transform(
+        SMALL.size,
+        is_training=True,
+        interpolation="bilinear",
+        color_jitter=None,
+        auto_augment=policy,
+        normalize=False,
+        mean=(0.4,) * 3,
     )
-    for key in range(12):
+    differences = []
+    for key in range(24):
         image, _ = images[key]
         assert image.dtype == torch.uint8
-        original = images.samples.read(key)[0]  # type: ignore[attr-defined]
+        assert image.is_contiguous()
+        original = images.samples.read(key % len(images))[0]  # type: ignore[attr-defined]
+        if channels == 1:
+            original = original.convert("L").convert("RGB")
         seed_all_on_cpu(5, key)
-        assert torch.equal(normalize_bytes(image, SMALL), normalised(original))
+        differences.append((image.int() - timms(original)[:channels].int()).abs())
+    different = torch.stack(differences)
+    # Where the processor has no AVX2, torchvision resizes in floating point and rounds more often.
+    assert (different > 0).float().mean() < 0.3
+    assert (different > 1).float().mean() < (0.05 if policy else 1e-4)
+
+
+def photograph_like(seed: int) -> Image.Image:
+    """Smooth noise of several sizes, 150 x 110."""
+    generator = np.random.default_rng(seed)
+    layers = [
+        np.asarray(Image.fromarray(noise).resize((150, 110)), dtype=float)
+        for noise in (
+            generator.integers(0, 256, (110 >> k, 150 >> k, 3)).astype(np.uint8) for k in range(6)
+        )
+    ]
+    return Image.fromarray(np.mean(layers, axis=0).astype(np.uint8))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -74,7 +108,8 @@ def test_an_erased_rectangle_is_where_timm_has_it_and_has_the_means_colour(
         changed = (image != before).any(0)
         erased += bool(zero.any())
         assert not (changed & ~zero).any()
-        assert (image[:, zero] == round(255 * 0.4)).all()
+        # What was not erased may have the mean's level by chance in timm's crop, one off in ours.
+        assert ((image[:, zero].int() - round(255 * 0.4)).abs() <= 1).all()
     assert erased > 5
 
 
@@ -121,7 +156,7 @@ def test_three_augment_is_one_of_timms_policies(jitter: float, root: Path) -> No
         open_source(Data(str(root), workers=0, **options)).training_set(SMALL, 0)  # type: ignore[arg-type]
         for options in ({}, {"auto_augment": "3a", "color_jitter": jitter})
     )
-    names = [str(step) for step in augmented.transform.transforms]  # type: ignore[attr-defined]
+    names = [str(step) for step in augmented.transform.colours.transforms]  # type: ignore[attr-defined]
     assert any("AutoAugment" in name for name in names), names
     assert any("ColorJitter" in name for name in names) == (jitter > 0), names
     assert augmented[0][0].shape == plain[0][0].shape
