@@ -367,6 +367,8 @@ class Recipe:
             torch.compile.
         channels_last: Store the student's and the projectors' tensors in channels_last format,
             which is faster for CNNs on GPUs.
+        deterministic: Take kernels that always add in the same order, where torch has them, so that
+            a run on a GPU can be repeated and resumed bit-identically. They are slower.
         sync_batchnorm: Compute the student's BatchNorm statistics over all devices. By default each
             device uses its own part of the batch.
         fsdp: Networks whose weights are sharded over the devices (FSDP): [student] for the student
@@ -431,6 +433,7 @@ class Recipe:
     checkpoint_tail: bool = False
     compile: bool = False
     channels_last: bool = False
+    deterministic: bool = False
     sync_batchnorm: bool = False
     fsdp: list[Literal["student", "teacher"]] = field(default_factory=list)
     cache: str | None = None

@@ -34,7 +34,7 @@ TOPICS = {
     ),
     "precision and memory": (
         "precision", "accumulate", "checkpoint_tail", "compile", "channels_last",
-        "sync_batchnorm", "fsdp", "cache",
+        "deterministic", "sync_batchnorm", "fsdp", "cache",
     ),
     "run": (
         "seeds", "compare", "validate_every", "max_skipped", "log_every", "trackers",

@@ -1,5 +1,6 @@
 """Performance settings: precision, memory format, kernels and compilation of the networks."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -98,6 +99,11 @@ def _choose_kernels(recipe: Recipe) -> None:
     if recipe.precision != "32-true":
         # What autocast leaves in float32 is the final alternative view's projector.
         torch.set_float32_matmul_precision("high")
+    if recipe.deterministic:
+        # cuBLAS reads it with its first matrix product; with another size it may add in any order.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # An operation that has no such kernel warns by name, and the training goes on.
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def compile_repeated_blocks(learner: Distiller | Supervised) -> None:
