@@ -86,8 +86,8 @@ def shared_stem(distiller: ScaleKD) -> None:
     """Let the projectors of the alternative view use the stem outputs of the original view."""
     for projectors in projectors_by_view(distiller):
         if len(projectors) == 2:
-            stem = LastOutput(projectors["original"].stem)
-            projectors["alternative"].stem = stem  # type: ignore[assignment]
+            normed = LastOutput(projectors["original"].stem[1])
+            projectors["alternative"].stem = nn.Sequential(nn.Identity(), normed, nn.ReLU())
 
 
 class IntermittentTPPLoss(ScaleKDLoss):

@@ -363,6 +363,8 @@ class Recipe:
             to save memory. It must divide batch_size.
         checkpoint_tail: Compute the teacher's tail a second time in the backward pass, to save the
             memory of its activations.
+        checkpoint_projectors: Compute most of each projector a second time in the backward pass, to
+            save the memory of its activations.
         compile: Compile the repeated blocks of teacher and student, and the projectors, with
             torch.compile.
         channels_last: Store the student's and the projectors' tensors in channels_last format,
@@ -431,6 +433,7 @@ class Recipe:
     precision: Precision = "32-true"
     accumulate: int = 1
     checkpoint_tail: bool = False
+    checkpoint_projectors: bool = False
     compile: bool = False
     channels_last: bool = False
     deterministic: bool = False

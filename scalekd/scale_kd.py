@@ -56,6 +56,8 @@ class ScaleKD(Distiller):
             "refuse" it, or "drop" its term with a warning.
         checkpoint_tail: Recompute the teacher's tail in the backward pass instead of storing its
             activations: the same values and less memory for one more pass over the tail.
+        checkpoint_projectors: The same of the projectors, but for the convolution and the norm of
+            their stems.
 
     Attributes:
         student: The module that is trained, to keep after training.
@@ -106,6 +108,7 @@ class ScaleKD(Distiller):
         task: nn.Module | None = None,
         one_token: Literal["refuse", "drop"] = "refuse",
         checkpoint_tail: bool = False,
+        checkpoint_projectors: bool = False,
     ) -> None:
         super().__init__(
             teacher,
@@ -131,6 +134,7 @@ class ScaleKD(Distiller):
             temperature=temperature,
             norm=_stem_norm(self.student),
             separable_stem=separable_stem,
+            recompute=checkpoint_projectors,
             one_token=one_token,
         )
 

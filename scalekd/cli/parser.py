@@ -33,8 +33,8 @@ TOPICS = {
         "one_token", "fd", "dist", "ofa", "rsd", "relations", "vkd",
     ),
     "precision and memory": (
-        "precision", "accumulate", "checkpoint_tail", "compile", "channels_last",
-        "deterministic", "sync_batchnorm", "fsdp", "cache",
+        "precision", "accumulate", "checkpoint_tail", "checkpoint_projectors", "compile",
+        "channels_last", "deterministic", "sync_batchnorm", "fsdp", "cache",
     ),
     "run": (
         "seeds", "compare", "validate_every", "max_skipped", "log_every", "trackers",

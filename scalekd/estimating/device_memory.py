@@ -84,6 +84,7 @@ class MemoryModel:
         micro_batch: int,
         precision: Precision | None = None,
         checkpoint_tail: bool | None = None,
+        checkpoint_projectors: bool | None = None,
     ) -> DeviceMemory:
         """Predict the memory of one device.
 
@@ -91,6 +92,7 @@ class MemoryModel:
             micro_batch: Images that the device computes at once.
             precision: Default: the recipe's.
             checkpoint_tail: Default: the recipe's.
+            checkpoint_projectors: Default: the recipe's.
         """
         recipe = self.recipe
         teacher_shards = self.devices if "teacher" in recipe.fsdp else 1
@@ -101,6 +103,11 @@ class MemoryModel:
             accumulate=recipe.accumulate > 1,
             checkpoint_tail=(
                 recipe.checkpoint_tail if checkpoint_tail is None else checkpoint_tail
+            ),
+            checkpoint_projectors=(
+                recipe.checkpoint_projectors
+                if checkpoint_projectors is None
+                else checkpoint_projectors
             ),
             half_precision_teacher=teacher_shards == 1,
         )

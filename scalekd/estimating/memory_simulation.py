@@ -65,6 +65,7 @@ class MemorySimulation:
         precision: Precision,
         accumulate: bool,
         checkpoint_tail: bool,
+        checkpoint_projectors: bool = False,
         half_precision_teacher: bool = True,
     ) -> StepMemory:
         """Count the memory of one forward and backward pass.
@@ -75,12 +76,15 @@ class MemorySimulation:
             accumulate: Whether the gradients of one micro-batch stay for the next one. If not, the
                 gradients of the step before are live until the backward pass begins.
             checkpoint_tail: Whether the tail is computed again in the backward pass.
+            checkpoint_projectors: Whether most of each projector is.
             half_precision_teacher: Whether the teacher stores those of its weights in half
                 precision that autocast would cast. Without effect in 32-true.
         """
         half_precision_teacher &= precision != "32-true"
         pair, config = self.pair, self.pair.student_extractor.input
         pair.checkpoint_tail = checkpoint_tail
+        for projector in pair.criterion.projectors:
+            projector.recompute = checkpoint_projectors
         cast_teacher = teacher_in_half_precision(pair.teacher, half_precision_teacher)
         with self.fake_tensors, cast_teacher, LiveMemory() as live:
             teacher = live.track(_parameters_and_buffers(pair.teacher.model))

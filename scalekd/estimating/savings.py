@@ -38,7 +38,7 @@ def estimate_savings(
     micro_batch: int,
     step_model: StepModel | None,
 ) -> Iterator[Saving]:
-    """Estimate what bf16, compilation, a checkpointed tail and a cache would save.
+    """Estimate what bf16, compilation, checkpoints and a cache would save.
 
     Args:
         recipe: The recipe that the settings would be added to.
@@ -73,6 +73,13 @@ def estimate_savings(
             cost, basis = step_model.tail_seconds(), modelled
         checkpointed = memory_model.device_memory(micro_batch, checkpoint_tail=True)
         yield Saving("checkpoint_tail", -cost, memory.total - checkpointed.total, basis)
+    if not recipe.checkpoint_projectors:
+        seconds, basis = None, "its time is not known before it is run"
+        if step_model is not None:
+            seconds, basis = -step_model.projector_seconds(), modelled
+        checkpointed = memory_model.device_memory(micro_batch, checkpoint_projectors=True)
+        saved = memory.total - checkpointed.total
+        yield Saving("checkpoint_projectors", seconds, saved, basis)
     yield Saving(
         "cache",
         step_time.parts["teacher"],

@@ -21,12 +21,14 @@ class StepOperations:
         step: Of everything: teacher, student, projectors, tail and losses.
         tail: Of the forward passes of the teacher's tail in a step, one for each view; none where
             no penultimate feature is compared. A checkpointed tail computes them once more.
+        projectors: Of the forward passes of what checkpointed projectors compute once more.
     """
 
     teacher: list[Operation]
     student: list[Operation]
     step: list[Operation]
     tail: list[Operation]
+    projectors: list[Operation]
 
 
 def trace_step(
@@ -41,6 +43,8 @@ def trace_step(
     """
     pair, config = simulation.pair, simulation.pair.student_extractor.input
     pair.checkpoint_tail = False
+    for projector in pair.criterion.projectors:
+        projector.recompute = False
     half = precision != "32-true"
 
     def traced(run: Callable[[], torch.Tensor | None]) -> list[Operation]:
@@ -62,6 +66,17 @@ def trace_step(
         for _ in pair.criterion.penultimate:
             pair.teacher.tail(torch.empty(micro_batch, height * width, channels))
 
+    def run_projectors() -> None:
+        in_float32 = dict(pair.criterion.final.items()).get("alternative")
+        for projector in pair.criterion.projectors:
+            query = None
+            if projector.own_query is None:
+                channels, height, width = pair.teacher.shapes.final
+                query = torch.empty(micro_batch, height * width, channels)
+            normed = torch.empty(micro_batch, *projector.position.shape[1:])
+            with torch.autocast("cpu", enabled=half and projector is not in_float32):
+                projector.from_normed(normed, query)
+
     def run_student() -> torch.Tensor:
         features = pair.student_extractor(images)
         outputs = features.penultimate, features.final, features.logits
@@ -74,4 +89,5 @@ def trace_step(
             student=traced(run_student),
             step=traced(lambda: pair(images).loss),
             tail=traced(run_tail),
+            projectors=traced(run_projectors),
         )

@@ -113,6 +113,8 @@ class StepModel:
         )
         if self.recipe.checkpoint_tail:
             step += self._seconds(operations.tail, precision, compile)
+        if self.recipe.checkpoint_projectors:
+            step += self._seconds(operations.projectors, precision, compile)
         update = _update_seconds(self.gpu, memory)
         parts = {
             "teacher": teacher,
@@ -133,6 +135,11 @@ class StepModel:
         """Seconds of the forward passes of the teacher's tail in a step of the recipe."""
         precision = self.recipe.precision
         return self._seconds(self._operations(precision).tail, precision, self.recipe.compile)
+
+    def projector_seconds(self) -> float:
+        """Seconds of what checkpointed projectors compute once more in a step of the recipe."""
+        precision = self.recipe.precision
+        return self._seconds(self._operations(precision).projectors, precision, self.recipe.compile)
 
     def _operations(self, precision: Precision) -> StepOperations:
         if precision not in self._traced:

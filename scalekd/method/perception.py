@@ -46,6 +46,8 @@ class ScaleKDLoss(nn.Module):
             for ConvNeXt students.
         scale: s of the projectors' attention.
         separable_stem: Use cheaper stems than the paper's; see `projector.separable_convolution`.
+        recompute: Compute most of each projector a second time in the backward pass, to save
+            memory; see `CrossAttentionProjector`.
         one_token: "refuse" an alternative view of a grid of one token, which is always zero and has
             an exploding gradient, or "drop" its term with a warning.
 
@@ -65,6 +67,7 @@ class ScaleKDLoss(nn.Module):
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         scale: float = SOFTMAX_SCALE,
         separable_stem: bool = False,
+        recompute: bool = False,
         one_token: Literal["refuse", "drop"] = "refuse",
     ) -> None:
         super().__init__()
@@ -73,7 +76,11 @@ class ScaleKDLoss(nn.Module):
             weights or LossWeights(), student=student, teacher=teacher, one_token=one_token
         )
         projector = partial(
-            CrossAttentionProjector, norm=norm, scale=scale, separable_stem=separable_stem
+            CrossAttentionProjector,
+            norm=norm,
+            scale=scale,
+            separable_stem=separable_stem,
+            recompute=recompute,
         )
         self.penultimate = nn.ModuleDict()
         self.final = nn.ModuleDict()
@@ -99,6 +106,12 @@ class ScaleKDLoss(nn.Module):
                     query_grid=None if has_tpp else t4[1:],
                     heads=heads[1],
                 )
+
+    @property
+    def projectors(self) -> list[CrossAttentionProjector]:
+        """All projectors."""
+        modules: list[Any] = [*self.penultimate.values(), *self.final.values()]
+        return modules
 
     @property
     def task_weight(self) -> float:

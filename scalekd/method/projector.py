@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from scalekd.errors import InputError
 
@@ -50,6 +51,8 @@ class CrossAttentionProjector(nn.Module):
         norm: The stem's norm, a function of the number of channels.
         scale: s, the sharpness of the attention.
         separable_stem: Use `separable_convolution` in the stem: cheaper, but not the paper's.
+        recompute: Compute what follows on the stem's norm a second time in the backward pass,
+            instead of storing its activations. The results are bit-identical.
 
     Raises:
         InputError: `heads` does not divide `out_channels`.
@@ -66,8 +69,10 @@ class CrossAttentionProjector(nn.Module):
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         scale: float = SOFTMAX_SCALE,
         separable_stem: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
+        self.recompute = recompute
         if heads < 1 or out_channels % heads:
             divisors = [h for h in range(1, 65) if out_channels % h == 0]
             raise InputError(
@@ -111,7 +116,29 @@ class CrossAttentionProjector(nn.Module):
         Raises:
             InputError: X has a shape that the projector was not made for, or there is no query.
         """
-        q, k, v = self._queries_keys_values(features, query)
+        normed = self._normed(features)
+        if not self.recompute:
+            return self.from_normed(normed, query)
+        # Nothing in it is random, and the stem's norm, whose statistics move, is not in it.
+        out: Tensor = checkpoint(
+            self.from_normed, normed, query, use_reentrant=False, preserve_rng_state=False
+        )
+        return out
+
+    def from_normed(self, normed: Tensor, query: Tensor | None = None) -> Tensor:
+        """Compute the tokens from the output of the stem's norm, the part that `recompute` repeats.
+
+        Args:
+            normed: Norm(Conv3x3(X)), (N, Cs, Hk, Wk).
+            query: As in `forward`.
+
+        Returns:
+            Tokens (N, Lq, Ct).
+
+        Raises:
+            InputError: There is no query.
+        """
+        q, k, v = self._queries_keys_values(normed, query)
         attended = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         y = self.norm(self.to_output(attended.transpose(1, 2).flatten(2)))
         out: Tensor = y + self.feed_forward(y)
@@ -130,21 +157,27 @@ class CrossAttentionProjector(nn.Module):
         Raises:
             InputError: As in `forward`.
         """
-        q, k, _ = self._queries_keys_values(features, query)
+        q, k, _ = self._queries_keys_values(self._normed(features), query)
         weights: Tensor = (q @ k.transpose(-2, -1) * self.scale).softmax(-1)
         return weights
 
-    def _queries_keys_values(
-        self, features: Tensor, query: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """q (N, heads, Lq, d), k and v (N, heads, Hk Wk, d) of the class's formula."""
+    def _normed(self, features: Tensor) -> Tensor:
+        """Norm(Conv3x3(X)) (N, Cs, Hk, Wk), without the ReLU that ends the stem."""
         if features.shape[1:] != self.position.shape[1:]:
             raise InputError(
                 f"the student's feature map is {tuple(features.shape[1:])} and the projector was "
                 f"made for {tuple(self.position.shape[1:])}: channels, height and width must "
                 "agree; build it for the image size that it is used with"
             )
-        keys = (self.stem(features) + self.position).flatten(2).transpose(1, 2)
+        convolution, norm, _ = self.stem
+        normed: Tensor = norm(convolution(features))
+        return normed
+
+    def _queries_keys_values(
+        self, normed: Tensor, query: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q (N, heads, Lq, d), k and v (N, heads, Hk Wk, d) of the class's formula."""
+        keys = (self.stem[2](normed) + self.position).flatten(2).transpose(1, 2)
         if self.own_query is not None:
             # All images share these queries: projected once, expanded to the batch below.
             query = self.own_query[None]
@@ -152,7 +185,7 @@ class CrossAttentionProjector(nn.Module):
             raise InputError("query is None: a projector without trained queries must be given one")
         q = self._split_heads(self.to_query(self.query_stem(query)))
         k, v = self._split_heads(self.to_key(keys)), self._split_heads(self.to_value(keys))
-        return q.expand(len(features), -1, -1, -1), k, v
+        return q.expand(len(normed), -1, -1, -1), k, v
 
     def in_full_precision(self, features: Tensor, query: Tensor | None = None) -> Tensor:
         """`forward` outside of autocast, in the precision of the projector's own weights."""

@@ -35,6 +35,7 @@ CHANGEABLE_SETTINGS = {
     "compile",
     "channels_last",
     "checkpoint_tail",
+    "checkpoint_projectors",
     "deterministic",
 }
 """Settings that may change when a run is resumed. The first five change no weight; the others

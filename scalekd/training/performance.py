@@ -116,7 +116,7 @@ def compile_repeated_blocks(learner: Distiller | Supervised) -> None:
     parts = repeated_blocks(learner.student)
     if isinstance(learner, Distiller):
         if isinstance(learner, ScaleKD):
-            parts += [*learner.criterion.penultimate.values(), *learner.criterion.final.values()]
+            parts += learner.criterion.projectors
         parts += repeated_blocks(learner.teacher.model)
         # A teacher drops no path, but each block's rate is a constant to the compiler: with other
         # rates no two blocks are alike, and a call looks for its own among all.

@@ -171,6 +171,7 @@ class Prepared:
             student_features=recipe.student_features,
             one_token=recipe.one_token,
             checkpoint_tail=recipe.checkpoint_tail,
+            checkpoint_projectors=recipe.checkpoint_projectors,
         )
 
 

@@ -77,11 +77,12 @@ def test_savings_of_a_modelled_step_are_modelled() -> None:
     compiled = savings["compile"]
     assert compiled.seconds is not None
     assert compiled.memory is None
-    tail = savings["checkpoint_tail"]
-    assert tail.seconds is not None
-    assert tail.seconds < 0
-    assert tail.memory is not None
-    assert tail.memory > 0
+    for name in ("checkpoint_tail", "checkpoint_projectors"):
+        seconds, memory = savings[name].seconds, savings[name].memory
+        assert seconds is not None
+        assert seconds < 0
+        assert memory is not None
+        assert memory > 0
     assert savings["cache"].seconds == result.step_time.parts["teacher"]
 
 
@@ -97,12 +98,15 @@ def test_what_a_setting_saves_is_the_difference_of_two_estimates(setting: dict[s
     assert name not in [saving.setting for saving in with_it.savings]
 
 
-def test_a_checkpointed_tail_takes_the_time_that_its_saving_tells() -> None:
+@pytest.mark.parametrize("name", ["checkpoint_tail", "checkpoint_projectors"])
+def test_a_checkpoint_takes_and_saves_what_its_saving_tells(name: str) -> None:
     result = estimate(SMALL_PAIR, gpu="a100")
-    (tail,) = (saving for saving in result.savings if saving.setting == "checkpoint_tail")
-    checkpointed = estimate(replace(SMALL_PAIR, checkpoint_tail=True), gpu="a100")
+    (saving,) = (saving for saving in result.savings if saving.setting == name)
+    checkpointed = estimate(replace(SMALL_PAIR, **{name: True}), gpu="a100")  # type: ignore[arg-type]
     added = checkpointed.step_time.seconds.middle - result.step_time.seconds.middle
-    assert tail.seconds == pytest.approx(-added)
+    assert saving.seconds == pytest.approx(-added)
+    assert saving.memory == result.memory.total - checkpointed.memory.total
+    assert name not in [saving.setting for saving in checkpointed.savings]
 
 
 def test_a_small_memory_needs_more_micro_batches() -> None:

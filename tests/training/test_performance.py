@@ -20,7 +20,7 @@ from torch import Tensor
 from scalekd import FrozenTeacher, ScaleKD
 from scalekd.distributed import ranks
 from scalekd.jobs.distill import distill
-from scalekd.recipe import Data, Recipe
+from scalekd.recipe import Data, Precision, Recipe
 from scalekd.runs.checkpoint import load_student
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Run
@@ -36,11 +36,11 @@ IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.tensor([0, 1, 2, 0])
 
 
-def pair(student: str = "test_resnet", checkpoint_tail: bool = False) -> ScaleKD:
+def pair(student: str = "test_resnet", **settings: bool) -> ScaleKD:
     torch.manual_seed(0)
     teacher = FrozenTeacher(timm.create_model("test_vit", img_size=64, num_classes=3))
     learner = timm.create_model(student, num_classes=3)
-    return ScaleKD(teacher, learner, size=(64, 64), checkpoint_tail=checkpoint_tail)
+    return ScaleKD(teacher, learner, size=(64, 64), **settings)  # type: ignore[arg-type]
 
 
 def gradients(distiller: ScaleKD) -> tuple[float, dict[str, Tensor]]:
@@ -62,13 +62,36 @@ def assert_same_but_for_rounding(other: ScaleKD, plain: ScaleKD, allowed: float)
         assert (gradient - theirs[name]).norm() <= allowed * length, name
 
 
-def test_a_checkpointed_tail_gives_bit_identical_gradients() -> None:
-    (loss, mine), (expected, theirs) = gradients(pair(checkpoint_tail=True)), gradients(pair())
-    assert loss == expected
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+CHECKPOINTS = {"checkpoint_tail": True}, {"checkpoint_projectors": True}
 
 
-def test_a_checkpointed_tail_stores_fewer_activations() -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("checkpointed", [*CHECKPOINTS, CHECKPOINTS[0] | CHECKPOINTS[1]])
+def test_checkpoints_give_bit_identical_gradients_and_statistics(
+    checkpointed: dict[str, bool], precision: Precision
+) -> None:
+    mine, theirs = pair(**checkpointed), pair()
+    for each in (mine, theirs):
+        with performance.autocast(precision, torch.device("cpu")):
+            loss = each(IMAGES, TARGETS).loss
+        loss.backward()
+    assert mine.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in theirs.state_dict().items():  # BatchNorm's among them, moved once
+        assert torch.equal(mine.state_dict()[name], value), name
+    named = dict(mine.named_parameters())
+    for name, parameter in theirs.named_parameters():
+        assert torch.equal(named[name].grad, parameter.grad), name  # type: ignore[arg-type]
+
+
+def test_compiled_projectors_may_be_checkpointed() -> None:
+    plain, checkpointed = pair(), pair(checkpoint_projectors=True)
+    torch._dynamo.reset()
+    compile_repeated_blocks(checkpointed)
+    assert_same_but_for_rounding(checkpointed, plain, 2e-3)
+
+
+@pytest.mark.parametrize("checkpointed", CHECKPOINTS)
+def test_a_checkpoint_stores_fewer_activations(checkpointed: dict[str, bool]) -> None:
     def stored_bytes(distiller: ScaleKD) -> int:
         saved: list[Tensor] = []
 
@@ -82,7 +105,7 @@ def test_a_checkpointed_tail_stores_fewer_activations() -> None:
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
         return sum(storages.values())
 
-    assert stored_bytes(pair(checkpoint_tail=True)) < stored_bytes(pair())
+    assert stored_bytes(pair(**checkpointed)) < stored_bytes(pair())
 
 
 def test_a_teacher_that_two_students_share_is_compiled_once() -> None:
