@@ -160,7 +160,8 @@ def _read_transfer(
     nothing: dict[str, Any] = {"step": 0, "steps": None, "seconds": 0.0}
     newest = entries[-1] if entries else nothing
     process, state = _find_state(folder, newest["step"] == newest["steps"])
-    scores = next((e["scores"] for e in reversed(entries) if isinstance(e.get("scores"), dict)), {})
+    measured = [e["scores"] for e in entries if isinstance(e.get("scores"), dict)]
+    scores: dict[str, Any] = measured[-1] if measured else {}
     return RunFolderStatus(
         folder=str(folder.path),
         state=state,

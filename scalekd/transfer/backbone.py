@@ -84,8 +84,8 @@ def open_backbone(
         size: (height, width) of the training crops in pixels.
 
     Raises:
-        InputError: there is no such model, it cannot be built for this size, or it does not take
-            RGB images.
+        InputError: there is no such model, it cannot be built for this size, or it takes neither
+            RGB nor grey images.
     """
     name, architecture, own = _find_model(backbone)
     given = {**own, **arguments}
@@ -93,10 +93,10 @@ def open_backbone(
     added = {key: value for key, value in flexible.items() if key not in given}
     model, loaded = build_model(name, weights, bound, **arguments, **added)
     images = replace(input_config(model), size=size)
-    if images.channels != 3:
+    if images.channels not in (1, 3):
         raise InputError(
             f"the backbone {backbone!r} takes images of {images.channels} channels, and images "
-            "with label maps are read as RGB: export a student of 3 channels"
+            "with label maps are read as RGB (3) or grey (1): take a student of 3 or 1 channels"
         )
     spec = BackboneSpec(
         architecture=architecture, arguments=given, size=size, mean=images.mean, std=images.std
@@ -187,7 +187,7 @@ class Backbone(nn.Module):
         return len(set(self.strides)) == 1
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Compute the levels of images (N, 3, H, W), normalised as the model takes them.
+        """Compute the levels of images (N, channels, H, W), normalised as the model takes them.
 
         Images are padded with zeros, the mean colour, to a multiple of the largest stride.
 

@@ -43,8 +43,8 @@ class CropTransform:
             labels: of the same size.
 
         Returns:
-            The image in bytes (3, height, width) and its labels in 16 bits (height, width), both of
-            the crops' size.
+            The image in bytes (channels, height, width) and its labels in 16 bits (height, width),
+            both of the crops' size.
         """
         data = self.data
         low, high = data.scale
@@ -56,7 +56,7 @@ class CropTransform:
         image = image.crop((left, top, left + labels.shape[1], top + labels.shape[0]))
         if data.color_jitter:
             image = ColorJitter(*[data.color_jitter] * 3)(image)
-        pixels, classes = to_tensors(image, labels)
+        pixels, classes = to_bytes(image, len(self.fill)), torch.from_numpy(labels.copy())
         if _uniform() < data.flip:
             pixels, classes = pixels.flip(-1), classes.flip(-1)
         return self._pad(pixels, classes)
@@ -90,12 +90,12 @@ class CropTransform:
         return padded, labels
 
 
-def validation_image(image: Image.Image, short_side: int | None) -> Tensor:
-    """A validation image in bytes (3, H, W), resized so that its short side is `short_side`."""
+def validation_image(image: Image.Image, short_side: int | None, channels: int) -> Tensor:
+    """A validation image in bytes (channels, H, W), whose short side becomes `short_side`."""
     size = _scaled_size(image, short_side, 1.0)
     if size != (image.height, image.width):
         image = image.resize(size[::-1], Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return to_bytes(image, channels)
 
 
 def resize_pair(image: Image.Image, labels: LabelMap, size: Size) -> tuple[Image.Image, LabelMap]:
@@ -109,10 +109,10 @@ def resize_pair(image: Image.Image, labels: LabelMap, size: Size) -> tuple[Image
     return image.resize(size[::-1], Image.Resampling.BILINEAR), labels[rows][:, columns]
 
 
-def to_tensors(image: Image.Image, labels: LabelMap) -> tuple[Tensor, Tensor]:
-    """An image in bytes (3, H, W), and its labels in 16 bits (H, W)."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return pixels, torch.from_numpy(np.ascontiguousarray(labels))
+def to_bytes(image: Image.Image, channels: int) -> Tensor:
+    """An RGB image in bytes (channels, H, W): of 3 channels, or of 1 if it is made grey."""
+    pixels = np.array(image if channels == 3 else image.convert("L"))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 
 def _scaled_size(image: Image.Image, short_side: int | None, factor: float) -> Size:

@@ -21,7 +21,7 @@ from scalekd.data.source import (
 from scalekd.device import usable_cores
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
-from scalekd.transfer.crops import CropTransform, to_tensors, validation_image
+from scalekd.transfer.crops import CropTransform, validation_image
 from scalekd.transfer.folders import LabelledFolder, Pair, find_pairs
 from scalekd.transfer.label_maps import LabelCoding, read_label_map
 from scalekd.transfer.recipe import SegmentData
@@ -86,10 +86,11 @@ class ValidationImages(Dataset[Any]):
     Args:
         samples: the validation images.
         short_side: pixels that their short side is resized to; None leaves them.
+        channels: of the images: 3, or 1 for grey ones.
     """
 
-    def __init__(self, samples: CheckedSamples, short_side: int | None) -> None:
-        self.samples, self.short_side = samples, short_side
+    def __init__(self, samples: CheckedSamples, short_side: int | None, channels: int) -> None:
+        self.samples, self.short_side, self.channels = samples, short_side, channels
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -99,9 +100,10 @@ class ValidationImages(Dataset[Any]):
         if sample is None:
             side = self.short_side or 64
             ignored = torch.full((side, side), IGNORED, dtype=torch.int16)
-            return torch.zeros(3, side, side, dtype=torch.uint8), ignored
+            return torch.zeros(self.channels, side, side, dtype=torch.uint8), ignored
         image, labels = sample
-        return validation_image(image, self.short_side), to_tensors(image, labels)[1]
+        pixels = validation_image(image, self.short_side, self.channels)
+        return pixels, torch.from_numpy(labels)
 
 
 def open_labelled_images(data: SegmentData) -> Source:
@@ -133,7 +135,9 @@ def open_labelled_images(data: SegmentData) -> Source:
         workers=min(MAX_WORKERS, usable_cores()),
         input=None,
         training_set=training_set,
-        validation_set=lambda config: ValidationImages(validation, data.short_side),
+        validation_set=lambda config: ValidationImages(
+            validation, data.short_side, config.channels
+        ),
         corrupt_count=lambda: training.corrupt_count() + validation.corrupt_count(),
         identity=_identity(found.training),
         validation_identity=_identity(found.validation),

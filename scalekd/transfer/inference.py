@@ -32,7 +32,7 @@ class Inference:
         return cls(window=recipe.data.crop, stride=(height, width))
 
     def logits(self, segmenter: nn.Module, images: Tensor, size: Size) -> Tensor:
-        """Logits (N, classes, *size) of normalised images (N, 3, H, W), resized to `size`."""
+        """Logits (N, classes, *size) of normalised images (N, channels, H, W)."""
         if self.window is None:
             return resize_maps(segmenter(images), size)
         return resize_maps(self._slide(segmenter, images, self.window), size)

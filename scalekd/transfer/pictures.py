@@ -31,7 +31,7 @@ class Example:
     """A validation image with its labels and the predicted ones.
 
     Attributes:
-        image: bytes (3, H, W), of any size.
+        image: bytes (3, H, W), or (1, H, W) of a grey image, of any size.
         labels: (H, W); negative where a pixel has none.
         predicted: of the labels' size.
     """
@@ -106,8 +106,8 @@ def draw_confusion_matrix(confusion: Tensor, scores: SegmentationScores) -> byte
 
 
 def paint(image: Tensor, labels: Tensor | None) -> np.ndarray:
-    """An image (3, H, W) as (H, W, 3) with the colours of its labels over it, where it has any."""
-    pixels: np.ndarray = image.permute(1, 2, 0).numpy()
+    """An image (channels, H, W) as (H, W, 3), under the colours of its labels where it has any."""
+    pixels: np.ndarray = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
     if labels is None:
         return pixels
     rows, columns = (

@@ -87,7 +87,7 @@ class Segmenter(nn.Module):
         self.backbone, self.head = backbone, head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits (N, classes, H, W) of images (N, 3, H, W) at their own size."""
+        """Compute logits (N, classes, H, W) of images (N, channels, H, W) at their own size."""
         height, width = images.shape[2:]
         logits = self.at_padded_size(self.heads(images).logits, (height, width))
         return logits[..., :height, :width]
@@ -137,7 +137,7 @@ class SegmentationLearner(Learner):
         """Compute the loss of one step.
 
         Args:
-            images: (N, 3, H, W), normalised for the backbone.
+            images: (N, channels, H, W), normalised for the backbone.
             targets: class of each pixel (N, H, W), or `IGNORED`.
         """
         output = self.student.heads(images)

@@ -28,7 +28,7 @@ def predict_classes(
     input: InputConfig,
     precision: Precision = "32-true",
 ) -> Tensor:
-    """The class of each pixel (N, *size) of images of bytes (N, 3, H, W), on the CPU."""
+    """The class of each pixel (N, *size) of images of bytes (N, channels, H, W), on the CPU."""
     device = best_device()
     with autocast(precision, device):
         pixels = normalize_bytes(images.to(device), input)
@@ -39,7 +39,7 @@ class SegmentationValidation(ScoredValidation):
     """Measures the mean IoU of a run's segmenter; see `ScoredValidation`.
 
     Args:
-        batches: validation images of bytes (1, 3, H, W), and the labels of their own size.
+        batches: validation images of bytes (1, channels, H, W), and the labels of their own size.
         class_names: names of the classes.
         inference: how an image is segmented.
         input: how images are normalised.

@@ -133,8 +133,8 @@ def test_an_exported_student_keeps_its_weights_and_its_normalisation(tmp_path: P
 
 
 def test_a_student_for_other_channels_is_refused(tmp_path: Path) -> None:
-    exported_student(tmp_path / "student", channels=1)
-    with refused("1 channel", "RGB"):
+    exported_student(tmp_path / "student", channels=4)
+    with refused("4 channels", "RGB"):
         open_backbone(str(tmp_path / "student"), "pretrained", {}, SIZE)
 
 

@@ -1,4 +1,4 @@
-"""The generator of scenes: label maps and COCO's annotations agree, and originals are not shared."""
+"""The generator of scenes: label maps and COCO's annotations agree, and the seed decides."""
 
 import importlib
 import json

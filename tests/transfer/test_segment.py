@@ -176,7 +176,8 @@ def test_a_linear_probe_trains_its_head_alone(root: Path, tmp_path: Path) -> Non
 
 
 def test_a_finished_run_that_is_resumed_gives_its_scores_again(root: Path, tmp_path: Path) -> None:
-    recipe = tiny_segmentation(root, head="linear", inference="sliding")
+    grey = {"in_chans": 1}
+    recipe = tiny_segmentation(root, head="linear", inference="sliding", backbone_args=grey)
     out = segment(recipe, tmp_path / "run")
     before = (out / "segmentation.json").read_text()
     segment(recipe, out, resume=True)
@@ -201,7 +202,7 @@ def test_a_run_is_not_resumed_on_other_images(root: Path, tmp_path: Path) -> Non
         (["--data.classes", "4"], ["data.classes is 4", "3 classes"]),
         (["--backbone", "nowhere"], ["no folder 'nowhere'"]),
         (["--backbone", "timm:mixer_s32_224"], ["mixer_s32_224", "32"]),
-        (["--backbone_args", "{in_chans: 1}"], ["1 channel"]),
+        (["--backbone_args", "{in_chans: 5}"], ["5 channels"]),
         (["--batch_size", "16"], ["8 images", "16"]),
         (["--batch_size", "1"], ["BatchNorm", "2"]),
         (["--data.crop_size", "0"], ["data.crop_size", "from 1"]),
