@@ -82,7 +82,8 @@ class SegmentData:
             raise InputError(f"data.classes is {self.classes}: it must be from 2 to {MAX_CLASSES}")
         if not 0 <= self.ignore_label < 2**16:
             raise InputError(f"data.ignore_label is {self.ignore_label}: it must be 0 to 65535")
-        sides = {"crop_size": self.crop, "short_side": (self.short_side or 1,)}
+        short_side = 1 if self.short_side is None else self.short_side
+        sides = {"crop_size": self.crop, "short_side": (short_side,)}
         for name, values in sides.items():
             if not 0 < min(values) <= max(values) <= MAX_SIDE:
                 given = getattr(self, name)
