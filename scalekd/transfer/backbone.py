@@ -50,9 +50,8 @@ class BackboneSpec:
 
     def build(self) -> nn.Module:
         """Build the model with random weights."""
-        size, arguments = _flexible(self.architecture, self.arguments, self.size)
-        model, _ = build_model(self.architecture, "random", size, **arguments)
-        return model
+        flexibility = _flexibility(self.architecture, self.arguments)
+        return flexibility.build(self.architecture, "random", self.size, self.arguments)[0]
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,8 @@ def open_backbone(
     """
     name, architecture, own = _find_model(backbone)
     given = {**own, **arguments}
-    bound, flexible = _flexible(architecture, given, size)
-    added = {key: value for key, value in flexible.items() if key not in given}
-    model, loaded = build_model(name, weights, bound, **arguments, **added)
+    flexibility = _flexibility(architecture, given)
+    model, loaded = flexibility.build(name, weights, size, arguments)
     images = replace(input_config(model), size=size)
     if images.channels not in (1, 3):
         raise InputError(
@@ -123,21 +121,46 @@ def _find_model(backbone: str) -> tuple[str, str, dict[str, Any]]:
     return f"local-dir:{folder}", config["architecture"], own if isinstance(own, dict) else {}
 
 
-def _flexible(
-    architecture: str, arguments: dict[str, Any], size: Size
-) -> tuple[Size | None, dict[str, Any]]:
-    """The size that a model is built for, None for its own, and arguments that free it from it.
+@dataclass(frozen=True)
+class _Flexibility:
+    """How a timm model is built so that it takes images of any size, as far as it can.
 
-    timm's ViTs interpolate their position embeddings to each image if they are asked to, and its
-    Swins compute their masks for each. Whether a model can is in its constructor's signature.
+    Attributes:
+        arguments: of `timm.create_model` that free it from its size.
+        sized: whether it must be built for the crops' size, because nothing frees it.
+    """
+
+    arguments: dict[str, bool]
+    sized: bool
+
+    def build(
+        self, name: str, weights: str, size: Size, arguments: dict[str, Any]
+    ) -> tuple[nn.Module, LoadedWeights]:
+        """Build the model for crops of `size`; see `build_model`."""
+        if self.sized:
+            return build_model(name, weights, size, **arguments)
+        model: Any
+        model, loaded = build_model(name, weights, **{**self.arguments, **arguments})
+        if "dynamic_img_size" in self.arguments and hasattr(model, "set_input_size"):
+            # Position embeddings are resampled once for the crops, and for other images each time.
+            cell = max(info["reduction"] for info in model.feature_info)
+            model.set_input_size(img_size=tuple(math.ceil(side / cell) * cell for side in size))
+        return model, loaded
+
+
+def _flexibility(architecture: str, arguments: dict[str, Any]) -> _Flexibility:
+    """Whether a model can be freed from its size is in its constructor's signature.
+
+    timm's Swins compute their masks for each image if they are asked to, and its ViTs interpolate
+    their position embeddings.
     """
     model = build_without_weights(architecture, **arguments)
     known = inspect.signature(type(model).__init__).parameters
     if "strict_img_size" in known:
-        return None, {"strict_img_size": False, **arguments}
+        return _Flexibility({"strict_img_size": False}, sized=False)
     if "dynamic_img_size" in known:
-        return size, {"dynamic_img_size": True, **arguments}
-    return size, dict(arguments)
+        return _Flexibility({"dynamic_img_size": True}, sized=False)
+    return _Flexibility({}, sized=True)
 
 
 class Backbone(nn.Module):

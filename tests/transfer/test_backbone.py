@@ -132,6 +132,22 @@ def test_an_exported_student_keeps_its_weights_and_its_normalisation(tmp_path: P
             assert torch.equal(tensor, student.state_dict()[name]), name
 
 
+def test_an_exported_vit_is_resized_to_the_crops_and_rebuilt_without_its_folder(
+    tmp_path: Path,
+) -> None:
+    arguments = {"img_size": 48}
+    student = StudentSpec(
+        name="test_vit", arguments=arguments, classes=5, input=None, size=(48, 48)
+    )
+    student.export(student.build().eval(), tmp_path / "student")
+    opened = open_backbone(str(tmp_path / "student"), "pretrained", {}, SIZE)
+    rebuilt = opened.spec.build().state_dict()
+    assert {n: t.shape for n, t in opened.model.state_dict().items() if "head" not in n} == {
+        n: t.shape for n, t in rebuilt.items() if "head" not in n
+    }
+    assert rebuilt["pos_embed"].shape[1] == 17
+
+
 def test_a_student_for_other_channels_is_refused(tmp_path: Path) -> None:
     exported_student(tmp_path / "student", channels=4)
     with refused("4 channels", "RGB"):
