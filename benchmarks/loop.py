@@ -213,7 +213,7 @@ def time_loop(prepared: Prepared, folder: RunFolder, bare: SyntheticStep, steps:
         watch.reset()
         training._validate()
         validation = watch.seconds["validation"]
-    validated = len(training.validation.batches.dataset)  # type: ignore[union-attr]
+    validated = len(training.validation.batches.dataset)
     totals = [sum(counted.values()) for counted in parts]
     own = [
         sum(value for name, value in counted.items() if name not in ("loading", *COMPUTING))

@@ -18,12 +18,12 @@ from scalekd.networks.input_config import renormalization
 from scalekd.networks.pretrained import looks_untrained, refuse_non_finite
 from scalekd.networks.teacher.frozen import PrefixTokens
 from scalekd.notes import Note
-from scalekd.step import StepOutput, check_batch
+from scalekd.step import Learner, StepOutput, check_batch
 
 logger = logging.getLogger(__name__)
 
 
-class Distiller(nn.Module):
+class Distiller(Learner):
     """What `ScaleKD` and `BaselineDistiller` share: all but the loss, which each of them builds.
 
     Args:

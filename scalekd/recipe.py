@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from timm.optim import list_optimizers
 
@@ -28,6 +28,7 @@ LARGEST = {
     "optim.lr_batch_size": 2**24,
     "optim.weight_decay": 1e3,
     "optim.clip": 1e9,
+    "optim.poly_power": 100,
     "epochs": 10**6,
     "batch_size": 2**24,
     "temperature": 1e3,
@@ -154,10 +155,10 @@ class Data:
     crop_area: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", _expand_home(self.root))
+        object.__setattr__(self, "root", expand_home(self.root))
         check_kinds(self, "data.")
-        _check_name("data.root", self.root)
-        _check_largest(self, "data.")
+        check_name("data.root", self.root)
+        check_largest(self, "data.")
         if self.val_share is not None and not 0 < self.val_share < 1:
             raise InputError(
                 f"data.val_share is {self.val_share}: it must be more than 0 and less than 1"
@@ -165,7 +166,7 @@ class Data:
         for name in ("train_images", "epoch_images"):
             value = getattr(self, name)
             if value is not None:
-                _positive(**{f"data.{name}": value})
+                check_positive(**{f"data.{name}": value})
         if self.size is not None and not 0 < min(self.size) <= max(self.size) <= MAX_SIDE:
             raise InputError(
                 f"data.image_size is {self.image_size}: it must be one number, or height and "
@@ -223,6 +224,9 @@ class Optim:
             run that is prolonged gets one (docs/resuming.md). Not with drops.
         clip: Largest norm of the gradients, to which larger ones are scaled down; 0 switches
             clipping off.
+        poly_power: Power of the polynomial by which the learning rate falls from lr to min_lr, more
+            than 0, in place of the cosine: 1.0 is a straight line. By default the cosine is used.
+            Not with drops or restarts.
     """
 
     name: str = "adamw"
@@ -235,9 +239,89 @@ class Optim:
     drops: list[float] = field(default_factory=list)
     restarts: list[int] = field(default_factory=list)
     clip: float = 5.0
+    poly_power: float | None = None
 
     def __post_init__(self) -> None:
         check_kinds(self, "optim.")
+
+    def learning_rate(self, batch_size: int) -> float:
+        """The learning rate after the warm-up: lr, in proportion to the batch size."""
+        return self.lr * batch_size / (self.lr_batch_size or batch_size)
+
+    def check(self, epochs: int, batch_size: int) -> None:
+        """Raise InputError where a training of so many epochs cannot be optimised like this."""
+        check_largest(self, "optim.")
+        if self.lr_batch_size is not None:
+            check_positive(**{"optim.lr_batch_size": self.lr_batch_size})
+        check_positive(**{"optim.lr": self.lr})
+        if self.min_lr > (learning_rate := self.learning_rate(batch_size)) > 0:
+            raise InputError(
+                f"optim.min_lr is {self.min_lr}: it must be at most the learning rate, "
+                f"{learning_rate:.3g}"
+            )
+        for name in ("weight_decay", "warmup_epochs", "min_lr", "clip"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"optim.{name} is {value}: it must be 0 or more")
+        self._check_schedule(epochs)
+        if self.name not in (known := list_optimizers()):
+            near = difflib.get_close_matches(self.name, known, n=3) or ["adamw", "sgd"]
+            raise InputError(
+                f"optim.name is {self.name!r}, which is no optimizer of timm's; it has, for "
+                f"example, {', '.join(near)}"
+            )
+
+    def _check_schedule(self, epochs: int) -> None:
+        if self.warmup_epochs >= epochs:
+            raise InputError(
+                f"optim.warmup_epochs is {self.warmup_epochs} and epochs is {epochs}: "
+                "the warm-up must be shorter than the training"
+            )
+        if any(not 0 < drop < epochs for drop in self.drops):
+            raise InputError(
+                f"optim.drops are {self.drops}: they must lie between 0 and the {epochs} epochs"
+            )
+        if self.restarts and self.drops:
+            raise InputError(
+                f"optim.restarts are {self.restarts} and optim.drops are {self.drops}: restarts "
+                "are of the cosine, which drops replace; drop one of the two"
+            )
+        bounds = [self.warmup_epochs, *self.restarts, epochs]
+        if any(second <= first for first, second in itertools.pairwise(bounds)):
+            raise InputError(
+                f"optim.restarts are {self.restarts}: they must rise, and lie between the "
+                f"warm-up's {self.warmup_epochs:g} and the {epochs} epochs"
+            )
+        if self.poly_power is not None:
+            check_positive(**{"optim.poly_power": self.poly_power})
+            if self.drops or self.restarts:
+                raise InputError(
+                    f"optim.poly_power is {self.poly_power}, and optim.drops or optim.restarts are "
+                    "given: take one schedule"
+                )
+
+
+class RunSettings(Protocol):
+    """The settings of a training, as a run folder and its trackers need them; a `Recipe` is one."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs to train."""
+
+    @property
+    def optim(self) -> Optim:
+        """Optimizer and learning rate."""
+
+    @property
+    def trackers(self) -> list[Tracker]:
+        """Where metrics are sent in addition to metrics.jsonl."""
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """All settings as plain data, those that have a default with it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain data, as in a YAML file."""
 
 
 @dataclass(frozen=True)
@@ -272,10 +356,10 @@ class Student:
 
     def __post_init__(self) -> None:
         check_kinds(self, "more_students: ")
-        _check_name("more_students: name", self.name)
-        student_weights = _expand_home(self.student_weights)
+        check_name("more_students: name", self.name)
+        student_weights = expand_home(self.student_weights)
         object.__setattr__(self, "student_weights", student_weights)
-        _check_name("more_students: student_weights", student_weights)
+        check_name("more_students: student_weights", student_weights)
         if self.folder is not None:
             _check_folder_name(self.folder)
 
@@ -458,14 +542,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in PATHS:
-            object.__setattr__(self, name, _expand_home(getattr(self, name)))
+            object.__setattr__(self, name, expand_home(getattr(self, name)))
         check_kinds(self)
         for name in ("student", *PATHS):
             if name != "student" or self.student:  # a cache needs none
-                _check_name(name, getattr(self, name))
-        _check_largest(self)
-        _check_largest(self.optim, "optim.")
-        _positive(epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate)
+                check_name(name, getattr(self, name))
+        check_largest(self)
+        check_positive(epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate)
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"accumulate is {self.accumulate} and batch_size is {self.batch_size}: "
@@ -484,39 +567,16 @@ class Recipe:
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema is {self.ema}: it must be between 0 and 1, for example 0.9999")
         _check_statistics("teacher_", self.teacher_mean, self.teacher_std)
-        if self.optim.lr_batch_size is not None:
-            _positive(**{"optim.lr_batch_size": self.optim.lr_batch_size})
-        _positive(validate_every=self.validate_every, temperature=self.temperature)
-        _positive(log_every=self.log_every, save_minutes=self.save_minutes)
+        check_positive(validate_every=self.validate_every, temperature=self.temperature)
+        check_positive(log_every=self.log_every, save_minutes=self.save_minutes)
         if self.max_skipped < 0:
             raise InputError(f"max_skipped is {self.max_skipped}: it must be 0 or more")
         if self.save_steps is not None:
-            _positive(save_steps=self.save_steps)
-        _positive(**{"optim.lr": self.optim.lr})
+            check_positive(save_steps=self.save_steps)
+        self.optim.check(self.epochs, self.batch_size)
         self._check_largest_sizes()
-        for name in ("weight_decay", "warmup_epochs", "min_lr", "clip"):
-            value = getattr(self.optim, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"optim.{name} is {value}: it must be 0 or more")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing is {self.label_smoothing}: it must be in [0, 1)")
-        if self.optim.warmup_epochs >= self.epochs:
-            raise InputError(
-                f"optim.warmup_epochs is {self.optim.warmup_epochs} and epochs is {self.epochs}: "
-                "the warm-up must be shorter than the training"
-            )
-        if any(not 0 < drop < self.epochs for drop in self.optim.drops):
-            raise InputError(
-                f"optim.drops are {self.optim.drops}: they must lie between 0 and the "
-                f"{self.epochs} epochs"
-            )
-        self._check_restarts()
-        if self.optim.name not in (known := list_optimizers()):
-            near = difflib.get_close_matches(self.optim.name, known, n=3) or ["adamw", "sgd"]
-            raise InputError(
-                f"optim.name is {self.optim.name!r}, which is no optimizer of timm's; it has, for "
-                f"example, {', '.join(near)}"
-            )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"seeds are {self.seeds}: give one or more, each once")
         if not 0 <= min(self.seeds) <= max(self.seeds) < 2**32:
@@ -544,20 +604,6 @@ class Recipe:
                 "twice: take it out of compare"
             )
 
-    def _check_restarts(self) -> None:
-        restarts = self.optim.restarts
-        if restarts and self.optim.drops:
-            raise InputError(
-                f"optim.restarts are {restarts} and optim.drops are {self.optim.drops}: restarts "
-                "are of the cosine, which drops replace; drop one of the two"
-            )
-        bounds = [self.optim.warmup_epochs, *restarts, self.epochs]
-        if any(second <= first for first, second in itertools.pairwise(bounds)):
-            raise InputError(
-                f"optim.restarts are {restarts}: they must rise, and lie between the warm-up's "
-                f"{self.optim.warmup_epochs:g} and the {self.epochs} epochs"
-            )
-
     def _check_largest_sizes(self) -> None:
         size = self.teacher_size
         if size is not None and not 0 < min(size) <= max(size) <= MAX_SIDE:
@@ -576,11 +622,6 @@ class Recipe:
             check_model_arguments(name, getattr(self, name))
         if len(self.seeds) > MAX_SEEDS:
             raise InputError(f"there are {len(self.seeds)} seeds: give at most {MAX_SEEDS}")
-        if self.optim.min_lr > self.learning_rate > 0:
-            raise InputError(
-                f"optim.min_lr is {self.optim.min_lr}: it must be at most the learning rate, "
-                f"{self.learning_rate:.3g}"
-            )
 
     def _check_students(self) -> None:
         folders = list(map(student_folder_name, [self.student, *self.more_students]))
@@ -642,7 +683,12 @@ class Recipe:
     @property
     def learning_rate(self) -> float:
         """The learning rate after the warm-up: optim.lr, in proportion to batch_size."""
-        return self.optim.lr * self.batch_size / (self.optim.lr_batch_size or self.batch_size)
+        return self.optim.learning_rate(self.batch_size)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """All settings, those that have a default with it."""
+        return cls(None, "", Data("any")).as_dict()
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain data, as in a recipe's YAML file."""
@@ -706,7 +752,7 @@ def _check_statistics(prefix: str, mean: list[float] | None, std: list[float] | 
             raise InputError(f"{prefix}{name} is {values}: give one number a channel{above}")
 
 
-def _expand_home(path: Any) -> Any:
+def expand_home(path: Any) -> Any:
     """A path, or an address such as local-dir:~/FOLDER, with its ~ expanded."""
     if not isinstance(path, str):
         return path
@@ -714,7 +760,8 @@ def _expand_home(path: Any) -> Any:
     return f"{prefix}{colon}{os.path.expanduser(rest)}" if rest[:1] == "~" else path
 
 
-def _check_name(setting: str, value: str | None) -> None:
+def check_name(setting: str, value: str | None) -> None:
+    """Raise InputError where the value of a setting can be no name of a file or a model."""
     if value is not None and not value.strip():
         raise InputError(f"{setting} is {value!r}: give a name, or leave it out")
     if value is not None and max(len(os.fsencode(part)) for part in value.split("/")) > 255:
@@ -762,14 +809,16 @@ def check_model_arguments(name: str, arguments: dict[str, Any]) -> None:
                 raise InputError(f"{name} has {key} {number}: it must be at most {most}")
 
 
-def _check_largest(settings: Any, prefix: str = "") -> None:
+def check_largest(settings: Any, prefix: str = "") -> None:
+    """Raise InputError where a setting has a larger value than `LARGEST` allows."""
     for name, value in vars(settings).items():
         most = LARGEST.get(f"{prefix}{name}")
         if most is not None and isinstance(value, int | float) and value > most:
             raise InputError(f"{prefix}{name} is {value}: it must be at most {most:g}")
 
 
-def _positive(**values: float) -> None:
+def check_positive(**values: float) -> None:
+    """Raise InputError unless each of the settings, by name, is more than 0 and finite."""
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise InputError(f"{name} is {value}: it must be more than 0")

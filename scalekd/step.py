@@ -1,4 +1,4 @@
-"""A step of any method: what it is given, checked, and what it returns."""
+"""A step of any training: what learns in it, what it is given, checked, and what it returns."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from scalekd.errors import InputError
+
+
+class Learner(nn.Module):
+    """What a training loop trains: a student with its loss, and what is trained beside it.
+
+    Its `forward` takes what its own kind of batch has, and returns a `StepOutput`.
+
+    Attributes:
+        student: The module that is validated and kept after training.
+    """
+
+    student: nn.Module
 
 
 @dataclass(frozen=True)
@@ -16,7 +28,7 @@ class StepOutput:
         loss: Scalar to call `backward()` on, the sum of `terms`.
         terms: Weighted scalars by name: `task` if there are targets, and those of the distillation
             loss.
-        logits: The student's logits (N, classes), or None for a student without a classifier.
+        logits: The student's logits, (N, classes) of a classifier; None for a student without.
     """
 
     loss: Tensor

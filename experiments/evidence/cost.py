@@ -25,7 +25,7 @@ from trials import HERE, Trial, merge, provenance, read_settings, write_json
 from scalekd.distiller import Distiller
 from scalekd.recipe import Method, recipe_from_settings
 from scalekd.runs.result import Run
-from scalekd.training.batch import Learner
+from scalekd.step import Learner
 from scalekd.training.optim import build_optimizer
 from scalekd.training.prepare import Prepared, PreparedTeacher, prepare
 from scalekd.training.train import open_loaders

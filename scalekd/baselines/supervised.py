@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from scalekd.errors import InputError
 from scalekd.notes import Note
-from scalekd.step import StepOutput, check_batch
+from scalekd.step import Learner, StepOutput, check_batch
 
 
-class Supervised(nn.Module):
+class Supervised(Learner):
     """The task's loss as the only term: `Supervised(student)(images, targets).loss`.
 
     Args:

@@ -6,7 +6,8 @@ What a command needs is imported when it is used: the trainer alone takes second
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,7 @@ def _add_distill_options(parser: Parser) -> None:
         help="Number of runs that are trained at the same time, each in a process of its own. By "
         "default one for each CPU core, or one if there is a GPU.",
     )
-    run.add_argument(
-        "--devices",
-        type=int,
-        default=1,
-        help="Number of this machine's GPUs, or without GPUs of processes on its CPU, that share "
-        "each batch.",
-    )
+    _add_devices(run)
     run.add_argument(
         "--smoke",
         action="store_true",
@@ -66,6 +61,54 @@ def _add_distill_options(parser: Parser) -> None:
         action="store_true",
         help="Resume the runs in --out from their newest checkpoints; start where there are none.",
     )
+
+
+def _add_segment_options(parser: Parser) -> None:
+    from scalekd.transfer.recipe import SegmentRecipe
+
+    parser.add_argument(
+        "--recipe", type=str | None, help="Name of a packaged recipe (docs/transfer.md)."
+    )
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="A recipe of your own, a YAML file. Options on the command line override it.",
+    )
+    parser.add_class_arguments(SegmentRecipe, as_group=False)
+    parser.entitle("data", "data")
+    parser.entitle("optim", "optim")
+    parser.add_argument(
+        "--out",
+        type=Path | None,
+        help="Run folder to write, which must not exist unless --resume is given. By default "
+        "runs/segment-NAME after the backbone, with a number if that exists.",
+    )
+    _add_devices(parser)
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="Try the recipe in a minute: four steps with random weights on noise of 64x64 pixels.",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="Resume the run in --out from its newest checkpoint; start where there is none.",
+    )
+
+
+def _run_segment(options: Namespace, arguments: list[str]) -> None:
+    from scalekd.transfer.recipe import SegmentRecipe
+    from scalekd.transfer.segment import segment
+    from scalekd.transfer.smoke import shrink_to_smoke_test
+
+    recipe, others = _split_recipe(options, SegmentRecipe)
+    with (
+        _on_devices(others["devices"], recipe, arguments),
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as images,
+    ):
+        if others["smoke"]:
+            recipe = shrink_to_smoke_test(recipe, Path(images))
+        segment(recipe, others["out"], others["resume"])
 
 
 def _run_distill(options: Namespace, arguments: list[str]) -> None:
@@ -80,24 +123,44 @@ def _run_train(options: Namespace, arguments: list[str]) -> None:
 
 
 def _train(options: Namespace, arguments: list[str]) -> None:
-    from scalekd.data.loader import check_batch_size
-    from scalekd.distributed import ranks
-    from scalekd.distributed.launch import check_devices, launch
     from scalekd.jobs.distill import distill
     from scalekd.jobs.smoke import shrink_to_smoke_test
 
     recipe, others = _split_recipe(options)
-    devices = others["devices"]
+    with (
+        _on_devices(others["devices"], recipe, arguments),
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as images,
+    ):
+        if others["smoke"]:
+            recipe = shrink_to_smoke_test(recipe, Path(images))
+        distill(recipe, others["out"], others["parallel"], others["resume"])
+
+
+def _add_devices(options: Any) -> None:
+    options.add_argument(
+        "--devices",
+        type=int,
+        default=1,
+        help="Number of this machine's GPUs, or without GPUs of processes on its CPU, that share "
+        "each batch.",
+    )
+
+
+@contextmanager
+def _on_devices(devices: int, recipe: Any, arguments: list[str]) -> Iterator[None]:
+    """Inside, this process is one rank of a training; where it is to start them, it becomes their
+    launcher. An error of a rank names it, and only one rank reports."""
+    from scalekd.data.loader import check_batch_size
+    from scalekd.distributed import ranks
+    from scalekd.distributed.launch import check_devices, launch
+
     check_devices(devices)
     if devices > 1:
         check_batch_size(recipe.batch_size, devices, recipe.accumulate)
     if devices > 1 and ranks.launch_environment().world_size == 1:
         sys.exit(launch(devices, arguments))
     try:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as images:
-            if others["smoke"]:
-                recipe = shrink_to_smoke_test(recipe, Path(images))
-            distill(recipe, others["out"], others["parallel"], others["resume"])
+        yield
     except ranks.AnotherRankFailed:
         sys.exit(2)
     except Interrupted as stopped:
@@ -421,14 +484,15 @@ def _add_json_option(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
 
 
-def _split_recipe(options: Namespace) -> tuple[Any, dict[str, Any]]:
-    """The recipe, and the options that are not of it."""
+def _split_recipe(options: Namespace, kind: Any = None) -> tuple[Any, dict[str, Any]]:
+    """The recipe, of a class `kind` (by default `Recipe`), and the options that are not of it."""
     from scalekd.recipe import Recipe
 
+    kind = kind or Recipe
     others = dict(vars(options))
-    settings = {field.name: others.pop(field.name) for field in fields(Recipe)}
+    settings = {field.name: others.pop(field.name) for field in fields(kind)}
     del others["recipe"], others["config"]
-    return Recipe(**settings), others
+    return kind(**settings), others
 
 
 @dataclass(frozen=True)
@@ -532,6 +596,13 @@ COMMANDS = {
         "write the model with that classifier as a timm model, which can be a teacher.",
         _add_probe_options,
         _run_probe,
+    ),
+    "transfer segment": Command(
+        "train a student on semantic segmentation, as the backbone of UPerNet",
+        "Train a segmentation with an exported student, or any timm model, as the backbone:\n"
+        "UPerNet on a backbone that is trained, too, or a linear probe on a frozen one.",
+        _add_segment_options,
+        _run_segment,
     ),
     "analyze": Command(
         "draw what a teacher, a student and the projectors between them do inside",

@@ -40,7 +40,9 @@ class _Lines(logging.Handler):
         self.shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno == logging.INFO and record.name.startswith("scalekd.jobs."):
+        if record.levelno == logging.INFO and record.name.startswith(
+            ("scalekd.jobs.", "scalekd.transfer.")
+        ):
             return  # for train.log only: a job displays its own progress
         kind = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
         line = visible(f"scalekd: {kind}{record.getMessage()}")

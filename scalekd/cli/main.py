@@ -84,19 +84,20 @@ def _check_output(stdout: Output, arguments: list[str]) -> None:
     if stdout.error is None or isinstance(stdout.error, BrokenPipeError):
         return
     reason = f"the output could not be written: {stdout.error.strerror}"
-    if arguments[0] not in ("distill", "train", "cache", "export", "convert", "push"):
+    if arguments[0] not in ("distill", "train", "transfer", "cache", "export", "convert", "push"):
         raise InputError(f"{reason}; make room, or send it elsewhere")
     print(f"scalekd: warning: {reason}; the files are complete", file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> None:
-    name = arguments[0] if arguments else ""
+    count = 2 if " ".join(arguments[:2]) in COMMANDS else 1  # words of the command's name
+    name = " ".join(arguments[:count])
     if name in ("-h", "--help"):
-        lines = [f"  {name:9} {command.summary}" for name, command in COMMANDS.items()]
+        lines = [f"  {name:16} {command.summary}" for name, command in COMMANDS.items()]
         print(USAGE.format(commands="\n".join(lines)), end="")
         sys.exit(0)
     if command := COMMANDS.get(name):
-        words = read_words(arguments[1:])
+        words = read_words(arguments[count:])
         options = command.build_parser(name).parse(_with_recipe(name, words))
         command.run(options, arguments)
     else:
@@ -109,8 +110,12 @@ def _run(arguments: list[str]) -> None:
 def _with_recipe(command: str, options: list[str]) -> list[str]:
     """The options with `--recipe NAME`, or the default recipe, as the `--config` of its file."""
     names = {option.partition("=")[0] for option in options}
-    if command in ("distill", "train", "cache", "estimate") and not names & {"--help", "-h"}:
+    with_recipe = ("distill", "train", "cache", "estimate", "transfer segment")
+    if command in with_recipe and not names & {"--help", "-h"}:
         from scalekd.recipe import DEFAULT_RECIPE, find_recipe
+
+        if command == "transfer segment":
+            from scalekd.transfer.recipe import find_transfer_recipe as find_recipe
 
         if "--recipe" in names:
             options = [
@@ -121,7 +126,12 @@ def _with_recipe(command: str, options: list[str]) -> list[str]:
             index = options.index("--recipe")
             recipe, rest = "".join(options[index + 1 : index + 2]), options[index + 2 :]
             options = ["--config", str(find_recipe(recipe)), *options[:index], *rest]
-        elif not names & {"--teacher", "--student", "--data.root", "--config"}:
+        elif command != "transfer segment" and not names & {
+            "--teacher",
+            "--student",
+            "--data.root",
+            "--config",
+        }:
             options = ["--config", str(find_recipe(DEFAULT_RECIPE)), *options]
     pairs = [part.partition("=")[::2] for part in options if part.startswith("--config=")]
     for option, file in (*itertools.pairwise(options), *pairs):

@@ -4,6 +4,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -12,8 +13,11 @@ from scalekd.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-Sample = tuple[Image.Image] | tuple[Image.Image, int]
-"""An image, and its class where there are labels."""
+LabelMap = np.ndarray[tuple[int, int], np.dtype[np.int16]]
+"""The class of each pixel of an image (height, width)."""
+
+Sample = tuple[Image.Image] | tuple[Image.Image, int] | tuple[Image.Image, LabelMap]
+"""An image, and its class where there are labels, or the class of each of its pixels."""
 
 OnCorrupt = Literal["stop", "skip"]
 

@@ -66,7 +66,7 @@ def open_fashion_mnist(data: Data) -> Source:
     """
     folder = find_or_download()
     which = slice(None) if data.root == NAME else slice(-HELD_OUT)
-    training = _read_split(folder, "train", which)
+    training = read_split(folder, "train", which)
     validation, measured_on = _validation_split(data.root, folder)
     note = f"{NAME} is read from {folder}, and accuracy is measured on {measured_on}"
     return build_source(data, training, validation, notes=[note])
@@ -82,9 +82,9 @@ def open_fashion_mnist_validation(data: Data) -> Source:
 
 def _validation_split(root: str, folder: Path) -> tuple[StoredSplit, str]:
     if root == CHOOSING:
-        held_out = _read_split(folder, "train", slice(-HELD_OUT, None))
+        held_out = read_split(folder, "train", slice(-HELD_OUT, None))
         return replace(held_out, name="held out"), "its last training images"
-    return _read_split(folder, "test"), "its test images"
+    return read_split(folder, "test"), "its test images"
 
 
 def find_or_download() -> Path:
@@ -134,7 +134,12 @@ class FashionMnistSamples:
         return pixels
 
 
-def _read_split(folder: Path, name: str, which: slice = slice(None)) -> StoredSplit:
+def read_split(folder: Path, name: str, which: slice = slice(None)) -> StoredSplit:
+    """Read the images `which` of the split "train" or "test" in a folder; see `find_files`.
+
+    Raises:
+        InputError: the files are damaged, or have too few images.
+    """
     images, labels = (_read_array(folder, name, kind) for kind in (IMAGES, LABELS))
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
         raise InputError(

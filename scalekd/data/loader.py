@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
@@ -18,13 +18,24 @@ from scalekd.distributed import ranks
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
 from scalekd.processes import socket_folder
-from scalekd.recipe import Data
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where Linux keeps the batches that worker processes hand over."""
 
 PREFETCHED = 2
 """Batches that each worker process prepares ahead, which is also torch's default."""
+
+
+class LoaderSettings(Protocol):
+    """The settings of images that decide how they are loaded, such as those of `Data`."""
+
+    @property
+    def epoch_images(self) -> int | None:
+        """Images in an epoch; None for all of them."""
+
+    @property
+    def workers(self) -> int | None:
+        """Processes that load images; None for as many as there are CPU cores."""
 
 
 class ImageLoader(DataLoader[Any]):
@@ -106,7 +117,7 @@ def check_batch_size(batch_size: int, devices: int, micro_batches: int) -> None:
 
 def build_loaders(
     source: Source,
-    data: Data,
+    data: LoaderSettings,
     config: InputConfig,
     *,
     batch_size: int,
@@ -115,6 +126,7 @@ def build_loaders(
     start_step: int = 0,
     micro_batches: int = 1,
     validation_batch_size: int = 250,
+    steps: int | None = None,
 ) -> tuple[ImageLoader, DataLoader[Any] | None]:
     """Build the loaders of a complete run.
 
@@ -131,6 +143,7 @@ def build_loaders(
         start_step: the step that the training loader starts at.
         micro_batches: how many micro-batches each rank's batch is split into.
         validation_batch_size: images of each validation batch of a rank.
+        steps: how many steps the training loader has; default those of `epochs`.
 
     Returns:
         The training loader, whose `batch_sampler` is a `ResumableBatchSampler`, and the validation
@@ -164,6 +177,7 @@ def build_loaders(
         rank=rank,
         world_size=world_size,
         epoch_sampler=source.epoch_sampler,
+        steps=steps,
     )
     batches = ImageLoader(
         training, batch_sampler=sampler, pin_memory=torch.cuda.is_available(), **workers
@@ -181,7 +195,7 @@ def build_loaders(
     )
 
 
-def worker_settings(source: Source, data: Data) -> dict[str, Any]:
+def worker_settings(source: Source, data: LoaderSettings) -> dict[str, Any]:
     """Arguments of a DataLoader that decide its worker processes."""
     workers = data.workers
     if workers is None:

@@ -38,6 +38,7 @@ class ResumableBatchSampler(Sampler[list[int]]):
         rank: number of this rank.
         world_size: number of ranks.
         epoch_sampler: draws each epoch; default a uniformly random order.
+        steps: how many steps the run has; default those of `epochs`.
     """
 
     def __init__(
@@ -53,12 +54,13 @@ class ResumableBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         epoch_sampler: EpochSampler | None = None,
+        steps: int | None = None,
     ) -> None:
         self.images, self.batch_size, self.seed = images, batch_size, seed
         self.start_step, self.micro_batches, self.rank = start_step, micro_batches, rank
         self.rank_batch_size = batch_size // world_size
         self.steps_per_epoch = images_per_epoch // batch_size
-        self.steps = epochs * self.steps_per_epoch
+        self.steps = epochs * self.steps_per_epoch if steps is None else steps
         self.epoch_sampler = epoch_sampler or self._shuffle
         self._drawn: tuple[int, Tensor] = (-1, torch.empty(0))
 

@@ -111,7 +111,7 @@ def _train_in(
     with ExitStack() as held, ProgressDisplay() as display:
         display.print_start(recipe, pair, folder.path)
         ranks.decide_on_rank_0(lambda: folder.start(recipe, prepared.identity, unfinished))
-        held.enter_context(job_log(folder, recipe, pair))
+        held.enter_context(job_log(folder, recipe, pair.notes))
         try:
             train_all(
                 prepared,

@@ -2,21 +2,21 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from scalekd.distributed import ranks
 from scalekd.errors import one_line
-from scalekd.recipe import Recipe
+from scalekd.notes import Note
+from scalekd.recipe import RunSettings
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.log import logging_to
-from scalekd.runs.result import PairSummary
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def job_log(folder: RunFolder, recipe: Recipe, pair: PairSummary) -> Iterator[None]:
+def job_log(folder: RunFolder, recipe: RunSettings, notes: Sequence[Note]) -> Iterator[None]:
     """Inside, the run folder's train.log gets what the package logs; see `logging_to`.
 
     It begins with the recipe and the preflight's notes, and ends with the error or the signal that
@@ -25,14 +25,14 @@ def job_log(folder: RunFolder, recipe: Recipe, pair: PairSummary) -> Iterator[No
     Args:
         folder: the run folder, which this process holds.
         recipe: what is trained.
-        pair: what the preflight found.
+        notes: the preflight's.
     """
     if ranks.rank() > 0:
         yield
         return
     with logging_to(folder.log):
         logger.info("%s: training starts with %s", folder.path, json.dumps(recipe.as_dict()))
-        for note in pair.notes:
+        for note in notes:
             logger.info("%s: note (%s): %s", folder.path, note.level, note.text)
         try:
             yield

@@ -97,7 +97,7 @@ def _train_all(jobs: list[StudentJob], started: float) -> None:
         for job in jobs:
             display.print_start(job.recipe, job.pair, job.folder.path)
             ranks.decide_on_rank_0(partial(_start, job))
-            held.enter_context(job_log(job.folder, job.recipe, job.pair))
+            held.enter_context(job_log(job.folder, job.recipe, job.pair.notes))
         stop_requested = threading.Event()
         with stop_on_signal(stop_requested.set):
             for run in dict.fromkeys(run for job in jobs for run in job.unfinished):

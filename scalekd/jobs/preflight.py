@@ -15,7 +15,7 @@ from scalekd.notes import Note
 from scalekd.recipe import Recipe
 from scalekd.runs.result import PairSummary, main_run
 from scalekd.scale_kd import ScaleKD
-from scalekd.training.batch import Learner
+from scalekd.step import Learner
 from scalekd.training.dry_run import dry_run, parameters_without_gradient
 from scalekd.training.prepare import Prepared
 from scalekd.training.train import open_loaders

@@ -95,22 +95,27 @@ class ProgressDisplay:
         self.bars.update(self.tasks[run], completed=progress.step, state=f"{pace}\n{state}\n{loss}")
         self._note_long_wait(run, progress)
         if not self.console.is_terminal and self._line_is_due(run, progress):
-            accuracy = "" if progress.top1 is None else f"top-1 {progress.top1:.2%}, "
+            measured = "".join(f"{score}, " for score in _describe_scores(progress))
             self.console.print(
-                f"{printable(run)}: step {progress.step}/{progress.steps}, {accuracy}{pace}, "
+                f"{printable(run)}: step {progress.step}/{progress.steps}, {measured}{pace}, "
                 f"{state}, {loss}"
             )
 
     def print_result(self, run: str, result: Result) -> None:
         """Remove the bar of a run that is finished, and print the run's result."""
+        self.print_outcome(run, describe_result(result))
+
+    def print_outcome(self, run: str, text: str) -> None:
+        """Remove the bar of a run that is finished, and print in one line what it gave."""
         if run in self.tasks:  # only rank 0 has bars
             self.bars.update(self.tasks[run], visible=False)
-        self.console.print(f"[bold]{printable(run)}[/]: {describe_result(result)}")
+        self.console.print(f"[bold]{printable(run)}[/]: {text}")
 
     def _line_is_due(self, run: str, progress: Progress) -> bool:
         now, tenth = time.monotonic(), 10 * progress.step // progress.steps
         due = (
             progress.top1 is not None
+            or bool(progress.scores)
             or (not self.has_labels and tenth > self.printed_tenth.get(run, 0))
             or now - self.printed_at.setdefault(run, now) > MAX_SECONDS_WITHOUT_LINE
         )
@@ -211,6 +216,13 @@ def _describe_pace(progress: Progress) -> str:
         f"epoch {progress.epoch:.3g}, {progress.images_per_second:.0f} images/s, "
         f"{format_duration(left)} left"
     )
+
+
+def _describe_scores(progress: Progress) -> list[str]:
+    """What was just measured on the validation images, in %."""
+    scores = {} if progress.top1 is None else {"top-1": progress.top1}
+    scores |= progress.scores
+    return [f"{name.replace('_', ' ')} {score:.2%}" for name, score in scores.items()]
 
 
 def _describe_state(progress: Progress) -> str:

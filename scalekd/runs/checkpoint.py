@@ -27,13 +27,16 @@ from scalekd.reading import open_regular
 logger = logging.getLogger(__name__)
 
 REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "scalekd_student": dict,
     "step": int,
     "learner": dict,
     "average": (dict, NoneType),
 }
-"""What every checkpoint has: the `StudentSpec` as plain data, how many steps are done, the weights
-of student and projectors, and the average of the student's, None where there is none."""
+"""What every checkpoint has: how many steps are done, the weights of student and projectors, and
+the average of the student's, None where there is none."""
+
+STUDENT, SEGMENTER = "scalekd_student", "scalekd_segmenter"
+"""Under which a checkpoint has what rebuilds its network, as plain data: the `StudentSpec` of a
+student, or the `SegmenterSpec` of a segmenter. It has one of them."""
 
 
 def write_checkpoint(state: dict[str, Any], file: Path, previous: Path | None = None) -> None:
@@ -126,7 +129,9 @@ def read_state(file: Path) -> dict[str, Any]:
         isinstance(state.get(name, ...), kind) for name, kind in REQUIRED.items()
     ):
         raise InputError(f"{str(file)!r} is not a checkpoint of `scalekd distill`")
-    if state["step"] < 0 or not all(map(is_state_dict, (state["learner"], state["average"] or {}))):
+    described = any(isinstance(state.get(name), dict) for name in (STUDENT, SEGMENTER))
+    weights = state["learner"], state["average"] or {}
+    if not described or state["step"] < 0 or not all(map(is_state_dict, weights)):
         raise InputError(f"{str(file)!r} is not a checkpoint of `scalekd distill`")
     return state
 
@@ -140,8 +145,13 @@ def load_student(file: Path) -> tuple[nn.Module, StudentSpec]:
     if not os.path.lexists(file):
         raise InputError(f"no checkpoint {str(file)!r}; a run's are in RUN/checkpoints/*.ckpt")
     checkpoint = read_state(file)
+    if STUDENT not in checkpoint:
+        raise InputError(
+            f"{str(file)!r} has a segmenter, which is no student: its run writes a folder of it at "
+            "the end (docs/transfer.md)"
+        )
     try:
-        spec = StudentSpec.from_dict(checkpoint["scalekd_student"])
+        spec = StudentSpec.from_dict(checkpoint[STUDENT])
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(
             f"{str(file)!r} does not describe its student ({one_line(error)}): it is damaged, or "
@@ -153,7 +163,7 @@ def load_student(file: Path) -> tuple[nn.Module, StudentSpec]:
 
 
 def _student_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The student's weights, averaged over the steps where the run averages them."""
+    """The student's weights in a state, averaged over the steps where the run averages them."""
     average = checkpoint["average"]
     tensors = checkpoint["learner"] if average is None else average
     prefix = "student." if average is None else "module."

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ import yaml
 from scalekd.atomic_io import TEMPORARY_NAME, refuse_existing, remove_leftovers, write_atomically
 from scalekd.errors import InputError
 from scalekd.reading import is_whole, read_mapping, why_unreadable
-from scalekd.recipe import Data, Recipe, flatten_settings
+from scalekd.recipe import Recipe, RunSettings, flatten_settings
 from scalekd.runs import lock
 from scalekd.runs.checkpoint import load_newest
-from scalekd.runs.result import Result, Run, read_metrics, read_results
+from scalekd.runs.result import AnyRun, Result, read_metrics, read_results
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,15 @@ CHANGEABLE_SETTINGS = {
 change weights by rounding errors only, as does the number of devices, with which they change."""
 
 SETTINGS = "settings.yaml"
-DECIDED_BY_INPUTS = {"data.root", "teacher_weights", "student_weights", "teacher_classes", "cache"}
+DECIDED_BY_INPUTS = {
+    "data.root",
+    "teacher_weights",
+    "student_weights",
+    "teacher_classes",
+    "cache",
+    "backbone",
+    "backbone_weights",
+}
 """Settings that name files, which may lie elsewhere when a run is resumed: inputs.json decides
 whether they are the same files."""
 
@@ -109,7 +117,7 @@ class RunFolder:
         """trackers/: files of experiment trackers, and what each tracker has received."""
         return self.path / "trackers"
 
-    def checkpoint(self, run: Run) -> Path:
+    def checkpoint(self, run: AnyRun) -> Path:
         """The newest checkpoint of `run`; the previous and the best one are named after it."""
         return self.checkpoints / f"{run.method}-seed{run.seed}.ckpt"
 
@@ -122,7 +130,7 @@ class RunFolder:
         return max(times[:-1] or times, default=0.0)
 
     @contextmanager
-    def hold(self, recipe: Recipe, *, resume: bool) -> Iterator[None]:
+    def hold(self, recipe: RunSettings, *, resume: bool) -> Iterator[None]:
         """Create the folder and lock it while this process trains in it.
 
         The folder is taken before the expensive part. Where the block ends before `start` has
@@ -144,7 +152,9 @@ class RunFolder:
                 remove_leftovers(folder)
             yield
 
-    def start(self, recipe: Recipe, inputs: dict[str, Any], unfinished: list[Run]) -> None:
+    def start(
+        self, recipe: RunSettings, inputs: dict[str, Any], unfinished: Sequence[AnyRun]
+    ) -> None:
         """Write down what is trained, in a folder that this process holds.
 
         Args:
@@ -166,7 +176,7 @@ class RunFolder:
             raise InputError(f"{str(self.path)!r} cannot be written to: {error}") from error
         self.trim_metrics(unfinished)
 
-    def check_inputs(self, recipe: Recipe, inputs: dict[str, Any]) -> None:
+    def check_inputs(self, recipe: RunSettings, inputs: dict[str, Any]) -> None:
         """Refuse to resume on other images, another teacher or another cache than before.
 
         Args:
@@ -234,7 +244,7 @@ class RunFolder:
             raise InputError(f"{str(self.settings)!r} is no recipe: optim.restarts {restarts!r}")
         return epochs, restarts
 
-    def _is_prolonged_by(self, recipe: Recipe) -> bool:
+    def _is_prolonged_by(self, recipe: RunSettings) -> bool:
         """Whether `recipe` only adds epochs to those of the folder, as `jobs.prolong` does."""
         planned = self.planned_training()
         if planned is None or recipe.epochs <= planned[0]:
@@ -254,13 +264,13 @@ class RunFolder:
         except InputError:  # missing or damaged: then the settings decide
             return None
 
-    def _changed_settings(self, recipe: Recipe) -> list[tuple[str, Any, Any]]:
+    def _changed_settings(self, recipe: RunSettings) -> list[tuple[str, Any, Any]]:
         """Name, former and new value of each setting that is not as the folder was created with."""
         if not self.settings.exists():
             return []
         then = flatten_settings(read_mapping(self.settings, str(self.settings)))
         # What an earlier version of the package had no setting for was as the default is.
-        for name, default in flatten_settings(Recipe(None, "", Data("any")).as_dict()).items():
+        for name, default in flatten_settings(recipe.defaults()).items():
             if not any(other == name or other.startswith(f"{name}.") for other in then):
                 then[name] = default
         now = flatten_settings(recipe.as_dict())
@@ -270,7 +280,7 @@ class RunFolder:
             if then.get(name) != now.get(name)
         ]
 
-    def _check_settings(self, recipe: Recipe) -> None:
+    def _check_settings(self, recipe: RunSettings) -> None:
         """InputError where the folder is there and `recipe` cannot be resumed in it."""
         try:
             names = set(os.listdir(self.path))
@@ -330,7 +340,7 @@ class RunFolder:
         except OSError as error:
             logger.warning("%s could not be written (%s): a line is lost", self.metrics, error)
 
-    def trim_metrics(self, unfinished: list[Run]) -> None:
+    def trim_metrics(self, unfinished: Sequence[AnyRun]) -> None:
         """Drop the metrics that `unfinished` runs recorded after their newest checkpoints.
 
         A resumed run records them again.
@@ -338,7 +348,7 @@ class RunFolder:
         Raises:
             InputError: metrics.jsonl cannot be written.
         """
-        steps = {run: self._checkpointed_step(run) for run in unfinished}
+        steps = {(run.method, run.seed): self._checkpointed_step(run) for run in unfinished}
         try:
             entries, broken = read_metrics(self.metrics)
         except InputError as error:
@@ -347,7 +357,7 @@ class RunFolder:
         lines = [
             json.dumps(entry) + "\n"
             for entry in entries
-            if entry["step"] <= steps.get(Run(entry["method"], entry["seed"]), entry["step"])
+            if entry["step"] <= steps.get((entry["method"], entry["seed"]), entry["step"])
         ]
         try:
             write_atomically(self.metrics, "".join(lines).encode())
@@ -377,7 +387,7 @@ class RunFolder:
                 "same command with --resume writes them"
             ) from error
 
-    def _checkpointed_step(self, run: Run) -> int:
+    def _checkpointed_step(self, run: AnyRun) -> int:
         # One checkpoint in memory at a time: they are as large as the models.
         state = load_newest(self.checkpoint(run))
         return state["step"] if state else 0
@@ -447,6 +457,11 @@ def choose_folder(recipe: Recipe, newest: bool = False) -> Path:
         name = "digits" if recipe.teacher else "digits-supervised"
     if recipe.more_students:
         name += f"-and-{len(recipe.more_students)}-more"
+    return choose_numbered(name, newest)
+
+
+def choose_numbered(name: str, newest: bool = False) -> Path:
+    """The folder runs/NAME, or runs/NAME-2 and so on where that exists; see `choose_folder`."""
     name = re.sub(r"[^\w.+@=-]", "_", name)[:150].lstrip(".")
     base = Path("runs") / name
     numbered = itertools.chain(

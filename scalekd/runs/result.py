@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from scalekd.data.source import Split
 from scalekd.networks import InputConfig
@@ -31,6 +31,22 @@ METHOD_NAMES: dict[Method, str] = {
     "scalekd": "ScaleKD",
 }
 """How tables, curves and sentences call the methods, in the order in which they list them."""
+
+
+TRANSFERS = {"segment": "segmentation"}
+"""What a student is trained for after its distillation, by the name in a run, and in words."""
+
+
+class AnyRun(Protocol):
+    """What is one training of a run folder: a method, or a transfer, with a seed."""
+
+    @property
+    def method(self) -> str:
+        """One of `METHOD_NAMES` or of `TRANSFERS`."""
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,8 @@ class Progress:
         waiting: share of the training time spent waiting for images, since this process began.
         memory: peak memory of this process in bytes: the GPU's where it trains on one.
         corrupt_images: images that could not be read.
+        scores: of the validation images where a transfer just measured them, by name, such as the
+            mean IoU of a segmentation.
     """
 
     step: int
@@ -98,6 +116,7 @@ class Progress:
     waiting: float = 0.0
     memory: int = 0
     corrupt_images: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -202,7 +221,8 @@ def _is_entry(line: dict[str, Any]) -> bool:
 
 
 def _is_run(method: object, seed: object) -> bool:
-    return isinstance(method, str) and method in METHOD_NAMES and is_whole(seed)
+    known = isinstance(method, str) and (method in METHOD_NAMES or method in TRANSFERS)
+    return known and is_whole(seed)
 
 
 def _is_share(value: object) -> bool:

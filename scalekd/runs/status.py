@@ -19,6 +19,7 @@ from scalekd.runs.curves import Curves, draw, has_accuracy, lines_by_run
 from scalekd.runs.folder import RunFolder, find_run_folders
 from scalekd.runs.result import (
     METHOD_NAMES,
+    TRANSFERS,
     Result,
     Run,
     accuracy_gains,
@@ -56,6 +57,9 @@ class RunFolderStatus:
         date: when it was last written to, in UTC.
         settings: the recipe by dotted names.
         problems: files that could not be read, and why.
+        transfer: what a student is trained for after its distillation, such as "segmentation"; None
+            of a distillation. Its backbone is then the `student`.
+        scores: newest scores (shares) of a transfer, by name.
     """
 
     folder: str
@@ -76,6 +80,8 @@ class RunFolderStatus:
     date: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    transfer: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 def read_run_folders(roots: Sequence[Path]) -> list[RunFolderStatus]:
@@ -100,6 +106,8 @@ def read_run_folder(folder: RunFolder) -> RunFolderStatus:
     """The state of one run folder; what cannot be read is listed in `problems`."""
     problems: list[str] = []
     settings = _read_mapping(folder.settings, problems)
+    if isinstance(settings.get("backbone"), str):
+        return _read_transfer(folder, settings, problems)
     if settings and not _is_recipe(settings):
         problems.append("settings.yaml is no recipe")
         settings = {}
@@ -119,10 +127,7 @@ def read_run_folder(folder: RunFolder) -> RunFolderStatus:
     if is_finished and not summary:
         problems.append("summary.json is missing, which --resume writes")
 
-    process = lock.find_process(folder.path)
-    state: FolderState = "finished" if is_finished else "stopped"
-    if process is not None:
-        state = "running" if process.certain else "perhaps running"
+    process, state = _find_state(folder, is_finished)
     newest = {Run(entry["method"], entry["seed"]): entry for entry in entries}.values()
     accuracies = [e["top1"] for e in entries if e["method"] == methods[0] and e["top1"] is not None]
     return RunFolderStatus(
@@ -141,10 +146,50 @@ def read_run_folder(folder: RunFolder) -> RunFolderStatus:
         gain={m: gains for m in methods[1:] if (gains := accuracy_gains(results, m, main))},
         current_top1=accuracies[-1] if accuracies and not results else None,
         seconds=sum(entry["seconds"] for entry in newest),
-        date=datetime.fromtimestamp(folder.last_written(), UTC).isoformat(" ", "seconds"),
+        date=_date(folder),
         settings=flatten_settings(settings),
         problems=problems,
     )
+
+
+def _read_transfer(
+    folder: RunFolder, settings: dict[str, Any], problems: list[str]
+) -> RunFolderStatus:
+    """The state of the run folder of a transfer, which has one run."""
+    entries = _read_lines(folder.metrics, read_metrics, problems)
+    nothing: dict[str, Any] = {"step": 0, "steps": None, "seconds": 0.0}
+    newest = entries[-1] if entries else nothing
+    process, state = _find_state(folder, newest["step"] == newest["steps"])
+    measured = [e["scores"] for e in entries if isinstance(e.get("scores"), dict)]
+    scores: dict[str, Any] = measured[-1] if measured else {}
+    return RunFolderStatus(
+        folder=str(folder.path),
+        state=state,
+        step=newest["step"],
+        steps=newest["steps"],
+        process=process,
+        student=settings["backbone"],
+        seconds=newest["seconds"],
+        date=_date(folder),
+        settings=flatten_settings(settings),
+        problems=problems,
+        transfer=TRANSFERS.get(newest.get("method", ""), "transfer"),
+        scores={name: share for name, share in scores.items() if is_number(share, least=0, most=1)},
+    )
+
+
+def _find_state(
+    folder: RunFolder, is_finished: bool
+) -> tuple[lock.TrainingProcess | None, FolderState]:
+    """The process that trains in a folder, if any, and the folder's state."""
+    process = lock.find_process(folder.path)
+    if process is not None:
+        return process, "running" if process.certain else "perhaps running"
+    return None, "finished" if is_finished else "stopped"
+
+
+def _date(folder: RunFolder) -> str:
+    return datetime.fromtimestamp(folder.last_written(), UTC).isoformat(" ", "seconds")
 
 
 def differing_settings(statuses: Sequence[RunFolderStatus]) -> dict[str, list[Any]]:

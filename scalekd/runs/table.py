@@ -45,7 +45,9 @@ def settings_table(statuses: Sequence[RunFolderStatus], differences: dict[str, l
 
 def _models(status: RunFolderStatus) -> str:
     lines = [f"[bold]{printable(status.folder)}[/]"]
-    if status.student:
+    if status.transfer:
+        lines.append(printable(f"{status.student}, {status.transfer}"))
+    elif status.student:
         student = status.student
         models = f"{status.teacher} -> {student}" if status.teacher else f"{student}, supervised"
         methods, seeds = len(status.methods), len(status.seeds)
@@ -72,7 +74,7 @@ def _state(status: RunFolderStatus) -> str:
 
 
 def _accuracies(status: RunFolderStatus) -> str:
-    lines = []
+    lines = [f"{printable(name)} {100 * share:.2f}" for name, share in status.scores.items()]
     for method in status.methods:
         if method in status.top1:
             percent = [100 * top1 for top1 in status.top1[method].values()]

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from scalekd.atomic_io import write_atomically
 from scalekd.errors import InputError
 from scalekd.reading import is_whole, read_mapping
-from scalekd.recipe import Recipe, Tracker, flatten_settings
+from scalekd.recipe import RunSettings, Tracker, flatten_settings
 from scalekd.runs.folder import RunFolder
-from scalekd.runs.result import Run, read_metrics
+from scalekd.runs.result import AnyRun, read_metrics
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -71,7 +71,7 @@ class Trackers:
             trackers' files.
     """
 
-    def __init__(self, recipe: Recipe, run: Run, folder: RunFolder) -> None:
+    def __init__(self, recipe: RunSettings, run: AnyRun, folder: RunFolder) -> None:
         self.recipe, self.run, self.folder = recipe, run, folder
         self.name = f"{run.method}-seed{run.seed}"
         self.logged_file = folder.trackers / f"{self.name}.json"

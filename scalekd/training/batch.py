@@ -2,21 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from scalekd.baselines import Supervised
 from scalekd.distiller import Distiller
 from scalekd.features import Features
 from scalekd.networks import CachedOutputs, InputConfig
 from scalekd.networks.input_config import normalize_bytes
 from scalekd.step import StepOutput
 
-Learner = Distiller | Supervised
-"""What a run trains: a student with its loss and, under a teacher, what is trained beside it."""
+
+class MicroBatch(Protocol):
+    """What a loop learns from at a time: it knows how a learner is given what it has."""
+
+    def loss(self, learner: nn.Module, mixup: nn.Module | None = None) -> StepOutput:
+        """Compute the loss of `learner` on this batch, after `mixup` of images and targets."""
 
 
 class SharedTeacherOutputs:
@@ -41,7 +44,8 @@ class Batch:
 
     Attributes:
         images: (N, channels, H, W), normalised for the student.
-        targets: classes (N,), or shares of the classes (N, classes); None without labels.
+        targets: classes (N,), shares of the classes (N, classes), or a label map of each image
+            (N, H, W), as the learner takes them; None without labels.
         cached: the teacher's outputs for these images, read from a cache.
         shared: the teacher's outputs for these images, computed once for several students.
     """

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalekd.data.loader import ImageLoader
 from scalekd.device import best_device
 from scalekd.flops import FLOP_FORMULAS
-from scalekd.training.batch import Batch, Learner
+from scalekd.step import Learner
+from scalekd.training.batch import Batch
 
 IMAGES = 2
 """Images of a dry run: they show the same errors as a batch, which may be large."""

@@ -24,7 +24,8 @@ from scalekd.distributed import ranks
 from scalekd.distributed.fsdp import distribute_optimizer_state, gather_full, shard_learner
 from scalekd.errors import DivergedError
 from scalekd.recipe import Optim
-from scalekd.training.batch import Batch, Learner
+from scalekd.step import Learner
+from scalekd.training.batch import MicroBatch
 from scalekd.training.optim import (
     build_average,
     build_optimizer,
@@ -143,7 +144,7 @@ class TrainingLoop:
         """The student that is validated and exported: the average, where there is one."""
         return self.learner.student if self.average is None else self.average.module
 
-    def micro_step(self, batch: Batch, measure_gradients: bool = False) -> StepRecord | None:
+    def micro_step(self, batch: MicroBatch, measure_gradients: bool = False) -> StepRecord | None:
         """Learn from one micro-batch; after the last one of a step the weights change.
 
         Args:
@@ -158,7 +159,7 @@ class TrainingLoop:
             return None
         return self.update_weights(measure_gradients)
 
-    def forward_backward(self, batch: Batch) -> None:
+    def forward_backward(self, batch: MicroBatch) -> None:
         """Add the gradients of one micro-batch to those of its step."""
         if self._micro_batch == 0 and isinstance(self.learner, FSDPModule):
             ranks.broadcast_buffers(self.learner)  # as DDP does by itself
@@ -262,7 +263,7 @@ class LossModule(nn.Module):
         super().__init__()
         self.learner, self.mixup = learner, mixup
 
-    def forward(self, batch: Batch, skip: bool) -> tuple[Tensor, dict[str, Tensor], bool]:
+    def forward(self, batch: MicroBatch, skip: bool) -> tuple[Tensor, dict[str, Tensor], bool]:
         """The loss to call `backward` on, its terms as means over the ranks, and whether the loss
         is finite in all ranks; with `skip` the loss is zero."""
         output = batch.loss(self.learner, self.mixup)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -118,7 +118,7 @@ def build_schedule(
     steps: int,
     steps_per_epoch: int,
 ) -> Schedule:
-    """Build the schedule of the learning rate: linear warm-up, then a cosine or drops.
+    """Build the schedule of the learning rate: linear warm-up, then a cosine, polynomial or drops.
 
     Args:
         optimizer: the optimizer whose learning rate is set.
@@ -141,6 +141,11 @@ def build_schedule(
             optimizer, at_steps, decay_rate=0.1, warmup_prefix=False, **rising
         )
         return Schedule([(0, drops)])
+    if optim.poly_power is not None:
+        poly = PolyLRScheduler(
+            optimizer, t_initial=steps, power=optim.poly_power, lr_min=optim.min_lr, **rising
+        )
+        return Schedule([(0, poly)])
     starts = [0, *(epoch * steps_per_epoch for epoch in optim.restarts)]
     parts: list[tuple[int, Scheduler]] = []
     for start, end in itertools.pairwise([*starts, steps]):

@@ -8,8 +8,8 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from timm.layers import DropPath, convert_sync_batchnorm
+from torch import nn
 
-from scalekd.baselines import Supervised
 from scalekd.device import best_device
 from scalekd.distiller import Distiller
 from scalekd.distributed import ranks
@@ -18,6 +18,7 @@ from scalekd.networks import FrozenTeacher
 from scalekd.networks.blocks import repeated_blocks
 from scalekd.recipe import Precision, Recipe
 from scalekd.scale_kd import ScaleKD
+from scalekd.step import Learner
 
 KINDS_OF_BLOCK = 64
 """How many shapes and modes of one class of block are compiled; torch's own limit is 8, and a
@@ -55,7 +56,7 @@ def build_fabric(precision: Precision) -> Fabric:
     )
 
 
-def apply_performance_settings(learner: Distiller | Supervised, recipe: Recipe) -> None:
+def apply_performance_settings(learner: Learner, recipe: Recipe) -> None:
     """Cast the teacher, and set memory format and synchronised BatchNorm as the recipe asks.
 
     This replaces parameters, so it comes before the optimizer is built. A teacher whose trunk was
@@ -70,13 +71,24 @@ def apply_performance_settings(learner: Distiller | Supervised, recipe: Recipe) 
         _cast_teacher(learner.teacher, recipe)
     if recipe.channels_last:
         learner.to(memory_format=torch.channels_last)
-    if recipe.sync_batchnorm and ranks.world_size() > 1:
-        if not torch.cuda.is_available():
-            raise InputError(
-                "sync_batchnorm is true, and torch synchronises BatchNorm on GPUs only: "
-                "--sync_batchnorm false normalises the images of each device by themselves"
-            )
-        convert_sync_batchnorm(learner.student)
+    if recipe.sync_batchnorm:
+        synchronise_batchnorm(learner.student)
+
+
+def synchronise_batchnorm(student: nn.Module) -> None:
+    """Let several ranks compute the statistics of a student's BatchNorms over all their images.
+
+    Raises:
+        InputError: the ranks are on CPUs, where torch has no synchronised BatchNorm.
+    """
+    if ranks.world_size() == 1:
+        return
+    if not torch.cuda.is_available():
+        raise InputError(
+            "sync_batchnorm is true, and torch synchronises BatchNorm on GPUs only: "
+            "--sync_batchnorm false normalises the images of each device by themselves"
+        )
+    convert_sync_batchnorm(student)
 
 
 def _cast_teacher(teacher: FrozenTeacher, recipe: Recipe) -> None:
@@ -106,7 +118,7 @@ def _choose_kernels(recipe: Recipe) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def compile_repeated_blocks(learner: Distiller | Supervised) -> None:
+def compile_repeated_blocks(learner: Learner) -> None:
     """Compile the repeated blocks of student and teacher, its tail among them, and the projectors.
 
     Each block is compiled by itself, so that one compilation serves all equal blocks, and the

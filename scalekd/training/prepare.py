@@ -29,6 +29,7 @@ from scalekd.networks.teacher.reduced_copy import verify_on_reduced_copy
 from scalekd.recipe import Method, Recipe
 from scalekd.runs.result import Run
 from scalekd.scale_kd import ScaleKD
+from scalekd.step import Learner
 from scalekd.training.student_start import StudentStart, load_start
 from scalekd.training.teacher_classes import ClassOrder, put_classes_in_order
 
@@ -93,7 +94,7 @@ class Prepared:
             "cache": self.cache and self.cache.manifest.digest,
         }
 
-    def images_for(self, learner: Distiller | Supervised) -> Source:
+    def images_for(self, learner: Learner) -> Source:
         """What `learner` trains on: with a cache its augmented views, and where the learner has a
         teacher also the teacher's cached outputs."""
         if self.cache is None:

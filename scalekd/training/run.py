@@ -9,11 +9,11 @@ from scalekd.distributed import ranks
 from scalekd.errors import DivergedError
 from scalekd.runs.result import Progress
 from scalekd.signals import Interrupted
-from scalekd.training.batch import Batch
+from scalekd.training.batch import MicroBatch
 from scalekd.training.checkpointing import Checkpointing
 from scalekd.training.loop import StepRecord, TrainingLoop
 from scalekd.training.metrics import Metrics
-from scalekd.training.validation import Validation
+from scalekd.training.validation import ScoredValidation
 
 
 class StopSignal(Protocol):
@@ -42,7 +42,7 @@ class TrainingRun:
     loop: TrainingLoop
     batches: ImageLoader
     metrics: Metrics
-    validation: Validation
+    validation: ScoredValidation
     checkpoints: Checkpointing
     log_every: int
     report: Callable[[Progress], None]
@@ -55,7 +55,7 @@ class TrainingRun:
         if step and self.validation.is_due(step) and self.validation.step < step:
             self._validate()
 
-    def train_on(self, batch: Batch, waited: float = 0.0) -> None:
+    def train_on(self, batch: MicroBatch, waited: float = 0.0) -> None:
         """Learn from a micro-batch, and after a step's last one do whatever is due.
 
         Args:
@@ -98,10 +98,8 @@ class TrainingRun:
         validate = last or self.validation.is_due(step)
         recorded = self._is_recorded(step)
         if self.metrics.newest and (recorded or validate or self.metrics.news_are_due):
-            with_accuracy = validate and self.validation.batches is not None
-            self.report(
-                self.metrics.progress(step, record, recorded=recorded and not with_accuracy)
-            )
+            with_score = validate and self.validation.has_images
+            self.report(self.metrics.progress(step, record, recorded=recorded and not with_score))
         # Ranks agree: what one of them is asked for, or finds overdue, all do.
         stopped, overdue = ranks.any_rank(self.stop.is_set(), self.checkpoints.overdue)
         if stopped and not last:
@@ -117,7 +115,7 @@ class TrainingRun:
         loop, validation = self.loop, self.validation
         before = validation.highest
         better = validation.measure(loop.step, loop.learner, loop.evaluated_student)
-        if validation.batches is not None and self.metrics.last is not None:
-            self.report(replace(self.metrics.last, top1=validation.top1, recorded=True))
+        if validation.has_images and self.metrics.last is not None:
+            self.report(replace(self.metrics.last, **validation.reported(), recorded=True))
         if better and not self.checkpoints.save_best(self.state_dict()):
             validation.highest = before  # the next that exceeds it is written

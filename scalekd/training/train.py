@@ -25,13 +25,14 @@ from scalekd.distributed.fsdp import gather_full, shard_frozen
 from scalekd.errors import InputError
 from scalekd.networks.input_config import pretrained_config
 from scalekd.networks.student import StudentSpec
-from scalekd.runs.checkpoint import load_newest, restoring
+from scalekd.runs.checkpoint import STUDENT, load_newest, restoring
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.lineage import Lineage, describe_lineage
 from scalekd.runs.model_card import build_card
-from scalekd.runs.result import Progress, Result, Run, main_run
+from scalekd.runs.result import AnyRun, Progress, Result, Run, main_run
 from scalekd.runs.trackers import Trackers
-from scalekd.training.batch import Batch, Learner
+from scalekd.step import Learner
+from scalekd.training.batch import Batch
 from scalekd.training.checkpointing import Checkpointing
 from scalekd.training.dry_run import dry_run, parameters_without_gradient
 from scalekd.training.loop import TrainingLoop
@@ -72,13 +73,19 @@ def train(
         DivergedError: The loss is not finite, once more than the recipe allows.
     """
     with open_run(prepared, run, folder, report, stop) as training:
-        if not training.loop.finished:
-            waiting_since = time.perf_counter()
-            for items in training.batches:
-                batch = Batch.from_loader(items, best_device(), training.batches.config)
-                training.train_on(batch, waited=time.perf_counter() - waiting_since)
-                waiting_since = time.perf_counter()
+        train_to_the_end(training)
         return conclude(training, prepared, run, folder)
+
+
+def train_to_the_end(training: TrainingRun) -> None:
+    """Train on all batches that a run still has; see `TrainingRun.train_on`."""
+    if training.loop.finished:
+        return
+    waiting_since = time.perf_counter()
+    for items in training.batches:
+        batch = Batch.from_loader(items, best_device(), training.batches.config)
+        training.train_on(batch, waited=time.perf_counter() - waiting_since)
+        waiting_since = time.perf_counter()
 
 
 @contextmanager
@@ -103,7 +110,7 @@ def open_run(
     ranks.check_same_on_all_ranks(**must_match)
     with restoring(file) if state else nullcontext():
         if state:
-            _check_same_run(state, must_match, file)
+            check_same_run(state, must_match, file)
         loop = _build_loop(prepared, learner, batches, sampler, state)
         metrics = Metrics(
             batch_size=recipe.batch_size,
@@ -128,10 +135,10 @@ def open_run(
             file, every_steps=recipe.save_steps, every_minutes=recipe.save_minutes
         ),
         log_every=recipe.log_every,
-        report=_Recorder(run, folder, trackers, prepared.source, report),
+        report=Recorder(run, folder, trackers, prepared.source, report),
         stop=stop,
         stored={
-            "scalekd_student": asdict(_student_of(prepared)),
+            STUDENT: asdict(_student_of(prepared)),
             "must_match": must_match,
             "lineage": lineage_of(prepared, run).to_dict(),
         },
@@ -166,11 +173,11 @@ def conclude(training: TrainingRun, prepared: Prepared, run: Run, folder: RunFol
     if run == main_run(prepared.recipe):
         weights = gather_full(training.loop.evaluated_student.state_dict())
         if ranks.rank() == 0:
-            lineage = lineage_of(prepared, run).after(training.loop.step, training.validation.top1)
+            lineage = lineage_of(prepared, run).after(training.loop.step, training.validation.score)
             _write_student(prepared, weights, folder, run, lineage)
     return Result(
         run=run,
-        top1=training.validation.top1,
+        top1=training.validation.score,
         seconds=training.metrics.seconds,
         steps=training.loop.step,
         images_per_second=training.metrics.images_per_second,
@@ -203,7 +210,7 @@ def _build_loop(
         max_skipped=recipe.max_skipped,
         compile=recipe.compile,
         shard=shard,
-        all_have_gradients=not probe_gradients or _all_have_gradients(learner, batches),
+        all_have_gradients=not probe_gradients or all_have_gradients(learner, batches),
         state=state,
     )
     if several and "teacher" in recipe.fsdp and isinstance(learner, Distiller):
@@ -212,22 +219,33 @@ def _build_loop(
 
 
 @dataclass
-class _Recorder:
-    """Writes down what belongs in the record of a run, and reports everything, from rank 0."""
+class Recorder:
+    """Writes down what belongs in the record of a run, and reports everything, from rank 0.
 
-    run: Run
+    Attributes:
+        run: which one.
+        folder: its run folder, whose metrics.jsonl gets the record.
+        trackers: that get the record, too.
+        source: counts the corrupt images.
+        report: is called with all progress.
+    """
+
+    run: AnyRun
     folder: RunFolder
     trackers: Trackers
     source: Source
     report: Callable[[Progress], None]
 
     def __call__(self, progress: Progress) -> None:
+        """Record and report where the run stands."""
         if ranks.rank() > 0:
             return
         if progress.recorded:
             line = {"method": self.run.method, "seed": self.run.seed, **asdict(progress)}
             for name in ("recorded", "corrupt_images"):  # they depend on more than the step
                 line.pop(name)
+            if not progress.scores:  # which only a transfer has
+                line.pop("scores")
             self.folder.append_metrics(line)
             self.trackers.log(line)
         self.report(replace(progress, corrupt_images=self.source.corrupt_count()))
@@ -291,7 +309,7 @@ def _must_match(prepared: Prepared, sampler: ResumableBatchSampler, taught: bool
     return must_match
 
 
-def _check_same_run(state: dict[str, Any], must_match: dict[str, Any], checkpoint: Path) -> None:
+def check_same_run(state: dict[str, Any], must_match: dict[str, Any], checkpoint: Path) -> None:
     """InputError where a run would resume as another one; a warning where it nearly does."""
     then = state["must_match"]
     for name in must_match:
@@ -312,7 +330,7 @@ def _check_same_run(state: dict[str, Any], must_match: dict[str, Any], checkpoin
         )
 
 
-def _all_have_gradients(learner: Learner, batches: ImageLoader) -> bool:
+def all_have_gradients(learner: Learner, batches: ImageLoader) -> bool:
     """Whether each parameter gets a gradient, tried on a copy."""
     twin = copy.deepcopy(learner).to(best_device())
     dry_run(twin, batches)

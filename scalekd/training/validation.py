@@ -1,5 +1,6 @@
 """Top-1 accuracy of a network, and the validation of a student during training."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -49,8 +50,73 @@ def validation_batch_size(recipe: Recipe) -> int:
     return min(250, max(1, 4 * recipe.batch_size // ranks.world_size() // recipe.accumulate))
 
 
-class Validation:
-    """Measures a run's student after every `every_steps` steps.
+class ScoredValidation(ABC):
+    """Measures a run's student after every `every_steps` steps, by a score of which more is better.
+
+    A subclass says what the score is, and what a run reports of it.
+
+    Args:
+        every_steps: steps between two validations.
+        state: state of the validation to resume from.
+
+    Attributes:
+        score: of the last validation; None before the first.
+        step: step of the last validation.
+        highest: highest score so far; -1 before the first validation.
+    """
+
+    name: str
+    """What the score is called, in a validation's state and in what is reported."""
+
+    def __init__(self, *, every_steps: int, state: dict[str, Any] | None = None) -> None:
+        state = state or {}
+        self.every_steps = every_steps
+        self.step: int = state.get("step", 0)
+        self.score: float | None = state.get(self.name)
+        self.highest: float = state.get("highest", -1.0)
+
+    @property
+    @abstractmethod
+    def has_images(self) -> bool:
+        """Whether there is anything to measure on."""
+
+    @abstractmethod
+    def score_of(self, student: nn.Module) -> float:
+        """Measure `student`, which is in eval mode. All ranks call this, and get the same score."""
+
+    @abstractmethod
+    def reported(self) -> dict[str, Any]:
+        """The fields of `Progress` that the last validation fills."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether the student is to be validated after `step`."""
+        return step % self.every_steps == 0
+
+    def measure(self, step: int, learner: nn.Module, student: nn.Module) -> bool:
+        """Validate `student`, which is a part of `learner` or its average, after `step`.
+
+        Returns:
+            Whether the score is the highest so far; False where there is nothing to measure on.
+        """
+        self.step = step
+        if not self.has_images:
+            return False
+        student.eval()
+        ranks.broadcast_buffers(student)
+        with gathered_for_inference(learner, student):
+            self.score = self.score_of(student)
+        student.train()
+        better = self.score > self.highest
+        self.highest = max(self.highest, self.score)
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the validation needs to resume."""
+        return {"step": self.step, self.name: self.score, "highest": self.highest}
+
+
+class Validation(ScoredValidation):
+    """Measures the top-1 accuracy of a run's student; see `ScoredValidation`.
 
     Args:
         batches: batches of validation images and labels; None without labels, where nothing is
@@ -59,12 +125,9 @@ class Validation:
         every_steps: steps between two validations.
         precision: precision of the passes.
         state: state of the validation to resume from.
-
-    Attributes:
-        top1: accuracy (a share) at the last validation; None before the first.
-        step: step of the last validation.
-        highest: highest accuracy so far; -1 before the first validation.
     """
+
+    name = "top1"
 
     def __init__(
         self,
@@ -75,35 +138,25 @@ class Validation:
         precision: Precision,
         state: dict[str, Any] | None = None,
     ) -> None:
-        state = state or {}
-        self.batches, self.classes = batches, classes
-        self.every_steps, self.precision = every_steps, precision
-        self.step: int = state.get("step", 0)
-        self.top1: float | None = state.get("top1")
-        self.highest: float = state.get("highest", -1.0)
+        super().__init__(every_steps=every_steps, state=state)
+        self.batches, self.classes, self.precision = batches, classes, precision
 
-    def is_due(self, step: int) -> bool:
-        """Whether the student is to be validated after `step`."""
-        return step % self.every_steps == 0
+    @property
+    def top1(self) -> float | None:
+        """Accuracy (a share) at the last validation; None before the first."""
+        return self.score
 
-    def measure(self, step: int, learner: nn.Module, student: nn.Module) -> bool:
-        """Validate `student`, which is a part of `learner` or its average, after `step`.
+    @property
+    def has_images(self) -> bool:
+        """Whether there are images with labels."""
+        return self.batches is not None and self.classes is not None
 
-        Returns:
-            Whether the accuracy is the highest so far; False without labels.
-        """
-        self.step = step
-        if self.batches is None or self.classes is None:
-            return False
-        student.eval()
-        ranks.broadcast_buffers(student)
-        with gathered_for_inference(learner, student):
-            self.top1 = top1(student, self.batches, self.classes, self.precision)
-        student.train()
-        better = self.top1 > self.highest
-        self.highest = max(self.highest, self.top1)
-        return better
+    def score_of(self, student: nn.Module) -> float:
+        """The top-1 accuracy of `student` (a share)."""
+        assert self.batches is not None
+        assert self.classes is not None
+        return top1(student, self.batches, self.classes, self.precision)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the validation needs to resume."""
-        return {"step": self.step, "top1": self.top1, "highest": self.highest}
+    def reported(self) -> dict[str, Any]:
+        """The accuracy."""
+        return {"top1": self.top1}

@@ -13,10 +13,9 @@ from scalekd.jobs.job_log import job_log
 from scalekd.notes import Note
 from scalekd.recipe import Optim
 from scalekd.runs.folder import RunFolder
-from scalekd.runs.result import PairSummary
 from scalekd.signals import Interrupted
 
-PAIR = PairSummary(None, 10, 10, 10, [Note("warning", "the teacher is random")])
+NOTES = [Note("warning", "the teacher is random")]
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +26,7 @@ def _package_logs_at_info(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_train_log_has_the_recipe_the_notes_and_the_end(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    with job_log(folder, tiny("images"), PAIR):
+    with job_log(folder, tiny("images"), NOTES):
         pass
     start, note, end = folder.log.read_text().splitlines()
     assert 'training starts with {"teacher": "test_vit"' in start
@@ -48,7 +47,7 @@ def test_train_log_has_what_ended_a_job(
     error: BaseException, ended_by: str, tmp_path: Path
 ) -> None:
     folder = RunFolder(tmp_path)
-    with pytest.raises(type(error)), job_log(folder, tiny("images"), PAIR):
+    with pytest.raises(type(error)), job_log(folder, tiny("images"), NOTES):
         raise error
     assert folder.log.read_text().splitlines()[-1].endswith(f"training ended by {ended_by}")
 

@@ -1,0 +1,152 @@
+"""Pictures of a segmentation: predictions over images, and which classes are taken for which."""
+
+import colorsys
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from scalekd.text import visible
+from scalekd.transfer.scores import SegmentationScores
+
+OPACITY = 0.6
+"""Of the classes' colours over an image."""
+
+MAX_LEGEND = 24
+"""Classes in a legend: the most frequent of those that are shown."""
+
+MAX_CONFUSED = 40
+"""Classes of a confusion matrix that are drawn: those with the most pixels."""
+
+MAX_NAME = 24
+"""Letters of a class's name that are drawn."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A validation image with its labels and the predicted ones.
+
+    Attributes:
+        image: bytes (3, H, W), or (1, H, W) of a grey image, of any size.
+        labels: (H, W); negative where a pixel has none.
+        predicted: of the labels' size.
+    """
+
+    image: Tensor
+    labels: Tensor
+    predicted: Tensor
+
+
+def draw_predictions(examples: Sequence[Example], names: Sequence[str]) -> bytes:
+    """Draw a page with two examples a row: image, annotation and prediction of each.
+
+    Returns:
+        The picture, in PNG.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    rows = -(-len(examples) // 2)
+    figure = Figure(figsize=(16, 2.7 * rows + 1), layout="constrained")
+    grid = figure.subplots(rows, 6, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, example in zip(grid.reshape(-1, 3), examples, strict=False):
+        known = example.labels >= 0
+        right = (example.labels == example.predicted)[known].float().mean().nan_to_num()
+        titles = "image", "annotation", f"prediction, {float(right):.1%} right"
+        shown = None, example.labels, example.predicted
+        for axes, title, labels in zip(row, titles, shown, strict=True):
+            axes.imshow(paint(example.image, labels))
+            axes.set_title(title, size=9)
+    patches = [
+        Patch(color="#{:02x}{:02x}{:02x}".format(*colour_of(number)), label=_short(names[number]))
+        for number in _most_frequent(examples)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8)
+    return _to_png(figure)
+
+
+def draw_confusion_matrix(confusion: Tensor, scores: SegmentationScores) -> bytes:
+    """Draw the confusion matrix; each row has the shares of that class's pixels in %.
+
+    Of more than `MAX_CONFUSED` classes those with the most pixels are drawn.
+
+    Returns:
+        The picture, in PNG.
+    """
+    from matplotlib.figure import Figure
+
+    counts = confusion.double().numpy()
+    order = np.argsort(-counts.sum(axis=1), kind="stable")[:MAX_CONFUSED]
+    shown = sorted(order.tolist())
+    shares = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    shares = shares[shown][:, shown]
+    names = [_short(scores.classes[number].name) for number in shown]
+    side = max(5.0, 0.36 * len(shown) + 3)  # three inches for names and titles
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), share in np.ndenumerate(shares):
+        if (text := f"{share:.0f}") != "0":
+            colour = "white" if share > 50 else "black"
+            axes.text(column, row, text, ha="center", va="center", color=colour, size=7)
+    axes.set_xticks(range(len(names)), names, rotation=90, size=8)
+    axes.set_yticks(range(len(names)), names, size=8)
+    title = f"mean IoU {scores.miou:.2%}, {scores.pixel_accuracy:.2%} of the pixels right"
+    if len(shown) < len(counts):
+        title += f"; {len(shown)} of {len(counts)} classes"
+    axes.set(xlabel="predicted class", ylabel="class of the pixels", title=title)
+    figure.colorbar(drawn, ax=axes, label="share of the class's pixels (%)", shrink=0.8)
+    return _to_png(figure)
+
+
+def paint(image: Tensor, labels: Tensor | None) -> np.ndarray:
+    """An image (channels, H, W) as (H, W, 3), under the colours of its labels where it has any."""
+    pixels: np.ndarray = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    if labels is None:
+        return pixels
+    rows, columns = (
+        np.arange(new) * old // new for new, old in zip(labels.shape, pixels.shape[:2], strict=True)
+    )
+    pixels, numbers = pixels[rows][:, columns], labels.numpy()
+    painted = pixels.copy()
+    for number in np.unique(numbers[numbers >= 0]).tolist():
+        mixed = (1 - OPACITY) * pixels + OPACITY * np.array(colour_of(number))
+        painted[numbers == number] = mixed[numbers == number].astype(np.uint8)
+    return painted
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """The colour of a class: neighbours in number are far apart in hue."""
+    hue, light = number * 0.381966 % 1, 0.45 + 0.12 * (number % 3)
+    red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, light, 0.85))
+    return red, green, blue
+
+
+def _most_frequent(examples: Sequence[Example]) -> list[int]:
+    """The classes with the most pixels in annotations and predictions, in their order."""
+    shown = [e.labels.flatten().numpy() for e in examples]
+    shown += [e.predicted.flatten().numpy() for e in examples]
+    numbers = np.concatenate(shown)
+    counts = np.bincount(numbers[numbers >= 0])
+    frequent = np.argsort(-counts, kind="stable")[:MAX_LEGEND]
+    return sorted(number for number in frequent.tolist() if counts[number])
+
+
+def _short(name: str) -> str:
+    plain = visible(name)
+    plain = plain if len(plain) <= MAX_NAME else f"{plain[: MAX_NAME - 1]}…"
+    return plain.replace("$", r"\$")
+
+
+def _to_png(figure: Any) -> bytes:
+    picture = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # letters that the font does not have
+        figure.savefig(picture, format="png", dpi=110)
+    return picture.getvalue()

@@ -1,0 +1,248 @@
+"""`scalekd transfer segment`: train a segmenter on a backbone, measure it and draw what it sees.
+
+The loop, the checkpoints, what a run does between steps, its ranks and its folder are those of a
+distillation; here is what a segmentation gives to them.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+from scalekd.data.loader import check_batch_size
+from scalekd.data.sampler import ResumableBatchSampler
+from scalekd.distributed import ranks
+from scalekd.errors import InputError
+from scalekd.jobs.job_log import job_log
+from scalekd.jobs.progress import ProgressDisplay, print_note
+from scalekd.runs import lock
+from scalekd.runs.checkpoint import SEGMENTER, load_newest, restoring
+from scalekd.runs.folder import choose_numbered
+from scalekd.runs.result import TRANSFERS, Progress
+from scalekd.runs.trackers import Trackers, check_trackers
+from scalekd.signals import Interrupted, stop_on_signal
+from scalekd.text import printable
+from scalekd.training.checkpointing import Checkpointing
+from scalekd.training.loop import TrainingLoop
+from scalekd.training.metrics import Metrics
+from scalekd.training.optim import check_optimizer
+from scalekd.training.performance import build_fabric, synchronise_batchnorm
+from scalekd.training.run import StopSignal, TrainingRun
+from scalekd.training.train import (
+    Recorder,
+    all_have_gradients,
+    check_same_run,
+    train_to_the_end,
+)
+from scalekd.transfer.inference import Inference
+from scalekd.transfer.outcome import write_outcome
+from scalekd.transfer.prepare import (
+    PreparedSegmentation,
+    SegmentationSummary,
+    prepare_segmentation,
+    try_segmentation,
+)
+from scalekd.transfer.recipe import SegmentRecipe
+from scalekd.transfer.run_folder import TransferFolder, TransferRun
+from scalekd.transfer.segmenter import SegmentationLearner
+from scalekd.transfer.validation import SegmentationValidation
+
+logger = logging.getLogger(__name__)
+
+TITLE = TRANSFERS["segment"]
+"""What the display calls the run."""
+
+
+def segment(recipe: SegmentRecipe, out: Path | None = None, resume: bool = False) -> Path:
+    """Train a segmenter and write the run folder.
+
+    Where this process is one of several ranks (see `ranks.launch_environment`), each of them calls
+    this with the same arguments, and all of them use the same folder.
+
+    Args:
+        recipe: What to train.
+        out: Run folder to write, which must not exist unless `resume` is set; by default
+            runs/segment-NAME after the backbone, with a number if that exists.
+        resume: Resume the run in the folder, or in the newest of the default name, from its newest
+            checkpoint; start where there is none.
+
+    Returns:
+        The run folder: settings.yaml, metrics.jsonl, train.log, checkpoints/, segmentation.json
+        (scores and confusion matrix), predictions.png, confusion.png, and segmenter/, which
+        `load_segmenter` loads.
+
+    Raises:
+        InputError: the recipe cannot be trained or the folder not written; nothing was overwritten.
+        Interrupted: by Ctrl-C or a signal; the state is in checkpoints/.
+        AnotherRankFailed: this process is one of several ranks, and another one failed.
+    """
+    with ranks.process_group(), ExitStack() as held:
+        check_batch_size(recipe.batch_size, ranks.world_size(), recipe.accumulate)
+        check_trackers(recipe.trackers)
+        check_optimizer(recipe.optim)
+        path = ranks.decide_on_rank_0(lambda: _take_folder(held, recipe, out, resume))
+        folder = TransferFolder(Path(path))
+        held.enter_context(lock.share_folder(folder.path))
+        _segment_in(folder, recipe)
+        return folder.path
+
+
+def _take_folder(held: ExitStack, recipe: SegmentRecipe, out: Path | None, resume: bool) -> str:
+    """Hold the run folder; gives its path."""
+    name = recipe.backbone.rstrip("/").removesuffix("/student").rpartition("/")[2]
+    folder = TransferFolder(out or choose_numbered(f"segment-{name}", newest=resume))
+    held.enter_context(folder.hold(recipe, resume=resume))
+    return str(folder.path)
+
+
+def _segment_in(folder: TransferFolder, recipe: SegmentRecipe) -> None:
+    prepared = prepare_segmentation(recipe)
+    ranks.decide_on_rank_0(lambda: folder.check_inputs(recipe, prepared.identity))
+    learner = prepared.build_learner()
+    summary = try_segmentation(prepared, learner)
+    run = TransferRun("segment", recipe.seed)
+    stop = threading.Event()
+    with ExitStack() as held, ProgressDisplay() as display:
+        _print_start(display, prepared, summary, folder)
+        ranks.decide_on_rank_0(lambda: folder.start(recipe, prepared.identity, [run]))
+        held.enter_context(job_log(folder, recipe, summary.notes))
+        held.enter_context(stop_on_signal(stop.set))
+
+        def report(progress: Progress) -> None:
+            display.update(TITLE, progress)
+
+        try:
+            with open_segmentation(prepared, learner, run, folder, report, stop) as training:
+                train_to_the_end(training)
+                _conclude(training, prepared, folder, display)
+        except Interrupted as stopped:
+            raise Interrupted(
+                f"stopped; the state of the run is in {folder.checkpoints}/: the same command with "
+                "--resume resumes it",
+                stopped.received,
+            ) from stopped
+    ranks.barrier()
+
+
+@contextmanager
+def open_segmentation(
+    prepared: PreparedSegmentation,
+    learner: SegmentationLearner,
+    run: TransferRun,
+    folder: TransferFolder,
+    report: Callable[[Progress], None],
+    stop: StopSignal,
+) -> Iterator[TrainingRun]:
+    """The run from its newest checkpoint on, ready to be trained; as `open_run` of a distillation.
+
+    Raises:
+        InputError: the checkpoint belongs to another run, or the batches cannot be split.
+    """
+    recipe, file = prepared.recipe, folder.checkpoint(run)
+    state = load_newest(file, learner)
+    batches, validation_batches = prepared.open_loaders(state["step"] if state else 0)
+    sampler = batches.batch_sampler
+    assert isinstance(sampler, ResumableBatchSampler)
+    must_match = prepared.identity
+    ranks.check_same_on_all_ranks(**must_match)
+    if recipe.sync_batchnorm:
+        synchronise_batchnorm(learner.student)
+    with restoring(file) if state else nullcontext():
+        if state:
+            check_same_run(state, must_match, file)
+        probe_gradients = ranks.world_size() > 1 and sampler.start_step < sampler.steps
+        loop = TrainingLoop(
+            learner,
+            build_fabric(recipe.precision),
+            sampler,
+            optim=recipe.optim,
+            learning_rate=recipe.learning_rate,
+            max_skipped=recipe.max_skipped,
+            all_have_gradients=not probe_gradients or all_have_gradients(learner, batches),
+            state=state,
+        )
+        metrics = Metrics(
+            batch_size=recipe.batch_size,
+            steps=sampler.steps,
+            steps_per_epoch=sampler.steps_per_epoch,
+            state=state["metrics"] if state else None,
+        )
+        validation = SegmentationValidation(
+            validation_batches,
+            class_names=prepared.source.class_names,
+            inference=Inference.of(recipe),
+            input=prepared.input,
+            every_steps=recipe.validate_every * sampler.steps_per_epoch,
+            precision=recipe.precision,
+            state=state["validation"] if state else None,
+        )
+    trackers = Trackers(recipe, run, folder)
+    training = TrainingRun(
+        loop=loop,
+        batches=batches,
+        metrics=metrics,
+        validation=validation,
+        checkpoints=Checkpointing(
+            file, every_steps=recipe.save_steps, every_minutes=recipe.save_minutes
+        ),
+        log_every=recipe.log_every,
+        report=Recorder(run, folder, trackers, prepared.source, report),
+        stop=stop,
+        stored={SEGMENTER: asdict(prepared.spec), "must_match": must_match},
+    )
+    with trackers if ranks.rank() == 0 and not loop.finished else nullcontext():
+        if not loop.finished:
+            training.validate_if_missed()
+        yield training
+
+
+def _conclude(
+    training: TrainingRun,
+    prepared: PreparedSegmentation,
+    folder: TransferFolder,
+    display: ProgressDisplay,
+) -> None:
+    corrupt = ranks.sum_over_ranks(prepared.source.corrupt_count())
+    if ranks.rank() > 0:
+        return
+    try:
+        scores = write_outcome(training, prepared, folder, corrupt)
+    except OSError as error:
+        raise InputError(
+            f"the segmenter is trained, and {str(folder.path)!r} could not be written to "
+            f"({error}): make room, then the same command with --resume writes it"
+        ) from error
+    text = (
+        f"mean IoU {scores.miou:.2%}, pixel accuracy {scores.pixel_accuracy:.2%} after "
+        f"{training.loop.step} steps and {training.metrics.seconds:.0f} s of training"
+    )
+    logger.info("%s: %s", folder.path, text)
+    display.print_outcome(TITLE, text)
+    display.console.print(
+        f"The run folder {printable(folder.path)}/ has segmentation.json, predictions.png, "
+        "confusion.png, metrics.jsonl, settings.yaml, and segmenter/"
+    )
+
+
+def _print_start(
+    display: ProgressDisplay,
+    prepared: PreparedSegmentation,
+    summary: SegmentationSummary,
+    folder: TransferFolder,
+) -> None:
+    """Print what is trained on what, the notes and the run folder."""
+    recipe, console = prepared.recipe, display.console
+    frozen = "frozen " if recipe.frozen else ""
+    console.print(
+        f"{frozen}backbone [bold]{printable(recipe.backbone)}[/] "
+        f"({summary.backbone_parameters / 1e6:.2f} M parameters), head {recipe.head} "
+        f"({summary.head_parameters / 1e6:.2f} M)"
+    )
+    for split in prepared.source.splits:
+        console.print(f"{split.name}: {split.images} images, {len(split.classes)} classes")
+    console.print(f"a training step costs {summary.gflop:.4g} GFLOP per image")
+    for note in summary.notes:
+        print_note(console, note)
+    console.print(f"the run folder is {printable(folder.path)}/")
