@@ -12,6 +12,7 @@ the reason of each that did not, and is written after each; a second call adds w
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -49,7 +50,7 @@ class Measurement:
 
     def run(self, seconds: float) -> dict[str, Any]:
         """What the script prints as JSON, or under "failed" why it did not."""
-        words = [*self.words.split(), "--json"]
+        words = [*shlex.split(self.words), "--json"]
         command = [sys.executable, str(HERE / f"{self.script}.py"), *words]
         began = time.monotonic()
         try:
@@ -59,7 +60,7 @@ class Measurement:
         if result.returncode:
             return {"failed": result.stderr[-2000:] or f"exit code {result.returncode}"}
         values: dict[str, Any] = json.loads(result.stdout)
-        shown = f"python benchmarks/{self.script}.py {' '.join(words)}"
+        shown = f"python benchmarks/{self.script}.py {self.words} --json"
         return values | {"command": shown, "took": time.monotonic() - began}
 
 
@@ -72,7 +73,7 @@ def step(pair: str, images: int) -> Measurement:
 def loop(pair: str, images: int) -> Measurement:
     """Whole steps from JPEG files."""
     words = f"--pair {pair} --batch_size {images} --accumulate 1 {SETTINGS} --repetitions 12"
-    return Measurement(f"loop, {pair}, {images} images", "loop", f"{words} --loading [8,14]")
+    return Measurement(f"loop, {pair}, {images} images", "loop", f"{words} --loading '[8,14]'")
 
 
 LARGE, SMALL = "swin_large-resnet50", "swin_small-resnet50"
@@ -102,7 +103,7 @@ PLAN = [
 """The most important first."""
 
 TINY = "--teacher test_vit --student test_resnet --data.image_size 160 --batch_size 2 --threads 1"
-DIGITS = "--pair digits --data.root digits --batch_size 4 --threads 1 --loading [0]"
+DIGITS = "--pair digits --data.root digits --batch_size 4 --threads 1 --loading '[0]'"
 SMALL_PLAN = [
     Measurement("step", "step", f"{TINY} --repetitions 2"),
     Measurement("kernels", "profile_step", f"{TINY} --repetitions 2"),

@@ -173,13 +173,14 @@ def instrument(training: TrainingRun, watch: Stopwatch) -> None:
 
 @contextlib.contextmanager
 def timed_clipping(watch: Stopwatch) -> Iterator[None]:
-    """Time the clipping of gradients, a function of torch."""
-    clip = nn.utils.clip_grad_norm_
-    nn.utils.clip_grad_norm_ = watch.timed("clipping", clip)
+    """Time the clipping of gradients by torch; a fused optimizer scales them by itself."""
+    norm, scale = nn.utils.get_total_norm, nn.utils.clip_grads_with_norm_
+    nn.utils.get_total_norm = watch.timed("clipping", norm)
+    nn.utils.clip_grads_with_norm_ = watch.timed("clipping", scale)
     try:
         yield
     finally:
-        nn.utils.clip_grad_norm_ = clip
+        nn.utils.get_total_norm, nn.utils.clip_grads_with_norm_ = norm, scale
 
 
 def time_loop(prepared: Prepared, folder: RunFolder, bare: SyntheticStep, steps: int) -> LoopTimes:

@@ -10,6 +10,7 @@ trainings with deterministic kernels can be.
 """
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from scalekd.runs.result import Run, read_results
 from scalekd.runs.system_info import describe_machine, describe_versions
 
 RUN = Run("scalekd", 0)
-FIXED = "--seeds [0] --compare [] --log_every 1 --save_steps 1000000"
+FIXED = "--seeds '[0]' --compare '[]' --log_every 1 --save_steps 1000000"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,16 @@ class Trainings:
 
 def command(out: Path, words: list[str]) -> list[str]:
     """The command of a training in the folder `out`."""
-    return [sys.executable, "-m", "scalekd", "distill", *words, *FIXED.split(), "--out", str(out)]
+    return [
+        sys.executable,
+        "-m",
+        "scalekd",
+        "distill",
+        *words,
+        *shlex.split(FIXED),
+        "--out",
+        str(out),
+    ]
 
 
 def train(out: Path, words: list[str]) -> None:

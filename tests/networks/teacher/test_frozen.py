@@ -258,7 +258,7 @@ def test_teacher_stays_in_eval_mode_whatever_holds_it() -> None:
         assert not any(m.training for m in teacher.model.modules())
 
 
-@pytest.mark.parametrize("name", ["", "layers_1", "layers_3.blocks.0"])
+@pytest.mark.parametrize("name", ["", "layers.1", "layers.1.blocks.0"])
 def test_a_call_returns_a_model_in_training_mode_to_eval(name: str) -> None:
     teacher = FrozenTeacher(swin(drop_path_rate=0.9, drop_rate=0.5))
     x = images(8)
