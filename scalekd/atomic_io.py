@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -146,6 +146,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def remove_written_folder(folder: Path, names: Set[str]) -> None:
+    """Remove a folder that an earlier process wrote, if it has files of these `names` alone."""
+    if folder.is_dir() and set(os.listdir(folder)) <= names:
+        shutil.rmtree(folder)
 
 
 def remove_leftovers(folder: Path) -> None:

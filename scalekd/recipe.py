@@ -271,6 +271,15 @@ class Optim:
                 f"example, {', '.join(near)}"
             )
 
+    def shortened(self, epochs: int) -> "Optim":
+        """The same with a schedule that fits into so few epochs."""
+        return replace(
+            self,
+            warmup_epochs=min(self.warmup_epochs, epochs / 2),
+            drops=[epochs / 2] if self.drops else [],
+            restarts=[],
+        )
+
     def _check_schedule(self, epochs: int) -> None:
         if self.warmup_epochs >= epochs:
             raise InputError(
@@ -315,6 +324,18 @@ class RunSettings(Protocol):
     @property
     def trackers(self) -> list[Tracker]:
         """Where metrics are sent in addition to metrics.jsonl."""
+
+    @property
+    def log_every(self) -> int:
+        """Steps between two records of the metrics."""
+
+    @property
+    def save_minutes(self) -> float:
+        """Minutes between two checkpoints."""
+
+    @property
+    def save_steps(self) -> int | None:
+        """Steps between two checkpoints; None for no such rule."""
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -730,16 +751,21 @@ def student_folder_name(student: str | Student) -> str:
     return name.replace("/", "_").replace(":", "_")
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, folder: Path = RECIPES, kind: str = "recipe") -> Path:
     """The YAML file of a packaged recipe.
+
+    Args:
+        name: of the recipe.
+        folder: that has the recipes.
+        kind: how an error calls them.
 
     Raises:
         InputError: there is no such recipe; the message lists all.
     """
-    file = RECIPES / f"{name}.yaml"
+    file = folder / f"{name}.yaml"
     if not file.is_file():
-        known = ", ".join(sorted(f.stem for f in RECIPES.glob("*.yaml")))
-        raise InputError(f"no recipe is named {name!r}; there are: {known}")
+        known = ", ".join(sorted(f.stem for f in folder.glob("*.yaml")))
+        raise InputError(f"no {kind} is named {name!r}; there are: {known}")
     return file
 
 

@@ -29,6 +29,7 @@ FLOORS = [
         "kinds",
         "processes",
         "step",
+        "drawing",
     },
     {"method", "networks", "baselines"},
     {"recipe", "digits"},

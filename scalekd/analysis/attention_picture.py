@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from scalekd.analysis.drawing import to_png
 from scalekd.analysis.results import ProjectorAttention, QueryMap
+from scalekd.drawing import to_png
 
 STAGES = {"tpp": "penultimate", "final": "final"}
 

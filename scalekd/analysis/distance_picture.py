@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from scalekd.analysis.drawing import VIEW_COLOURS, short_name, to_png
 from scalekd.analysis.results import AlternativeViews, Distances
+from scalekd.drawing import short_name, to_png
 
 MARKERS = "o^sDvP"
+
+VIEW_COLOURS = {"original": "#d98c21", "alternative": "#2166ac"}
 
 
 def draw_distances(result: AlternativeViews) -> bytes:

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from scalekd.analysis.drawing import short_name, to_png
 from scalekd.analysis.frequencies import order_by_frequency
 from scalekd.analysis.results import Frequencies
+from scalekd.drawing import short_name, to_png
 
 MOST = 64
 """Of more channels or frequencies, the means of neighbours are drawn."""

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from scalekd.analysis.drawing import short_name, to_png
 from scalekd.analysis.results import Similarity
+from scalekd.drawing import short_name, to_png
 
 MOST_NUMBERED = 16
 """Layers in a row or column up to which the values are written into the cells."""

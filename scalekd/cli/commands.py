@@ -66,14 +66,7 @@ def _add_distill_options(parser: Parser) -> None:
 def _add_segment_options(parser: Parser) -> None:
     from scalekd.transfer.recipe import SegmentRecipe
 
-    parser.add_argument(
-        "--recipe", type=str | None, help="Name of a packaged recipe (docs/transfer.md)."
-    )
-    parser.add_argument(
-        "--config",
-        action="config",
-        help="A recipe of your own, a YAML file. Options on the command line override it.",
-    )
+    parser.add_recipe_files("docs/transfer.md")
     parser.add_class_arguments(SegmentRecipe, as_group=False)
     parser.entitle("data", "data")
     parser.entitle("optim", "optim")
@@ -495,6 +488,18 @@ def _split_recipe(options: Namespace, kind: Any = None) -> tuple[Any, dict[str, 
     return kind(**settings), others
 
 
+def _find_recipe(name: str) -> Path:
+    from scalekd.recipe import find_recipe
+
+    return find_recipe(name)
+
+
+def _find_transfer_recipe(name: str) -> Path:
+    from scalekd.transfer.recipe import find_transfer_recipe
+
+    return find_transfer_recipe(name)
+
+
 @dataclass(frozen=True)
 class Command:
     """A command of the command line.
@@ -504,12 +509,17 @@ class Command:
         description: what it does, at the top of its own help.
         add_options: adds its options to a parser.
         run: calls it with the parsed options; also gets the command line.
+        find_recipe: finds the file of a packaged recipe by name; None of a command without recipes.
+        has_default_recipe: whether a packaged recipe is taken where no other is named, nor teacher,
+            student or images.
     """
 
     summary: str
     description: str
     add_options: Callable[[Parser], None]
     run: Callable[[Namespace, list[str]], None]
+    find_recipe: Callable[[str], Path] | None = None
+    has_default_recipe: bool = False
 
     def build_parser(self, name: str) -> Parser:
         """Its parser, for the arguments after its name."""
@@ -534,6 +544,8 @@ COMMANDS = {
         "Train a student under a teacher, and compare it with baselines.\n" + RECIPE_DEFAULTS,
         _add_distill_options,
         _run_distill,
+        _find_recipe,
+        has_default_recipe=True,
     ),
     "train": Command(
         "train the student of a recipe on labels only, the supervised baseline",
@@ -541,6 +553,8 @@ COMMANDS = {
         "distillation. Settings of the teacher and of the method are not used.\n" + RECIPE_DEFAULTS,
         _add_distill_options,
         _run_train,
+        _find_recipe,
+        has_default_recipe=True,
     ),
     "runs": Command(
         "list run folders: their state and their results",
@@ -563,6 +577,8 @@ COMMANDS = {
         "the student's image size and normalisation if one is named.\n" + RECIPE_DEFAULTS,
         _add_cache_options,
         _run_cache,
+        _find_recipe,
+        has_default_recipe=True,
     ),
     "estimate": Command(
         "estimate time and memory of a recipe before training",
@@ -570,6 +586,8 @@ COMMANDS = {
         "read.\n" + RECIPE_DEFAULTS,
         _add_estimate_options,
         _run_estimate,
+        _find_recipe,
+        has_default_recipe=True,
     ),
     "models": Command(
         "list the timm models that were tried, and whether they fit",
@@ -603,6 +621,7 @@ COMMANDS = {
         "UPerNet on a backbone that is trained, too, or a linear probe on a frozen one.",
         _add_segment_options,
         _run_segment,
+        _find_transfer_recipe,
     ),
     "analyze": Command(
         "draw what a teacher, a student and the projectors between them do inside",

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from scalekd.cli.commands import COMMANDS
+from scalekd.cli.commands import COMMANDS, Command
 from scalekd.cli.logs import shown_logs
 from scalekd.cli.output import Output, lossy_outputs
 from scalekd.cli.parser import read_words
@@ -34,6 +34,9 @@ examples:
   scalekd export runs/digits/checkpoints/scalekd-seed4.ckpt --out student
   scalekd models "*dinov3*"
 """
+
+NAMING = {"--teacher", "--student", "--data.root", "--config"}
+"""Options that name what is trained, without which the default recipe is."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -98,7 +101,7 @@ def _run(arguments: list[str]) -> None:
         sys.exit(0)
     if command := COMMANDS.get(name):
         words = read_words(arguments[count:])
-        options = command.build_parser(name).parse(_with_recipe(name, words))
+        options = command.build_parser(name).parse(_with_recipe(command, words))
         command.run(options, arguments)
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -107,16 +110,10 @@ def _run(arguments: list[str]) -> None:
         raise InputError(f"{reason}; {hint}")
 
 
-def _with_recipe(command: str, options: list[str]) -> list[str]:
+def _with_recipe(command: Command, options: list[str]) -> list[str]:
     """The options with `--recipe NAME`, or the default recipe, as the `--config` of its file."""
     names = {option.partition("=")[0] for option in options}
-    with_recipe = ("distill", "train", "cache", "estimate", "transfer segment")
-    if command in with_recipe and not names & {"--help", "-h"}:
-        from scalekd.recipe import DEFAULT_RECIPE, find_recipe
-
-        if command == "transfer segment":
-            from scalekd.transfer.recipe import find_transfer_recipe as find_recipe
-
+    if command.find_recipe is not None and not names & {"--help", "-h"}:
         if "--recipe" in names:
             options = [
                 part
@@ -125,14 +122,11 @@ def _with_recipe(command: str, options: list[str]) -> list[str]:
             ]
             index = options.index("--recipe")
             recipe, rest = "".join(options[index + 1 : index + 2]), options[index + 2 :]
-            options = ["--config", str(find_recipe(recipe)), *options[:index], *rest]
-        elif command != "transfer segment" and not names & {
-            "--teacher",
-            "--student",
-            "--data.root",
-            "--config",
-        }:
-            options = ["--config", str(find_recipe(DEFAULT_RECIPE)), *options]
+            options = ["--config", str(command.find_recipe(recipe)), *options[:index], *rest]
+        elif command.has_default_recipe and not names & NAMING:
+            from scalekd.recipe import DEFAULT_RECIPE
+
+            options = ["--config", str(command.find_recipe(DEFAULT_RECIPE)), *options]
     pairs = [part.partition("=")[::2] for part in options if part.startswith("--config=")]
     for option, file in (*itertools.pairwise(options), *pairs):
         if option == "--config":

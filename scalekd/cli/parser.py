@@ -80,15 +80,17 @@ class Parser(jsonargparse.ArgumentParser):
 
     def add_recipe(self) -> dict[str, Any]:
         """Add `--recipe`, `--config` and all settings of a recipe; gives the groups by topic."""
-        self.add_argument(
-            "--recipe", type=str | None, help="Name of a packaged recipe (docs/recipes.md)."
-        )
+        self.add_recipe_files("docs/recipes.md")
+        return self.add_settings([name for names in TOPICS.values() for name in names])
+
+    def add_recipe_files(self, page: str) -> None:
+        """Add `--recipe`, whose help names the `page` of the packaged ones, and `--config`."""
+        self.add_argument("--recipe", type=str | None, help=f"Name of a packaged recipe ({page}).")
         self.add_argument(
             "--config",
             action="config",
             help="A recipe of your own, a YAML file. Options on the command line override it.",
         )
-        return self.add_settings([name for names in TOPICS.values() for name in names])
 
     def add_settings(self, names: Collection[str]) -> dict[str, Any]:
         """Add the settings of a recipe in `names`, in a group for each topic; gives the groups."""

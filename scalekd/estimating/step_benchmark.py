@@ -9,7 +9,6 @@ import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -131,8 +130,7 @@ class _OptimizedStep(SyntheticStep):
 
     def update_weights(self) -> None:
         """Clip the gradients, step the optimizer, and update the average."""
-        clip = self.recipe.optim.clip
-        with clipped_gradients(self.optimizer, clip) if clip else nullcontext():
+        with clipped_gradients(self.optimizer, self.recipe.optim.clip):
             self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.distiller.student)

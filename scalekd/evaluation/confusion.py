@@ -1,14 +1,12 @@
 """Draw which classes a model takes for which."""
 
-import io
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from scalekd.drawing import draw_shares, short_name, to_png
 from scalekd.evaluation.results import ModelResult
-from scalekd.text import visible
 
 MAX_CLASSES = 30
 """Classes that are drawn by name; of more only those that are confused most."""
@@ -33,7 +31,7 @@ def draw_confusion(result: ModelResult) -> bytes:
 
     every_class = [c.name for c in result.per_class]
     shown = most_confused(result)
-    title = f"{_shorten(result.model, 40, from_the_end=True)}, top-1 {result.top1:.2%}"
+    title = f"{short_name(result.model)}, top-1 {result.top1:.2%}"
     side = max(5.0, 0.36 * len(shown) + 3)  # three inches for names and titles
     if len(shown) == len(every_class):
         figure = Figure(figsize=(side + 1, side), layout="constrained")
@@ -43,11 +41,7 @@ def draw_confusion(result: ModelResult) -> bytes:
         left, right = figure.subplots(1, 2, width_ratios=(2, 3))
         _draw_all(left, result, every_class, f"{title}, all {len(every_class):,} classes")
         _draw_named(figure, right, result, shown, f"{len(shown)} classes that are confused most")
-    picture = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # letters that the font does not have
-        figure.savefig(picture, format="png", dpi=130, bbox_inches="tight")
-    return picture.getvalue()
+    return to_png(figure, pad=0.1)
 
 
 def most_confused(result: ModelResult) -> list[str]:
@@ -84,21 +78,15 @@ def count_matrix(result: ModelResult, names: Sequence[str]) -> np.ndarray:
 
 def _draw_named(figure: Any, axes: Any, result: ModelResult, names: list[str], title: str) -> None:
     matrix = count_matrix(result, names)
-    columns = [_shorten(name) for name in names]
+    rows = [short_name(name, MAX_NAME, from_the_end=False) for name in names]
+    columns = rows.copy()
     if matrix[:, -1].any():
         columns.append("another class")
     images = {c.name: c.images for c in result.per_class}
     totals = np.array([max(1, images[name]) for name in names])[:, None]
     shares = 100 * matrix[:, : len(columns)] / totals
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    for (row, column), share in np.ndenumerate(shares):
-        if (text := f"{share:.0f}") != "0":
-            colour = "white" if share > 50 else "black"
-            axes.text(column, row, text, ha="center", va="center", color=colour, size=7)
-    axes.set_xticks(range(len(columns)), columns, rotation=90, size=8)
-    axes.set_yticks(range(len(names)), [_shorten(name) for name in names], size=8)
     axes.set(xlabel="predicted class", ylabel="class of the images", title=title)
-    figure.colorbar(drawn, ax=axes, label="share of the class's images (%)", shrink=0.8)
+    draw_shares(figure, axes, shares, (rows, columns)).set_label("share of the class's images (%)")
 
 
 def _draw_all(axes: Any, result: ModelResult, names: list[str], title: str) -> None:
@@ -120,12 +108,3 @@ def _draw_all(axes: Any, result: ModelResult, names: list[str], title: str) -> N
     axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, extent=extent)
     axes.set(xlabel="number of the predicted class", ylabel="number of the images' class")
     axes.set_title(title)
-
-
-def _shorten(name: str, letters: int = MAX_NAME, from_the_end: bool = False) -> str:
-    """A name as matplotlib prints it: not too long, and no dollar sign that begins a formula."""
-    plain = visible(name)
-    if len(plain) > letters:
-        cut = letters - 1
-        plain = f"…{plain[-cut:]}" if from_the_end else f"{plain[:cut]}…"
-    return plain.replace("$", r"\$")

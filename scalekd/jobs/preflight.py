@@ -16,7 +16,7 @@ from scalekd.recipe import Recipe
 from scalekd.runs.result import PairSummary, main_run
 from scalekd.scale_kd import ScaleKD
 from scalekd.step import Learner
-from scalekd.training.dry_run import dry_run, parameters_without_gradient
+from scalekd.training.dry_run import dry_run, notes_without_gradient
 from scalekd.training.prepare import Prepared
 from scalekd.training.train import open_loaders
 from scalekd.training.validation import top1
@@ -109,14 +109,8 @@ def _notes_on_settings(prepared: Prepared, learner: Learner) -> list[Note]:
             f"{prepared.source.splits[0].images} images are few: with --student_weights pretrained "
             "it starts from timm's, which usually makes it more accurate"
         )
-    if without_gradient := parameters_without_gradient(learner):
-        texts.append(
-            f"no gradient reaches {len(without_gradient)} parameters, for example "
-            f"{without_gradient[0]}"
-        )
-    if prepared.cache is not None:
-        texts.append(str(prepared.cache))
-    return [Note("info", text) for text in texts]
+    notes = [*(Note("info", text) for text in texts), *notes_without_gradient(learner)]
+    return notes if prepared.cache is None else [*notes, Note("info", str(prepared.cache))]
 
 
 def _pretrained_would_help(prepared: Prepared) -> bool:

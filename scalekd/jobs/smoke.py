@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from scalekd.recipe import Optim, Recipe, Student
+from scalekd.recipe import Recipe, Student
 
 SIDE = 64
 CLASSES = 4
@@ -29,9 +29,11 @@ def shrink_to_smoke_test(recipe: Recipe, folder: Path) -> Recipe:
     """
     shortened = replace(
         recipe,
-        optim=_shorten(recipe.optim),
+        optim=recipe.optim.shortened(EPOCHS),
         more_students=[
-            replace(s, optim=_shorten(s.optim) if s.optim else None, student_weights="random")
+            replace(
+                s, optim=s.optim.shortened(EPOCHS) if s.optim else None, student_weights="random"
+            )
             if isinstance(s, Student)
             else s
             for s in recipe.more_students
@@ -58,15 +60,6 @@ def shrink_to_smoke_test(recipe: Recipe, folder: Path) -> Recipe:
         teacher_size=(SIDE, SIDE),
         batch_size=BATCH,
         accumulate=min(recipe.accumulate, BATCH // 2),
-    )
-
-
-def _shorten(optim: Optim) -> Optim:
-    return replace(
-        optim,
-        warmup_epochs=min(optim.warmup_epochs, EPOCHS / 2),
-        drops=[EPOCHS / 2] if optim.drops else [],
-        restarts=[],
     )
 
 

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalekd.data.loader import ImageLoader
 from scalekd.device import best_device
 from scalekd.flops import FLOP_FORMULAS
+from scalekd.notes import Note
 from scalekd.step import Learner
 from scalekd.training.batch import Batch
 
@@ -44,3 +45,10 @@ def dry_run(learner: Learner, batches: ImageLoader) -> float:
 def parameters_without_gradient(learner: nn.Module) -> list[str]:
     """Names of the trained parameters that have no gradient after a step."""
     return [name for name, p in learner.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def notes_without_gradient(learner: nn.Module) -> list[Note]:
+    """A note on the trained parameters that have no gradient after a step, if there are some."""
+    names = parameters_without_gradient(learner)
+    text = f"no gradient reaches {len(names)} parameters, for example {''.join(names[:1])}"
+    return [Note("info", text)] if names else []

@@ -191,8 +191,7 @@ class TrainingLoop:
         )
         if self._skip:
             self.optimizer.zero_grad()  # an optimizer leaves alone what has no gradients
-        clip = self.clip and not self._skip
-        with clipped_gradients(self.optimizer, self.clip) if clip else nullcontext():
+        with clipped_gradients(self.optimizer, self.clip):
             precision.optimizer_step(self.optimizer)
         self.step += 1
         self.schedule.step_update(self.step)

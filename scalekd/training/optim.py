@@ -51,11 +51,15 @@ def build_optimizer(
 
 @contextmanager
 def clipped_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Iterator[None]:
-    """Inside, `optimizer.step` takes gradients that are scaled down to a norm of `max_norm`.
+    """Inside, `optimizer.step` takes gradients that are scaled down to a norm of `max_norm`; with 0
+    they stay as they are.
 
     A fused optimizer divides them where it reads them anyway, by the attribute that torch's
     `GradScaler` sets for that; for another one they are scaled in place before.
     """
+    if not max_norm:
+        yield
+        return
     groups = optimizer.param_groups
     trained = [p for group in groups for p in group["params"] if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in trained])

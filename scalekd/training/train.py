@@ -2,8 +2,6 @@
 
 import copy
 import logging
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from scalekd.atomic_io import remove_written_folder
 from scalekd.data.loader import ImageLoader, build_loaders
 from scalekd.data.mixup import build_mixup
 from scalekd.data.sampler import ResumableBatchSampler
@@ -25,6 +24,7 @@ from scalekd.distributed.fsdp import gather_full, shard_frozen
 from scalekd.errors import InputError
 from scalekd.networks.input_config import pretrained_config
 from scalekd.networks.student import StudentSpec
+from scalekd.recipe import RunSettings
 from scalekd.runs.checkpoint import STUDENT, load_newest, restoring
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.lineage import Lineage, describe_lineage
@@ -40,7 +40,7 @@ from scalekd.training.metrics import Metrics
 from scalekd.training.performance import apply_performance_settings, build_fabric
 from scalekd.training.prepare import Prepared
 from scalekd.training.run import StopSignal, TrainingRun
-from scalekd.training.validation import Validation, validation_batch_size
+from scalekd.training.validation import ScoredValidation, Validation, validation_batch_size
 
 logger = logging.getLogger(__name__)
 
@@ -112,12 +112,7 @@ def open_run(
         if state:
             check_same_run(state, must_match, file)
         loop = _build_loop(prepared, learner, batches, sampler, state)
-        metrics = Metrics(
-            batch_size=recipe.batch_size,
-            steps=sampler.steps,
-            steps_per_epoch=sampler.steps_per_epoch,
-            state=state["metrics"] if state else None,
-        )
+        metrics = resume_metrics(sampler, state)
         validation = Validation(
             validation_batches,
             classes=prepared.source.classes,
@@ -125,6 +120,53 @@ def open_run(
             precision=recipe.precision,
             state=state["validation"] if state else None,
         )
+    with assembled(
+        recipe,
+        run,
+        folder,
+        prepared.source,
+        loop=loop,
+        batches=batches,
+        metrics=metrics,
+        validation=validation,
+        stored={
+            STUDENT: asdict(_student_of(prepared)),
+            "must_match": must_match,
+            "lineage": lineage_of(prepared, run).to_dict(),
+        },
+        report=report,
+        stop=stop,
+    ) as training:
+        yield training
+
+
+def resume_metrics(sampler: ResumableBatchSampler, state: dict[str, Any] | None) -> Metrics:
+    """The metrics of a run of these batches, from a checkpoint's state on."""
+    return Metrics(
+        batch_size=sampler.batch_size,
+        steps=sampler.steps,
+        steps_per_epoch=sampler.steps_per_epoch,
+        state=state["metrics"] if state else None,
+    )
+
+
+@contextmanager
+def assembled(
+    recipe: RunSettings,
+    run: AnyRun,
+    folder: RunFolder,
+    source: Source,
+    *,
+    loop: TrainingLoop,
+    batches: ImageLoader,
+    metrics: Metrics,
+    validation: ScoredValidation,
+    stored: dict[str, Any],
+    report: Callable[[Progress], None],
+    stop: StopSignal,
+) -> Iterator[TrainingRun]:
+    """A run of these parts, ready to `train_on` its batches; its trackers are open inside, if it
+    has steps left."""
     trackers = Trackers(recipe, run, folder)
     training = TrainingRun(
         loop=loop,
@@ -132,16 +174,14 @@ def open_run(
         metrics=metrics,
         validation=validation,
         checkpoints=Checkpointing(
-            file, every_steps=recipe.save_steps, every_minutes=recipe.save_minutes
+            folder.checkpoint(run),
+            every_steps=recipe.save_steps,
+            every_minutes=recipe.save_minutes,
         ),
         log_every=recipe.log_every,
-        report=Recorder(run, folder, trackers, prepared.source, report),
+        report=Recorder(run, folder, trackers, source, report),
         stop=stop,
-        stored={
-            STUDENT: asdict(_student_of(prepared)),
-            "must_match": must_match,
-            "lineage": lineage_of(prepared, run).to_dict(),
-        },
+        stored=stored,
     )
     with trackers if ranks.rank() == 0 and not loop.finished else nullcontext():
         if not loop.finished:
@@ -280,8 +320,7 @@ def _write_student(
     lineage: Lineage,
 ) -> None:
     spec, checkpoint = _student_of(prepared), folder.checkpoint(run)
-    if folder.student.is_dir() and set(os.listdir(folder.student)) <= STUDENT_FILES:
-        shutil.rmtree(folder.student)  # of a run that was killed just after this
+    remove_written_folder(folder.student, STUDENT_FILES)  # of a run that was killed just after this
     student = spec.build()
     student.load_state_dict(weights)
     try:

@@ -1,16 +1,13 @@
 """Pictures of a segmentation: predictions over images, and which classes are taken for which."""
 
 import colorsys
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from scalekd.text import visible
+from scalekd.drawing import draw_shares, short_name, to_png
 from scalekd.transfer.scores import SegmentationScores
 
 OPACITY = 0.6
@@ -64,11 +61,14 @@ def draw_predictions(examples: Sequence[Example], names: Sequence[str]) -> bytes
             axes.imshow(paint(example.image, labels))
             axes.set_title(title, size=9)
     patches = [
-        Patch(color="#{:02x}{:02x}{:02x}".format(*colour_of(number)), label=_short(names[number]))
+        Patch(
+            color="#{:02x}{:02x}{:02x}".format(*colour_of(number)),
+            label=short_name(names[number], MAX_NAME, from_the_end=False),
+        )
         for number in _most_frequent(examples)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8)
-    return _to_png(figure)
+    return to_png(figure, dpi=110, box=None)
 
 
 def draw_confusion_matrix(confusion: Tensor, scores: SegmentationScores) -> bytes:
@@ -86,23 +86,18 @@ def draw_confusion_matrix(confusion: Tensor, scores: SegmentationScores) -> byte
     shown = sorted(order.tolist())
     shares = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     shares = shares[shown][:, shown]
-    names = [_short(scores.classes[number].name) for number in shown]
+    names = [
+        short_name(scores.classes[number].name, MAX_NAME, from_the_end=False) for number in shown
+    ]
     side = max(5.0, 0.36 * len(shown) + 3)  # three inches for names and titles
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    for (row, column), share in np.ndenumerate(shares):
-        if (text := f"{share:.0f}") != "0":
-            colour = "white" if share > 50 else "black"
-            axes.text(column, row, text, ha="center", va="center", color=colour, size=7)
-    axes.set_xticks(range(len(names)), names, rotation=90, size=8)
-    axes.set_yticks(range(len(names)), names, size=8)
     title = f"mean IoU {scores.miou:.2%}, {scores.pixel_accuracy:.2%} of the pixels right"
     if len(shown) < len(counts):
         title += f"; {len(shown)} of {len(counts)} classes"
     axes.set(xlabel="predicted class", ylabel="class of the pixels", title=title)
-    figure.colorbar(drawn, ax=axes, label="share of the class's pixels (%)", shrink=0.8)
-    return _to_png(figure)
+    draw_shares(figure, axes, shares, (names, names)).set_label("share of the class's pixels (%)")
+    return to_png(figure, dpi=110, box=None)
 
 
 def paint(image: Tensor, labels: Tensor | None) -> np.ndarray:
@@ -136,17 +131,3 @@ def _most_frequent(examples: Sequence[Example]) -> list[int]:
     counts = np.bincount(numbers[numbers >= 0])
     frequent = np.argsort(-counts, kind="stable")[:MAX_LEGEND]
     return sorted(number for number in frequent.tolist() if counts[number])
-
-
-def _short(name: str) -> str:
-    plain = visible(name)
-    plain = plain if len(plain) <= MAX_NAME else f"{plain[: MAX_NAME - 1]}…"
-    return plain.replace("$", r"\$")
-
-
-def _to_png(figure: Any) -> bytes:
-    picture = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # letters that the font does not have
-        figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
@@ -15,11 +14,12 @@ from scalekd.data.loader import ImageLoader, build_loaders
 from scalekd.data.seeding import seed_generators
 from scalekd.data.source import Source
 from scalekd.device import best_device
+from scalekd.distiller import count_parameters
 from scalekd.distributed import ranks
 from scalekd.errors import InputError, one_line
 from scalekd.networks import InputConfig
 from scalekd.notes import Note
-from scalekd.training.dry_run import dry_run, parameters_without_gradient
+from scalekd.training.dry_run import dry_run, notes_without_gradient
 from scalekd.transfer.backbone import OpenedBackbone, open_backbone
 from scalekd.transfer.images import open_labelled_images
 from scalekd.transfer.inference import Inference
@@ -142,7 +142,7 @@ def try_segmentation(
         "give another --data.crop_size",
     ):
         gflop = dry_run(tried, batches)
-    without_gradient = parameters_without_gradient(tried)
+    without_gradient = notes_without_gradient(tried)
     images, labels = validation.dataset[0]
     with _refusing(
         f"a validation image of {images.shape[1]}x{images.shape[2]} pixels cannot be segmented "
@@ -157,19 +157,12 @@ def try_segmentation(
             input=prepared.input,
             precision=recipe.precision,
         )
-    notes = [prepared.opened.weights.note]
-    if without_gradient:
-        text = (
-            f"no gradient reaches {len(without_gradient)} parameters, for example "
-            f"{without_gradient[0]}"
-        )
-        notes.append(Note("info", text))
-    backbone = _count(learner.student.backbone.levels)
+    backbone = count_parameters(learner.student.backbone.levels)
     return SegmentationSummary(
         backbone_parameters=backbone,
-        head_parameters=_count(learner.student) - backbone,
+        head_parameters=count_parameters(learner.student) - backbone,
         gflop=gflop,
-        notes=[*prepared.source.notes, *notes],
+        notes=[*prepared.source.notes, prepared.opened.weights.note, *without_gradient],
     )
 
 
@@ -195,7 +188,3 @@ def _refusing(what: str, remedy: str) -> Iterator[None]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{what} ({one_line(error)}): {remedy}") from error
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

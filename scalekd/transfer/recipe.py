@@ -1,7 +1,7 @@
 """The settings of a segmentation, as data that is checked when it is made."""
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from scalekd.recipe import (
     check_name,
     check_positive,
     expand_home,
+    find_recipe,
 )
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -244,25 +245,10 @@ class SegmentRecipe:
         return plain
 
 
-def shorten_epochs(recipe: SegmentRecipe, epochs: int) -> SegmentRecipe:
-    """The recipe with fewer epochs and a schedule that fits into them."""
-    optim = replace(
-        recipe.optim,
-        warmup_epochs=min(recipe.optim.warmup_epochs, epochs / 2),
-        drops=[epochs / 2] if recipe.optim.drops else [],
-        restarts=[],
-    )
-    return replace(recipe, epochs=epochs, steps=None, optim=optim)
-
-
 def find_transfer_recipe(name: str) -> Path:
     """The YAML file of a packaged recipe of a transfer.
 
     Raises:
         InputError: there is no such recipe; the message lists all.
     """
-    file = RECIPES / f"{name}.yaml"
-    if not file.is_file():
-        known = ", ".join(sorted(f.stem for f in RECIPES.glob("*.yaml")))
-        raise InputError(f"no recipe of a transfer is named {name!r}; there are: {known}")
-    return file
+    return find_recipe(name, RECIPES, "recipe of a transfer")

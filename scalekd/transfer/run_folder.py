@@ -1,13 +1,11 @@
 """The run folder of a transfer: that of every run, and what only a transfer leaves."""
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scalekd.atomic_io import write_atomically
+from scalekd.atomic_io import remove_written_folder, write_atomically
 from scalekd.runs.folder import RunFolder
 
 
@@ -58,6 +56,4 @@ class TransferFolder(RunFolder):
 
     def clear_segmenter(self) -> None:
         """Remove the network of a run that was killed just after it was written, and no more."""
-        ours = {"config.json", "model.safetensors"}
-        if self.segmenter.is_dir() and set(os.listdir(self.segmenter)) <= ours:
-            shutil.rmtree(self.segmenter)
+        remove_written_folder(self.segmenter, {"config.json", "model.safetensors"})

@@ -21,19 +21,18 @@ from scalekd.runs import lock
 from scalekd.runs.checkpoint import SEGMENTER, load_newest, restoring
 from scalekd.runs.folder import choose_numbered
 from scalekd.runs.result import TRANSFERS, Progress
-from scalekd.runs.trackers import Trackers, check_trackers
+from scalekd.runs.trackers import check_trackers
 from scalekd.signals import Interrupted, stop_on_signal
 from scalekd.text import printable
-from scalekd.training.checkpointing import Checkpointing
 from scalekd.training.loop import TrainingLoop
-from scalekd.training.metrics import Metrics
 from scalekd.training.optim import check_optimizer
 from scalekd.training.performance import build_fabric, synchronise_batchnorm
 from scalekd.training.run import StopSignal, TrainingRun
 from scalekd.training.train import (
-    Recorder,
     all_have_gradients,
+    assembled,
     check_same_run,
+    resume_metrics,
     train_to_the_end,
 )
 from scalekd.transfer.inference import Inference
@@ -163,12 +162,7 @@ def open_segmentation(
             all_have_gradients=not probe_gradients or all_have_gradients(learner, batches),
             state=state,
         )
-        metrics = Metrics(
-            batch_size=recipe.batch_size,
-            steps=sampler.steps,
-            steps_per_epoch=sampler.steps_per_epoch,
-            state=state["metrics"] if state else None,
-        )
+        metrics = resume_metrics(sampler, state)
         validation = SegmentationValidation(
             validation_batches,
             class_names=prepared.source.class_names,
@@ -178,23 +172,19 @@ def open_segmentation(
             precision=recipe.precision,
             state=state["validation"] if state else None,
         )
-    trackers = Trackers(recipe, run, folder)
-    training = TrainingRun(
+    with assembled(
+        recipe,
+        run,
+        folder,
+        prepared.source,
         loop=loop,
         batches=batches,
         metrics=metrics,
         validation=validation,
-        checkpoints=Checkpointing(
-            file, every_steps=recipe.save_steps, every_minutes=recipe.save_minutes
-        ),
-        log_every=recipe.log_every,
-        report=Recorder(run, folder, trackers, prepared.source, report),
-        stop=stop,
         stored={SEGMENTER: asdict(prepared.spec), "must_match": must_match},
-    )
-    with trackers if ranks.rank() == 0 and not loop.finished else nullcontext():
-        if not loop.finished:
-            training.validate_if_missed()
+        report=report,
+        stop=stop,
+    ) as training:
         yield training
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from scalekd.transfer.recipe import SegmentRecipe, shorten_epochs
+from scalekd.transfer.recipe import SegmentRecipe
 
 SIDE, CLASSES, IMAGES, BATCH, EPOCHS = 64, 4, 8, 4, 2
 
@@ -38,7 +38,10 @@ def shrink_to_smoke_test(recipe: SegmentRecipe, folder: Path) -> SegmentRecipe:
     )
     is_timm = recipe.backbone.startswith("timm:")
     return replace(
-        shorten_epochs(recipe, EPOCHS),
+        recipe,
+        epochs=EPOCHS,
+        steps=None,
+        optim=recipe.optim.shortened(EPOCHS),
         data=data,
         backbone_weights="random" if is_timm else recipe.backbone_weights,
         batch_size=BATCH,

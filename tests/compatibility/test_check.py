@@ -130,7 +130,7 @@ def test_reported_projectors_heads_weights_and_notes_are_those_of_the_built_pair
 ) -> None:
     pair, report = checked_pair
     real = ScaleKD(pair.built_teacher(), pair.built_student())
-    projectors = [*real.criterion.penultimate.values(), *real.criterion.final.values()]
+    projectors = real.criterion.projectors
     assert report.projector_parameters == sum(count(p) for p in projectors) > 0
     assert report.projector_parameters == count(real.criterion)
     assert report.heads == real.heads

@@ -172,7 +172,15 @@ MEASURED = ("seconds", "images_per_second", "training_seconds", "waiting", "memo
 
 def assert_bit_identical(one: Path, other: Path, run: Run = RUN) -> None:
     """The same weights, optimizer, averages, metrics and exported students in two run folders."""
-    first, second = (dict(leaves(newest_state(out, run))) for out in (one, other))
+    assert_same_training(one, other, [newest_state(out, run) for out in (one, other)])
+    for file in ("model.safetensors", "config.json"):
+        students = [(RunFolder(out).student / file).read_bytes() for out in (one, other)]
+        assert students[0] == students[1], file
+
+
+def assert_same_training(one: Path, other: Path, states: list[Any]) -> None:
+    """The same states, of the newest checkpoints of two run folders, and the same metrics."""
+    first, second = (dict(leaves(state)) for state in states)
     assert first.keys() == second.keys()
     for name, value in first.items():
         if name.rpartition(".")[2] in MEASURED:
@@ -186,6 +194,3 @@ def assert_bit_identical(one: Path, other: Path, run: Run = RUN) -> None:
         for out in (one, other)
     ]
     assert metrics[0] == metrics[1]
-    for file in ("model.safetensors", "config.json"):
-        students = [(RunFolder(out).student / file).read_bytes() for out in (one, other)]
-        assert students[0] == students[1], file

@@ -456,7 +456,7 @@ def test_constant_maps_give_finite_terms_and_gradients(
 def test_separable_stems_are_in_every_projector_or_in_none() -> None:
     for separable, groups in ((False, {1}), (True, {1, 8, 16})):
         loss = build(separable_stem=separable)
-        projectors = [*loss.penultimate.values(), *loss.final.values()]
+        projectors = loss.projectors
         stems = [[m for m in p.stem.modules() if isinstance(m, nn.Conv2d)] for p in projectors]
         assert [len(stem) for stem in stems] == [2 if separable else 1] * 4
         assert {conv.groups for stem in stems for conv in stem} == groups

@@ -1,5 +1,7 @@
 """The scores of a segmentation are those of a literal count."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -49,8 +51,7 @@ def counted(batches: list[tuple[Tensor, Tensor]]) -> dict[str, list[int]]:
     return counts
 
 
-@pytest.fixture
-def validation() -> SegmentationValidation:
+def painted_validation(state: dict[str, Any] | None = None) -> SegmentationValidation:
     return SegmentationValidation(
         painted_batches(),
         class_names=NAMES,
@@ -58,7 +59,13 @@ def validation() -> SegmentationValidation:
         input=PLAIN,
         every_steps=5,
         precision="32-true",
+        state=state,
     )
+
+
+@pytest.fixture
+def validation() -> SegmentationValidation:
+    return painted_validation()
 
 
 def test_miou_equals_a_literal_count(validation: SegmentationValidation) -> None:
@@ -86,15 +93,7 @@ def test_miou_is_not_a_mean_over_images() -> None:
 
 def test_a_validation_resumes_with_its_scores(validation: SegmentationValidation) -> None:
     validation.measure(5, Painted(), Painted())
-    resumed = SegmentationValidation(
-        painted_batches(),
-        class_names=NAMES,
-        inference=Inference(),
-        input=PLAIN,
-        every_steps=5,
-        precision="32-true",
-        state=validation.state_dict(),
-    )
+    resumed = painted_validation(validation.state_dict())
     assert resumed.scores == validation.scores
     assert resumed.score == resumed.highest == validation.scores.miou
     assert not resumed.measure(10, Painted(), Painted())

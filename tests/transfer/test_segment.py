@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.real_runs import SECONDS_TO_START, leaves, metrics_lines, wait_until_training
+from helpers.real_runs import (
+    SECONDS_TO_START,
+    assert_same_training,
+    metrics_lines,
+    wait_until_training,
+)
 from helpers.refusals import refused
 from helpers.scenes import CLASSES, ade20k_folder, scene, tiny_segmentation
 from PIL import Image
@@ -27,8 +32,6 @@ from scalekd.transfer.run_folder import TransferFolder, TransferRun
 from scalekd.transfer.segment import segment
 from scalekd.transfer.segmenter import load_segmenter
 from scalekd.transfer.smoke import shrink_to_smoke_test
-
-MEASURED = ("seconds", "images_per_second", "waiting", "memory")
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +67,7 @@ def state_of(out: Path, seed: int = 3) -> dict[str, Any]:
 
 
 def assert_bit_identical(one: Path, other: Path) -> None:
-    first, second = (dict(leaves(state_of(out))) for out in (one, other))
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        if name.rpartition(".")[2] in MEASURED:
-            continue
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, second[name]), name
-        else:
-            assert value == second[name], name
-    lines = [
-        [{k: v for k, v in line.items() if k not in MEASURED} for line in metrics_lines(out)]
-        for out in (one, other)
-    ]
-    assert lines[0] == lines[1]
+    assert_same_training(one, other, [state_of(out) for out in (one, other)])
     weights = [(out / "segmenter/model.safetensors").read_bytes() for out in (one, other)]
     assert weights[0] == weights[1]
 
