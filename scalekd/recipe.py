@@ -570,11 +570,7 @@ class Recipe:
                 check_name(name, getattr(self, name))
         check_largest(self)
         check_positive(epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate)
-        if self.batch_size % self.accumulate:
-            raise InputError(
-                f"accumulate is {self.accumulate} and batch_size is {self.batch_size}: "
-                "micro-batches must be equal, so batch_size must be a multiple of accumulate"
-            )
+        check_micro_batches(self.batch_size, self.accumulate)
         if self.channels_last and "student" in self.fsdp:
             raise InputError(
                 "channels_last is true and fsdp has student, but only contiguous weights can be "
@@ -841,6 +837,15 @@ def check_largest(settings: Any, prefix: str = "") -> None:
         most = LARGEST.get(f"{prefix}{name}")
         if most is not None and isinstance(value, int | float) and value > most:
             raise InputError(f"{prefix}{name} is {value}: it must be at most {most:g}")
+
+
+def check_micro_batches(batch_size: int, accumulate: int) -> None:
+    """Raise InputError unless a batch can be divided into `accumulate` equal micro-batches."""
+    if batch_size % accumulate:
+        raise InputError(
+            f"accumulate is {accumulate} and batch_size is {batch_size}: "
+            "micro-batches must be equal, so batch_size must be a multiple of accumulate"
+        )
 
 
 def check_positive(**values: float) -> None:

@@ -13,6 +13,7 @@ from scalekd.recipe import (
     Precision,
     Tracker,
     check_largest,
+    check_micro_batches,
     check_model_arguments,
     check_name,
     check_positive,
@@ -208,11 +209,7 @@ class SegmentRecipe:
             )
         if not 0 <= self.auxiliary <= 1000:
             raise InputError(f"auxiliary is {self.auxiliary}: it must be from 0 to 1000")
-        if self.batch_size % self.accumulate:
-            raise InputError(
-                f"accumulate is {self.accumulate} and batch_size is {self.batch_size}: "
-                "micro-batches must be equal, so batch_size must be a multiple of accumulate"
-            )
+        check_micro_batches(self.batch_size, self.accumulate)
         if self.max_skipped < 0:
             raise InputError(f"max_skipped is {self.max_skipped}: it must be 0 or more")
         if not 0 <= self.seed < 2**32:
