@@ -15,7 +15,7 @@ from scalekd.cli.commands import COMMANDS
 from scalekd.cli.main import main
 from scalekd.method import LossWeights
 from scalekd.recipe import Data, Optim
-from scalekd.transfer.recipe import SegmentData
+from scalekd.transfer.segmentation.recipe import SegmentData
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -3,8 +3,9 @@
     python experiments/transfer/scenes.py OUT --training 400 --validation 100 --seed 0
 
 OUT gets images/ and annotations/ in the layout of ADE20K with classes.txt (0 is the background),
-and training.json and validation.json in COCO's format: boxes, masks as run lengths, crowds, images
-without any item. Training and validation have different originals. Everything depends on the seed.
+and annotations/instances_training.json and instances_validation.json in COCO's format: boxes,
+masks as polygons, those with holes and of crowds as run lengths, images without any item. Training
+and validation have different originals. Everything depends on the seed.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as masks
 from scipy import ndimage
 
 from scalekd.data.fashion_mnist import CLASSES, find_files, read_split
@@ -163,18 +165,48 @@ def coco_annotations(scene: Scene, image: int, first: int) -> list[dict[str, Any
                 "bbox": [int(value) for value in box],
                 "area": int(mask.sum()),
                 "iscrowd": int(is_crowd),
-                "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
+                "segmentation": run_lengths(mask) if is_crowd else polygons(mask),
             }
         )
     return annotations
 
 
-def run_lengths(mask: np.ndarray) -> list[int]:
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
     """COCO's run lengths of a mask: column by column, zeros first."""
     flat = mask.ravel(order="F").astype(np.int8)
     ends = np.flatnonzero(np.diff(flat)) + 1
     lengths = np.diff([0, *ends.tolist(), len(flat)]).tolist()
-    return [0, *lengths] if flat[0] else lengths
+    return {"size": list(mask.shape), "counts": [0, *lengths] if flat[0] else lengths}
+
+
+def polygons(mask: np.ndarray) -> Any:
+    """COCO's polygons of a mask, one along the edges of the pixels of each of its parts; its run
+    lengths where polygons are not exact, as for a hole."""
+    parts, count = ndimage.label(mask)
+    found = [outline(parts == number) for number in range(1, count + 1)]
+    drawn = masks.merge(masks.frPyObjects(found, *mask.shape))
+    return found if (masks.decode(drawn) == mask).all() else run_lengths(mask)
+
+
+def outline(part: np.ndarray) -> list[int]:
+    """The corners x, y, x, y, ... of an outline of a part, clockwise."""
+    filled = np.pad(part, 1)
+    following: dict[tuple[int, int], tuple[int, int]] = {}
+    sides = (-1, 0, 0, 0, 1, 0), (0, 1, 1, 0, 1, 1), (1, 0, 1, 1, 0, 1), (0, -1, 0, 1, 0, 0)
+    for row, column in np.argwhere(part).tolist():
+        for down, right, x, y, to_x, to_y in sides:
+            if not filled[row + 1 + down, column + 1 + right]:
+                following[column + x, row + y] = column + to_x, row + to_y
+    first = place = next(iter(following))
+    corners: list[int] = []
+    direction = (0, 0)
+    while True:
+        after = following[place]
+        if (after[0] - place[0], after[1] - place[1]) != direction:
+            corners += place
+        direction, place = (after[0] - place[0], after[1] - place[1]), after
+        if place == first:
+            return corners
 
 
 def write_scenes(out: Path, *, training: int, validation: int, seed: int = 0) -> None:
@@ -197,7 +229,7 @@ def write_scenes(out: Path, *, training: int, validation: int, seed: int = 0) ->
             annotations += coco_annotations(scene, number, len(annotations) + 1)
         categories = [{"id": n, "name": name} for n, name in enumerate(names, 1)]
         coco = {"images": images, "annotations": annotations, "categories": categories}
-        (out / f"{split}.json").write_text(json.dumps(coco))
+        (out / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
     (out / "classes.txt").write_text("\n".join(["background", *names]) + "\n")
 
 

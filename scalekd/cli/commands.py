@@ -64,17 +64,27 @@ def _add_distill_options(parser: Parser) -> None:
 
 
 def _add_segment_options(parser: Parser) -> None:
-    from scalekd.transfer.recipe import SegmentRecipe
+    from scalekd.transfer.segmentation.recipe import SegmentRecipe
 
+    _add_transfer_options(parser, SegmentRecipe, "segment")
+
+
+def _add_detect_options(parser: Parser) -> None:
+    from scalekd.transfer.detection.recipe import DetectRecipe
+
+    _add_transfer_options(parser, DetectRecipe, "detect")
+
+
+def _add_transfer_options(parser: Parser, recipe: type, name: str) -> None:
     parser.add_recipe_files("docs/transfer.md")
-    parser.add_class_arguments(SegmentRecipe, as_group=False)
+    parser.add_class_arguments(recipe, as_group=False)
     parser.entitle("data", "data")
     parser.entitle("optim", "optim")
     parser.add_argument(
         "--out",
         type=Path | None,
         help="Run folder to write, which must not exist unless --resume is given. By default "
-        "runs/segment-NAME after the backbone, with a number if that exists.",
+        f"runs/{name}-NAME after the backbone, with a number if that exists.",
     )
     _add_devices(parser)
     parser.add_argument(
@@ -90,18 +100,37 @@ def _add_segment_options(parser: Parser) -> None:
 
 
 def _run_segment(options: Namespace, arguments: list[str]) -> None:
-    from scalekd.transfer.recipe import SegmentRecipe
-    from scalekd.transfer.segment import segment
-    from scalekd.transfer.smoke import shrink_to_smoke_test
+    from scalekd.transfer.segmentation.recipe import SegmentRecipe
+    from scalekd.transfer.segmentation.segment import segment
+    from scalekd.transfer.segmentation.smoke import shrink_to_smoke_test
 
-    recipe, others = _split_recipe(options, SegmentRecipe)
+    _run_transfer(options, arguments, SegmentRecipe, shrink_to_smoke_test, segment)
+
+
+def _run_detect(options: Namespace, arguments: list[str]) -> None:
+    from scalekd.transfer.detection.detect import detect
+    from scalekd.transfer.detection.recipe import DetectRecipe
+    from scalekd.transfer.detection.smoke import shrink_to_smoke_test
+
+    _run_transfer(options, arguments, DetectRecipe, shrink_to_smoke_test, detect)
+
+
+def _run_transfer(
+    options: Namespace,
+    arguments: list[str],
+    kind: type,
+    shrink: Callable[[Any, Path], Any],
+    train: Callable[[Any, Path | None, bool], Path],
+) -> None:
+    """Train by the function `train` a recipe of the class `kind`, which `shrink` may shrink."""
+    recipe, others = _split_recipe(options, kind)
     with (
         _on_devices(others["devices"], recipe, arguments),
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as images,
     ):
         if others["smoke"]:
-            recipe = shrink_to_smoke_test(recipe, Path(images))
-        segment(recipe, others["out"], others["resume"])
+            recipe = shrink(recipe, Path(images))
+        train(recipe, others["out"], others["resume"])
 
 
 def _run_distill(options: Namespace, arguments: list[str]) -> None:
@@ -494,10 +523,16 @@ def _find_recipe(name: str) -> Path:
     return find_recipe(name)
 
 
-def _find_transfer_recipe(name: str) -> Path:
-    from scalekd.transfer.recipe import find_transfer_recipe
+def _find_segment_recipe(name: str) -> Path:
+    from scalekd.transfer.segmentation.recipe import find_segment_recipe
 
-    return find_transfer_recipe(name)
+    return find_segment_recipe(name)
+
+
+def _find_detect_recipe(name: str) -> Path:
+    from scalekd.transfer.detection.recipe import find_detect_recipe
+
+    return find_detect_recipe(name)
 
 
 @dataclass(frozen=True)
@@ -621,7 +656,15 @@ COMMANDS = {
         "UPerNet on a backbone that is trained, too, or a linear probe on a frozen one.",
         _add_segment_options,
         _run_segment,
-        _find_transfer_recipe,
+        _find_segment_recipe,
+    ),
+    "transfer detect": Command(
+        "train a student on object detection, as the backbone of Mask R-CNN",
+        "Train a detection with an exported student, or any timm model, as the backbone: Mask\n"
+        "R-CNN or Faster R-CNN on a feature pyramid, or a linear probe on a frozen backbone.",
+        _add_detect_options,
+        _run_detect,
+        _find_detect_recipe,
     ),
     "analyze": Command(
         "draw what a teacher, a student and the projectors between them do inside",

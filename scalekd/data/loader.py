@@ -180,7 +180,11 @@ def build_loaders(
         steps=steps,
     )
     batches = ImageLoader(
-        training, batch_sampler=sampler, pin_memory=torch.cuda.is_available(), **workers
+        training,
+        batch_sampler=sampler,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=source.collate,
+        **workers,
     )
     batches.config = config
     if source.validation_set is None:
@@ -191,6 +195,7 @@ def build_loaders(
         validation_batch_size,
         sampler=range(rank, len(validation), world_size),  # type: ignore[arg-type]
         persistent_workers=workers["num_workers"] > 0,
+        collate_fn=source.collate,
         **workers,
     )
 

@@ -81,6 +81,7 @@ class Source:
             an input; None where they cannot be had. Its items are as those of the validation set,
             or (image,) without labels.
         targets: classes of the images of `unaugmented_set` (N,) where they are known beforehand.
+        collate: makes a batch of items; None for torch's way, which stacks tensors of one size.
     """
 
     classes: int | None
@@ -97,6 +98,7 @@ class Source:
     splits: tuple[Split, ...] = ()
     unaugmented_set: Callable[[InputConfig], Dataset[Any]] | None = None
     targets: Tensor | None = None
+    collate: Callable[[list[Any]], Any] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:

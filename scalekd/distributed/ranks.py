@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -57,6 +57,9 @@ class LaunchEnvironment:
     local_world_size: int = 1
     main_address: str = "127.0.0.1"
     main_port: int = DEFAULT_PORT
+
+
+T = TypeVar("T")
 
 
 def launch_environment() -> LaunchEnvironment:
@@ -250,6 +253,15 @@ def sum_over_ranks(count: int) -> int:
     total = torch.tensor(count)
     distributed.all_reduce(total)
     return int(total)
+
+
+def gather_objects(mine: list[T]) -> list[T]:
+    """The objects of all ranks, which may have different numbers of them, rank by rank."""
+    if world_size() == 1:
+        return mine
+    gathered: list[list[T]] = [[] for _ in range(world_size())]
+    distributed.all_gather_object(gathered, mine)
+    return [each for part in gathered for each in part]
 
 
 def any_rank(*flags: bool) -> list[bool]:

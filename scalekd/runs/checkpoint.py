@@ -34,9 +34,9 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
 """What every checkpoint has: how many steps are done, the weights of student and projectors, and
 the average of the student's, None where there is none."""
 
-STUDENT, SEGMENTER = "scalekd_student", "scalekd_segmenter"
+STUDENT, TRANSFERRED = "scalekd_student", "scalekd_transfer"
 """Under which a checkpoint has what rebuilds its network, as plain data: the `StudentSpec` of a
-student, or the `SegmenterSpec` of a segmenter. It has one of them."""
+student, or the spec of what a transfer trains. It has one of them."""
 
 
 def write_checkpoint(state: dict[str, Any], file: Path, previous: Path | None = None) -> None:
@@ -129,7 +129,7 @@ def read_state(file: Path) -> dict[str, Any]:
         isinstance(state.get(name, ...), kind) for name, kind in REQUIRED.items()
     ):
         raise InputError(f"{str(file)!r} is not a checkpoint of `scalekd distill`")
-    described = any(isinstance(state.get(name), dict) for name in (STUDENT, SEGMENTER))
+    described = any(isinstance(state.get(name), dict) for name in (STUDENT, TRANSFERRED))
     weights = state["learner"], state["average"] or {}
     if not described or state["step"] < 0 or not all(map(is_state_dict, weights)):
         raise InputError(f"{str(file)!r} is not a checkpoint of `scalekd distill`")
@@ -147,8 +147,8 @@ def load_student(file: Path) -> tuple[nn.Module, StudentSpec]:
     checkpoint = read_state(file)
     if STUDENT not in checkpoint:
         raise InputError(
-            f"{str(file)!r} has a segmenter, which is no student: its run writes a folder of it at "
-            "the end (docs/transfer.md)"
+            f"{str(file)!r} is of a transfer, whose network is no student: its run writes a folder "
+            "of it at the end (docs/transfer.md)"
         )
     try:
         spec = StudentSpec.from_dict(checkpoint[STUDENT])

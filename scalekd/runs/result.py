@@ -33,7 +33,7 @@ METHOD_NAMES: dict[Method, str] = {
 """How tables, curves and sentences call the methods, in the order in which they list them."""
 
 
-TRANSFERS = {"segment": "segmentation"}
+TRANSFERS = {"segment": "segmentation", "detect": "detection"}
 """What a student is trained for after its distillation, by the name in a run, and in words."""
 
 

@@ -1,6 +1,6 @@
 """A micro-batch: its images, its labels, and the teacher's outputs where they exist already."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,11 @@ class MicroBatch(Protocol):
 
     def loss(self, learner: nn.Module, mixup: nn.Module | None = None) -> StepOutput:
         """Compute the loss of `learner` on this batch, after `mixup` of images and targets."""
+
+
+BatchBuilder = Callable[[Sequence[Any], torch.device, InputConfig], MicroBatch]
+"""Makes a micro-batch of a loader's items, on the device that trains; the config says how images
+of bytes are normalised."""
 
 
 class SharedTeacherOutputs:

@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd.data.loader import ImageLoader
@@ -10,13 +9,15 @@ from scalekd.device import best_device
 from scalekd.flops import FLOP_FORMULAS
 from scalekd.notes import Note
 from scalekd.step import Learner
-from scalekd.training.batch import Batch
+from scalekd.training.batch import Batch, BatchBuilder
 
 IMAGES = 2
 """Images of a dry run: they show the same errors as a batch, which may be large."""
 
 
-def dry_run(learner: Learner, batches: ImageLoader) -> float:
+def dry_run(
+    learner: Learner, batches: ImageLoader, to_batch: BatchBuilder = Batch.from_loader
+) -> float:
     """Run forward and backward of `learner` on the first images of its first batch.
 
     Afterwards `learner` has gradients, and its BatchNorm statistics are changed.
@@ -24,19 +25,20 @@ def dry_run(learner: Learner, batches: ImageLoader) -> float:
     Args:
         learner: on the device that trains.
         batches: loader of the run.
+        to_batch: makes a micro-batch of what the loader gives.
 
     Returns:
         GFLOP per image, forward and backward, with 2 for each multiply-add.
     """
     assert batches.batch_sampler is not None
     keys = next(iter(batches.batch_sampler))[:IMAGES]
-    batch = default_collate([batches.dataset[key] for key in keys])
+    items = batches.collate_fn([batches.dataset[key] for key in keys])
     learner.train()
     with (
         FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter,
         torch.enable_grad(),
     ):
-        loss = Batch.from_loader(batch, best_device(), batches.config).loss(learner).loss
+        loss = to_batch(items, best_device(), batches.config).loss(learner).loss
         torch.autograd.backward(loss)
     learner.eval()
     return float(counter.get_total_flops()) / len(keys) / 1e9

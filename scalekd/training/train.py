@@ -32,7 +32,7 @@ from scalekd.runs.model_card import build_card
 from scalekd.runs.result import AnyRun, Progress, Result, Run, main_run
 from scalekd.runs.trackers import Trackers
 from scalekd.step import Learner
-from scalekd.training.batch import Batch
+from scalekd.training.batch import Batch, BatchBuilder
 from scalekd.training.checkpointing import Checkpointing
 from scalekd.training.dry_run import dry_run, parameters_without_gradient
 from scalekd.training.loop import TrainingLoop
@@ -77,13 +77,18 @@ def train(
         return conclude(training, prepared, run, folder)
 
 
-def train_to_the_end(training: TrainingRun) -> None:
-    """Train on all batches that a run still has; see `TrainingRun.train_on`."""
+def train_to_the_end(training: TrainingRun, to_batch: BatchBuilder = Batch.from_loader) -> None:
+    """Train on all batches that a run still has; see `TrainingRun.train_on`.
+
+    Args:
+        training: the run.
+        to_batch: makes a micro-batch of what its loader gives.
+    """
     if training.loop.finished:
         return
     waiting_since = time.perf_counter()
     for items in training.batches:
-        batch = Batch.from_loader(items, best_device(), training.batches.config)
+        batch = to_batch(items, best_device(), training.batches.config)
         training.train_on(batch, waited=time.perf_counter() - waiting_since)
         waiting_since = time.perf_counter()
 
@@ -369,8 +374,10 @@ def check_same_run(state: dict[str, Any], must_match: dict[str, Any], checkpoint
         )
 
 
-def all_have_gradients(learner: Learner, batches: ImageLoader) -> bool:
+def all_have_gradients(
+    learner: Learner, batches: ImageLoader, to_batch: BatchBuilder = Batch.from_loader
+) -> bool:
     """Whether each parameter gets a gradient, tried on a copy."""
     twin = copy.deepcopy(learner).to(best_device())
-    dry_run(twin, batches)
+    dry_run(twin, batches, to_batch)
     return not parameters_without_gradient(twin)

@@ -48,6 +48,18 @@ class BackboneSpec:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "BackboneSpec":
+        """The spec that `dataclasses.asdict` made `plain` from.
+
+        Raises:
+            TypeError, ValueError, KeyError: it is not such a one.
+        """
+        inner = dict(plain)
+        height, width = inner.pop("size")
+        mean, std = (tuple(map(float, inner.pop(name))) for name in ("mean", "std"))
+        return cls(**inner, size=(int(height), int(width)), mean=mean, std=std)
+
     def build(self) -> nn.Module:
         """Build the model with random weights."""
         flexibility = _flexibility(self.architecture, self.arguments)
@@ -170,6 +182,10 @@ class Backbone(nn.Module):
         model: a timm model, which loses its classifier and what is after its last level.
         frozen: whether the model is used as it is, in eval mode and without gradients; the norms of
             the levels are trained nevertheless.
+        frozen_stages: of a model that is trained, so many of its first levels are not, nor is what
+            comes before them.
+        frozen_batchnorm: whether BatchNorm uses its stored statistics and is not trained.
+        blocks: levels of a model with a single resolution; the last of them is its last block.
 
     Attributes:
         channels: of each level.
@@ -185,16 +201,24 @@ class Backbone(nn.Module):
         (1, 96, 2, 2)
     """
 
-    def __init__(self, model: nn.Module, *, frozen: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        frozen: bool = False,
+        frozen_stages: int = 0,
+        frozen_batchnorm: bool = False,
+        blocks: int = LEVELS,
+    ) -> None:
         super().__init__()
         infos = getattr(model, "feature_info", None)
         if not infos or not hasattr(model, "forward_intermediates"):
             raise InputError(f"{type(model).__name__} has no feature maps: take another backbone")
-        indices = choose_levels([info["reduction"] for info in infos])
+        indices = choose_levels([info["reduction"] for info in infos], blocks)
         has_batchnorm = any(isinstance(module, _BatchNorm) for module in model.modules())
         self.channels = [int(infos[index]["num_chs"]) for index in indices]
         self.strides = [int(infos[index]["reduction"]) for index in indices]
-        self.frozen = frozen
+        self.frozen, self.frozen_batchnorm = frozen, frozen_batchnorm
         exempt = getattr(model, "no_weight_decay", set)
         self._without_decay = {f"levels.model.{name}" for name in exempt()}
         self.levels = FeatureGetterNet(model, out_indices=indices, norm=False)
@@ -203,6 +227,28 @@ class Backbone(nn.Module):
         )
         if frozen:
             self.levels.requires_grad_(False)
+        if frozen_stages:
+            names = [infos[index]["module"] for index in indices]
+            self._freeze_stages([f"model.{name}." for name in names], frozen_stages)
+        if frozen_batchnorm:
+            for module in self._batchnorms():
+                module.requires_grad_(False)
+
+    def _freeze_stages(self, prefixes: list[str], stages: int) -> None:
+        """Freeze what is made before and in the last of the first `stages` levels."""
+        if stages >= len(prefixes):
+            raise InputError(
+                f"frozen_stages is {stages} and the backbone has {len(prefixes)} levels: give a "
+                "smaller number, or --frozen true"
+            )
+        parameters = list(self.levels.named_parameters())
+        prefix = prefixes[stages - 1]
+        inside = [n for n, (name, _) in enumerate(parameters) if name.startswith(prefix)]
+        for _, parameter in parameters[: max(inside, default=-1) + 1]:
+            parameter.requires_grad_(False)
+
+    def _batchnorms(self) -> list[nn.Module]:
+        return [module for module in self.levels.modules() if isinstance(module, _BatchNorm)]
 
     @property
     def has_one_grid(self) -> bool:
@@ -235,6 +281,9 @@ class Backbone(nn.Module):
         super().train(mode)
         if self.frozen:
             self.levels.eval()
+        elif self.frozen_batchnorm:
+            for module in self._batchnorms():
+                module.eval()
         return self
 
     def no_weight_decay(self) -> set[str]:
@@ -242,15 +291,16 @@ class Backbone(nn.Module):
         return self._without_decay & {name for name, _ in self.named_parameters()}
 
 
-def choose_levels(reductions: list[int]) -> list[int]:
+def choose_levels(reductions: list[int], blocks: int = LEVELS) -> list[int]:
     """The indices of the feature maps that are a backbone's levels.
 
     Args:
         reductions: pixels of the image between two tokens of each feature map, in order.
+        blocks: levels of a network with a single resolution.
 
     Returns:
         Of a network with several resolutions the last map of each, at most the `LEVELS` smallest;
-        of one with a single resolution the last block of each of `LEVELS` equal parts.
+        of one with a single resolution the last block of each of `blocks` equal parts.
 
     Raises:
         InputError: a network with a single resolution has fewer blocks than levels.
@@ -262,9 +312,9 @@ def choose_levels(reductions: list[int]) -> list[int]:
     last = {reduction: index for index, reduction in enumerate(reductions)}
     if len(last) > 1:
         return sorted(last.values())[-LEVELS:]
-    blocks = len(reductions)
-    if blocks < LEVELS:
+    depth = len(reductions)
+    if depth < blocks:
         raise InputError(
-            f"the backbone has one resolution and {blocks} blocks: {LEVELS} or more are needed"
+            f"the backbone has one resolution and {depth} blocks: {blocks} or more are needed"
         )
-    return [blocks * part // LEVELS - 1 for part in range(1, LEVELS + 1)]
+    return [depth * part // blocks - 1 for part in range(1, blocks + 1)]

@@ -1,119 +1,21 @@
-"""Pictures of a segmentation: predictions over images, and which classes are taken for which."""
+"""What the pictures of all transfers have in common."""
 
 import colorsys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from scalekd.drawing import draw_shares, short_name, to_png
-from scalekd.transfer.scores import SegmentationScores
-
-OPACITY = 0.6
-"""Of the classes' colours over an image."""
-
-MAX_LEGEND = 24
-"""Classes in a legend: the most frequent of those that are shown."""
-
-MAX_CONFUSED = 40
-"""Classes of a confusion matrix that are drawn: those with the most pixels."""
+from scalekd.drawing import short_name
 
 MAX_NAME = 24
 """Letters of a class's name that are drawn."""
 
+MAX_LEGEND = 24
+"""Classes in a legend: the most frequent of those that are shown."""
 
-@dataclass(frozen=True)
-class Example:
-    """A validation image with its labels and the predicted ones.
-
-    Attributes:
-        image: bytes (3, H, W), or (1, H, W) of a grey image, of any size.
-        labels: (H, W); negative where a pixel has none.
-        predicted: of the labels' size.
-    """
-
-    image: Tensor
-    labels: Tensor
-    predicted: Tensor
-
-
-def draw_predictions(examples: Sequence[Example], names: Sequence[str]) -> bytes:
-    """Draw a page with two examples a row: image, annotation and prediction of each.
-
-    Returns:
-        The picture, in PNG.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    rows = -(-len(examples) // 2)
-    figure = Figure(figsize=(16, 2.7 * rows + 1), layout="constrained")
-    grid = figure.subplots(rows, 6, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for row, example in zip(grid.reshape(-1, 3), examples, strict=False):
-        known = example.labels >= 0
-        right = (example.labels == example.predicted)[known].float().mean().nan_to_num()
-        titles = "image", "annotation", f"prediction, {float(right):.1%} right"
-        shown = None, example.labels, example.predicted
-        for axes, title, labels in zip(row, titles, shown, strict=True):
-            axes.imshow(paint(example.image, labels))
-            axes.set_title(title, size=9)
-    patches = [
-        Patch(
-            color="#{:02x}{:02x}{:02x}".format(*colour_of(number)),
-            label=short_name(names[number], MAX_NAME, from_the_end=False),
-        )
-        for number in _most_frequent(examples)
-    ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8)
-    return to_png(figure, dpi=110, box=None)
-
-
-def draw_confusion_matrix(confusion: Tensor, scores: SegmentationScores) -> bytes:
-    """Draw the confusion matrix; each row has the shares of that class's pixels in %.
-
-    Of more than `MAX_CONFUSED` classes those with the most pixels are drawn.
-
-    Returns:
-        The picture, in PNG.
-    """
-    from matplotlib.figure import Figure
-
-    counts = confusion.double().numpy()
-    order = np.argsort(-counts.sum(axis=1), kind="stable")[:MAX_CONFUSED]
-    shown = sorted(order.tolist())
-    shares = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    shares = shares[shown][:, shown]
-    names = [
-        short_name(scores.classes[number].name, MAX_NAME, from_the_end=False) for number in shown
-    ]
-    side = max(5.0, 0.36 * len(shown) + 3)  # three inches for names and titles
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
-    title = f"mean IoU {scores.miou:.2%}, {scores.pixel_accuracy:.2%} of the pixels right"
-    if len(shown) < len(counts):
-        title += f"; {len(shown)} of {len(counts)} classes"
-    axes.set(xlabel="predicted class", ylabel="class of the pixels", title=title)
-    draw_shares(figure, axes, shares, (names, names)).set_label("share of the class's pixels (%)")
-    return to_png(figure, dpi=110, box=None)
-
-
-def paint(image: Tensor, labels: Tensor | None) -> np.ndarray:
-    """An image (channels, H, W) as (H, W, 3), under the colours of its labels where it has any."""
-    pixels: np.ndarray = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
-    if labels is None:
-        return pixels
-    rows, columns = (
-        np.arange(new) * old // new for new, old in zip(labels.shape, pixels.shape[:2], strict=True)
-    )
-    pixels, numbers = pixels[rows][:, columns], labels.numpy()
-    painted = pixels.copy()
-    for number in np.unique(numbers[numbers >= 0]).tolist():
-        mixed = (1 - OPACITY) * pixels + OPACITY * np.array(colour_of(number))
-        painted[numbers == number] = mixed[numbers == number].astype(np.uint8)
-    return painted
+OPACITY = 0.6
+"""Of the classes' colours over an image."""
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
@@ -123,11 +25,27 @@ def colour_of(number: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _most_frequent(examples: Sequence[Example]) -> list[int]:
-    """The classes with the most pixels in annotations and predictions, in their order."""
-    shown = [e.labels.flatten().numpy() for e in examples]
-    shown += [e.predicted.flatten().numpy() for e in examples]
-    numbers = np.concatenate(shown)
-    counts = np.bincount(numbers[numbers >= 0])
+def paint(pixels: np.ndarray, mask: np.ndarray, number: int) -> None:
+    """Mix the colour of a class into the pixels (H, W, 3) of a mask (H, W)."""
+    mixed = (1 - OPACITY) * pixels[mask] + OPACITY * np.array(colour_of(number))
+    pixels[mask] = mixed.astype(np.uint8)
+
+
+def name_class(name: str) -> str:
+    """The name of a class as it is drawn."""
+    return short_name(name, MAX_NAME, from_the_end=False)
+
+
+def add_legend(figure: Any, counts: np.ndarray, names: Sequence[str]) -> None:
+    """Add the colours of the classes with the largest counts below a figure of matplotlib."""
+    from matplotlib.patches import Patch
+
     frequent = np.argsort(-counts, kind="stable")[:MAX_LEGEND]
-    return sorted(number for number in frequent.tolist() if counts[number])
+    patches = [
+        Patch(
+            color="#{:02x}{:02x}{:02x}".format(*colour_of(number)), label=name_class(names[number])
+        )
+        for number in sorted(frequent.tolist())
+        if counts[number]
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from scalekd.recipe import Optim
-from scalekd.transfer.recipe import SegmentData, SegmentRecipe
+from scalekd.transfer.segmentation.recipe import SegmentData, SegmentRecipe
 
 CLASSES = ("sky", "sea", "sand")
 

@@ -10,11 +10,11 @@ from torch import nn
 
 from scalekd.networks.student import StudentSpec
 from scalekd.transfer.backbone import Backbone, choose_levels, open_backbone
-from scalekd.transfer.segmenter import (
+from scalekd.transfer.network_folder import save_network
+from scalekd.transfer.segmentation.segmenter import (
     SegmentationLearner,
     SegmenterSpec,
     load_segmenter,
-    save_segmenter,
 )
 
 SWIN = {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 3, 4]}
@@ -166,7 +166,7 @@ def test_what_is_no_backbone_is_refused(tmp_path: Path) -> None:
 def test_a_saved_segmenter_is_loaded_without_its_backbones_folder(tmp_path: Path) -> None:
     spec = spec_of("test_vit", "upernet")
     segmenter = spec.build().eval()
-    save_segmenter(segmenter.state_dict(), spec, tmp_path / "segmenter")
+    save_network(segmenter.state_dict(), spec, tmp_path / "segmenter")
     loaded, again = load_segmenter(tmp_path / "segmenter")
     assert again == spec
     images = torch.randn(1, 3, 40, 72)
@@ -175,7 +175,7 @@ def test_a_saved_segmenter_is_loaded_without_its_backbones_folder(tmp_path: Path
 
 def test_a_damaged_segmenter_is_refused(tmp_path: Path) -> None:
     spec = spec_of("test_resnet", "linear")
-    save_segmenter(spec.build().state_dict(), spec, tmp_path / "segmenter")
+    save_network(spec.build().state_dict(), spec, tmp_path / "segmenter")
     weights = tmp_path / "segmenter/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with refused("model.safetensors", "cannot be read"):

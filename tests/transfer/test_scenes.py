@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as masks
 
 from scalekd.data.fashion_mnist import DEBIAN_FOLDER
-from scalekd.transfer.images import open_labelled_images
-from scalekd.transfer.recipe import SegmentData
+from scalekd.transfer.segmentation.images import open_labelled_images
+from scalekd.transfer.segmentation.recipe import SegmentData
 
 pytestmark = pytest.mark.skipif(
     not DEBIAN_FOLDER.is_dir(), reason="dataset-fashion-mnist is not installed"
@@ -34,10 +35,14 @@ def written(scenes: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def decode(annotation: dict[str, Any]) -> np.ndarray:
-    """The mask of run lengths, column by column."""
-    height, width = annotation["segmentation"]["size"]
-    lengths = annotation["segmentation"]["counts"]
+def decode(annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
+    """The mask of an annotation: of polygons by pycocotools, of run lengths column by column."""
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, list):
+        drawn = masks.merge(masks.frPyObjects(segmentation, height, width))
+        return np.asarray(masks.decode(drawn), dtype=bool)
+    assert segmentation["size"] == [height, width]
+    lengths = segmentation["counts"]
     flat = np.repeat(np.arange(len(lengths)) % 2, lengths)
     return flat.reshape(width, height).T.astype(bool)
 
@@ -49,9 +54,11 @@ def test_the_folder_is_read_as_ade20ks(written: Path) -> None:
 
 
 def test_masks_boxes_and_label_maps_agree(written: Path) -> None:
-    coco = json.loads((written / "training.json").read_text())
+    coco = json.loads((written / "annotations/instances_training.json").read_text())
     assert len({a["id"] for a in coco["annotations"]}) == len(coco["annotations"]) > TRAINING
     assert any(a["iscrowd"] for a in coco["annotations"])
+    kinds = [type(a["segmentation"]) for a in coco["annotations"]]
+    assert kinds.count(list) > kinds.count(dict) > 0
     annotated = {a["image_id"] for a in coco["annotations"]}
     assert annotated < {image["id"] for image in coco["images"]}, "no image is empty"
     for image in coco["images"]:
@@ -59,7 +66,7 @@ def test_masks_boxes_and_label_maps_agree(written: Path) -> None:
         classes = np.asarray(Image.open(file))
         assert classes.shape == (image["height"], image["width"])
         for annotation in (a for a in coco["annotations"] if a["image_id"] == image["id"]):
-            mask = decode(annotation)
+            mask = decode(annotation, image["height"], image["width"])
             assert set(classes[mask]) == {annotation["category_id"]}
             left, top, width, height = annotation["bbox"]
             assert mask.sum() == annotation["area"] >= 25

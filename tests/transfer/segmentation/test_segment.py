@@ -27,11 +27,12 @@ from PIL import Image
 from scalekd.cli.main import main
 from scalekd.recipe import Optim
 from scalekd.runs.checkpoint import load_newest, load_student
-from scalekd.transfer.recipe import RECIPES, SegmentRecipe, find_transfer_recipe
 from scalekd.transfer.run_folder import TransferFolder, TransferRun
-from scalekd.transfer.segment import segment
-from scalekd.transfer.segmenter import load_segmenter
-from scalekd.transfer.smoke import shrink_to_smoke_test
+from scalekd.transfer.segmentation.prepare import PreparedSegmentation
+from scalekd.transfer.segmentation.recipe import RECIPES, SegmentRecipe, find_segment_recipe
+from scalekd.transfer.segmentation.segment import segment
+from scalekd.transfer.segmentation.segmenter import load_segmenter
+from scalekd.transfer.segmentation.smoke import shrink_to_smoke_test
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,15 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
+def checkpoint_of(out: Path, seed: int) -> Path:
+    folder = TransferFolder(out, PreparedSegmentation.task)
+    return folder.checkpoint(TransferRun("segment", seed))
+
+
 def state_of(out: Path, seed: int = 3) -> dict[str, Any]:
-    state = load_newest(TransferFolder(out).checkpoint(TransferRun("segment", seed)))
+    state = load_newest(
+        TransferFolder(out, PreparedSegmentation.task).checkpoint(TransferRun("segment", seed))
+    )
     assert state is not None
     return state
 
@@ -99,8 +107,10 @@ def test_the_command_goes_from_images_to_pictures_and_a_file_of_scores(
     segmenter, spec = load_segmenter(out / "segmenter")
     assert spec.class_names == CLASSES
     assert segmenter(torch.zeros(1, 3, 48, 48)).shape == (1, 3, 48, 48)
-    with refused("segmenter", "no student"):
-        load_student(TransferFolder(out).checkpoint(TransferRun("segment", 0)))
+    with refused("transfer", "no student"):
+        load_student(
+            TransferFolder(out, PreparedSegmentation.task).checkpoint(TransferRun("segment", 0))
+        )
 
 
 def test_a_run_that_is_killed_and_stopped_ends_bit_identical(root: Path, tmp_path: Path) -> None:
@@ -242,7 +252,7 @@ def test_a_label_map_of_another_size_is_refused_and_nothing_is_left(tmp_path: Pa
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
 def test_each_packaged_recipe_has_the_papers_protocol(file: Path) -> None:
-    assert find_transfer_recipe(file.stem) == file
+    assert find_segment_recipe(file.stem) == file
     text = file.read_text()
     assert "The paper's: " in text
     assert "not run here" in text

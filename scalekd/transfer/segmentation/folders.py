@@ -10,7 +10,7 @@ from scalekd.data.source import normal_name, normal_names
 from scalekd.data.walk import is_file, is_hidden, scan
 from scalekd.errors import InputError
 from scalekd.reading import read_text
-from scalekd.transfer.recipe import SegmentData
+from scalekd.transfer.segmentation.recipe import SegmentData
 
 # fmt: off
 VOC_CLASSES = (

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from scalekd.transfer.recipe import SegmentRecipe
+from scalekd.transfer.segmentation.recipe import SegmentRecipe
 
 SIDE, CLASSES, IMAGES, BATCH, EPOCHS = 64, 4, 8, 4, 2
 

@@ -14,8 +14,8 @@ from scalekd.networks.input_config import normalize_bytes
 from scalekd.recipe import Precision
 from scalekd.training.performance import autocast
 from scalekd.training.validation import ScoredValidation
-from scalekd.transfer.inference import Inference
-from scalekd.transfer.scores import SegmentationScores, scores_of
+from scalekd.transfer.segmentation.inference import Inference
+from scalekd.transfer.segmentation.scores import SegmentationScores, scores_of
 
 
 @torch.no_grad()

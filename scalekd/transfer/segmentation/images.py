@@ -21,10 +21,10 @@ from scalekd.data.source import (
 from scalekd.device import usable_cores
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
-from scalekd.transfer.crops import CropTransform, validation_image
-from scalekd.transfer.folders import LabelledFolder, Pair, find_pairs
-from scalekd.transfer.label_maps import LabelCoding, read_label_map
-from scalekd.transfer.recipe import SegmentData
+from scalekd.transfer.segmentation.crops import CropTransform, validation_image
+from scalekd.transfer.segmentation.folders import LabelledFolder, Pair, find_pairs
+from scalekd.transfer.segmentation.label_maps import LabelCoding, read_label_map
+from scalekd.transfer.segmentation.recipe import SegmentData
 
 
 class LabelledImages:

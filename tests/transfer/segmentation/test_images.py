@@ -16,11 +16,11 @@ from PIL import Image
 
 from scalekd.data.source import IGNORED
 from scalekd.networks import InputConfig
-from scalekd.transfer.crops import CropTransform
-from scalekd.transfer.folders import VOC_CLASSES, find_pairs
-from scalekd.transfer.images import open_labelled_images
-from scalekd.transfer.label_maps import LabelCoding, read_label_map
-from scalekd.transfer.recipe import SegmentData
+from scalekd.transfer.segmentation.crops import CropTransform
+from scalekd.transfer.segmentation.folders import VOC_CLASSES, find_pairs
+from scalekd.transfer.segmentation.images import open_labelled_images
+from scalekd.transfer.segmentation.label_maps import LabelCoding, read_label_map
+from scalekd.transfer.segmentation.recipe import SegmentData
 
 INPUT = InputConfig(3, (32, 32), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from scalekd.data.source import IGNORED
 from scalekd.networks import InputConfig
-from scalekd.transfer.inference import Inference
-from scalekd.transfer.scores import scores_of
-from scalekd.transfer.validation import SegmentationValidation
+from scalekd.transfer.segmentation.inference import Inference
+from scalekd.transfer.segmentation.scores import scores_of
+from scalekd.transfer.segmentation.validation import SegmentationValidation
 
 NAMES = ("a", "b", "c", "d")
 PLAIN = InputConfig(3, (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

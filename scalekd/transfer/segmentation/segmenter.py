@@ -1,26 +1,19 @@
-"""A segmenter: a backbone with a head, the loss that trains it, and the folder that has it."""
+"""A segmenter: a backbone with a head, and the loss that trains it."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from scalekd.atomic_io import new_folder
 from scalekd.data.source import IGNORED
-from scalekd.errors import InputError, one_line
-from scalekd.networks.pretrained import load_weights
 from scalekd.notes import Note
-from scalekd.reading import read_mapping
 from scalekd.step import Learner, StepOutput
 from scalekd.transfer.backbone import Backbone, BackboneSpec
-from scalekd.transfer.heads import HeadOutput, build_head, resize_maps
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+from scalekd.transfer.network_folder import load_network
+from scalekd.transfer.rescale import resize_maps
+from scalekd.transfer.segmentation.heads import HeadOutput, build_head
 
 
 @dataclass(frozen=True)
@@ -50,10 +43,7 @@ class SegmenterSpec:
         Raises:
             TypeError, ValueError, KeyError: it is not such a one.
         """
-        inner = dict(plain["backbone"])
-        height, width = inner.pop("size")
-        mean, std = (tuple(map(float, inner.pop(name))) for name in ("mean", "std"))
-        backbone = BackboneSpec(**inner, size=(int(height), int(width)), mean=mean, std=std)
+        backbone = BackboneSpec.from_dict(plain["backbone"])
         names = tuple(map(str, plain["class_names"]))
         return cls(**{**plain, "backbone": backbone, "class_names": names})
 
@@ -118,7 +108,7 @@ class SegmentationLearner(Learner):
 
     Example:
         >>> import timm, torch
-        >>> from scalekd.transfer.heads import LinearHead
+        >>> from scalekd.transfer.segmentation.heads import LinearHead
         >>> backbone = Backbone(timm.create_model("test_resnet"))
         >>> head = LinearHead(channels=backbone.channels, classes=3)
         >>> learner = SegmentationLearner(Segmenter(backbone, head))
@@ -158,24 +148,6 @@ class SegmentationLearner(Learner):
         return total / labels.numel()
 
 
-def save_segmenter(weights: dict[str, Tensor], spec: SegmenterSpec, folder: Path) -> None:
-    """Write a segmenter's weights (safetensors) and its spec to a new folder.
-
-    Raises:
-        OSError: the folder exists, or cannot be written.
-    """
-    try:
-        with new_folder(folder) as partial:
-            text = json.dumps(asdict(spec), indent=2) + "\n"
-            (partial / CONFIG).write_text(text, encoding="utf-8")
-            plain = {name: tensor.contiguous().clone() for name, tensor in weights.items()}
-            save_file(plain, partial / WEIGHTS)
-            # safetensors lets nobody but the user read it, whatever the umask is.
-            (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode & 0o777)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-
-
 def load_segmenter(folder: Path) -> tuple[Segmenter, SegmenterSpec]:
     """The segmenter of a folder that a run wrote, in eval mode, and what builds it.
 
@@ -184,19 +156,4 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, SegmenterSpec]:
     Raises:
         InputError: the folder is no segmenter's, or damaged.
     """
-    plain = read_mapping(folder / CONFIG, repr(str(folder / CONFIG)))
-    try:
-        spec = SegmenterSpec.from_dict(plain)
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{str(folder)!r} is no folder of a segmenter ({one_line(error)})"
-        ) from error
-    segmenter = spec.build()
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{str(folder / WEIGHTS)!r} cannot be read ({one_line(error)}): it is damaged or gone"
-        ) from error
-    load_weights(segmenter, weights, str(folder / WEIGHTS))
-    return segmenter.eval(), spec
+    return load_network(folder, SegmenterSpec.from_dict, "segmenter")

@@ -12,7 +12,8 @@ from scalekd.data.corrupt import LabelMap
 from scalekd.data.source import IGNORED
 from scalekd.networks import InputConfig
 from scalekd.networks.input_config import Size
-from scalekd.transfer.recipe import SegmentData
+from scalekd.transfer.pixels import to_bytes
+from scalekd.transfer.segmentation.recipe import SegmentData
 
 TRIES = 10
 """How often a crop is drawn until no class takes more than the largest share."""
@@ -107,12 +108,6 @@ def resize_pair(image: Image.Image, labels: LabelMap, size: Size) -> tuple[Image
         for new, old in zip(size, labels.shape, strict=True)
     )
     return image.resize(size[::-1], Image.Resampling.BILINEAR), labels[rows][:, columns]
-
-
-def to_bytes(image: Image.Image, channels: int) -> Tensor:
-    """An RGB image in bytes (channels, H, W): of 3 channels, or of 1 if it is made grey."""
-    pixels = np.array(image if channels == 3 else image.convert("L"))
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 
 def _scaled_size(image: Image.Image, short_side: int | None, factor: float) -> Size:

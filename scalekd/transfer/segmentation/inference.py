@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from scalekd.networks.input_config import Size
-from scalekd.transfer.heads import resize_maps
-from scalekd.transfer.recipe import SegmentRecipe
+from scalekd.transfer.rescale import resize_maps
+from scalekd.transfer.segmentation.recipe import SegmentRecipe
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from scalekd.errors import InputError
 from scalekd.transfer.backbone import Backbone
+from scalekd.transfer.rescale import Rescale, resize_maps
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class UperNet(nn.Module):
             auxiliary_num_convs=1,
             auxiliary_concat_input=False,
         )
-        self.pyramid = Pyramid(channels[0]) if has_one_grid else None
+        self.pyramid = Rescale(channels[0]) if has_one_grid else None
         self.head = upernet.UperNetHead(config, channels)
         self.auxiliary = (
             upernet.UperNetFCNHead(config, channels, in_index=len(channels) - 2)
@@ -101,34 +101,6 @@ class UperNet(nn.Module):
         return HeadOutput(self.head(levels), auxiliary)
 
 
-class Pyramid(nn.Module):
-    """Rescales four maps of one resolution to 4, 2, 1 and 1/2 of it, as for a plain ViT.
-
-    Args:
-        channels: of each map.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.scales = nn.ModuleList(
-            [
-                nn.Sequential(
-                    nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2),
-                    LayerNorm2d(channels),
-                    nn.GELU(),
-                    nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2),
-                ),
-                nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2),
-                nn.Identity(),
-                nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True),
-            ]
-        )
-
-    def forward(self, levels: list[Tensor]) -> list[Tensor]:
-        """Rescale maps (N, channels, H, W)."""
-        return [scale(level) for scale, level in zip(self.scales, levels, strict=True)]
-
-
 def build_head(
     kind: str, backbone: Backbone, *, classes: int, width: int, has_auxiliary: bool
 ) -> LinearHead | UperNet:
@@ -142,13 +114,6 @@ def build_head(
         width=width,
         has_auxiliary=has_auxiliary,
     )
-
-
-def resize_maps(maps: Tensor, size: Any) -> Tensor:
-    """Resize maps (N, channels, H, W) to `size` by bilinear interpolation."""
-    if maps.shape[2:] == tuple(size):
-        return maps
-    return nn.functional.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
 
 
 def _import_upernet() -> Any:

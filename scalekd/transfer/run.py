@@ -1,7 +1,7 @@
-"""`scalekd transfer segment`: train a segmenter on a backbone, measure it and draw what it sees.
+"""One transfer, from a recipe to what its run folder has at the end.
 
 The loop, the checkpoints, what a run does between steps, its ranks and its folder are those of a
-distillation; here is what a segmentation gives to them.
+distillation; here is how a `PreparedTransfer` is given to them.
 """
 
 import logging
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from scalekd.data.loader import check_batch_size
 from scalekd.data.sampler import ResumableBatchSampler
@@ -18,11 +19,12 @@ from scalekd.errors import InputError
 from scalekd.jobs.job_log import job_log
 from scalekd.jobs.progress import ProgressDisplay, print_note
 from scalekd.runs import lock
-from scalekd.runs.checkpoint import SEGMENTER, load_newest, restoring
+from scalekd.runs.checkpoint import TRANSFERRED, load_newest, restoring
 from scalekd.runs.folder import choose_numbered
-from scalekd.runs.result import TRANSFERS, Progress
+from scalekd.runs.result import Progress
 from scalekd.runs.trackers import check_trackers
 from scalekd.signals import Interrupted, stop_on_signal
+from scalekd.step import Learner
 from scalekd.text import printable
 from scalekd.training.loop import TrainingLoop
 from scalekd.training.optim import check_optimizer
@@ -35,42 +37,39 @@ from scalekd.training.train import (
     resume_metrics,
     train_to_the_end,
 )
-from scalekd.transfer.inference import Inference
-from scalekd.transfer.outcome import write_outcome
-from scalekd.transfer.prepare import (
-    PreparedSegmentation,
-    SegmentationSummary,
-    prepare_segmentation,
-    try_segmentation,
-)
-from scalekd.transfer.recipe import SegmentRecipe
-from scalekd.transfer.run_folder import TransferFolder, TransferRun
-from scalekd.transfer.segmenter import SegmentationLearner
-from scalekd.transfer.validation import SegmentationValidation
+from scalekd.transfer.prepared import PreparedTransfer, TransferSummary, try_transfer
+from scalekd.transfer.recipe import TransferRecipe
+from scalekd.transfer.run_folder import Task, TransferFolder, TransferRun
 
 logger = logging.getLogger(__name__)
 
-TITLE = TRANSFERS["segment"]
-"""What the display calls the run."""
+AnyRecipe = TypeVar("AnyRecipe", bound=TransferRecipe)
 
 
-def segment(recipe: SegmentRecipe, out: Path | None = None, resume: bool = False) -> Path:
-    """Train a segmenter and write the run folder.
+def run_transfer(
+    recipe: AnyRecipe,
+    task: Task,
+    prepare: Callable[[AnyRecipe], PreparedTransfer],
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+) -> Path:
+    """Train a network and write the run folder.
 
     Where this process is one of several ranks (see `ranks.launch_environment`), each of them calls
     this with the same arguments, and all of them use the same folder.
 
     Args:
-        recipe: What to train.
-        out: Run folder to write, which must not exist unless `resume` is set; by default
-            runs/segment-NAME after the backbone, with a number if that exists.
-        resume: Resume the run in the folder, or in the newest of the default name, from its newest
+        recipe: what to train.
+        task: what it is called.
+        prepare: opens the recipe's images and backbone.
+        out: run folder to write, which must not exist unless `resume` is set; by default
+            runs/TASK-NAME after the backbone, with a number if that exists.
+        resume: resume the run in the folder, or in the newest of the default name, from its newest
             checkpoint; start where there is none.
 
     Returns:
-        The run folder: settings.yaml, metrics.jsonl, train.log, checkpoints/, segmentation.json
-        (scores and confusion matrix), predictions.png, confusion.png, and segmenter/, which
-        `load_segmenter` loads.
+        The run folder.
 
     Raises:
         InputError: the recipe cannot be trained or the folder not written; nothing was overwritten.
@@ -81,27 +80,29 @@ def segment(recipe: SegmentRecipe, out: Path | None = None, resume: bool = False
         check_batch_size(recipe.batch_size, ranks.world_size(), recipe.accumulate)
         check_trackers(recipe.trackers)
         check_optimizer(recipe.optim)
-        path = ranks.decide_on_rank_0(lambda: _take_folder(held, recipe, out, resume))
-        folder = TransferFolder(Path(path))
+        path = ranks.decide_on_rank_0(lambda: _take_folder(held, recipe, task, out, resume))
+        folder = TransferFolder(Path(path), task)
         held.enter_context(lock.share_folder(folder.path))
-        _segment_in(folder, recipe)
+        _run_in(folder, prepare(recipe))
         return folder.path
 
 
-def _take_folder(held: ExitStack, recipe: SegmentRecipe, out: Path | None, resume: bool) -> str:
+def _take_folder(
+    held: ExitStack, recipe: TransferRecipe, task: Task, out: Path | None, resume: bool
+) -> str:
     """Hold the run folder; gives its path."""
     name = recipe.backbone.rstrip("/").removesuffix("/student").rpartition("/")[2]
-    folder = TransferFolder(out or choose_numbered(f"segment-{name}", newest=resume))
-    held.enter_context(folder.hold(recipe, resume=resume))
-    return str(folder.path)
+    chosen = out or choose_numbered(f"{task.name}-{name}", newest=resume)
+    held.enter_context(TransferFolder(chosen, task).hold(recipe, resume=resume))
+    return str(chosen)
 
 
-def _segment_in(folder: TransferFolder, recipe: SegmentRecipe) -> None:
-    prepared = prepare_segmentation(recipe)
+def _run_in(folder: TransferFolder, prepared: PreparedTransfer) -> None:
+    recipe = prepared.recipe
     ranks.decide_on_rank_0(lambda: folder.check_inputs(recipe, prepared.identity))
     learner = prepared.build_learner()
-    summary = try_segmentation(prepared, learner)
-    run = TransferRun("segment", recipe.seed)
+    summary = try_transfer(prepared, learner)
+    run = TransferRun(folder.task.name, recipe.seed)
     stop = threading.Event()
     with ExitStack() as held, ProgressDisplay() as display:
         _print_start(display, prepared, summary, folder)
@@ -110,11 +111,11 @@ def _segment_in(folder: TransferFolder, recipe: SegmentRecipe) -> None:
         held.enter_context(stop_on_signal(stop.set))
 
         def report(progress: Progress) -> None:
-            display.update(TITLE, progress)
+            display.update(folder.task.title, progress)
 
         try:
-            with open_segmentation(prepared, learner, run, folder, report, stop) as training:
-                train_to_the_end(training)
+            with open_transfer(prepared, learner, run, folder, report, stop) as training:
+                train_to_the_end(training, prepared.to_batch)
                 _conclude(training, prepared, folder, display)
         except Interrupted as stopped:
             raise Interrupted(
@@ -126,9 +127,9 @@ def _segment_in(folder: TransferFolder, recipe: SegmentRecipe) -> None:
 
 
 @contextmanager
-def open_segmentation(
-    prepared: PreparedSegmentation,
-    learner: SegmentationLearner,
+def open_transfer(
+    prepared: PreparedTransfer,
+    learner: Learner,
     run: TransferRun,
     folder: TransferFolder,
     report: Callable[[Progress], None],
@@ -151,7 +152,7 @@ def open_segmentation(
     with restoring(file) if state else nullcontext():
         if state:
             check_same_run(state, must_match, file)
-        probe_gradients = ranks.world_size() > 1 and sampler.start_step < sampler.steps
+        tried = ranks.world_size() > 1 and sampler.start_step < sampler.steps
         loop = TrainingLoop(
             learner,
             build_fabric(recipe.precision),
@@ -159,18 +160,14 @@ def open_segmentation(
             optim=recipe.optim,
             learning_rate=recipe.learning_rate,
             max_skipped=recipe.max_skipped,
-            all_have_gradients=not probe_gradients or all_have_gradients(learner, batches),
+            all_have_gradients=not tried or all_have_gradients(learner, batches, prepared.to_batch),
             state=state,
         )
         metrics = resume_metrics(sampler, state)
-        validation = SegmentationValidation(
+        validation = prepared.build_validation(
             validation_batches,
-            class_names=prepared.source.class_names,
-            inference=Inference.of(recipe),
-            input=prepared.input,
-            every_steps=recipe.validate_every * sampler.steps_per_epoch,
-            precision=recipe.precision,
-            state=state["validation"] if state else None,
+            recipe.validate_every * sampler.steps_per_epoch,
+            state["validation"] if state else None,
         )
     with assembled(
         recipe,
@@ -181,7 +178,7 @@ def open_segmentation(
         batches=batches,
         metrics=metrics,
         validation=validation,
-        stored={SEGMENTER: asdict(prepared.spec), "must_match": must_match},
+        stored={TRANSFERRED: asdict(prepared.spec), "must_match": must_match},
         report=report,
         stop=stop,
     ) as training:
@@ -190,36 +187,34 @@ def open_segmentation(
 
 def _conclude(
     training: TrainingRun,
-    prepared: PreparedSegmentation,
+    prepared: PreparedTransfer,
     folder: TransferFolder,
     display: ProgressDisplay,
 ) -> None:
     corrupt = ranks.sum_over_ranks(prepared.source.corrupt_count())
     if ranks.rank() > 0:
         return
+    network = folder.task.network
     try:
-        scores = write_outcome(training, prepared, folder, corrupt)
+        scores = prepared.write_outcome(training, folder, corrupt)
     except OSError as error:
         raise InputError(
-            f"the segmenter is trained, and {str(folder.path)!r} could not be written to "
+            f"the {network} is trained, and {str(folder.path)!r} could not be written to "
             f"({error}): make room, then the same command with --resume writes it"
         ) from error
-    text = (
-        f"mean IoU {scores.miou:.2%}, pixel accuracy {scores.pixel_accuracy:.2%} after "
-        f"{training.loop.step} steps and {training.metrics.seconds:.0f} s of training"
-    )
-    logger.info("%s: %s", folder.path, text)
-    display.print_outcome(TITLE, text)
+    text = f"{scores} after {training.loop.step} steps and {training.metrics.seconds:.0f} s"
+    logger.info("%s: %s of training", folder.path, text)
+    display.print_outcome(folder.task.title, f"{text} of training")
     display.console.print(
-        f"The run folder {printable(folder.path)}/ has segmentation.json, predictions.png, "
-        "confusion.png, metrics.jsonl, settings.yaml, and segmenter/"
+        f"The run folder {printable(folder.path)}/ has {folder.scores.name}, predictions.png, "
+        f"confusion.png, metrics.jsonl, settings.yaml, and {network}/"
     )
 
 
 def _print_start(
     display: ProgressDisplay,
-    prepared: PreparedSegmentation,
-    summary: SegmentationSummary,
+    prepared: PreparedTransfer,
+    summary: TransferSummary,
     folder: TransferFolder,
 ) -> None:
     """Print what is trained on what, the notes and the run folder."""
@@ -227,7 +222,7 @@ def _print_start(
     frozen = "frozen " if recipe.frozen else ""
     console.print(
         f"{frozen}backbone [bold]{printable(recipe.backbone)}[/] "
-        f"({summary.backbone_parameters / 1e6:.2f} M parameters), head {recipe.head} "
+        f"({summary.backbone_parameters / 1e6:.2f} M parameters), head {prepared.spec.head} "
         f"({summary.head_parameters / 1e6:.2f} M)"
     )
     for split in prepared.source.splits:

@@ -1,0 +1,1 @@
+"""`scalekd transfer segment`: semantic segmentation with a student as the backbone."""
