@@ -1,5 +1,6 @@
 """Masks of objects: COCO's polygons and run lengths, by pycocotools."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,9 @@ def uncompress(counts: str) -> list[int]:
 
 def decode_mask(run_lengths: RunLengths) -> np.ndarray:
     """A mask (H, W) of 0 and 1 in 8 bits."""
-    mask: np.ndarray = import_pycocotools().decode(run_lengths)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of numpy 2, in pycocotools itself
+        mask: np.ndarray = import_pycocotools().decode(run_lengths)
     return mask
 
 
