@@ -13,8 +13,8 @@ from dataclasses import asdict, replace
 import torch
 import yaml
 from cost import time_medians
+from recorded import RESULTS, provenance, write_json
 from step import count_gflop_per_image
-from trials import RESULTS, provenance, write_json
 
 from scalekd.estimating.memory_simulation import LiveMemory
 from scalekd.estimating.meta_pair import TrainingImages

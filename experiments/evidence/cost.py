@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from recorded import HERE, Recorded, provenance, write_json
 from step import time_interleaved
-from trials import HERE, Trial, merge, provenance, read_settings, write_json
+from trials import Trial, merge, read_settings
 
 from scalekd.distiller import Distiller
 from scalekd.recipe import Method, recipe_from_settings
@@ -113,7 +114,7 @@ def expected(trial: Trial) -> float:
     return steps_of(trial.settings) * step
 
 
-def seconds_of(trial: Trial) -> float:
+def seconds_of(trial: Recorded) -> float:
     """Training time of a finished run."""
     return float(json.loads(trial.record.read_text())["seconds"])
 

@@ -6,7 +6,8 @@ images, and the student that was itself trained on all images (every_student.py)
 """
 
 from main_comparison import method_settings
-from trials import RUNS, Trial
+from recorded import RUNS
+from trials import Trial
 
 NAME = "pretraining"
 REGIME = "few"

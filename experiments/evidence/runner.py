@@ -22,7 +22,7 @@ from datetime import datetime
 import cost
 import torch
 import worker
-from trials import Trial
+from recorded import Recorded
 
 from scalekd.errors import InputError
 from scalekd.signals import block_stop_signals, stop_on_signal
@@ -31,7 +31,7 @@ RECORDS_TO_MEASURE_BY = 3
 """So many finished runs of an arm tell its time better than the timed steps."""
 
 
-def run_all(trials: Sequence[Trial], processes: int, budget: float | None) -> int:
+def run_all(trials: Sequence[Recorded], processes: int, budget: float | None) -> int:
     """Run what is not finished, in order; returns how many records were written.
 
     Args:
@@ -43,16 +43,22 @@ def run_all(trials: Sequence[Trial], processes: int, budget: float | None) -> in
         SystemExit: a run failed; the others have saved their states.
     """
     todo = [trial for trial in trials if not trial.finished]
+    first, then = in_order(todo)
+    caches = {trial.cache: trial for trial in (*first, *then) if trial.cache is not None}
+    phases = (
+        (worker.build_cache, list(caches.values())),
+        (worker.run, first),
+        (worker.run, then),
+    )
     end = None if budget is None else time.monotonic() + budget
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    caches = {trial.cache: trial for trial in todo if trial.cache is not None}
     with (
         ProcessPoolExecutor(processes, context, worker.start, (stop,)) as pool,
         stop_on_signal(stop.set),
     ):
         try:
-            for work, subjects in ((worker.build, list(caches.values())), (worker.run, todo)):
+            for work, subjects in phases:
                 with block_stop_signals():  # the processes inherit it, and end when `stop` is set
                     futures = {pool.submit(work, trial): trial for trial in subjects}
                 pending = set(futures)
@@ -67,7 +73,19 @@ def run_all(trials: Sequence[Trial], processes: int, budget: float | None) -> in
     return sum(trial.finished for trial in todo)
 
 
-def _report(trial: Trial, future: Future[bool | None]) -> None:
+def in_order(todo: Sequence[Recorded]) -> tuple[list[Recorded], list[Recorded]]:
+    """What is run first, and what then, because it starts from students that are trained first.
+
+    A student whose run folder is gone is trained again, even if its record is there.
+    """
+    then = [trial for trial in todo if trial.starts_from]
+    starts = [start for trial in then for start in trial.starts_from]
+    missing = [start for start in starts if not start.folder.student.exists()]
+    first = [trial for trial in todo if not trial.starts_from]
+    return list(dict.fromkeys([*first, *missing])), then
+
+
+def _report(trial: Recorded, future: Future[bool | None]) -> None:
     try:
         done = future.result()
     except InputError as error:
@@ -76,9 +94,9 @@ def _report(trial: Trial, future: Future[bool | None]) -> None:
         print(f"{datetime.now():%H:%M:%S} {trial.name}: {trial.outcome}", flush=True)
 
 
-def expected_seconds(trials: Sequence[Trial]) -> float:
-    """Training time of runs that are not finished: by finished ones of the same arm, or by the
-    timed steps of its method."""
+def expected_seconds(trials: Sequence[Recorded]) -> float:
+    """Training time of runs that are not finished: by finished ones of the same arm, or by what
+    is expected of it."""
     known: dict[tuple[str, str], list[float]] = {}
     for trial in trials:
         if trial.finished:
@@ -88,7 +106,7 @@ def expected_seconds(trials: Sequence[Trial]) -> float:
         if not trial.finished:
             measured = known.get((trial.regime, trial.arm), [])
             enough = len(measured) >= RECORDS_TO_MEASURE_BY
-            total += statistics.median(measured) if enough else cost.expected(trial)
+            total += statistics.median(measured) if enough else trial.expected_seconds
     return total
 
 
@@ -117,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of the processes too
     elif options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("device is cuda, but torch sees no GPU: drop --device")
-    trials: list[Trial] = importlib.import_module(options.experiment).trials()
+    trials: list[Recorded] = importlib.import_module(options.experiment).trials()
     open_trials = [trial for trial in trials if not trial.finished]
     hours = expected_seconds(trials) / options.processes / 3600
     print(

@@ -1,43 +1,29 @@
-"""A run of an experiment: what is trained, where, and the record that it leaves."""
+"""A training of a student, as a run of an experiment, and the settings that trials share."""
 
 import json
-import re
-import subprocess
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import students  # noqa: F401 -- timm finds its model by name
 import yaml
+from recorded import HERE, RUNS, Recorded, Stop
 
-from scalekd.distiller import count_parameters
+from scalekd.jobs.build_cache import build_cache
 from scalekd.recipe import Recipe, recipe_from_settings
-from scalekd.runs.folder import RunFolder
-from scalekd.runs.result import Result
-from scalekd.runs.system_info import describe_machine, describe_versions
-from scalekd.training.prepare import Prepared
-
-HERE = Path(__file__).parent
-RESULTS = Path("experiments/results")
-"""One JSON file a finished run, which is committed."""
 
 CHOSEN = HERE / "chosen.yaml"
 
-RUNS = Path("runs/evidence")
-"""The run folders and caches, which are not: the runner resumes in them what was stopped."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class Trial(Recorded):
     """One training of one student.
 
+    Its regime is a key of settings.yaml: which images, and how many steps. Its seed decides the
+    images, the student's start and the order of the batches.
+
     Attributes:
-        experiment: that it belongs to.
-        regime: which images and how many steps; a key of settings.yaml.
-        arm: what is compared: a method, or a variant of one.
-        seed: of the images, of the student's start and of the order of the batches.
-        settings: of the recipe, nested as in its YAML file.
         views: augmented views of each image in the cache that it trains from; None with a live
             teacher. With as many views as epochs both give the same training.
         change: of the pair, a key of changes.CHANGES.
@@ -46,32 +32,11 @@ class Trial:
         probed: whether the features of the trained student are measured, by probes.py.
     """
 
-    experiment: str
-    regime: str
-    arm: str
-    seed: int
-    settings: dict[str, Any] = field(hash=False)
     views: int | None = None
     change: str | None = None
     hidden: tuple[int, ...] = ()
     labelled: bool = True
     probed: bool = False
-
-    @property
-    def name(self) -> str:
-        """The name of its files."""
-        arm = re.sub(r"[^a-z0-9]+", "_", self.arm.lower()).strip("_")
-        return f"{self.regime}-{arm}-seed{self.seed}"
-
-    @property
-    def record(self) -> Path:
-        """The file with its result."""
-        return RESULTS / self.experiment / f"{self.name}.json"
-
-    @property
-    def folder(self) -> RunFolder:
-        """Its run folder."""
-        return RunFolder(RUNS / self.experiment / self.name)
 
     @property
     def cache(self) -> Path | None:
@@ -88,22 +53,24 @@ class Trial:
         recipe = recipe_from_settings({**self.settings, "seeds": [self.seed]})
         return replace(recipe, cache=None if self.cache is None else str(self.cache))
 
-    @property
-    def finished(self) -> bool:
-        """Whether its result is there, of the same trial.
+    def build_cache(self) -> None:
+        """Build its cache, or what is missing of it."""
+        if self.cache is not None:
+            recipe = replace(self.recipe, cache=None, batch_size=250)
+            build_cache(recipe, self.cache, augmented_views=self.views or 1, resume=True)
 
-        Raises:
-            SystemExit: the result is there by other settings.
-        """
-        if not self.record.exists():
-            return False
-        then, now = json.loads(self.record.read_text()), json.loads(json.dumps(asdict(self)))
-        if any(then[name] != value for name, value in now.items()):
-            raise SystemExit(
-                f"{self.record} was trained with other settings than {self.experiment} has now: "
-                "move it away, or change the experiment's name"
-            )
-        return True
+    def run(self, stop: Stop) -> bool:
+        """Train the student, or go on with it, and measure it; returns whether it is done."""
+        from student_run import train_student  # which imports this module
+
+        return train_student(self, stop)
+
+    @property
+    def expected_seconds(self) -> float:
+        """By the timed steps of its method; 0 if there are none."""
+        from cost import expected  # which imports this module
+
+        return expected(self)
 
     @property
     def outcome(self) -> str:
@@ -112,57 +79,6 @@ class Trial:
         if record["top1"] is None:
             return f"linear probe {record['measures']['linear']:.2%}"
         return f"{record['top1']:.2%}"
-
-    def write_record(
-        self, prepared: Prepared, result: Result, measures: dict[str, float] | None
-    ) -> None:
-        """Write the result: accuracy, times, losses, measures, settings, machine."""
-        assert prepared.student is not None
-        record = {
-            **asdict(self),
-            "top1": result.top1,
-            "measures": measures,
-            "steps": result.steps,
-            "seconds": result.seconds,
-            "terms": result.terms,
-            "parameters": count_parameters(prepared.student.build()),
-            **provenance(f"python experiments/evidence/runner.py {self.experiment}"),
-        }
-        write_json(self.record, record)
-
-
-def read_json(file: Path) -> dict[str, Any] | None:
-    """A record; None where there is none."""
-    return json.loads(file.read_text()) if file.exists() else None
-
-
-def write_json(file: Path, record: dict[str, Any]) -> None:
-    """Write a record, complete or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".part")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(file)
-
-
-def provenance(command: str) -> dict[str, Any]:
-    """How, with what, where and when something is measured, for its record."""
-    return {
-        "command": command,
-        "commit": commit(),
-        "versions": describe_versions(),
-        "machine": describe_machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def commit() -> str:
-    """The commit that is trained, with + where files differ from it."""
-    git = ["git", "-C", str(HERE)]
-    name = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
-    )
-    return name.stdout.strip() + "+" * bool(changed.stdout.strip())
 
 
 def of_method(method: str) -> dict[str, Any]:

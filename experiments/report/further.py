@@ -14,8 +14,10 @@ from families import (
     width_family,
 )
 from layout import COMPARED, NOT_RUN, Section, Table, accuracy, compared
+from recorded import RESULTS, read_json
 from records import read_records, values
-from trials import CHOSEN, RESULTS, read_json, read_settings
+from transfer_section import transfer_section
+from trials import CHOSEN, read_settings
 from tuning import RATES
 
 from scalekd.runs.result import METHOD_NAMES
@@ -43,6 +45,7 @@ def further_sections() -> list[Section]:
         ),
         further_section("Width", "Experiment 9, with few labels.", width_family()),
         component_cost_section(),
+        transfer_section(),
         cost_section(),
         tuning_section(),
         settings_section(),
@@ -163,6 +166,8 @@ def settings_section() -> Section:
         "every_student",
         "pretraining",
         "width",
+        "transfer_tuning",
+        "transfer",
     )
     rows = []
     for name in experiments:

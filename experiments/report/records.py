@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from trials import RESULTS
+from recorded import RESULTS
 
 
 @dataclass(frozen=True)

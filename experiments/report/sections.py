@@ -19,8 +19,8 @@ from families import (
 from further import further_sections
 from layout import COMPARED, Section, Table, accuracy, compared, points, size_of
 from pictures import draw_curve, draw_differences
+from recorded import RESULTS, read_json
 from records import Values, measure, select, values
-from trials import RESULTS, read_json
 
 from scalekd.runs.result import METHOD_NAMES
 

@@ -19,8 +19,9 @@ from PIL import Image
 from pycocotools import mask as masks
 from scipy import ndimage
 
-from scalekd.data.fashion_mnist import CLASSES, find_files, read_split
+from scalekd.data.fashion_mnist import CLASSES, HELD_OUT, find_files, read_split
 from scalekd.digits.images import load_originals
+from scalekd.errors import InputError
 
 SIDES = 96, 160
 SCALES = 0.9, 1.9
@@ -32,6 +33,14 @@ LEAST_VISIBLE = 25
 """Pixels of an item that must be seen, or it is not annotated as one."""
 
 
+PARTS = {
+    "train": ("train", slice(10_000)),
+    "choosing": ("train", slice(-HELD_OUT, None)),
+    "test": ("test", slice(None)),
+}
+"""Of Fashion-MNIST's originals: the split, and which of it. No part has one of another."""
+
+
 @dataclass(frozen=True)
 class Originals:
     """Grey images (28, 28) of 0 to 255 on black, with their classes and the classes' names."""
@@ -41,14 +50,20 @@ class Originals:
     names: tuple[str, ...]
 
 
-def read_originals(split: str) -> Originals:
-    """The "train" or the "test" originals: of Fashion-MNIST where it is there, or the digits."""
+def read_originals(part: str) -> Originals:
+    """A part of the originals, of `PARTS`: of Fashion-MNIST where it is there, or the digits.
+
+    Raises:
+        InputError: the part is "choosing", which the digits have not.
+    """
     if (folder := find_files()) is not None:
-        samples: Any = read_split(folder, split).samples
-        count = min(len(samples), 10_000)
-        images = [np.asarray(samples[number][0].convert("L")) for number in range(count)]
-        return Originals(images, samples.targets[:count], CLASSES)
-    digits = load_originals(split)
+        split, which = PARTS[part]
+        samples: Any = read_split(folder, split, which).samples
+        images = [np.asarray(samples[number][0].convert("L")) for number in range(len(samples))]
+        return Originals(images, samples.targets, CLASSES)
+    if part == "choosing":
+        raise InputError("Fashion-MNIST is not on this machine: install dataset-fashion-mnist")
+    digits = load_originals(part)
     images = [(255 * image).byte().numpy() for image in digits.images]
     return Originals(images, digits.labels.tolist(), tuple(map(str, range(10))))
 
@@ -209,10 +224,14 @@ def outline(part: np.ndarray) -> list[int]:
             return corners
 
 
-def write_scenes(out: Path, *, training: int, validation: int, seed: int = 0) -> None:
-    """Write a data set of scenes to the new folder `out`."""
+def write_scenes(
+    out: Path, *, training: int, validation: int, seed: int = 0, validation_part: str = "test"
+) -> None:
+    """Write a data set of scenes to the new folder `out`; the validation scenes have the originals
+    of a part of `PARTS`, "test" or "choosing"."""
     names: tuple[str, ...] = ()
-    for split, part, count in (("training", "train", training), ("validation", "test", validation)):
+    splits = (("training", "train", training), ("validation", validation_part, validation))
+    for split, part, count in splits:
         originals = read_originals(part)
         names = originals.names
         for kind in ("images", "annotations"):
@@ -220,7 +239,8 @@ def write_scenes(out: Path, *, training: int, validation: int, seed: int = 0) ->
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for number in range(count):
-            scene = draw_scene(originals, np.random.default_rng([seed, part == "test", number]))
+            generator = np.random.default_rng([seed, split == "validation", number])
+            scene = draw_scene(originals, generator)
             name, (height, width) = f"{number:05}", scene.instances.shape
             Image.fromarray(scene.pixels).save(out / "images" / split / f"{name}.png")
             Image.fromarray(class_map(scene)).save(out / "annotations" / split / f"{name}.png")

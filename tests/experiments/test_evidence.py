@@ -273,7 +273,7 @@ def test_own_queries_are_trained_and_read_in_place_of_those_of_the_tail() -> Non
     not DEBIAN_FOLDER.is_dir(), reason="Debian's dataset-fashion-mnist is not installed"
 )
 def test_the_hidden_classes_are_not_trained_on_and_labels_can_be_withheld(trials: Any) -> None:
-    worker, probes = importlib.import_module("worker"), importlib.import_module("probes")
+    student_run, probes = map(importlib.import_module, ("student_run", "probes"))
     settings = {
         "teacher": "scalekd_digits_swin",
         "student": "resnetv2_18",
@@ -283,7 +283,7 @@ def test_the_hidden_classes_are_not_trained_on_and_labels_can_be_withheld(trials
     config = InputConfig(channels=1, size=(32, 32), mean=(0.286,), std=(0.353,))
 
     def open_images(trial: Any) -> Any:
-        return worker.open_images(trial, trial.recipe.data)
+        return student_run.open_images(trial, trial.recipe.data)
 
     hidden = open_images(trials.Trial(**options, hidden=probes.HIDDEN))
     shown = hidden.training_set(config, 0)

@@ -106,6 +106,51 @@ def test_what_speaks_against_scalekd_is_in_the_first_section(load: Any) -> None:
     assert "| logit KD | equal steps | 84.09 (0.09) | 10 | 30 | 60 | +1.00 [+1.00, +1.00] |" in text
 
 
+def write_measures(arm: str, ious: list[float], experiment: str = "transfer") -> None:
+    """Records of a segmentation's arm."""
+    write(experiment, "segmentation", arm, ious)
+    for file in Path("experiments/results", experiment).glob(f"segmentation-{arm}-seed*.json"):
+        record = json.loads(file.read_text())
+        record |= {"measures": {"miou": record.pop("top1")}}
+        file.write_text(json.dumps(record))
+
+
+@pytest.mark.usefixtures("runs")
+def test_transfers_are_compared_by_mean_iou(load: Any) -> None:
+    report, sections, claims = load("report"), load("sections"), load("claims")
+    text = report.to_markdown(sections.sections())
+    section = next(part for part in text.split("## ") if part.startswith("Transfer to"))
+    assert "Not run here: `python experiments/evidence/runner.py transfer_tuning`, then" in section
+    assert "|" not in section
+
+    load("records").read_records.cache_clear()
+    gains = {"scalekd": 0.0, "supervised": -0.02, "logit_kd": 0.01, "random": -0.1}
+    for start, gain in gains.items():
+        write_measures(f"{start}, fine-tuned", [v + gain for v in spread(0.4, 5)])
+    write_measures("scalekd, frozen", spread(0.3, 5))
+    write_measures("supervised, frozen", [0.2, 0.4, 0.2, 0.4, 0.2])
+    write_measures("reference, fine-tuned", [0.6])
+    write_measures("frozen 0.004", [0.25], "transfer_tuning")
+    write("transfer", "few", "scalekd", spread(0.82, 5))
+    text = report.to_markdown(sections.sections())
+    section = next(part for part in text.split("## ") if part.startswith("Transfer to"))
+    assert "| ScaleKD | 82.08 (0.08) | 40.08 (0.08) | 30.08 (0.08) |" in section
+    assert "| random | - | 30.08 (0.08) | not run |" in section
+    assert "one seed: 60.00 %" in section
+    assert "| frozen | 0.004 | 25.00 |" in section
+    row = next(line for line in section.splitlines() if "logit KD, fine-tuned" in line)
+    assert row.endswith("| lower in all 5 seeds |")
+    found = {claim.source: claim for claim in claims.claims() if "segmenter" in claim.text}
+    assert found["Tables 5, 6 and 11"].verdict == (
+        "holds here in 1 of 2 comparisons, the others cannot be told"
+    )
+    assert found["this project's question"].verdict == (
+        "does not hold here: higher in 1 of 2 comparisons, lower in 1; 2 more were not run"
+    )
+    against = text.split("## ")[1]
+    assert "| ScaleKD, fine-tuned minus logit KD, fine-tuned | -1.00" in against
+
+
 def test_the_committed_results_are_those_of_the_records(
     load: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

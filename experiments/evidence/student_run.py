@@ -1,0 +1,106 @@
+"""How a student is trained and measured for its record."""
+
+import functools
+import shutil
+from dataclasses import asdict, replace
+from typing import Any
+
+import timm
+from changes import build_changed
+from probes import measure, test_images
+from recorded import Stop
+from torch.utils.data import Dataset, TensorDataset
+from trials import Trial
+
+from scalekd.data.open import open_source
+from scalekd.data.source import Source, TrainingSet
+from scalekd.distiller import count_parameters
+from scalekd.networks import InputConfig
+from scalekd.recipe import Data
+from scalekd.runs.result import main_run
+from scalekd.signals import Interrupted
+from scalekd.training.prepare import prepare
+from scalekd.training.train import train
+
+
+def train_student(trial: Trial, stop: Stop) -> bool:
+    """Train the trial's student, or go on with it, and measure it; returns whether it is done."""
+    recipe = trial.recipe
+    prepared = prepare(recipe, source=open_images(trial, recipe.data))
+    if trial.change is not None:
+        prepared = build_changed(prepared, trial.change)
+    folder = trial.folder
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.trim_metrics([main_run(recipe)])
+    try:
+        result = train(prepared, main_run(recipe), folder, report=lambda _: None, stop=stop)
+    except Interrupted:
+        return False
+    measures = None
+    if trial.probed:
+        student = timm.create_model(f"local-dir:{folder.student}", pretrained=True)
+        measures = asdict(measure(student, prepared.input, trial.seed, recipe.data.root))
+    assert prepared.student is not None
+    trial.write_record(
+        top1=result.top1,
+        measures=measures,
+        steps=result.steps,
+        seconds=result.seconds,
+        terms=result.terms,
+        parameters=count_parameters(prepared.student.build()),
+    )
+    shutil.rmtree(folder.checkpoints)
+    return True
+
+
+def open_images(trial: Trial, data: Data) -> Source:
+    """The images of its recipe as the trial is given them.
+
+    Those of the validation split are transformed once in a process: that would take longer than
+    classifying them.
+    """
+
+    def validation_set(config: InputConfig) -> Dataset[Any]:
+        return TensorDataset(*test_images(data.root, config))
+
+    source = replace(open_source(data), validation_set=validation_set)
+    if trial.hidden:
+        shown = functools.partial(without_classes, source, trial.hidden)
+        source = replace(source, training_set=shown)
+    if not trial.labelled:
+        source = replace(
+            source,
+            classes=None,
+            validation_set=None,
+            training_set=functools.partial(unlabelled, source),
+        )
+    return source
+
+
+def without_classes(
+    source: Source, hidden: tuple[int, ...], config: InputConfig, seed: int
+) -> TrainingSet:
+    """The training images of the other classes."""
+    images: Any = source.training_set(config, seed)
+    assert source.targets is not None
+    kept = [index for index in images.subset if int(source.targets[index]) not in hidden]
+    return TrainingSet(images.samples, kept, images.transform, seed)
+
+
+def unlabelled(source: Source, config: InputConfig, seed: int) -> "WithoutLabels":
+    """The training images alone."""
+    return WithoutLabels(source.training_set(config, seed))
+
+
+class WithoutLabels(Dataset[Any]):
+    """A training set whose items are (image,)."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: int) -> tuple[Any, ...]:
+        item: tuple[Any, ...] = self.images[key]
+        return item[:1]
