@@ -204,24 +204,26 @@ def polygons(mask: np.ndarray) -> Any:
 
 
 def outline(part: np.ndarray) -> list[int]:
-    """The corners x, y, x, y, ... of an outline of a part, clockwise."""
+    """The corners x, y, x, y, ... of the outer edge of a part, clockwise."""
     filled = np.pad(part, 1)
-    following: dict[tuple[int, int], tuple[int, int]] = {}
-    sides = (-1, 0, 0, 0, 1, 0), (0, 1, 1, 0, 1, 1), (1, 0, 1, 1, 0, 1), (0, -1, 0, 1, 0, 0)
+    steps: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    sides = (-1, 0, 0, 0, 1, 0), (0, 1, 1, 0, 0, 1), (1, 0, 1, 1, -1, 0), (0, -1, 0, 1, 0, -1)
     for row, column in np.argwhere(part).tolist():
-        for down, right, x, y, to_x, to_y in sides:
+        for down, right, x, y, across, along in sides:
             if not filled[row + 1 + down, column + 1 + right]:
-                following[column + x, row + y] = column + to_x, row + to_y
-    first = place = next(iter(following))
+                steps.setdefault((column + x, row + y), []).append((across, along))
+    first = place = next(iter(steps))  # the top left corner of the first pixel
+    direction = (0, -1)
     corners: list[int] = []
-    direction = (0, 0)
-    while True:
-        after = following[place]
-        if (after[0] - place[0], after[1] - place[1]) != direction:
+    while not corners or place != first:
+        turned = -direction[1], direction[0]  # right, which stays at a pixel where two touch
+        choices = steps[place]
+        step = turned if turned in choices else choices[0]
+        choices.remove(step)
+        if step != direction:
             corners += place
-        direction, place = (after[0] - place[0], after[1] - place[1]), after
-        if place == first:
-            return corners
+        direction, place = step, (place[0] + step[0], place[1] + step[1])
+    return corners
 
 
 def write_scenes(

@@ -84,3 +84,19 @@ def test_scenes_depend_on_the_seed_alone(scenes: Any, written: Path, tmp_path: P
         scenes.write_scenes(out, training=2, validation=1, seed=seed)
         for file in ("images/training/00001.png", "annotations/validation/00000.png"):
             assert ((out / file).read_bytes() == (written / file).read_bytes()) == same
+
+
+def test_polygons_are_the_masks_that_they_were_made_of(scenes: Any) -> None:
+    """Also where parts touch at a corner, and where a hole makes run lengths of them."""
+    generator = np.random.default_rng(0)
+    kinds = []
+    for _ in range(60):
+        mask = generator.random(generator.integers(3, 12, size=2)) < 0.7
+        mask[0, 0] = True
+        annotation = {"segmentation": scenes.polygons(mask)}
+        assert (decode(annotation, *mask.shape) == mask).all()
+        kinds.append(type(annotation["segmentation"]))
+    assert min(kinds.count(list), kinds.count(dict)) > 5
+    touching = np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1]], dtype=bool)
+    assert (decode({"segmentation": scenes.polygons(touching)}, 3, 3) == touching).all()
+    assert scenes.outline(np.ones((5, 7), dtype=bool)) == [0, 0, 7, 0, 7, 5, 0, 5]
