@@ -15,6 +15,7 @@ from scalekd.cli.commands import COMMANDS
 from scalekd.cli.main import main
 from scalekd.method import LossWeights
 from scalekd.recipe import Data, Optim
+from scalekd.transfer.detection.recipe import DetectData
 from scalekd.transfer.segmentation.recipe import SegmentData
 
 ROOT = Path(__file__).parents[1]
@@ -146,7 +147,7 @@ def test_brackets_in_commands_are_quoted_for_the_shell(page: Path) -> None:
 @page_by_name
 def test_every_nested_setting_exists(page: Path) -> None:
     named = re.findall(r"(?<![\w./])(data|optim|weights)\.(?!md|py)([a-z]\w*)", page.read_text())
-    groups = {"data": (Data, SegmentData), "optim": (Optim,), "weights": (LossWeights,)}
+    groups = {"data": (Data, SegmentData, DetectData), "optim": (Optim,), "weights": (LossWeights,)}
     names = {group: {f.name for c in kinds for f in fields(c)} for group, kinds in groups.items()}
     assert {f"{g}.{name}" for g, name in named if name not in names[g]} == set()
 

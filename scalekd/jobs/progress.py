@@ -226,9 +226,9 @@ def _describe_scores(progress: Progress) -> list[str]:
 
 
 def _describe_state(progress: Progress) -> str:
-    corrupt = progress.corrupt_images
+    corrupt, gradients = progress.corrupt_images, progress.gradients
+    norm = f"gradient norm {math.hypot(*gradients.values()):.2g}, " if gradients else ""
     return (
-        f"learning rate {progress.learning_rate:.2g}, "
-        f"gradient norm {math.hypot(*progress.gradients.values()):.2g}, "
+        f"learning rate {progress.learning_rate:.2g}, {norm}"
         f"memory {progress.memory / 2**30:.1f} GiB, waiting for data {progress.waiting:.0%}"
     ) + f", corrupt images: {corrupt}" * (corrupt > 0)

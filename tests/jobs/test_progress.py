@@ -59,6 +59,10 @@ def test_a_line_of_progress_has_step_pace_state_and_loss(
         assert part in line
 
 
+def test_a_line_between_measured_gradients_has_no_norm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "gradient norm" not in printed(capsys, replace(PROGRESS, gradients={}))
+
+
 def test_the_start_has_the_pair_its_sizes_and_the_cost_of_a_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
