@@ -34,7 +34,8 @@ page_by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"\b(?:scalekd|tests|docs|examples|benchmarks|experiments)/[\w./-]*\w/?")
-COMMAND = re.compile(rf"(?:^|\bm |srun |`)scalekd +({'|'.join(COMMANDS)})\b([^`\n]*)", re.MULTILINE)
+NAMES = "|".join(sorted(COMMANDS, key=len, reverse=True))  # of two words before those of one
+COMMAND = re.compile(rf"(?:^|\bm |srun |`)scalekd +({NAMES})\b([^`\n]*)", re.MULTILINE)
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*\b")
 FOREIGN = {"--ntasks-per-node"}
 

@@ -300,6 +300,69 @@ def _run_estimate(options: Namespace, _: list[str]) -> None:
     _print(json.dumps(asdict(estimated), indent=2) if as_json else format_estimate(estimated))
 
 
+def _add_estimate_segment_options(parser: Parser) -> None:
+    from scalekd.transfer.segmentation.recipe import SegmentRecipe
+
+    _add_estimate_transfer_options(parser, SegmentRecipe)
+
+
+def _add_estimate_detect_options(parser: Parser) -> None:
+    from scalekd.transfer.detection.recipe import DetectRecipe
+
+    _add_estimate_transfer_options(parser, DetectRecipe)
+
+
+def _add_estimate_transfer_options(parser: Parser, recipe: type) -> None:
+    parser.add_recipe_files("docs/transfer.md")
+    parser.add_class_arguments(recipe, as_group=False)
+    parser.entitle("data", "data")
+    parser.entitle("optim", "optim")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="Number of devices that share each batch."
+    )
+    parser.add_argument(
+        "--gpu",
+        type=str | None,
+        help="Name of a GPU that the step is modelled for, as of `scalekd estimate`. By default "
+        "steps are measured on this machine.",
+    )
+    parser.add_argument(
+        "--images",
+        type=int | None,
+        help="Number of training images. By default as many as data.root holds, or those of COCO "
+        "or ADE20K where data.root is coco or ade20k and there is no such folder.",
+    )
+    _add_json_option(parser)
+
+
+def _run_estimate_segment(options: Namespace, _: list[str]) -> None:
+    from scalekd.estimating.transfer_network import SegmentationNetwork
+    from scalekd.transfer.segmentation.recipe import SegmentRecipe
+
+    _run_estimate_transfer(options, SegmentRecipe, SegmentationNetwork.count)
+
+
+def _run_estimate_detect(options: Namespace, _: list[str]) -> None:
+    from scalekd.estimating.transfer_network import DetectionNetwork
+    from scalekd.transfer.detection.recipe import DetectRecipe
+
+    _run_estimate_transfer(options, DetectRecipe, DetectionNetwork.count)
+
+
+def _run_estimate_transfer(
+    options: Namespace, kind: type, count: Callable[[Any, int | None], Any]
+) -> None:
+    """Estimate a recipe of the class `kind`, whose images and network `count` finds."""
+    from scalekd.estimating.transfer import estimate_transfer
+    from scalekd.estimating.transfer_text import format_transfer_estimate
+
+    as_json = options.pop("json")
+    recipe, others = _split_recipe(options, kind)
+    network = count(recipe, others["images"])
+    found = estimate_transfer(network, others["devices"], others["gpu"])
+    _print(json.dumps(asdict(found), indent=2) if as_json else format_transfer_estimate(found))
+
+
 def _add_models_options(parser: Parser) -> None:
     parser.add_argument(
         "pattern",
@@ -623,6 +686,22 @@ COMMANDS = {
         _run_estimate,
         _find_recipe,
         has_default_recipe=True,
+    ),
+    "estimate segment": Command(
+        "estimate time and memory of a segmentation before training",
+        "Estimate time and memory of `scalekd transfer segment`. Nothing is downloaded and no\n"
+        "image is read.",
+        _add_estimate_segment_options,
+        _run_estimate_segment,
+        _find_segment_recipe,
+    ),
+    "estimate detect": Command(
+        "estimate time and memory of a detection before training",
+        "Estimate time and memory of `scalekd transfer detect`. Nothing is downloaded and no\n"
+        "image is read.",
+        _add_estimate_detect_options,
+        _run_estimate_detect,
+        _find_detect_recipe,
     ),
     "models": Command(
         "list the timm models that were tried, and whether they fit",

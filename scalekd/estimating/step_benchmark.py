@@ -83,7 +83,7 @@ def _benchmark_step(recipe: Recipe, images: TrainingImages, micro_batch: int) ->
 
     device = best_device()
     on_gpu = device.type == "cuda"
-    runtime = 0 if on_gpu else _process_memory("VmRSS")
+    runtime = 0 if on_gpu else process_memory("VmRSS")
     random_teacher = replace(recipe, teacher_weights="random")
     prepared = prepare(random_teacher, source=images.source())
     distiller = prepared.build_learner(Run("scalekd", recipe.seeds[0]))
@@ -113,8 +113,8 @@ def _benchmark_step(recipe: Recipe, images: TrainingImages, micro_batch: int) ->
         student_seconds=statistics.median(student),
         optimizer_seconds=statistics.median(update),
         runtime=runtime,
-        peak=torch.cuda.max_memory_reserved() if on_gpu else _process_memory("VmHWM"),
-        device_memory=torch.cuda.mem_get_info()[1] if on_gpu else _machine_memory(),
+        peak=torch.cuda.max_memory_reserved() if on_gpu else process_memory("VmHWM"),
+        device_memory=torch.cuda.mem_get_info()[1] if on_gpu else machine_memory(),
     )
 
 
@@ -136,11 +136,12 @@ class _OptimizedStep(SyntheticStep):
             self.average.update_parameters(self.distiller.student)
 
 
-def _machine_memory() -> int:
+def machine_memory() -> int:
+    """Bytes of memory that the machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _process_memory(field: str) -> int:
+def process_memory(field: str) -> int:
     """Bytes of this process in memory: now (VmRSS), or at most so far (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))

@@ -25,22 +25,26 @@ def format_estimate(estimate: Estimate) -> str:
         ("time", step_time.basis),
         (
             "",
-            f"a step takes {_range(estimate.step_seconds, 's')}, "
-            f"{_number(estimate.images_per_second)} images/s",
+            f"a step takes {format_range(estimate.step_seconds, 's')}, "
+            f"{format_number(estimate.images_per_second)} images/s",
         ),
         ("", f"shares of a step's time: {_shares(step_time.parts)}"),
         *(("measured", _measured(rate)) for rate in step_time.nearest),
         (
             "days",
-            f"one run takes {_range(estimate.days, 'days')}: {estimate.epochs} epochs of "
+            f"one run takes {format_range(estimate.days, 'days')}: {estimate.epochs} epochs of "
             f"{estimate.steps_per_epoch} steps, {estimate.images_per_epoch} images an epoch",
         ),
         *([("", f"the recipe makes {estimate.runs} runs")] if estimate.runs > 1 else []),
         (
             "memory",
-            f"one device needs {_gb(memory.total)} of its {_gb(estimate.memory_limit)}; by part:",
+            f"one device needs {format_bytes(memory.total)} of its "
+            f"{format_bytes(estimate.memory_limit)}; by part:",
         ),
-        *(("", f"{name.replace('_', ' ')} {_gb(size)}") for name, size in vars(memory).items()),
+        *(
+            ("", f"{name.replace('_', ' ')} {format_bytes(size)}")
+            for name, size in vars(memory).items()
+        ),
         ("fits", _fits(estimate)),
         *(("saving", _saving(saving, step_time.seconds.middle)) for saving in estimate.savings),
         *(("assumed", line) for line in _assumptions(estimate)),
@@ -52,7 +56,8 @@ def _measured(rate: Rate) -> str:
     assert rate.modelled is not None
     return (
         f"{rate.model}, {rate.gpu}, {rate.precision}, {rate.mode} {rate.work} of {rate.batch} "
-        f"images: {_number(rate.images_per_second)} images/s, modelled {_number(rate.modelled)}"
+        f"images: {format_number(rate.images_per_second)} images/s, modelled "
+        f"{format_number(rate.modelled)}"
     )
 
 
@@ -76,7 +81,9 @@ def _saving(saving: Saving, step_seconds: float) -> str:
         share = f"{abs(saving.seconds) / step_seconds:.0%} of a step's time"
         effects.append(f"{_verb(saving.seconds)} {share}")
     if saving.memory is not None:
-        effects.append(f"{_verb(saving.memory)} {_gb(abs(saving.memory))} of a device's memory")
+        effects.append(
+            f"{_verb(saving.memory)} {format_bytes(abs(saving.memory))} of a device's memory"
+        )
     return f"{saving.setting}: {', '.join([*effects, saving.basis])}"
 
 
@@ -101,14 +108,17 @@ def _assumptions(estimate: Estimate) -> list[str]:
     return lines
 
 
-def _gb(size: float) -> str:
+def format_bytes(size: float) -> str:
+    """Bytes in GB, with three digits."""
     return f"{size / 1e9:.3g} GB"
 
 
-def _number(value: float) -> str:
+def format_number(value: float) -> str:
+    """A number with three digits, or all before the point."""
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def _range(values: Range, unit: str) -> str:
-    low, middle, high = map(_number, values)
+def format_range(values: Range, unit: str) -> str:
+    """An estimate with its bounds."""
+    low, middle, high = map(format_number, values)
     return f"{middle} {unit} ({low} to {high} {unit})"

@@ -12,7 +12,7 @@ from scalekd.data.seeding import seed_generators
 from scalekd.networks import InputConfig
 from scalekd.step import Learner
 from scalekd.training.run import TrainingRun
-from scalekd.transfer.backbone import open_backbone
+from scalekd.transfer.backbone import BackboneSpec, open_backbone
 from scalekd.transfer.detection.coco import CocoSplit
 from scalekd.transfer.detection.detector import DetectionBatch, DetectionLearner, DetectorSpec
 from scalekd.transfer.detection.images import open_annotated_images
@@ -149,22 +149,29 @@ def prepare_detection(recipe: DetectRecipe) -> PreparedDetection:
         recipe.backbone_args,
         (data.short_sides[-1], data.short_sides[-1]),
     )
-    spec = DetectorSpec(
-        backbone=opened.spec,
-        head=recipe.head,
-        head_channels=recipe.head_channels,
-        anchor_scale=recipe.anchor_scale,
-        frozen=recipe.frozen,
-        frozen_stages=recipe.frozen_stages,
-        frozen_batchnorm=recipe.frozen_batchnorm,
-        short_sides=data.short_sides,
-        long_side=data.long_side,
-        class_names=images.validation.class_names,
-    )
+    spec = build_detector_spec(recipe, opened.spec, images.validation.class_names)
     return PreparedDetection(
         recipe=recipe,
         source=images.source,
         spec=spec,
         opened=opened,
         validation=images.validation,
+    )
+
+
+def build_detector_spec(
+    recipe: DetectRecipe, backbone: BackboneSpec, class_names: tuple[str, ...]
+) -> DetectorSpec:
+    """What builds a recipe's detector on a backbone."""
+    return DetectorSpec(
+        backbone=backbone,
+        head=recipe.head,
+        head_channels=recipe.head_channels,
+        anchor_scale=recipe.anchor_scale,
+        frozen=recipe.frozen,
+        frozen_stages=recipe.frozen_stages,
+        frozen_batchnorm=recipe.frozen_batchnorm,
+        short_sides=recipe.data.short_sides,
+        long_side=recipe.data.long_side,
+        class_names=class_names,
     )

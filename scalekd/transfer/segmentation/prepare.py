@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from scalekd.data.seeding import seed_generators
 from scalekd.step import Learner
 from scalekd.training.run import TrainingRun
-from scalekd.transfer.backbone import open_backbone
+from scalekd.transfer.backbone import BackboneSpec, open_backbone
 from scalekd.transfer.prepared import PreparedTransfer, evenly_spread, refusing
 from scalekd.transfer.run_folder import Task, TransferFolder
 from scalekd.transfer.segmentation.images import open_labelled_images
@@ -110,12 +110,19 @@ def prepare_segmentation(recipe: SegmentRecipe) -> PreparedSegmentation:
     opened = open_backbone(
         recipe.backbone, recipe.backbone_weights, recipe.backbone_args, recipe.data.crop
     )
-    spec = SegmenterSpec(
-        backbone=opened.spec,
+    spec = build_segmenter_spec(recipe, opened.spec, source.class_names)
+    return PreparedSegmentation(recipe=recipe, source=source, spec=spec, opened=opened)
+
+
+def build_segmenter_spec(
+    recipe: SegmentRecipe, backbone: BackboneSpec, class_names: tuple[str, ...]
+) -> SegmenterSpec:
+    """What builds a recipe's segmenter on a backbone."""
+    return SegmenterSpec(
+        backbone=backbone,
         head=recipe.head,
         head_channels=recipe.head_channels,
         has_auxiliary=recipe.has_auxiliary,
         frozen=recipe.frozen,
-        class_names=source.class_names,
+        class_names=class_names,
     )
-    return PreparedSegmentation(recipe=recipe, source=source, spec=spec, opened=opened)
