@@ -104,12 +104,13 @@ def steps_of(settings: dict[str, Any]) -> int:
 
 
 def expected(trial: Trial) -> float:
-    """Training time of a run in seconds, by the timed steps of its method; 0 if there are none."""
+    """Training time of a run in seconds, by the timed steps of its method, or of logit KD where it
+    is not among the timed ones; 0 if there are none."""
     if not COST.exists():
         return 0.0
     by_method = read_cost()[trial.regime]
     method = trial.settings.get("method") or "supervised"
-    live = by_method[method]
+    live = by_method.get(method, by_method["logit_kd"])
     step = live if trial.views is None else by_method.get(f"{method}, cache", live)
     return steps_of(trial.settings) * step
 

@@ -28,8 +28,11 @@ examples:
   scalekd distill                                    packaged digits, on 2 CPU cores
   scalekd check --teacher swin_small_patch4_window7_224 --student resnet50
   scalekd distill --teacher swin_small_patch4_window7_224 --student resnet50 --data.root DIR
+  scalekd runs
   scalekd estimate --recipe swin_large-resnet50 --devices 8 --gpu h100
+  scalekd evaluate runs/digits/student --data.root digits
   scalekd export runs/digits/checkpoints/scalekd-seed4.ckpt --out student
+  scalekd models "*dinov3*"
 """
 
 NAMING = {"--teacher", "--student", "--data.root", "--config"}
