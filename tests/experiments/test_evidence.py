@@ -230,6 +230,8 @@ def test_an_experiment_has_its_runs_by_valid_recipes(experiment: str, count: int
     for trial in found[:13]:
         assert trial.recipe.seeds == [trial.seed]
         assert (trial.views is None) or (trial.views == trial.recipe.epochs)
+    expected = importlib.import_module("cost").expected
+    assert all(expected(trial) > 0 for trial in found)
 
 
 @pytest.mark.usefixtures("chosen")
