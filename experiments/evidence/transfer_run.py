@@ -40,14 +40,17 @@ class Task:
         scores: the file with the scores in the command's run folder.
         measures: scores that are recorded, shares from 0 to 1, by their keys in the file with dots
             between them; the first one is compared.
+        images_per_second: that a step was seen to train on one core, to expect times by.
     """
 
     command: str
     scores: str
     measures: tuple[str, ...]
+    images_per_second: float
 
 
-SEGMENTATION = Task("segment", "segmentation.json", ("miou", "pixel_accuracy", "mean_accuracy"))
+SEGMENTATION = Task("segment", "segmentation.json", ("miou", "pixel_accuracy", "mean_accuracy"), 80)
+DETECTION = Task("detect", "detection.json", ("box.ap", "box.ap50", "box.ap75", "box.recall"), 12)
 
 
 @dataclass(frozen=True)
@@ -152,8 +155,8 @@ class Transfer(Recorded):
 
     @property
     def expected_seconds(self) -> float:
-        """By the crops of a second that segmentations were trained by on one core."""
-        return float(self.settings["epochs"] * self.scenes.training / 80)
+        """By the images of a second that the task was seen to train on one core."""
+        return self.settings["epochs"] * self.scenes.training / self.task.images_per_second
 
     @property
     def outcome(self) -> str:

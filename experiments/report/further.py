@@ -16,7 +16,7 @@ from families import (
 from layout import COMPARED, NOT_RUN, Section, Table, accuracy, compared
 from recorded import RESULTS, read_json
 from records import read_records, values
-from transfer_section import transfer_section
+from transfer_section import DETECTION, SEGMENTATION, transfer_section
 from trials import CHOSEN, read_settings
 from tuning import RATES
 
@@ -45,7 +45,8 @@ def further_sections() -> list[Section]:
         ),
         further_section("Width", "Experiment 9, with few labels.", width_family()),
         component_cost_section(),
-        transfer_section(),
+        transfer_section(SEGMENTATION),
+        transfer_section(DETECTION),
         cost_section(),
         tuning_section(),
         settings_section(),

@@ -1,11 +1,13 @@
-"""Experiment 11: segmenters that start from distilled students; comparisons and section."""
+"""Experiment 11: networks that start from distilled students; comparisons and sections."""
+
+from dataclasses import dataclass
 
 from families import Comparison, family
 from layout import COMPARED, NOT_RUN, Section, Table, accuracy, compared
 from pictures import draw_differences
 from records import Values, measure, read_records, values
 from transfer import MORE, NAME, REFERENCE, STARTS
-from transfer_tuning import MODES, RATES, REGIME, TRAINING, VALIDATION
+from transfer_tuning import DETECT, SEGMENT, TRAINING, VALIDATION, Plan
 from transfer_tuning import NAME as TUNING
 
 from scalekd.runs.result import METHOD_NAMES
@@ -16,57 +18,97 @@ COMMANDS = ", then ".join(
 )
 
 
-def mean_iou(start: str, mode: str) -> Values:
-    """Mean IoU of a start in a mode by seed, in %."""
-    name = f"{START_NAMES[start]}, {mode}"
-    return values(NAME, REGIME, f"{start}, {mode}", name, measure("miou"))
+@dataclass(frozen=True)
+class Words:
+    """How a task is told.
+
+    Attributes:
+        plan: how students are transferred to it.
+        title: of its section.
+        score: what is compared.
+        text: what is trained.
+    """
+
+    plan: Plan
+    title: str
+    score: str
+    text: str
 
 
-def transfer_family() -> dict[str, list[Comparison]]:
+SEGMENTATION = Words(
+    SEGMENT,
+    "Transfer to segmentation",
+    "mean IoU",
+    "a segmenter of eleven classes, whose backbone starts from a student, is trained on "
+    f"{TRAINING} scenes of Fashion-MNIST items on cluttered canvases and measured on {VALIDATION} "
+    "others, with other originals. All starts of a seed have the same scenes, head and order of "
+    "crops. Fine-tuned is UPerNet with all weights trained, frozen a linear function of the "
+    "student's features as they are.",
+)
+DETECTION = Words(
+    DETECT,
+    "Transfer to detection",
+    "box AP",
+    "a detector of ten classes on the same scenes, of which the items are to be found. Fine-tuned "
+    "is Faster R-CNN with all weights trained, frozen a linear function of the student's features "
+    "as they are, for the classes and boxes of anchors.",
+)
+
+
+def score_of(words: Words, start: str, mode: str) -> Values:
+    """The score of a start in a mode by seed, in %."""
+    plan, name = words.plan, f"{START_NAMES[start]}, {mode}"
+    read = measure(plan.task.measures[0])
+    return values(NAME, plan.regime, f"{start}, {mode}", name, read)
+
+
+def transfer_family(words: Words) -> dict[str, list[Comparison]]:
     """ScaleKD's start against each other one, fine-tuned and frozen: one family, by that start."""
-    others = [start for start in STARTS if start != "scalekd"]
+    others, modes = [start for start in STARTS if start != "scalekd"], words.plan.modes
     found = family(
-        [(mean_iou("scalekd", mode), mean_iou(other, mode)) for other in others for mode in MODES]
+        [
+            (score_of(words, "scalekd", mode), score_of(words, other, mode))
+            for other in others
+            for mode in modes
+        ]
     )
-    count = len(MODES)
+    count = len(modes)
     return {other: found[n * count : (n + 1) * count] for n, other in enumerate(others)}
 
 
-def transfer_section() -> Section:
-    """The section; without tables where nothing was run."""
-    title = "Transfer to segmentation"
+def transfer_section(words: Words) -> Section:
+    """The section of a task; without tables where nothing was run."""
+    score, plan = words.score, words.plan
     text = [
-        "Experiment 11, for Tables 5, 6 and 11: a segmenter of eleven classes, whose backbone "
-        f"starts from a student, is trained on {TRAINING} scenes of Fashion-MNIST items on "
-        f"cluttered canvases and measured on {VALIDATION} others, with other originals. All starts "
-        "of a seed have the same scenes, head and order of crops. Fine-tuned is UPerNet with all "
-        "weights trained, frozen a linear function of the student's features as they are. A random "
-        "start has the architecture alone."
+        f"Experiment 11, for Tables 5, 6 and 11: {words.text} A random start has the architecture "
+        "alone."
     ]
-    if not read_records(NAME):
-        return Section(title, [*text, f"Not run here: {COMMANDS}."])
+    if not any(record["regime"] == plan.regime for record in read_records(NAME)):
+        return Section(words.title, [*text, f"Not run here: {COMMANDS}."])
+    capital = score[0].upper() + score[1:]
     text.append(
-        "Mean IoU in %, mean over seeds and standard deviation. The paper compares with supervised "
-        f"students alone. {reference()}"
+        f"{capital} in %, mean over seeds and standard deviation. The paper compares with "
+        f"supervised students alone. {reference(plan)}"
     )
-    compared_ones = [one for family in transfer_family().values() for one in family]
+    compared_ones = [one for family in transfer_family(words).values() for one in family]
     rows = [
         [one.one.name, accuracy(one.one), one.other.name, accuracy(one.other), *compared(one)]
         for one in compared_ones
     ]
-    header = ["start", "mean IoU", "compared with", "mean IoU", *COMPARED]
+    header = ["start", score, "compared with", score, *COMPARED]
     run = [
         (f"{one.one.name} minus {one.other.name}", one)
         for one in compared_ones
         if one.difference is not None
     ]
-    picture = draw_differences("ScaleKD's start minus the others, mean IoU", run)
-    return Section(title, text, [starts_table(), Table(header, rows), tuning_table()], picture)
+    picture = draw_differences(f"ScaleKD's start minus the others, {score}", run)
+    tables = [starts_table(words), Table(header, rows), tuning_table(words)]
+    return Section(words.title, text, tables, picture)
 
 
-def reference() -> str:
+def reference(plan: Plan) -> str:
     """The frame of reference in a sentence."""
-    found = values(NAME, REGIME, REFERENCE, read=measure("miou"))
+    found = values(NAME, plan.regime, REFERENCE, read=measure(plan.task.measures[0]))
     reached = f"{found.mean:.2f} %" if found.by_seed else NOT_RUN
     return (
         f"What the network can reach: fine-tuned from a random start with {MORE} times the scenes "
@@ -74,25 +116,28 @@ def reference() -> str:
     )
 
 
-def starts_table() -> Table:
+def starts_table(words: Words) -> Table:
     """Each start: the accuracy of its students on the images that they were trained for, and what
     became of it."""
+    modes = words.plan.modes
     rows = [
         [
             START_NAMES[start],
             "-" if start == "random" else accuracy(values(NAME, "few", start)),
-            *(accuracy(mean_iou(start, mode)) for mode in MODES),
+            *(accuracy(score_of(words, start, mode)) for mode in modes),
         ]
         for start in STARTS
     ]
-    return Table(["start", "top-1 of the students", *(f"{m}, mean IoU" for m in MODES)], rows)
+    header = ["start", "top-1 of the students", *(f"{mode}, {words.score}" for mode in modes)]
+    return Table(header, rows)
 
 
-def tuning_table() -> Table:
+def tuning_table(words: Words) -> Table:
     """The learning rates that were tried for the supervised start, on scenes of their own."""
-    rows = []
-    for mode, rates in RATES.items():
+    plan, rows = words.plan, []
+    for mode, rates in plan.rates.items():
         for rate in rates:
-            tried = values(TUNING, REGIME, f"{mode} {rate:g}", read=measure("miou"))
+            read = measure(plan.task.measures[0])
+            tried = values(TUNING, plan.regime, f"{mode} {rate:g}", read=read)
             rows.append([mode, f"{rate:g}", f"{tried.mean:.2f}" if tried.by_seed else NOT_RUN])
-    return Table(["tuning of the supervised start", "learning rate", "mean IoU"], rows)
+    return Table(["tuning of the supervised start", "learning rate", words.score], rows)

@@ -140,7 +140,7 @@ def test_transfers_are_compared_by_mean_iou(load: Any) -> None:
     assert "| frozen | 0.004 | 25.00 |" in section
     row = next(line for line in section.splitlines() if "logit KD, fine-tuned" in line)
     assert row.endswith("| lower in all 5 seeds |")
-    found = {claim.source: claim for claim in claims.claims() if "segmenter" in claim.text}
+    found = {claim.source: claim for claim in claims.claims() if "segment" in claim.text}
     assert found["Tables 5, 6 and 11"].verdict == (
         "holds here in 1 of 2 comparisons, the others cannot be told"
     )

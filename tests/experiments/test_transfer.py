@@ -13,6 +13,8 @@ from helpers.tiny import tiny_digits
 
 from scalekd.data.fashion_mnist import DEBIAN_FOLDER
 from scalekd.recipe import Optim
+from scalekd.transfer.detection.recipe import DetectData, DetectRecipe
+from scalekd.transfer.recipe import TransferRecipe
 from scalekd.transfer.segmentation.recipe import SegmentData, SegmentRecipe
 
 EVIDENCE = Path(__file__).parents[2] / "experiments" / "evidence"
@@ -126,60 +128,72 @@ def test_a_command_that_fails_or_is_stopped_before_it_begins_says_so(load: Any) 
 
 @pytest.fixture
 def chosen(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rates as if tuning had chosen the second of each mode."""
-    rates = {mode: tried[1] for mode, tried in load("transfer_tuning").RATES.items()}
-    monkeypatch.setattr(load("transfer"), "chosen_rates", lambda: rates)
+    """Rates as if tuning had chosen the second of each mode of each task."""
+
+    def second(plan: Any) -> dict[str, float]:
+        return {mode: tried[1] for mode, tried in plan.rates.items()}
+
+    monkeypatch.setattr(load("transfer"), "chosen_rates", second)
 
 
-def read_recipe(settings: dict[str, Any]) -> SegmentRecipe:
-    data = {**settings["data"], "scale": tuple(settings["data"]["scale"])}
-    parts = {"data": SegmentData(**data), "optim": Optim(**settings["optim"])}
-    return SegmentRecipe(**{**settings, **parts})
+def read_recipe(task: str, settings: dict[str, Any]) -> TransferRecipe:
+    """The recipe of the command's settings, checked as the command checks it."""
+    kinds = {"segment": (SegmentRecipe, SegmentData), "detect": (DetectRecipe, DetectData)}
+    recipe, images = kinds[task]
+    data = {n: tuple(v) if isinstance(v, list) else v for n, v in settings["data"].items()}
+    parts = {"data": images(**data), "optim": Optim(**settings["optim"])}
+    return recipe(**{**settings, **parts})
 
 
 @pytest.mark.usefixtures("chosen")
 def test_all_starts_of_a_seed_differ_by_the_student_alone(load: Any) -> None:
     transfer = load("transfer")
     found = transfer.trials()
-    assert len(found) == len({trial.name for trial in found}) == 15 + 40 + 1
+    assert len(found) == len({trial.name for trial in found}) == 15 + (40 + 1) + (24 + 1)
     assert {trial.experiment for trial in found} == {"transfer"}
     students = [trial for trial in found if not trial.starts_from]
     assert found[:15] == students
     few = load("main_comparison").at_equal_steps
     assert students[0].settings == few("few", "supervised", 0).settings
-    compared = [trial for trial in found[15:] if trial.arm != transfer.REFERENCE]
-    for trial in compared:
-        start, _, mode = trial.arm.partition(", ")
-        recipe = read_recipe(trial.recipe)
-        assert recipe.frozen is (mode == "frozen")
-        assert recipe.optim.lr == load("transfer_tuning").RATES[mode][1]
-        assert recipe.seed == trial.seed == trial.scenes.seed == trial.student.seed
-        assert recipe.backbone_weights == ("random" if start == "random" else "pretrained")
-        assert trial.student.arm == ("supervised" if start == "random" else start)
-        assert trial.student in students
-    for seed in transfer.SEEDS:
-        assert len({trial.scenes for trial in compared if trial.seed == seed}) == 1
-    (reference,) = (trial for trial in found if trial.arm == transfer.REFERENCE)
-    few_scenes = next(trial for trial in compared if trial.seed == reference.seed).scenes
-    assert reference.scenes == replace(few_scenes, training=10 * few_scenes.training)
+    for plan in load("transfer_tuning").PLANS:
+        of_task = [trial for trial in found[15:] if trial.task == plan.task]
+        compared = [trial for trial in of_task if trial.arm != transfer.REFERENCE]
+        for trial in compared:
+            start, _, mode = trial.arm.partition(", ")
+            recipe = read_recipe(plan.task.command, trial.recipe)
+            assert recipe.frozen is (mode == "frozen")
+            assert recipe.optim.lr == plan.rates[mode][1]
+            assert recipe.seed == trial.seed == trial.scenes.seed == trial.student.seed
+            assert recipe.backbone_weights == ("random" if start == "random" else "pretrained")
+            assert trial.student.arm == ("supervised" if start == "random" else start)
+            assert trial.student in students
+        for seed in plan.seeds:
+            assert len({trial.scenes for trial in compared if trial.seed == seed}) == 1
+        (reference,) = (trial for trial in of_task if trial.arm == transfer.REFERENCE)
+        few_scenes = next(trial for trial in compared if trial.seed == reference.seed).scenes
+        assert reference.scenes == replace(few_scenes, training=10 * few_scenes.training)
 
 
 def test_tuning_chooses_the_rate_of_each_mode_without_test_images(load: Any) -> None:
     tuning = load("transfer_tuning")
     student, *found = tuning.trials()
-    assert len(found) == 6
+    assert len(found) == 12
     assert student.settings["data"]["root"] == "fashion-mnist:choosing"
     assert {trial.scenes.validation_part for trial in found} == {"choosing"}
     assert {trial.seed for trial in (student, *found)} == {1000}
-    assert all(read_recipe(trial.recipe).epochs == 40 for trial in found)
-    best = ("fine-tuned 0.004", "frozen 0.064")
-    with pytest.raises(SystemExit, match="run transfer_tuning first"):
-        tuning.chosen_rates()
     for trial in found:
+        epochs = {"segment": 40, "detect": 16}[trial.task.command]
+        assert read_recipe(trial.task.command, trial.recipe).epochs == epochs
+    assert [tuning.chosen_rates(plan) for plan in tuning.PLANS] == [None, None]
+    with pytest.raises(SystemExit, match="run transfer_tuning first"):
+        load("transfer").trials()
+    best = ("fine-tuned 0.004", "frozen 0.064")
+    for trial in found[:6]:
         trial.record.parent.mkdir(parents=True, exist_ok=True)
         measures = {"miou": 0.4 if trial.arm in best else 0.3}
         trial.record.write_text(json.dumps({**asdict(trial), "measures": measures}))
-    assert tuning.chosen_rates() == {"fine-tuned": 4e-3, "frozen": 6.4e-2}
+    assert tuning.chosen_rates(tuning.SEGMENT) == {"fine-tuned": 4e-3, "frozen": 6.4e-2}
+    assert len(load("transfer").trials()) == 15 + 40 + 1  # detection is not tuned
 
 
 @pytest.mark.skipif(
