@@ -1,11 +1,6 @@
 """`scalekd transfer detect` as a person starts it: what it leaves, kills, ranks and refusals."""
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,62 +10,33 @@ import pytest
 import torch
 import yaml
 from helpers.objects import CLASSES, SIDE, coco_folder, tiny_detection
-from helpers.real_runs import (
-    SECONDS_TO_START,
-    assert_same_training,
-    metrics_lines,
-    wait_until_training,
-)
+from helpers.real_runs import finish, metrics_lines
 from helpers.refusals import refused
+from helpers.transfers import (
+    assert_same_gradients,
+    checkpoint_of,
+    start,
+    state_of,
+    train_undisturbed_and_disturbed,
+)
 from PIL import Image
 
 from scalekd.cli.main import main
 from scalekd.recipe import Optim
-from scalekd.runs.checkpoint import load_newest, load_student
+from scalekd.runs.checkpoint import load_student
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.status import read_run_folder
 from scalekd.transfer.detection.detect import detect
 from scalekd.transfer.detection.detector import load_detector
 from scalekd.transfer.detection.prepare import PreparedDetection
 from scalekd.transfer.detection.recipe import RECIPES, DetectRecipe, find_detect_recipe
-from scalekd.transfer.run_folder import TransferFolder, TransferRun
+
+TASK = PreparedDetection.task
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return coco_folder(tmp_path_factory.mktemp("objects") / "objects")
-
-
-def start(recipe: DetectRecipe, out: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start the command with a recipe of its own."""
-    file = out.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(recipe.as_dict()))
-    command = [sys.executable, "-m", "scalekd", "transfer", "detect"]
-    return subprocess.Popen(
-        [*command, "--config", str(file), "--out", str(out), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=SECONDS_TO_START)
-    assert process.returncode == 0, output
-    return output
-
-
-def checkpoint_of(out: Path, seed: int) -> Path:
-    folder = TransferFolder(out, PreparedDetection.task)
-    return folder.checkpoint(TransferRun("detect", seed))
-
-
-def state_of(out: Path, seed: int = 3) -> dict[str, Any]:
-    state = load_newest(checkpoint_of(out, seed))
-    assert state is not None
-    return state
 
 
 def test_the_command_goes_from_images_to_pictures_and_a_file_of_scores(
@@ -101,7 +67,7 @@ def test_the_command_goes_from_images_to_pictures_and_a_file_of_scores(
     assert spec.class_names == CLASSES
     assert detector([torch.zeros(3, SIDE, SIDE)])[0]["masks"].shape[2:] == (SIDE, SIDE)
     with refused("transfer", "no student"):
-        load_student(checkpoint_of(out, seed=0))
+        load_student(checkpoint_of(TASK, out, seed=0))
     status = read_run_folder(RunFolder(out))
     assert (status.state, status.transfer) == ("finished", "detection")
     assert status.scores.keys() == {"box_ap", "mask_ap"}
@@ -112,24 +78,7 @@ def test_a_run_that_is_killed_and_stopped_ends_bit_identical(root: Path, tmp_pat
     lengths of the short side and a loading process."""
     recipe = tiny_detection(root, epochs=12, accumulate=2, save_steps=3, validate_every=4)
     recipe = replace(recipe, data=replace(recipe.data, short_side=(32, SIDE), workers=1))
-    finish(start(recipe, tmp_path / "undisturbed"))
-    process = start(recipe, tmp_path / "killed", "--resume")
-    assert wait_until_training(process, tmp_path / "killed")
-    assert process.poll() is None, "ended before it was killed: give it more epochs"
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    process = start(recipe, tmp_path / "killed", "--resume")
-    assert wait_until_training(process, tmp_path / "killed")
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=SECONDS_TO_START)
-    assert process.returncode == 143, said
-    assert "--resume" in said.splitlines()[-1]
-    finish(start(recipe, tmp_path / "killed", "--resume"))
-    out = [tmp_path / "undisturbed", tmp_path / "killed"]
-    assert_same_training(out[0], out[1], [state_of(each) for each in out])
-    for file in ("detector/model.safetensors", "predictions.png"):
-        assert (out[0] / file).read_bytes() == (out[1] / file).read_bytes(), file
+    out = train_undisturbed_and_disturbed(TASK, recipe, tmp_path)
     scores = [json.loads((each / "detection.json").read_text()) for each in out]
     assert scores[0]["box"] == scores[1]["box"]
     assert scores[0]["confusion"] == scores[1]["confusion"]
@@ -146,13 +95,8 @@ def test_the_gradients_of_two_ranks_are_those_of_two_micro_batches(
         root, backbone="timm:test_convnext", epochs=1, steps=1, optim=optim, batch_size=8
     )
     detect(replace(recipe, accumulate=2), tmp_path / "one")
-    finish(start(recipe, tmp_path / "two", "--devices", "2"))
-    states = [state_of(tmp_path / name) for name in ("one", "two")]
-    mine, theirs = (state["optimizer"]["state"] for state in states)
-    assert mine.keys() == theirs.keys()
-    for number, entry in mine.items():
-        one, other = entry["momentum_buffer"], theirs[number]["momentum_buffer"]
-        assert (one - other).norm() <= 1e-5 * one.norm() + 1e-7, number
+    finish(start(TASK, recipe, tmp_path / "two", "--devices", "2"))
+    assert_same_gradients(*(state_of(TASK, tmp_path / name) for name in ("one", "two")))
     scores = [json.loads((tmp_path / n / "detection.json").read_text()) for n in ("one", "two")]
     assert scores[0]["box"]["ap"] == pytest.approx(scores[1]["box"]["ap"], abs=1e-3)
     assert scores[0]["validation_images"] == scores[1]["validation_images"] == 3

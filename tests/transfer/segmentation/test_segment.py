@@ -1,83 +1,40 @@
 """`scalekd transfer segment` as a person starts it: what it leaves, kills, ranks and refusals."""
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.real_runs import (
-    SECONDS_TO_START,
-    assert_same_training,
-    metrics_lines,
-    wait_until_training,
-)
+from helpers.real_runs import finish, metrics_lines
 from helpers.refusals import refused
 from helpers.scenes import CLASSES, ade20k_folder, scene, tiny_segmentation
+from helpers.transfers import (
+    assert_same_gradients,
+    checkpoint_of,
+    start,
+    state_of,
+    train_undisturbed_and_disturbed,
+)
 from PIL import Image
 
 from scalekd.cli.main import main
 from scalekd.recipe import Optim
-from scalekd.runs.checkpoint import load_newest, load_student
-from scalekd.transfer.run_folder import TransferFolder, TransferRun
+from scalekd.runs.checkpoint import load_student
 from scalekd.transfer.segmentation.prepare import PreparedSegmentation
-from scalekd.transfer.segmentation.recipe import RECIPES, SegmentRecipe, find_segment_recipe
+from scalekd.transfer.segmentation.recipe import RECIPES, find_segment_recipe
 from scalekd.transfer.segmentation.segment import segment
 from scalekd.transfer.segmentation.segmenter import load_segmenter
 from scalekd.transfer.segmentation.smoke import shrink_to_smoke_test
+
+TASK = PreparedSegmentation.task
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ade20k_folder(tmp_path_factory.mktemp("scenes") / "scenes")
-
-
-def start(recipe: SegmentRecipe, out: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start the command with a recipe of its own."""
-    file = out.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(recipe.as_dict()))
-    command = [sys.executable, "-m", "scalekd", "transfer", "segment"]
-    return subprocess.Popen(
-        [*command, "--config", str(file), "--out", str(out), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=SECONDS_TO_START)
-    assert process.returncode == 0, output
-    return output
-
-
-def checkpoint_of(out: Path, seed: int) -> Path:
-    folder = TransferFolder(out, PreparedSegmentation.task)
-    return folder.checkpoint(TransferRun("segment", seed))
-
-
-def state_of(out: Path, seed: int = 3) -> dict[str, Any]:
-    state = load_newest(
-        TransferFolder(out, PreparedSegmentation.task).checkpoint(TransferRun("segment", seed))
-    )
-    assert state is not None
-    return state
-
-
-def assert_bit_identical(one: Path, other: Path) -> None:
-    assert_same_training(one, other, [state_of(out) for out in (one, other)])
-    weights = [(out / "segmenter/model.safetensors").read_bytes() for out in (one, other)]
-    assert weights[0] == weights[1]
 
 
 def test_the_command_goes_from_images_to_pictures_and_a_file_of_scores(
@@ -108,9 +65,7 @@ def test_the_command_goes_from_images_to_pictures_and_a_file_of_scores(
     assert spec.class_names == CLASSES
     assert segmenter(torch.zeros(1, 3, 48, 48)).shape == (1, 3, 48, 48)
     with refused("transfer", "no student"):
-        load_student(
-            TransferFolder(out, PreparedSegmentation.task).checkpoint(TransferRun("segment", 0))
-        )
+        load_student(checkpoint_of(TASK, out, seed=0))
 
 
 def test_a_run_that_is_killed_and_stopped_ends_bit_identical(root: Path, tmp_path: Path) -> None:
@@ -126,21 +81,7 @@ def test_a_run_that_is_killed_and_stopped_ends_bit_identical(root: Path, tmp_pat
         validate_every=4,
     )
     recipe = replace(recipe, data=replace(recipe.data, color_jitter=0.2, workers=1))
-    finish(start(recipe, tmp_path / "undisturbed"))
-    process = start(recipe, tmp_path / "killed", "--resume")
-    assert wait_until_training(process, tmp_path / "killed")
-    assert process.poll() is None, "ended before it was killed: give it more epochs"
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    process = start(recipe, tmp_path / "killed", "--resume")
-    assert wait_until_training(process, tmp_path / "killed")
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=SECONDS_TO_START)
-    assert process.returncode == 143, said
-    assert "--resume" in said.splitlines()[-1]
-    finish(start(recipe, tmp_path / "killed", "--resume"))
-    assert_bit_identical(tmp_path / "undisturbed", tmp_path / "killed")
+    train_undisturbed_and_disturbed(TASK, recipe, tmp_path)
 
 
 def test_the_gradients_of_two_ranks_are_those_of_one(root: Path, tmp_path: Path) -> None:
@@ -150,15 +91,8 @@ def test_the_gradients_of_two_ranks_are_those_of_one(root: Path, tmp_path: Path)
         root, backbone="timm:test_convnext", head="linear", epochs=1, steps=1, optim=optim
     )
     segment(recipe, tmp_path / "one")
-    finish(start(recipe, tmp_path / "two", "--devices", "2"))
-    states = [state_of(tmp_path / name) for name in ("one", "two")]
-    mine, theirs = (state["optimizer"]["state"] for state in states)
-    assert mine.keys() == theirs.keys()
-    for number, entry in mine.items():
-        one, other = entry["momentum_buffer"], theirs[number]["momentum_buffer"]
-        assert (one - other).norm() <= 1e-5 * one.norm() + 1e-7, number
-    for name, tensor in states[0]["learner"].items():
-        assert torch.allclose(tensor, states[1]["learner"][name], rtol=1e-5, atol=1e-6), name
+    finish(start(TASK, recipe, tmp_path / "two", "--devices", "2"))
+    assert_same_gradients(*(state_of(TASK, tmp_path / name) for name in ("one", "two")))
     scores = [json.loads((tmp_path / n / "segmentation.json").read_text()) for n in ("one", "two")]
     assert scores[0]["miou"] == pytest.approx(scores[1]["miou"], abs=1e-3)
     assert sum(map(sum, scores[1]["confusion"])) == sum(map(sum, scores[0]["confusion"]))
@@ -167,9 +101,9 @@ def test_the_gradients_of_two_ranks_are_those_of_one(root: Path, tmp_path: Path)
 def test_a_linear_probe_trains_its_head_alone(root: Path, tmp_path: Path) -> None:
     recipe = tiny_segmentation(root, backbone="timm:test_vit", head="linear", frozen=True)
     out = segment(recipe, tmp_path / "run")
-    trained = state_of(out)["learner"]
+    trained = state_of(TASK, out)["learner"]
     again = segment(replace(recipe, optim=Optim(lr=1e-9, warmup_epochs=0)), tmp_path / "same")
-    untrained = state_of(again)["learner"]
+    untrained = state_of(TASK, again)["learner"]
     moved = {n for n, t in trained.items() if not torch.allclose(t, untrained[n], atol=1e-7)}
     assert moved
     assert all(name.startswith(("student.head.", "student.backbone.norms.")) for name in moved)
