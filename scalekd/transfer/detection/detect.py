@@ -11,8 +11,8 @@ def detect(recipe: DetectRecipe, out: Path | None = None, resume: bool = False) 
     """Train a detector and write the run folder; see `run_transfer`.
 
     Returns:
-        The run folder: settings.yaml, metrics.jsonl, train.log, checkpoints/, detection.json
-        (scores and confusion matrix), predictions.png, confusion.png, and detector/, which
-        `load_detector` loads.
+        The path of the run folder, which has settings.yaml, metrics.jsonl, train.log, checkpoints/,
+        detection.json (scores and confusion matrix), predictions.png, confusion.png, and
+        detector/, which `load_detector` loads.
     """
     return run_transfer(recipe, PreparedDetection.task, prepare_detection, out=out, resume=resume)

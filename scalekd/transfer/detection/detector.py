@@ -54,8 +54,11 @@ class DetectorSpec:
         head: "mask_rcnn", "faster_rcnn" or "linear".
         head_channels: channels of the feature pyramid.
         anchor_scale: side of an anchor in strides of its level.
-        frozen, frozen_stages, frozen_batchnorm: see `Backbone`.
-        short_sides, long_side: of resized images in pixels; see `DetectData`.
+        frozen: whether the backbone is not trained.
+        frozen_stages: so many of its first levels are not.
+        frozen_batchnorm: whether its BatchNorm layers are not.
+        short_sides: lengths of the short side of a resized image in pixels; the last in validation.
+        long_side: largest length of its long side.
         class_names: of its classes; label 1 is the first one.
     """
 

@@ -11,9 +11,9 @@ def segment(recipe: SegmentRecipe, out: Path | None = None, resume: bool = False
     """Train a segmenter and write the run folder; see `run_transfer`.
 
     Returns:
-        The run folder: settings.yaml, metrics.jsonl, train.log, checkpoints/, segmentation.json
-        (scores and confusion matrix), predictions.png, confusion.png, and segmenter/, which
-        `load_segmenter` loads.
+        The path of the run folder, which has settings.yaml, metrics.jsonl, train.log, checkpoints/,
+        segmentation.json (scores and confusion matrix), predictions.png, confusion.png, and
+        segmenter/, which `load_segmenter` loads.
     """
     return run_transfer(
         recipe, PreparedSegmentation.task, prepare_segmentation, out=out, resume=resume
