@@ -39,7 +39,8 @@ class BackboneSpec:
         architecture: timm's name.
         arguments: of `timm.create_model`.
         size: (height, width) of the crops that it is built for, in pixels.
-        mean, std: of each channel of its images.
+        mean: of each channel of its images.
+        std: of each channel of its images.
     """
 
     architecture: str
