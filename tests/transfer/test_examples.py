@@ -11,6 +11,7 @@ MODULES = [
     "segmentation.inference",
     "segmentation.scores",
     "detection.masks",
+    "detection.pyramid",
 ]
 
 

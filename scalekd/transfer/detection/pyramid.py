@@ -30,6 +30,13 @@ class FeaturePyramid(nn.Module):
 
     Raises:
         InputError: a stride is no power of two, from which torchvision could not cut regions.
+
+    Example:
+        >>> import timm
+        >>> pyramid = FeaturePyramid(Backbone(timm.create_model("test_resnet")), width=8)
+        >>> maps = pyramid(torch.zeros(1, 3, 64, 64))
+        >>> {name: tuple(found.shape) for name, found in maps.items()}["pool"], pyramid.strides
+        ((1, 8, 1, 1), [4, 8, 16, 32, 64])
     """
 
     def __init__(self, backbone: Backbone, width: int) -> None:
