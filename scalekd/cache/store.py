@@ -157,8 +157,12 @@ def pixel_fingerprint(image: Tensor) -> Tensor:
 
     Another crop, flip or colouring of the same image has another fingerprint.
     """
-    flat = image.flatten()
-    return flat[:: max(len(flat) // FINGERPRINT_PIXELS, 1)][:FINGERPRINT_PIXELS].float()
+    return image.flatten()[fingerprint_places(image.numel())].float()
+
+
+def fingerprint_places(values: int) -> Tensor:
+    """Which of so many values of an image are its fingerprint."""
+    return torch.arange(0, values, max(values // FINGERPRINT_PIXELS, 1))[:FINGERPRINT_PIXELS]
 
 
 class Cache:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from scalekd.cache.store import FINGERPRINT_TOLERANCE, Cache, pixel_fingerprint
+from scalekd.cache.store import FINGERPRINT_TOLERANCE, Cache, fingerprint_places
 from scalekd.data.source import Source
 from scalekd.errors import InputError
 from scalekd.networks import CachedOutputs, FrozenTeacher, InputConfig
@@ -115,6 +116,30 @@ class AugmentedViews(Dataset[Any]):
         return item
 
 
+class FingerprintPixels:
+    """The pixel fingerprint of the teacher's image, from the student's: a few pixels are normalised
+    as the teacher's are, and not the whole image.
+
+    Args:
+        config: channels, size and normalisation of the student's images.
+        made_for: those of the cache.
+    """
+
+    def __init__(self, config: InputConfig, made_for: InputConfig) -> None:
+        pixels = config.size[0] * config.size[1]
+        self.places = fingerprint_places(config.channels * pixels)
+        channels = (self.places // pixels).tolist()
+        mean, std = (tuple(v[c] for c in channels) for v in (config.mean, config.std))
+        self.config = replace(config, channels=len(channels), mean=mean, std=std)
+        scale, shift = renormalization(config, made_for)
+        self.scale, self.shift = scale.flatten()[channels], shift.flatten()[channels]
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """The fingerprint (8,) of an image (C, H, W) of bytes, or normalised for the student."""
+        picked = image.flatten()[self.places].view(-1, 1, 1)  # each of them a channel of its own
+        return normalize_bytes(picked, self.config).flatten() * self.scale + self.shift
+
+
 class ViewsWithCachedOutputs(AugmentedViews):
     """Augmented views, each with the teacher's cached outputs as its item's last element.
 
@@ -128,15 +153,14 @@ class ViewsWithCachedOutputs(AugmentedViews):
 
     def __init__(self, images: Dataset[Any], cache: Cache, config: InputConfig) -> None:
         super().__init__(images, cache.manifest.rows)
-        self.cache, self.config = cache, config
-        self.scale, self.shift = renormalization(config, cache.manifest.input)
+        self.cache = cache
+        self.fingerprint = FingerprintPixels(config, cache.manifest.input)
 
     def __getitem__(self, key: int) -> tuple[Any, ...]:
         item = super().__getitem__(key)
         outputs, expected = self.cache[key % self.rows]
-        image = normalize_bytes(item[0], self.config) * self.scale + self.shift
-        fingerprint = pixel_fingerprint(image)
-        if not torch.allclose(fingerprint, expected[0], rtol=0, atol=FINGERPRINT_TOLERANCE):
+        found = self.fingerprint(item[0])
+        if not torch.allclose(found, expected[0], rtol=0, atol=FINGERPRINT_TOLERANCE):
             installed = library_versions()
             then = self.cache.manifest.library_versions
             changed = [f"{name} {v}" for name, v in then.items() if installed[name] != v]
