@@ -31,6 +31,7 @@ from scalekd.flops import FLOP_FORMULAS
 from scalekd.processes import end_with_parent
 from scalekd.training.optim import build_optimizer, clipped_gradients
 from scalekd.training.performance import autocast
+from scalekd.transfer.prepared import check_micro_batch
 
 WARM_UP_STEPS, TIMED_STEPS = 1, 3
 """Real steps before the first one that is timed, and timed ones."""
@@ -145,6 +146,7 @@ def estimate_transfer(
             "not one batch; make the batch smaller"
         )
     model = TransferModel(network)
+    check_micro_batch(recipe, model.learner, devices)
     memory, gflop = model.memory(micro_batch), model.gflop()
     measured: RealStep | None = None
     if card is None:
@@ -306,8 +308,8 @@ def _time_real_steps(network: TransferNetwork, images: int) -> RealStep:
     on_gpu = device.type == "cuda"
     learner = network.build().to(device)
     optimizer = build_optimizer(learner, recipe.optim, recipe.learning_rate)
-    # A batch of one image has no statistics where a map is one token, as in pyramid pooling.
-    count = max(images, 2) if any(_is_batchnorm(m) for m in learner.modules()) else images
+    # BatchNorm has no statistics of one image where a map is one token, as in pyramid pooling.
+    count = max(images, 2) if any(map(_is_batchnorm, learner.modules())) else images
 
     def finish() -> float:
         if on_gpu:

@@ -194,7 +194,7 @@ def try_transfer(prepared: PreparedTransfer, learner: Learner) -> TransferSummar
     Raises:
         InputError: the network cannot be trained on such images, or cannot predict for them.
     """
-    _check_micro_batch(prepared.recipe, learner)
+    check_micro_batch(prepared.recipe, learner, ranks.world_size())
     batches, validation = prepared.open_loaders()
     tried = copy.deepcopy(learner).to(best_device())
     with refusing(
@@ -215,8 +215,9 @@ def try_transfer(prepared: PreparedTransfer, learner: Learner) -> TransferSummar
     )
 
 
-def _check_micro_batch(recipe: TransferRecipe, learner: Learner) -> None:
-    images = recipe.batch_size // ranks.world_size() // recipe.accumulate
+def check_micro_batch(recipe: TransferRecipe, learner: Learner, devices: int) -> None:
+    """Raise InputError where a device computes one image at once, and BatchNorm needs more."""
+    images = recipe.batch_size // devices // recipe.accumulate
     learner.train()
     normed = any(isinstance(m, _BatchNorm) and m.training for m in learner.modules())
     if images == 1 and normed:

@@ -113,6 +113,8 @@ def test_what_cannot_be_estimated_is_refused() -> None:
         estimate_transfer(segmentation(), devices=3)
     with refused("gpu is 'abacus'"):
         estimate_transfer(segmentation(), gpu="abacus")
+    with refused("batch_size is 1", "BatchNorm"):
+        estimate_transfer(segmentation(batch_size=1), gpu="h100")
     with refused("not one batch"):
         estimate_transfer(replace(segmentation(), images=Images(3, 7)), gpu="h100")
 
