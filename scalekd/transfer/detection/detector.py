@@ -20,7 +20,11 @@ from scalekd.notes import Note
 from scalekd.step import Learner, StepOutput
 from scalekd.transfer.backbone import LEVELS, Backbone, BackboneSpec
 from scalekd.transfer.detection.images import Target
-from scalekd.transfer.detection.pyramid import ConcatenatedLevels, FeaturePyramid
+from scalekd.transfer.detection.pyramid import (
+    ConcatenatedLevels,
+    FeaturePyramid,
+    pyramid_strides,
+)
 from scalekd.transfer.network_folder import load_network
 
 BOX_CELLS, MASK_CELLS = 7, 14
@@ -119,8 +123,7 @@ class DetectorSpec:
         """RetinaNet whose head is one convolution: at each place of the largest level, anchors of
         the sizes that a feature pyramid has on all its levels."""
         levels = ConcatenatedLevels(backbone)
-        finest = min(levels.strides)
-        sizes = tuple(round(self.anchor_scale * finest * 2**n) for n in range(LEVELS + 1))
+        sizes = tuple(round(self.anchor_scale * stride) for stride in pyramid_strides(backbone))
         anchors = AnchorGenerator((sizes,), (RATIOS,))
         classes = len(self.class_names) + 1
         head = LinearHead(levels.out_channels, anchors=len(sizes) * len(RATIOS), classes=classes)

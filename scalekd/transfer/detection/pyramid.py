@@ -1,6 +1,7 @@
 """Feature pyramids: from a backbone's levels to maps of one width, as torchvision's detectors take
 them."""
 
+import math
 from collections import OrderedDict
 
 import torch
@@ -42,16 +43,14 @@ class FeaturePyramid(nn.Module):
     def __init__(self, backbone: Backbone, width: int) -> None:
         super().__init__()
         self.backbone, self.out_channels = backbone, width
-        strides = backbone.strides
         if backbone.has_one_grid:
-            strides = [strides[0] // 4, strides[0] // 2, strides[0], strides[0] * 2]
             self.rescale: nn.Module = SimplePyramid(backbone.channels[0], width)
         else:
             self.rescale = FeaturePyramidNetwork(backbone.channels, width)
         self.further = LastLevelMaxPool()
-        self.names = [str(number) for number in range(len(strides))]
-        self.strides = [*strides, 2 * strides[-1]]
-        if any(stride < 1 or stride & (stride - 1) for stride in self.strides):
+        self.strides = pyramid_strides(backbone)
+        self.names = [str(number) for number in range(len(self.strides) - 1)]
+        if any(math.frexp(stride)[0] != 0.5 or stride < 1 for stride in self.strides):
             raise InputError(
                 f"the backbone has levels of {backbone.strides} pixels a token: a feature pyramid "
                 "needs powers of two, and 4 or more of a network with one grid (a ViT of patches "
@@ -64,6 +63,14 @@ class FeaturePyramid(nn.Module):
         named = self.rescale(OrderedDict(zip(self.names, levels, strict=False)))
         maps, names = self.further(list(named.values()), levels, list(named))
         return OrderedDict(zip(names, maps, strict=True))
+
+
+def pyramid_strides(backbone: Backbone) -> list[float]:
+    """Pixels of the image between two tokens of each map of a backbone's pyramid."""
+    strides: list[float] = [*backbone.strides]
+    if backbone.has_one_grid:
+        strides = [strides[0] / 4, strides[0] / 2, strides[0], strides[0] * 2]
+    return [*strides, 2 * strides[-1]]
 
 
 class SimplePyramid(nn.Module):
@@ -105,12 +112,11 @@ class ConcatenatedLevels(nn.Module):
 
     Attributes:
         out_channels: of all levels together.
-        strides: pixels of the image between two tokens of each level.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.backbone, self.strides = backbone, backbone.strides
+        self.backbone = backbone
         self.out_channels = sum(backbone.channels)
 
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":

@@ -106,6 +106,9 @@ def test_anchors_are_multiples_of_the_strides() -> None:
     assert detector.network.rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
     vit, _ = build("test_vit", anchor_scale=8.0)
     assert vit.network.rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
+    for name in ("resnet18", "test_vit"):  # a probe has all sizes at each place
+        probe, _ = build(name, anchor_scale=8.0, head="linear")
+        assert probe.network.anchor_generator.sizes == ((32, 64, 128, 256, 512),)
     maps = vit.network.backbone(torch.zeros(1, 3, 64, 64))
     assert [tuple(level.shape[2:]) for level in maps.values()] == [
         (16, 16),
