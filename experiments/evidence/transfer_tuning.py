@@ -1,4 +1,4 @@
-"""Choose the learning rates of experiment 11: three of each mode, for a supervised student.
+"""Choose the learning rates of experiment 11: three or four of each mode, for a supervised student.
 
     python experiments/evidence/runner.py transfer_tuning
 
@@ -82,14 +82,14 @@ DETECT = Plan(
         FINE_TUNED: {"head": "faster_rcnn", "head_channels": 32},
         FROZEN: {"head": "linear", "frozen": True},
     },
-    rates={FINE_TUNED: (1e-3, 2e-3, 4e-3), FROZEN: (4e-3, 1.6e-2, 6.4e-2)},
+    rates={FINE_TUNED: (1e-3, 2e-3, 4e-3, 8e-3), FROZEN: (1e-3, 4e-3, 1.6e-2, 6.4e-2)},
     seeds=range(3),
 )
 PLANS = SEGMENT, DETECT
 
 
 def trials() -> list[Recorded]:
-    """The student, and six runs of each task."""
+    """The student, and the runs of each task."""
     return [
         student(),
         *(trial(plan, m, rate) for plan in PLANS for m in plan.modes for rate in plan.rates[m]),

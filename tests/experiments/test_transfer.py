@@ -177,7 +177,7 @@ def test_all_starts_of_a_seed_differ_by_the_student_alone(load: Any) -> None:
 def test_tuning_chooses_the_rate_of_each_mode_without_test_images(load: Any) -> None:
     tuning = load("transfer_tuning")
     student, *found = tuning.trials()
-    assert len(found) == 12
+    assert len(found) == 6 + 8
     assert student.settings["data"]["root"] == "fashion-mnist:choosing"
     assert {trial.scenes.validation_part for trial in found} == {"choosing"}
     assert {trial.seed for trial in (student, *found)} == {1000}
