@@ -75,11 +75,15 @@ def _add_detect_options(parser: Parser) -> None:
     _add_transfer_options(parser, DetectRecipe, "detect")
 
 
-def _add_transfer_options(parser: Parser, recipe: type, name: str) -> None:
+def _add_transfer_recipe(parser: Parser, recipe: type) -> None:
     parser.add_recipe_files("docs/transfer.md")
     parser.add_class_arguments(recipe, as_group=False)
     parser.entitle("data", "data")
     parser.entitle("optim", "optim")
+
+
+def _add_transfer_options(parser: Parser, recipe: type, name: str) -> None:
+    _add_transfer_recipe(parser, recipe)
     parser.add_argument(
         "--out",
         type=Path | None,
@@ -313,10 +317,7 @@ def _add_estimate_detect_options(parser: Parser) -> None:
 
 
 def _add_estimate_transfer_options(parser: Parser, recipe: type) -> None:
-    parser.add_recipe_files("docs/transfer.md")
-    parser.add_class_arguments(recipe, as_group=False)
-    parser.entitle("data", "data")
-    parser.entitle("optim", "optim")
+    _add_transfer_recipe(parser, recipe)
     parser.add_argument(
         "--devices", type=int, default=1, help="Number of devices that share each batch."
     )

@@ -201,14 +201,15 @@ class TransferModel:
     def __init__(self, network: TransferNetwork) -> None:
         self.network, self.recipe = network, network.recipe
         with torch.device("meta"):
-            self.learner = network.build()
+            self.built = network.build()
+        self.learner = self.built.learner
         self.fake_tensors = FakeTensorMode(allow_non_fake_inputs=True)
         with self.fake_tensors:
             self.learner.to_empty(device="cpu")
 
     def _forward(self, images: int) -> Tensor:
         with autocast(self.recipe.precision, torch.device("cpu")):
-            return self.network.trace_step(self.learner, images)
+            return self.network.trace_step(self.built, images)
 
     def gflop(self) -> float:
         """GFLOP of a training step for each image, with 2 for each multiply-add."""
@@ -306,7 +307,8 @@ def time_real_steps(network: TransferNetwork, images: int) -> RealStep:
 def _time_real_steps(network: TransferNetwork, images: int) -> RealStep:
     device, recipe = best_device(), network.recipe
     on_gpu = device.type == "cuda"
-    learner = network.build().to(device)
+    built = network.build()
+    learner = built.learner.to(device)
     optimizer = build_optimizer(learner, recipe.optim, recipe.learning_rate)
     # BatchNorm has no statistics of one image where a map is one token, as in pyramid pooling.
     count = max(images, 2) if any(map(_is_batchnorm, learner.modules())) else images
@@ -320,7 +322,7 @@ def _time_real_steps(network: TransferNetwork, images: int) -> RealStep:
     for number in range(WARM_UP_STEPS + TIMED_STEPS):
         begin = finish()
         with autocast(recipe.precision, device):
-            loss = network.run_step(learner, count, device)
+            loss = network.run_step(built, count, device)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         computed = finish()

@@ -62,32 +62,37 @@ class TransferNetwork(ABC):
         """(height, width) of the images in pixels."""
 
     @property
-    @abstractmethod
     def head(self) -> str:
-        """The recipe's head."""
+        """The recipe's head, which each kind of recipe has."""
+        recipe: Any = self.recipe
+        return str(recipe.head)
 
     @abstractmethod
     def build_on(self, backbone: BackboneSpec, model: nn.Module) -> Learner:
         """The learner on a timm model."""
 
     @abstractmethod
-    def run_step(self, learner: Any, images: int, device: torch.device) -> Tensor:
+    def run_step(self, built: "BuiltNetwork", images: int, device: torch.device) -> Tensor:
         """The loss of a real step on noise."""
 
     @abstractmethod
-    def trace_step(self, learner: Any, images: int) -> Tensor:
+    def trace_step(self, built: "BuiltNetwork", images: int) -> Tensor:
         """A sum to call `backward` on, of what a step computes, on tensors without values."""
 
-    def build(self) -> Learner:
-        """The learner with random weights, on the device of the context."""
+    def build(self) -> "BuiltNetwork":
+        """The network with random weights, on the device of the context."""
         recipe = self.recipe
         opened = open_backbone(recipe.backbone, "random", recipe.backbone_args, self.size)
-        return self.build_on(opened.spec, opened.model).train()
+        learner = self.build_on(opened.spec, opened.model).train()
+        return BuiltNetwork(learner, opened.input.channels)
 
-    @property
-    def channels(self) -> int:
-        """Channels of the images."""
-        return int(self.recipe.backbone_args.get("in_chans", 3))
+
+@dataclass(frozen=True)
+class BuiltNetwork:
+    """A network, and the number of channels of its images."""
+
+    learner: Any
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -108,30 +113,25 @@ class SegmentationNetwork(TransferNetwork):
         """The size of a crop."""
         return self.recipe.data.crop
 
-    @property
-    def head(self) -> str:
-        """The recipe's head."""
-        return self.recipe.head
-
     def build_on(self, backbone: BackboneSpec, model: nn.Module) -> SegmentationLearner:
         """The segmenter with its loss."""
         names = tuple(map(str, range(self.images.classes)))
         spec = build_segmenter_spec(self.recipe, backbone, names)
         return SegmentationLearner(spec.build(model), self.recipe.auxiliary)
 
-    def run_step(self, learner: Any, images: int, device: torch.device) -> Tensor:
+    def run_step(self, built: BuiltNetwork, images: int, device: torch.device) -> Tensor:
         """The loss of crops of noise, of random classes."""
-        crops = torch.rand(images, self.channels, *self.size, device=device)
+        crops = torch.rand(images, built.channels, *self.size, device=device)
         shape = images, *self.size
         labels = torch.randint(self.images.classes, shape, dtype=torch.int16, device=device)
-        loss: Tensor = learner(crops, labels).loss
+        loss: Tensor = built.learner(crops, labels).loss
         return loss
 
-    def trace_step(self, learner: Any, images: int) -> Tensor:
+    def trace_step(self, built: BuiltNetwork, images: int) -> Tensor:
         """The loss."""
-        crops = torch.empty(images, self.channels, *self.size)
+        crops = torch.empty(images, built.channels, *self.size)
         labels = torch.empty(images, *self.size, dtype=torch.int16)
-        loss: Tensor = learner(crops, labels).loss
+        loss: Tensor = built.learner(crops, labels).loss
         return loss
 
 
@@ -155,21 +155,16 @@ class DetectionNetwork(TransferNetwork):
         short = data.short_sides[-1]
         return short, min(data.long_side, round(ASPECT * short))
 
-    @property
-    def head(self) -> str:
-        """The recipe's head."""
-        return self.recipe.head
-
     def build_on(self, backbone: BackboneSpec, model: nn.Module) -> DetectionLearner:
         """The detector with its losses."""
         names = tuple(map(str, range(self.images.classes)))
         return DetectionLearner(build_detector_spec(self.recipe, backbone, names).build(model))
 
-    def run_step(self, learner: Any, images: int, device: torch.device) -> Tensor:
+    def run_step(self, built: BuiltNetwork, images: int, device: torch.device) -> Tensor:
         """The loss of images of noise, of random objects."""
-        noise = [torch.rand(self.channels, *self.size, device=device) for _ in range(images)]
+        noise = [torch.rand(built.channels, *self.size, device=device) for _ in range(images)]
         targets = [self._noise_target(device) for _ in range(images)]
-        loss: Tensor = learner(noise, targets).loss
+        loss: Tensor = built.learner(noise, targets).loss
         return loss
 
     def _noise_target(self, device: torch.device) -> Target:
@@ -184,13 +179,13 @@ class DetectionNetwork(TransferNetwork):
         labels = torch.randint(1, self.images.classes + 1, (OBJECTS,), device=device)
         return {"boxes": boxes, "labels": labels, "masks": masks}
 
-    def trace_step(self, learner: Any, images: int) -> Tensor:
+    def trace_step(self, built: BuiltNetwork, images: int) -> Tensor:
         """Backbone, pyramid and heads, with as many regions as a step may have. What depends on
         values is not computed: proposals, which regions are drawn, and cutting them out."""
-        network = learner.student.network
+        network = built.learner.student.network
         cell = network.transform.size_divisible
         padded = [-(-side // cell) * cell for side in self.size]
-        maps = list(network.backbone(torch.empty(images, self.channels, *padded)).values())
+        maps = list(network.backbone(torch.empty(images, built.channels, *padded)).values())
         if self.recipe.head == "linear":
             found = network.head(maps)
             logits = found["cls_logits"]
@@ -215,17 +210,13 @@ def _count_images(recipe: TransferRecipe, images: int | None, known: Any, count:
     root, data_set = known
     if images is not None and not 1 <= images <= 10**12:
         raise InputError(f"images is {images}: it must be from 1 to {10**12}")
-    if Path(recipe.data.root).exists():
-        found: Images = count(recipe)
-    elif recipe.data.root == root:
-        found = data_set
-    elif images is None:
+    exists = Path(recipe.data.root).exists()
+    if not exists and images is None and recipe.data.root != root:
         raise InputError(
             f"data.root is {recipe.data.root!r}, and there is no such folder to count images in: "
             f"give their number with --images, or {root} as data.root for that data set"
         )
-    else:
-        found = data_set
+    found: Images = count(recipe) if exists else data_set
     return Images(
         images or min(found.count, recipe.data.epoch_images or found.count), found.classes
     )
@@ -238,5 +229,5 @@ def _count_pairs(recipe: SegmentRecipe) -> Images:
 
 def _count_annotated(recipe: DetectRecipe) -> Images:
     split = read_coco(find_splits(Path(recipe.data.root))[0], "training")
-    without = 0 if recipe.data.empty_images else split.images_without_objects
-    return Images(len(split) - without, len(split.class_names))
+    used = split.training_images(empty_images=recipe.data.empty_images)
+    return Images(len(used), len(split.class_names))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.objects import coco_folder, tiny_detection
+from helpers.objects import change_coco, coco_folder, tiny_detection
 from helpers.refusals import refused
 from helpers.scenes import ade20k_folder, tiny_segmentation
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,6 +22,8 @@ from scalekd.estimating.transfer_network import (
     SegmentationNetwork,
     TransferNetwork,
 )
+from scalekd.networks.student import StudentSpec
+from scalekd.transfer.detection.images import open_annotated_images
 
 CPU = torch.device("cpu")
 
@@ -37,19 +39,19 @@ def detection(**changes: Any) -> DetectionNetwork:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_work_of_a_segmentation_is_that_of_a_real_step(frozen: bool) -> None:
     network = segmentation(frozen=frozen)
-    learner = network.build()
     with FlopCounterMode(display=False) as counter:
-        network.run_step(learner, 2, CPU).backward()
+        network.run_step(network.build(), 2, CPU).backward()
     assert TransferModel(network).gflop() == pytest.approx(counter.get_total_flops() / 2e9)
 
 
 @pytest.mark.parametrize("network", [segmentation(), detection(head="linear")], ids=["seg", "det"])
 def test_the_memory_is_that_of_a_real_step(network: TransferNetwork) -> None:
-    learner = network.build()
+    built = network.build()
+    learner = built.learner
     state = [*learner.parameters(), *learner.buffers()]
     with LiveMemory() as live:
         weights = live.track(state)
-        loss = network.run_step(learner, 4, CPU)
+        loss = network.run_step(built, 4, CPU)
         stored = live.current - weights
         loss.backward()
         gradients = sum(p.grad.nbytes for p in learner.parameters() if p.grad is not None)
@@ -63,9 +65,8 @@ def test_the_memory_is_that_of_a_real_step(network: TransferNetwork) -> None:
 def test_the_work_of_a_mask_rcnn_is_nearly_that_of_a_real_step() -> None:
     """A real step has fewer masked regions, the same heads and the same backbone."""
     network = detection()
-    learner = network.build()
     with FlopCounterMode(display=False) as counter:
-        network.run_step(learner, 2, CPU).backward()
+        network.run_step(network.build(), 2, CPU).backward()
     real = counter.get_total_flops() / 2e9
     modelled = TransferModel(network).gflop()
     assert real <= modelled * 1.01
@@ -85,9 +86,23 @@ def test_a_step_is_measured_here_or_modelled_for_a_gpu(network: TransferNetwork)
     assert gpu.measured_peak is None
     assert gpu.micro_batch == 2
     assert gpu.step_seconds.middle < here.step_seconds.middle
-    assert gpu.memory.total > 4 * count_parameters(network.build())
+    assert gpu.memory.total > 4 * count_parameters(network.build().learner)
     assert here.steps == gpu.steps == 2 * (100 // 4)
     assert here.days.middle == pytest.approx(here.steps * here.step_seconds.middle / 86_400)
+
+
+def test_an_exported_student_of_grey_images_is_estimated(tmp_path: Path) -> None:
+    spec = StudentSpec(
+        name="test_resnet", arguments={"in_chans": 1}, classes=3, input=None, size=(32, 32)
+    )
+    spec.export(spec.build().eval(), tmp_path / "student")
+    for network in (
+        segmentation(backbone=str(tmp_path / "student")),
+        detection(backbone=str(tmp_path / "student")),
+    ):
+        assert network.build().channels == 1
+        assert estimate_transfer(network, gpu="h100").gflop > 0
+        assert estimate_transfer(network).measured_peak
 
 
 def test_images_are_counted_where_they_are(tmp_path: Path) -> None:
@@ -97,6 +112,9 @@ def test_images_are_counted_where_they_are(tmp_path: Path) -> None:
     recipe = tiny_detection(objects)
     without = replace(recipe, data=replace(recipe.data, empty_images=False))
     assert DetectionNetwork.count(without, None).images == Images(6, 2)
+    change_coco(objects, "train", "annotations", 0, iscrowd=1)  # the only object of its image
+    assert DetectionNetwork.count(without, None).images == Images(5, 2)
+    assert open_annotated_images(without).source.splits[0].images == 5
     assert DetectionNetwork.count(recipe, 1000).images == Images(1000, 2)
     assert SegmentationNetwork.count(tiny_segmentation("ade20k"), None).images.classes == 150
     assert DetectionNetwork.count(tiny_detection("coco"), None).images == Images(117_266, 80)

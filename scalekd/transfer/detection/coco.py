@@ -134,6 +134,14 @@ class CocoSplit:
     def __len__(self) -> int:
         return len(self.images)
 
+    def training_images(self, *, empty_images: bool) -> list[int]:
+        """Numbers of the images to train on: all, or those with an object that is no crowd."""
+        return [
+            number
+            for number in range(len(self))
+            if empty_images or any(not i.crowd for i in self.instances[number])
+        ]
+
 
 def find_splits(root: Path) -> tuple[CocoFiles, CocoFiles]:
     """The files of the training and of the validation split in a folder.
@@ -292,7 +300,7 @@ class _Reader:
                 raise self.fail(f"{title} has a bbox of a negative size, {box}")
             area = entry.get("area", width * height)
             if not is_number(area):
-                raise self.fail(f"{title} has the area {area!r}, which is no number")
+                raise self.fail(f"{title} has the area {area!r}, which is not a finite number")
             segmentation = entry.get("segmentation") or None
             if problem := _problem_with(segmentation):
                 raise self.fail(f"{title} has a segmentation {problem}")
@@ -325,7 +333,7 @@ def _problem_with(segmentation: Any) -> str | None:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return "with a polygon of fewer than three points"
         if not all(map(is_number, polygon)):
-            return "with a polygon whose points are no numbers"
+            return "with a polygon whose points are not finite numbers"
     return None
 
 

@@ -22,7 +22,7 @@ def count_confusion(split: CocoSplit, found: Sequence[FoundObjects], min_score: 
     Args:
         split: the annotated images.
         found: what is predicted for its images.
-        min_score: predictions of a lower score are left out.
+        min_score: predictions of a lower score are skipped.
 
     Returns:
         (classes + 1, classes + 1): rows are annotated classes and columns predicted ones; the last

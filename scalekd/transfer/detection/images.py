@@ -182,11 +182,7 @@ def open_annotated_images(recipe: DetectRecipe) -> DetectionImages:
     splits = [read_coco(files[0], "training"), read_coco(files[1], "validation")]
     training, validation = splits
     _check_splits(recipe, training, validation)
-    used = [
-        number
-        for number in range(len(training))
-        if data.empty_images or any(not i.crowd for i in training.instances[number])
-    ]
+    used = training.training_images(empty_images=data.empty_images)
     checked = [
         CheckedSamples(AnnotatedImages(split, indices, recipe.has_masks), data.corrupt_images)
         for split, indices in ((training, used), (validation, range(len(validation))))

@@ -108,7 +108,7 @@ def score_detections(
 
     Args:
         split: the annotated images.
-        found: what is predicted for those of its images that count; the others are left out.
+        found: what is predicted for those of its images that count; the others are skipped.
         has_masks: whether masks are measured, too.
     """
     annotated = _annotations(split, found)

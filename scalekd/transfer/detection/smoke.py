@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from scalekd.transfer.detection.recipe import DetectRecipe
+from scalekd.transfer.smoke import shrink_recipe
 
-SIDE, IMAGES, BATCH, EPOCHS = 64, 4, 2, 2
+SIDE, IMAGES, BATCH = 64, 4, 2
 
 
 def shrink_to_smoke_test(recipe: DetectRecipe, folder: Path) -> DetectRecipe:
@@ -35,18 +36,7 @@ def shrink_to_smoke_test(recipe: DetectRecipe, folder: Path) -> DetectRecipe:
         epoch_images=None,
         workers=0,
     )
-    is_timm = recipe.backbone.startswith("timm:")
-    return replace(
-        recipe,
-        epochs=EPOCHS,
-        steps=None,
-        optim=recipe.optim.shortened(EPOCHS),
-        data=data,
-        backbone_weights="random" if is_timm else recipe.backbone_weights,
-        batch_size=BATCH,
-        accumulate=1,
-        validate_every=1,
-    )
+    return shrink_recipe(recipe, data=data, batch_size=BATCH)
 
 
 def write_noise(folder: Path) -> None:

@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 
 from scalekd.transfer.segmentation.recipe import SegmentRecipe
+from scalekd.transfer.smoke import shrink_recipe
 
-SIDE, CLASSES, IMAGES, BATCH, EPOCHS = 64, 4, 8, 4, 2
+SIDE, CLASSES, IMAGES, BATCH = 64, 4, 8, 4
 
 
 def shrink_to_smoke_test(recipe: SegmentRecipe, folder: Path) -> SegmentRecipe:
@@ -36,19 +37,8 @@ def shrink_to_smoke_test(recipe: SegmentRecipe, folder: Path) -> SegmentRecipe:
         epoch_images=None,
         workers=0,
     )
-    is_timm = recipe.backbone.startswith("timm:")
-    return replace(
-        recipe,
-        epochs=EPOCHS,
-        steps=None,
-        optim=recipe.optim.shortened(EPOCHS),
-        data=data,
-        backbone_weights="random" if is_timm else recipe.backbone_weights,
-        batch_size=BATCH,
-        accumulate=min(recipe.accumulate, BATCH // 2),
-        stride=None if recipe.stride is None else SIDE // 2,
-        validate_every=1,
-    )
+    stride = None if recipe.stride is None else SIDE // 2
+    return shrink_recipe(recipe, data=data, batch_size=BATCH, stride=stride)
 
 
 def write_noise(folder: Path) -> None:
