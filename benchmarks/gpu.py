@@ -1,6 +1,6 @@
 """Measure on a GPU what benchmarks/results/ lacks, in under eight minutes.
 
-    python benchmarks/gpu.py                     # writes benchmarks/results/DATE-GPU.json
+    python benchmarks/gpu.py                     # writes benchmarks/results/gpu/DATE-GPU.json
     python benchmarks/gpu.py --budget 240        # the most important part of it
     python benchmarks/gpu.py --small --out FILE  # the same scripts on the digits, also on a CPU
 
@@ -145,7 +145,8 @@ def main() -> None:
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     words = "-".join(name.lower().split())
-    file = options.out or HERE / "results" / f"{today}-{words}-gpu.json"
+    file = options.out or HERE / "results" / "gpu" / f"{today}-{words}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     results = measure(SMALL_PLAN if options.small else PLAN, file, options.budget)
     ended = sum("failed" not in values for values in results.values())
     print(f"{file} has {ended} measurements")
