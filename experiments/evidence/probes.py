@@ -25,6 +25,7 @@ from scalekd.evaluation.probe_classifiers import fit_linear, nearest_neighbour_a
 from scalekd.evaluation.probe_features import Features
 from scalekd.networks import InputConfig, input_config
 from scalekd.networks.feature_extractor import build_feature_extractor
+from scalekd.networks.input_config import normalize_bytes
 from scalekd.recipe import Data
 
 CLASSES = 10
@@ -177,7 +178,7 @@ def labelled_images(root: str, config: InputConfig, seed: int) -> tuple[Tensor, 
     images: Any = source.unaugmented_set(config)
     chosen = balanced_subset(source.targets.tolist(), LABELLED, seed)
     pixels, targets = default_collate([images[index] for index in chosen])
-    return pixels, targets
+    return normalize_bytes(pixels, config), targets
 
 
 @functools.cache
@@ -187,7 +188,7 @@ def test_images(root: str, config: InputConfig) -> tuple[Tensor, Tensor]:
     assert source.validation_set is not None
     images: Any = source.validation_set(config)
     pixels, targets = default_collate([images[index] for index in range(len(images))])
-    return pixels, targets
+    return normalize_bytes(pixels, config), targets
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from scalekd.device import best_device
 from scalekd.errors import InputError
 from scalekd.evaluation.batches import load_batches, loading_threads
 from scalekd.networks import InputConfig
+from scalekd.networks.input_config import normalize_bytes
 from scalekd.recipe import Data
 
 
@@ -48,7 +49,8 @@ class ImageSample:
     def batches(
         self, wanted: InputConfig, report: Callable[[int], None] = lambda images: None
     ) -> Iterator[Tensor]:
-        """Batches (N, channels, H, W) on `best_device()`, without images that cannot be read.
+        """Normalised batches (N, channels, H, W) on `best_device()`, without images that cannot be
+        read.
 
         Args:
             wanted: what the model takes; see `shown`.
@@ -64,7 +66,7 @@ class ImageSample:
         for items in load_batches(load, len(numbers), self.batch_size, threads):
             readable = [item[0] for item in items if len(item) < 2 or item[1] != IGNORED]
             if readable:
-                yield torch.stack(readable).to(best_device())
+                yield normalize_bytes(torch.stack(readable).to(best_device()), wanted)
             report(len(items))
 
 

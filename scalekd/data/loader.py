@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from scalekd.data.sampler import ResumableBatchSampler
@@ -84,26 +85,30 @@ def _describe_shared_memory() -> str:
     return f" ({SHARED_MEMORY} has {size:.0f} MiB, {free:.0f} free; docker run --shm-size)"
 
 
-def check_shared_memory(workers: int, images: int, config: InputConfig) -> None:
+def check_shared_memory(workers: int, items: int, example: Any) -> None:
     """Raise InputError where the prepared batches do not fit into the shared memory.
 
     Args:
         workers: worker processes of each rank.
-        images: of a batch that a worker prepares.
-        config: channels and size of the images.
+        items: how many items a batch has that a worker prepares.
+        example: an item; the others are about as large.
     """
     if not workers or not SHARED_MEMORY.is_dir():
         return
     system = os.statvfs(SHARED_MEMORY)
-    height, width = config.size
-    batch = images * config.channels * height * width * 4
-    needed = batch * PREFETCHED * workers * ranks.local_world_size()
+    needed = items * _tensor_bytes(example) * PREFETCHED * workers * ranks.local_world_size()
     if needed > system.f_bavail * system.f_frsize:
         raise InputError(
             f"{workers} worker processes prepare {needed / 2**20:.0f} MiB of images in shared "
             f"memory, which is too small{_describe_shared_memory()}: allow more of it, or give "
             "fewer of them (--data.workers 0 for none) or a smaller batch"
         )
+
+
+def _tensor_bytes(item: Any) -> int:
+    if isinstance(item, Tensor):
+        return item.nbytes
+    return sum(map(_tensor_bytes, item)) if isinstance(item, (tuple, list)) else 0
 
 
 def check_batch_size(batch_size: int, devices: int, micro_batches: int) -> None:
@@ -165,7 +170,8 @@ def build_loaders(
     check_batch_size(batch_size, world_size, micro_batches)
     workers = worker_settings(source, data)
     largest = max(batch_size // (micro_batches * world_size), validation_batch_size)
-    check_shared_memory(workers["num_workers"], largest, config)
+    if workers["num_workers"]:
+        check_shared_memory(workers["num_workers"], largest, training[0])
     sampler = ResumableBatchSampler(
         images=images,
         images_per_epoch=images_per_epoch,

@@ -65,10 +65,11 @@ class Source:
             where the student decides.
         training_set: builds the training set for the student's input and a run's seed. It is
             indexed by the sample keys of `ResumableBatchSampler`; its items are (image, class), or
-            (image,) without labels. An image of bytes is to be normalised on the device that
-            trains, by `normalize_bytes`; one of floats is normalised.
+            (image,) without labels. An image of bytes is to be normalised on the device that uses
+            it, by `normalize_bytes`; one of floats is normalised.
         validation_set: builds the validation set for the student's input; None without labels. Its
-            items are (image, class), and the class of an image that cannot be read is `IGNORED`.
+            items are (image, class), with images as those of `training_set`, and the class of an
+            image that cannot be read is `IGNORED`.
         notes: one line for each decision that was taken here and not by the caller.
         epoch_sampler: draws the order of an epoch; None for a uniformly random one.
         corrupt_count: counts the images that were found to be corrupt since the source was built.
@@ -250,7 +251,7 @@ class TrainingSet(Dataset[Any]):
 
 
 class ValidationSet(Dataset[Any]):
-    """All samples of a split, resized, cropped and normalised by timm's validation transform.
+    """All samples of a split, resized and cropped by timm's validation transform, as bytes.
 
     A corrupt image is replaced by zeros and its class by `IGNORED`.
     """
@@ -265,17 +266,19 @@ class ValidationSet(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         sample = self.samples.read(index)
         if sample is None:
-            return torch.zeros(self.config.channels, *self.config.size), IGNORED
+            shape = self.config.channels, *self.config.size
+            return torch.zeros(shape, dtype=torch.uint8), IGNORED
         return (self.transform(sample[0]), *sample[1:])
 
 
 def build_validation_transform(config: InputConfig) -> Transform:
-    """Build timm's validation transform: it resizes, crops and normalises an RGB image."""
+    """Build timm's validation transform: it resizes and crops an RGB image, and gives bytes."""
     mean, std = _of_rgb(config)
     transform = create_transform(
         config.size,
         mean=mean,
         std=std,
+        normalize=False,
         crop_pct=config.crop,
         crop_mode=config.crop_mode,
         interpolation=config.interpolation,

@@ -38,8 +38,9 @@ def warn_of_alternatives(
     if top1 >= GOOD or source.input is not None or opened.classes != source.classes:
         return
     assert source.validation_set is not None
-    raw = source.validation_set(without_normalisation(opened.input))
-    pixels, targets = load_pixels(raw, None, source.class_names)
+    raw = without_normalisation(opened.input)
+    images = source.validation_set(raw)
+    pixels, targets = load_pixels(images, raw, None, source.class_names)
     if not len(targets):
         return
     own_statistics = data.mean is None and data.std is None and not opened.normalizes

@@ -20,7 +20,7 @@ from scalekd.evaluation.meter import Meter
 from scalekd.evaluation.opened_model import OpenedModel, open_model
 from scalekd.evaluation.results import Evaluation
 from scalekd.networks import InputConfig
-from scalekd.networks.input_config import renormalization
+from scalekd.networks.input_config import normalize_bytes, renormalization
 from scalekd.recipe import Data
 from scalekd.training.alternatives import without_normalisation
 
@@ -190,8 +190,9 @@ def _measure(
             labelled = targets != IGNORED
             corrupt += int((~labelled).sum())
             if labelled.any():
+                values = normalize_bytes(pixels[labelled], shown)
                 for meter in members:
-                    meter.update(pixels[labelled], targets[labelled])
+                    meter.update(values, targets[labelled])
             done += len(targets)
             if report is not None:
                 report(done, len(images) * len(groups))

@@ -12,6 +12,7 @@ from scalekd.data.source import build_validation_transform
 from scalekd.data.walk import Skipped, identities_upwards, walk
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
+from scalekd.networks.input_config import normalize_bytes
 from scalekd.notes import Note
 
 
@@ -66,14 +67,15 @@ class ImageFiles:
     """
 
     def __init__(self, files: Sequence[str], images: InputConfig) -> None:
-        self.files = files
+        self.files, self.images = files, images
         self._transform = build_validation_transform(images)
 
     def load(self, number: int) -> Tensor | str:
-        """The image (channels, H, W), or why it cannot be read."""
+        """The normalised image (channels, H, W), or why it cannot be read."""
         file = self.files[number]
         try:
-            return self._transform(decode_image(read_image_file(file), repr(file)))
+            pixels = self._transform(decode_image(read_image_file(file), repr(file)))
+            return normalize_bytes(pixels, self.images)
         except InputError as error:
             return str(error).rpartition(": ")[0]  # without what to do about it
         except ValueError as error:  # a null byte in the name

@@ -179,7 +179,10 @@ def _extract(
         def report_part(done: int, before: int = before) -> None:
             report(before + done, total)
 
-        found.append(extract_features(network, images, indices, data.workers, report_part))
+        features = extract_features(
+            network, images, opened.input, indices, data.workers, report_part
+        )
+        found.append(features)
         before += len(indices)
     return found[0], found[1]
 

@@ -11,6 +11,8 @@ from torch.utils.data import Dataset
 from scalekd.data.source import IGNORED
 from scalekd.device import best_device
 from scalekd.evaluation.batches import load_batches, loading_threads
+from scalekd.networks import InputConfig
+from scalekd.networks.input_config import normalize_bytes
 
 BATCH = 128
 """Images that the model is shown at a time."""
@@ -47,6 +49,7 @@ def pre_logits(network: Any, images: Tensor) -> Tensor:
 def extract_features(
     network: nn.Module,
     images: Dataset[Any],
+    input: InputConfig,
     indices: Sequence[int],
     workers: int | None = None,
     report: Callable[[int], None] = lambda done: None,
@@ -55,7 +58,8 @@ def extract_features(
 
     Args:
         network: a timm model in eval mode on `best_device()`.
-        images: items are (normalised image, class); those of class `IGNORED` are skipped.
+        images: items are (image, class); those of class `IGNORED` are skipped.
+        input: how images of bytes are normalised.
         indices: of the images that are shown.
         workers: number of threads that load images; by default one for each core.
         report: called with the number of images shown, after each batch.
@@ -73,7 +77,8 @@ def extract_features(
         pixels, classes = torch.stack([i[0] for i in items]), torch.tensor([i[1] for i in items])
         readable = classes != IGNORED
         if readable.any():
-            values.append(pre_logits(network, pixels[readable].to(best_device())).float().cpu())
+            shown = normalize_bytes(pixels[readable].to(best_device()), input)
+            values.append(pre_logits(network, shown).float().cpu())
             targets.append(classes[readable])
         done += len(items)
         report(done)

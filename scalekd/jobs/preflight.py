@@ -68,7 +68,9 @@ def run_preflight(prepared: Prepared, teacher_top1: float | None = None) -> Pair
         if teacher_top1 is None:
             notes = [*notes, *check_teacher(prepared)]
             classify = learner.teacher_logits
-            teacher_top1 = top1(classify, validation, source.classes, recipe.precision)
+            teacher_top1 = top1(
+                classify, validation, source.classes, recipe.precision, prepared.input
+            )
         images = len(validation.dataset)  # type: ignore[arg-type]
         notes = [*notes, *teacher_accuracy_notes(teacher_top1, source.classes, images)]
         pair = replace(pair, teacher_top1=teacher_top1)

@@ -45,7 +45,7 @@ def check_teacher(prepared: Prepared) -> list[Note]:
         return []
     raw = without_normalisation(replace(prepared.input, channels=teacher.frozen.input.channels))
     images = source.unaugmented_set(raw)
-    pixels, targets = load_pixels(images, source.targets, source.class_names)
+    pixels, targets = load_pixels(images, raw, source.targets, source.class_names)
     if not len(targets):
         return []
     if source.input is not None:  # images that come normalised, whatever they are asked for

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from scalekd.data.source import IGNORED
 from scalekd.device import best_device, usable_cores
 from scalekd.networks import InputConfig
-from scalekd.networks.input_config import normalize
+from scalekd.networks.input_config import normalize, normalize_bytes
 from scalekd.training.teacher_classes import natural_order
 
 IMAGES = 200
@@ -193,18 +193,22 @@ def other_orders(class_names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def load_pixels(
-    images: Dataset[Any], targets: Tensor | None, class_names: Sequence[str]
+    images: Dataset[Any],
+    input: InputConfig,
+    targets: Tensor | None,
+    class_names: Sequence[str],
 ) -> tuple[Tensor, Tensor]:
     """Some of `images`, which are drawn with a fixed seed.
 
     Args:
         images: items are (image, class); those of the class `IGNORED` are skipped.
+        input: how images of bytes are normalised.
         targets: classes of all images (N,) where they are known beforehand. Then there are more of
             the classes that have another place in another order.
         class_names: names of the classes by label.
 
     Returns:
-        The images (M, channels, H, W), and their classes (M,).
+        The normalised images (M, channels, H, W), and their classes (M,).
     """
     generator = Generator().manual_seed(0)
     count = len(images)  # type: ignore[arg-type]
@@ -218,7 +222,8 @@ def load_pixels(
     items = [(image, int(label)) for image, label in loaded if int(label) != IGNORED]
     if not items:
         return torch.empty(0), torch.empty(0)
-    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+    pixels, labels = zip(*items, strict=True)
+    return normalize_bytes(torch.stack(pixels), input), torch.tensor(labels)
 
 
 def without_normalisation(config: InputConfig) -> InputConfig:

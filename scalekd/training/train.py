@@ -123,6 +123,7 @@ def open_run(
             classes=prepared.source.classes,
             every_steps=recipe.validate_every * sampler.steps_per_epoch,
             precision=recipe.precision,
+            input=prepared.input,
             state=state["validation"] if state else None,
         )
     with assembled(

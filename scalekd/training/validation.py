@@ -12,6 +12,8 @@ from scalekd.data.source import IGNORED
 from scalekd.device import best_device
 from scalekd.distributed import ranks
 from scalekd.distributed.fsdp import gathered_for_inference
+from scalekd.networks import InputConfig
+from scalekd.networks.input_config import normalize_bytes
 from scalekd.recipe import Precision, Recipe
 from scalekd.training.performance import autocast
 
@@ -22,6 +24,7 @@ def top1(
     batches: Iterable[tuple[Tensor, Tensor]],
     classes: int,
     precision: Precision = "32-true",
+    input: InputConfig | None = None,
 ) -> float:
     """Measure the top-1 accuracy: the share of images whose largest logit is the target's.
 
@@ -31,12 +34,16 @@ def top1(
         batches: batches of images and targets; images whose target is `IGNORED` are not counted.
         classes: number of classes.
         precision: precision of the passes.
+        input: how images of bytes are normalised; None where the batches have none.
     """
     device = best_device()
     accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=IGNORED)
     for images, targets in batches:
+        images = images.to(device)
+        if input is not None:
+            images = normalize_bytes(images, input)
         with autocast(precision, device):
-            logits = classify(images.to(device))
+            logits = classify(images)
         accuracy.update(logits.float().cpu(), targets)
     return float(accuracy.compute())
 
@@ -124,6 +131,7 @@ class Validation(ScoredValidation):
         classes: number of classes; None without labels.
         every_steps: steps between two validations.
         precision: precision of the passes.
+        input: how images of bytes are normalised; None where the batches have none.
         state: state of the validation to resume from.
     """
 
@@ -136,10 +144,12 @@ class Validation(ScoredValidation):
         classes: int | None,
         every_steps: int,
         precision: Precision,
+        input: InputConfig | None = None,
         state: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(every_steps=every_steps, state=state)
-        self.batches, self.classes, self.precision = batches, classes, precision
+        self.batches, self.classes = batches, classes
+        self.precision, self.input = precision, input
 
     @property
     def top1(self) -> float | None:
@@ -155,7 +165,7 @@ class Validation(ScoredValidation):
         """The top-1 accuracy of `student` (a share)."""
         assert self.batches is not None
         assert self.classes is not None
-        return top1(student, self.batches, self.classes, self.precision)
+        return top1(student, self.batches, self.classes, self.precision, self.input)
 
     def reported(self) -> dict[str, Any]:
         """The accuracy."""

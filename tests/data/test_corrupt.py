@@ -98,7 +98,7 @@ def test_a_corrupt_validation_image_does_not_count_for_accuracy(root: Path) -> N
         ).float()
 
     with warned("'000011.png'"):
-        assert top1(classify, validation, 3) == pytest.approx(6 / 11)
+        assert top1(classify, validation, 3, input=PLAIN) == pytest.approx(6 / 11)
     assert opened.corrupt_count() == 1
     assert [int(target) for _, targets in validation for target in targets][11] == IGNORED
 

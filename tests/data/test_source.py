@@ -201,7 +201,7 @@ def test_validation_images_are_cropped_from_the_centre_undistorted(
     config = InputConfig(3, WIDE, (0, 0, 0), (1 / 255, 1 / 255, 1 / 255))
     validation = open_source(Data(str(ramps(tmp_path / "ramps", size)), WIDE)).validation_set
     assert validation is not None
-    image, _ = validation(config)[0]
+    image = normalize_bytes(validation(config)[0][0], config)
     assert image.shape == (3, *WIDE)
     across = (image[0, :, -8] - image[0, :, 8]).mean().item() / (WIDE[1] - 16)
     down = (image[1, -8, :] - image[1, 8, :]).mean().item() / (WIDE[0] - 16)

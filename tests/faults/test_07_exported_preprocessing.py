@@ -14,6 +14,7 @@ from PIL import Image
 
 from scalekd.data.open import open_source
 from scalekd.jobs.distill import distill
+from scalekd.networks.input_config import normalize_bytes
 from scalekd.recipe import Data
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import read_results
@@ -48,7 +49,7 @@ def test_plain_timm_makes_the_validation_images_that_were_measured(
     source = open_source(recipe.data)
     assert source.validation_set is not None
     measured = torch.stack([image for image, _ in source.validation_set(prepared.input)])
-    assert torch.equal(pixels, measured)
+    assert torch.equal(pixels, normalize_bytes(measured, prepared.input))
     targets = torch.tensor([source.class_names.index(file.parent.name) for file in files])
     with torch.no_grad():
         top1 = (student(pixels).argmax(1) == targets).float().mean().item()

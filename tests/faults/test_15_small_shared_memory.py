@@ -4,10 +4,11 @@ import os
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.refusals import refused
 
 from scalekd.data.loader import check_shared_memory
-from scalekd.networks import InputConfig
+from scalekd.networks import CachedOutputs
 
 
 def test_a_shared_memory_that_is_too_small_is_refused_before_the_training(
@@ -16,8 +17,19 @@ def test_a_shared_memory_that_is_too_small_is_refused_before_the_training(
     """A container has 64 MiB where nobody asks for more."""
     pages = SimpleNamespace(f_frsize=4096, f_blocks=2**14, f_bavail=2**14)
     monkeypatch.setattr(os, "statvfs", lambda _: pages)
-    config = InputConfig(3, (224, 224), (0.5,) * 3, (0.5,) * 3)
-    check_shared_memory(workers=1, images=50, config=config)
-    check_shared_memory(workers=0, images=4096, config=config)
-    with refused("4 worker processes prepare 294 MiB", "64 MiB, 64 free", "--data.workers 0"):
-        check_shared_memory(workers=4, images=64, config=config)
+    item = torch.zeros(3, 224, 224, dtype=torch.uint8), 3
+    check_shared_memory(workers=1, items=200, example=item)
+    check_shared_memory(workers=0, items=4096, example=item)
+    with refused("4 worker processes prepare 74 MiB", "64 MiB, 64 free", "--data.workers 0"):
+        check_shared_memory(workers=4, items=64, example=item)
+
+
+def test_cached_outputs_take_shared_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch with a teacher's cached outputs is larger than its images."""
+    pages = SimpleNamespace(f_frsize=4096, f_blocks=2**14, f_bavail=2**14)
+    monkeypatch.setattr(os, "statvfs", lambda _: pages)
+    image = torch.zeros(3, 224, 224, dtype=torch.uint8)
+    cached = CachedOutputs(torch.zeros(768, 7, 7), torch.zeros(1000), [torch.zeros(768)])
+    check_shared_memory(workers=2, items=64, example=(image, 3))
+    with refused("2 worker processes prepare 75 MiB"):
+        check_shared_memory(workers=2, items=64, example=(image, 3, cached))
