@@ -91,6 +91,11 @@ PLAN = [
         f"--pair {LARGE} --batch_size 64 --accumulate 1 {UNCOMPILED}",
     ),
     loop(LARGE, 128),
+    Measurement(
+        f"recomputing, {LARGE}, 128 images",
+        "recomputing",
+        f"--pair {LARGE} --batch_size 128 --accumulate 1 {SETTINGS}",
+    ),
     step(SMALL, 128),
     loop(SMALL, 128),
     step(LARGE, 256),
@@ -109,6 +114,7 @@ SMALL_PLAN = [
     Measurement("kernels", "profile_step", f"{TINY} --repetitions 2"),
     Measurement("resuming", "resume", "--epochs 1 --data.epoch_images 160 --optim.warmup_epochs 0"),
     Measurement("repeating", "repeat", f"{TINY} --repetitions 2"),
+    Measurement("recomputing", "recomputing", f"{TINY} --repetitions 2"),
     Measurement("loop", "loop", f"{DIGITS} --repetitions 2"),
 ]
 """The same scripts where there is no GPU, or only to try them."""
