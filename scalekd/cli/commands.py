@@ -337,14 +337,14 @@ def _add_estimate_transfer_options(parser: Parser, recipe: type) -> None:
 
 
 def _run_estimate_segment(options: Namespace, _: list[str]) -> None:
-    from scalekd.estimating.transfer_network import SegmentationNetwork
+    from scalekd.estimating.transfer.network import SegmentationNetwork
     from scalekd.transfer.segmentation.recipe import SegmentRecipe
 
     _run_estimate_transfer(options, SegmentRecipe, SegmentationNetwork.count)
 
 
 def _run_estimate_detect(options: Namespace, _: list[str]) -> None:
-    from scalekd.estimating.transfer_network import DetectionNetwork
+    from scalekd.estimating.transfer.network import DetectionNetwork
     from scalekd.transfer.detection.recipe import DetectRecipe
 
     _run_estimate_transfer(options, DetectRecipe, DetectionNetwork.count)
@@ -354,8 +354,8 @@ def _run_estimate_transfer(
     options: Namespace, kind: type, count: Callable[[Any, int | None], Any]
 ) -> None:
     """Estimate a recipe of the class `kind`, whose images and network `count` finds."""
-    from scalekd.estimating.transfer import estimate_transfer
-    from scalekd.estimating.transfer_text import format_transfer_estimate
+    from scalekd.estimating.transfer.estimate import estimate_transfer
+    from scalekd.estimating.transfer.text import format_transfer_estimate
 
     as_json = options.pop("json")
     recipe, others = _split_recipe(options, kind)

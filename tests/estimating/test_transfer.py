@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalekd.cli.main import main
 from scalekd.distiller import count_parameters
 from scalekd.estimating.memory_simulation import LiveMemory
-from scalekd.estimating.transfer import TransferModel, estimate_transfer
-from scalekd.estimating.transfer_network import (
+from scalekd.estimating.transfer.estimate import estimate_transfer
+from scalekd.estimating.transfer.model import TransferModel
+from scalekd.estimating.transfer.network import (
     DetectionNetwork,
     Images,
     SegmentationNetwork,
@@ -83,8 +84,12 @@ def test_a_step_is_measured_here_or_modelled_for_a_gpu(network: TransferNetwork)
     assert here.step_seconds.low <= here.step_seconds.middle <= here.step_seconds.high
     gpu = estimate_transfer(network, devices=2, gpu="h100")
     assert gpu.basis.startswith("modelled for H100")
-    assert gpu.measured_peak is None
+    assert gpu.measured_peak is here.largest_micro_batch is None
     assert gpu.micro_batch == 2
+    assert gpu.largest_micro_batch
+    model = TransferModel(network)
+    assert model.memory(gpu.largest_micro_batch).total <= gpu.memory_limit
+    assert model.memory(int(1.01 * gpu.largest_micro_batch) + 8).total > gpu.memory_limit
     assert gpu.step_seconds.middle < here.step_seconds.middle
     assert gpu.memory.total > 4 * count_parameters(network.build().learner)
     assert here.steps == gpu.steps == 2 * (100 // 4)
@@ -146,7 +151,14 @@ def test_the_commands_estimate_the_packaged_recipes(
     words = ["estimate", task, "--recipe", recipe, "--gpu", "a100", "--devices", "8"]
     main([*words, "--precision", "bf16-mixed"])
     text = capsys.readouterr().out
-    for part in ("timm:resnet50", "16 images a step", "modelled for A100", "images/s", "days"):
+    for part in (
+        "timm:resnet50",
+        "16 images a step",
+        "modelled for A100",
+        "images/s",
+        "days",
+        "images fits into 80 GB",
+    ):
         assert part in text
     main([*words, "--json"])
     found = json.loads(capsys.readouterr().out)

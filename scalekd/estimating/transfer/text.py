@@ -1,7 +1,7 @@
 """The estimate of a transfer as text for the terminal."""
 
 from scalekd.estimating.text import format_bytes, format_number, format_range
-from scalekd.estimating.transfer import TransferEstimate
+from scalekd.estimating.transfer.estimate import TransferEstimate
 
 
 def format_transfer_estimate(estimate: TransferEstimate) -> str:
@@ -44,6 +44,11 @@ def format_transfer_estimate(estimate: TransferEstimate) -> str:
         images = f"{count} image" + "s" * (count != 1)
         peak, limit = format_bytes(estimate.measured_peak), format_bytes(estimate.memory_limit)
         rows.append(("", f"a real step of {images} took {peak} of the {limit} here"))
+    if estimate.largest_micro_batch is not None:
+        limit = format_bytes(estimate.memory_limit)
+        count = estimate.largest_micro_batch
+        fits = f"a micro-batch of at most {count} images fits into {limit}"
+        rows.append(("fits", fits if count else f"not even two images at once fit into {limit}"))
     rows += [("assumed", line) for line in _assumptions(estimate)]
     return "\n".join(f"{label:<9}{text}".rstrip() for label, text in rows)
 
