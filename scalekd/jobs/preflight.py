@@ -105,23 +105,26 @@ def _notes_on_settings(prepared: Prepared, learner: Learner) -> list[Note]:
         )
     if recipe.separable_stem and isinstance(learner, ScaleKD):
         texts.append("separable_stem is true: the projectors are cheaper, and not the paper's")
-    if _pretrained_would_help(prepared):
+    images = _images_for_random_weights(prepared)
+    if images is not None and images < FEW_IMAGES:
         texts.append(
-            "the student starts from random weights, for which "
-            f"{prepared.source.splits[0].images} images are few: with --student_weights pretrained "
-            "it starts from timm's, which usually makes it more accurate"
+            f"the student starts from random weights, for which {images} images are few: with "
+            "--student_weights pretrained it starts from timm's, which usually makes it more "
+            "accurate"
         )
     notes = [*(Note("info", text) for text in texts), *notes_without_gradient(learner)]
     return notes if prepared.cache is None else [*notes, Note("info", str(prepared.cache))]
 
 
-def _pretrained_would_help(prepared: Prepared) -> bool:
-    """Whether the student starts from random weights on few images, and timm has some for it."""
+def _images_for_random_weights(prepared: Prepared) -> int | None:
+    """Images that a student is trained on from random weights; None where it has others, or timm
+    has none for it."""
     recipe, source = prepared.recipe, prepared.source
     if prepared.start is not None or source.input is not None or not source.splits:
-        return False
-    images = recipe.data.train_images or source.splits[0].images
-    return images < FEW_IMAGES and timm.is_model_pretrained(recipe.student)
+        return None
+    if not timm.is_model_pretrained(recipe.student):
+        return None
+    return recipe.data.train_images or source.splits[0].images
 
 
 def teacher_accuracy_notes(top1: float, classes: int, images: int) -> list[Note]:

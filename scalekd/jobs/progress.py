@@ -72,7 +72,7 @@ class ProgressDisplay:
         """Print what is trained on what, what a step costs, the notes and the run folder."""
         self.has_labels = pair.labels
         self.console.print(describe_pair(recipe, pair))
-        for line in describe_images(pair):
+        for line in describe_images(pair, recipe.data.train_images):
             self.console.print(printable(line))
         if pair.fit:
             self.console.print("projected features:", printable(pair.fit))
@@ -159,13 +159,19 @@ def describe_pair(recipe: Recipe, pair: PairSummary) -> str:
     )
 
 
-def describe_images(pair: PairSummary) -> list[str]:
-    """What each split holds, and how the images of student and teacher are made."""
+def describe_images(pair: PairSummary, train_images: int | None = None) -> list[str]:
+    """What each split holds, and how the images of student and teacher are made.
+
+    Args:
+        pair: student and teacher with their images.
+        train_images: how many of the images of the first split are trained on; None for all.
+    """
     lines = []
-    for split in pair.splits:
+    for number, split in enumerate(pair.splits):
         names = split.classes
         classes = f"{len(names)} classes, {names[0]} to {names[-1]}" if names else "no labels"
-        lines.append(f"{split.name}: {split.images} images, {classes}")
+        used = f"; {train_images} of them are trained on" if train_images and number == 0 else ""
+        lines.append(f"{split.name}: {split.images} images, {classes}{used}")
     if pair.images is not None:
         crop, how = pair.images.crop, pair.images.interpolation
         cut = "not cropped" if crop == 1 else f"cropped to {crop:g} of their sides"

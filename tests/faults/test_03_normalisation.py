@@ -39,10 +39,10 @@ def test_the_teachers_statistics_can_be_set_and_are_shown(recipe: Recipe) -> Non
     mean, std = map(list, IMAGENET)
     pair = run_preflight(prepare(changed(recipe, teacher_mean=mean, teacher_std=std)))
     assert pair.teacher_top1 == 1
-    lines = "\n".join(describe_images(pair))
+    lines = "\n".join(describe_images(pair, 24))
     assert "teacher's images: 64x64 pixels, mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in lines
-    assert "train: 144 images, 12 classes, c00 to c11" in lines
-    assert "val: 144 images, 12 classes, c00 to c11" in lines
+    assert "train: 144 images, 12 classes, c00 to c11; 24 of them are trained on\n" in lines
+    assert "val: 144 images, 12 classes, c00 to c11\n" in lines
     assert "resized (bilinear) and cropped to 0.875 of their sides" in lines
 
 

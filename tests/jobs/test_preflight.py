@@ -1,4 +1,4 @@
-"""The preflight's warning of a teacher whose accuracy is chance."""
+"""The notes of the preflight: a teacher whose accuracy is chance, images that are few."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -64,3 +64,20 @@ def test_a_teacher_with_random_weights_is_warned_of_if_there_are_enough_images(
         for n in run_preflight(prepare(replace(recipe, data=Data(str(few), workers=0)))).notes
         if "chance" in n.text
     ]
+
+
+def test_images_that_are_few_for_random_weights_are_those_that_are_trained_on(
+    tmp_path: Path,
+) -> None:
+    root = image_folder(tmp_path / "images", each=6, side=32)
+    recipe = Recipe(
+        "test_vit",
+        "test_resnet",
+        Data(str(root), workers=0, train_images=9),
+        teacher_weights="random",
+        teacher_args={"num_classes": 3},
+        batch_size=4,
+        optim=Optim(warmup_epochs=0),
+    )
+    texts = [note.text for note in run_preflight(prepare(recipe)).notes]
+    assert [text for text in texts if "for which 9 images are few" in text]
