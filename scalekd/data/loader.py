@@ -23,6 +23,9 @@ from scalekd.processes import socket_folder
 SHARED_MEMORY = Path("/dev/shm")
 """Where Linux keeps the batches that worker processes hand over."""
 
+EXAMPLES = 4
+"""Items that are loaded to know how large a batch is."""
+
 PREFETCHED = 2
 """Batches that each worker process prepares ahead, which is also torch's default."""
 
@@ -85,18 +88,19 @@ def _describe_shared_memory() -> str:
     return f" ({SHARED_MEMORY} has {size:.0f} MiB, {free:.0f} free; docker run --shm-size)"
 
 
-def check_shared_memory(workers: int, items: int, example: Any) -> None:
+def check_shared_memory(workers: int, items: int, examples: list[Any]) -> None:
     """Raise InputError where the prepared batches do not fit into the shared memory.
 
     Args:
         workers: worker processes of each rank.
         items: how many items a batch has that a worker prepares.
-        example: an item; the others are about as large.
+        examples: some items; on average the others are as large.
     """
     if not workers or not SHARED_MEMORY.is_dir():
         return
     system = os.statvfs(SHARED_MEMORY)
-    needed = items * _tensor_bytes(example) * PREFETCHED * workers * ranks.local_world_size()
+    batch = items * _tensor_bytes(examples) / len(examples)
+    needed = batch * PREFETCHED * workers * ranks.local_world_size()
     if needed > system.f_bavail * system.f_frsize:
         raise InputError(
             f"{workers} worker processes prepare {needed / 2**20:.0f} MiB of images in shared "
@@ -108,6 +112,8 @@ def check_shared_memory(workers: int, items: int, example: Any) -> None:
 def _tensor_bytes(item: Any) -> int:
     if isinstance(item, Tensor):
         return item.nbytes
+    if isinstance(item, dict):
+        item = list(item.values())
     return sum(map(_tensor_bytes, item)) if isinstance(item, (tuple, list)) else 0
 
 
@@ -171,7 +177,8 @@ def build_loaders(
     workers = worker_settings(source, data)
     largest = max(batch_size // (micro_batches * world_size), validation_batch_size)
     if workers["num_workers"]:
-        check_shared_memory(workers["num_workers"], largest, training[0])
+        examples = [training[key] for key in range(min(EXAMPLES, images))]
+        check_shared_memory(workers["num_workers"], largest, examples)
     sampler = ResumableBatchSampler(
         images=images,
         images_per_epoch=images_per_epoch,

@@ -72,7 +72,8 @@ class Source:
             image that cannot be read is `IGNORED`.
         notes: one line for each decision that was taken here and not by the caller.
         epoch_sampler: draws the order of an epoch; None for a uniformly random one.
-        corrupt_count: counts the images that were found to be corrupt since the source was built.
+        corrupt_flags: gives a flag of each image, whether it was found to be corrupt since the
+            source was built; see `corrupt_count`.
         identity: hash of the training images' names, classes and order.
         validation_identity: the same of the validation images, and of few also of their content.
         images_per_view: how many images one augmented view of a cache has; None for as many as the
@@ -92,7 +93,7 @@ class Source:
     validation_set: Callable[[InputConfig], Dataset[Any]] | None
     notes: list[Note] = field(default_factory=list)
     epoch_sampler: EpochSampler | None = None
-    corrupt_count: Callable[[], int] = lambda: 0
+    corrupt_flags: Callable[[], Tensor] = lambda: torch.zeros(0, dtype=torch.bool)
     identity: str = ""
     validation_identity: str = ""
     images_per_view: int | None = None
@@ -100,6 +101,10 @@ class Source:
     unaugmented_set: Callable[[InputConfig], Dataset[Any]] | None = None
     targets: Tensor | None = None
     collate: Callable[[list[Any]], Any] | None = None
+
+    def corrupt_count(self) -> int:
+        """How many images all processes of this rank found to be corrupt."""
+        return int(self.corrupt_flags().sum())
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -200,7 +205,7 @@ def build_source(
         validation_set=None if validation is None else validation_set,
         notes=[Note("info", note) for note in notes],
         epoch_sampler=epoch_sampler if data.train_images is None else None,
-        corrupt_count=lambda: sum(samples.corrupt_count() for samples in checked),
+        corrupt_flags=lambda: torch.cat([samples.corrupt for samples in checked]),
         identity=_identity(targets, training.identifiers),
         validation_identity="" if validation is None else _validation_identity(validation, few),
         splits=tuple(split.describe() for split in splits),
@@ -218,7 +223,7 @@ def build_validation_source(
         Source.without_images(len(validation.classes)),
         validation_set=lambda config: ValidationSet(samples, config),
         notes=[Note("info", note) for note in notes],
-        corrupt_count=samples.corrupt_count,
+        corrupt_flags=lambda: samples.corrupt,
         splits=(validation.describe(),),
     )
 

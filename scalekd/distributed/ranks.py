@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -57,9 +57,6 @@ class LaunchEnvironment:
     local_world_size: int = 1
     main_address: str = "127.0.0.1"
     main_port: int = DEFAULT_PORT
-
-
-T = TypeVar("T")
 
 
 def launch_environment() -> LaunchEnvironment:
@@ -246,22 +243,21 @@ def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(values, stacked / world_size(), strict=True))
 
 
-def sum_over_ranks(count: int) -> int:
-    """The sum of `count` over the ranks."""
-    if world_size() == 1:
-        return count
-    total = torch.tensor(count)
-    distributed.all_reduce(total)
-    return int(total)
-
-
-def gather_objects(mine: list[T]) -> list[T]:
-    """The objects of all ranks, which may have different numbers of them, rank by rank."""
+def gather_lists(mine: list[Any]) -> list[Any]:
+    """The lists of all ranks, of plain data that JSON can hold, one after another."""
     if world_size() == 1:
         return mine
-    gathered: list[list[T]] = [[] for _ in range(world_size())]
-    distributed.all_gather_object(gathered, mine)
-    return [each for part in gathered for each in part]
+    lists = [_broadcast_json(mine, source=number) for number in range(world_size())]
+    return [each for part in lists for each in part]
+
+
+def any_flags(flags: Tensor) -> Tensor:
+    """For each of the flags (N,), whether it is set on some rank."""
+    if world_size() == 1 or not len(flags):
+        return flags
+    counts = flags.int()
+    distributed.all_reduce(counts)
+    return counts > 0
 
 
 def any_rank(*flags: bool) -> list[bool]:

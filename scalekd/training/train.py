@@ -228,7 +228,7 @@ def conclude(training: TrainingRun, prepared: Prepared, run: Run, folder: RunFol
         steps=training.loop.step,
         images_per_second=training.metrics.images_per_second,
         terms=training.metrics.mean_terms(),
-        corrupt_images=ranks.sum_over_ranks(prepared.source.corrupt_count()),
+        corrupt_images=int(ranks.any_flags(prepared.source.corrupt_flags()).sum()),
     )
 
 

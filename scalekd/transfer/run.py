@@ -191,7 +191,7 @@ def _conclude(
     folder: TransferFolder,
     display: ProgressDisplay,
 ) -> None:
-    corrupt = ranks.sum_over_ranks(prepared.source.corrupt_count())
+    corrupt = int(ranks.any_flags(prepared.source.corrupt_flags()).sum())
     if ranks.rank() > 0:
         return
     network = folder.task.network

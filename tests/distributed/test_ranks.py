@@ -265,7 +265,10 @@ with ranks.process_group():
     norm.running_mean += me
     ranks.broadcast_buffers(norm)
     assert norm.running_mean.tolist() == [0.0, 0.0]
-    assert ranks.sum_over_ranks(me + 1) == 3
+    assert ranks.gather_lists([{"rank": me}] * (me + 1)) == [{"rank": r} for r in (0, 1, 1)]
+    flags = torch.tensor([False, me == 0, me == 1, True])
+    assert ranks.any_flags(flags).tolist() == [False, True, True, True]
+    assert ranks.any_flags(flags[:0]).tolist() == []
     assert (ranks.world_size(), ranks.local_world_size()) == (2, 2)
     ranks.check_same_on_all_ranks(teacher="a")
     try:

@@ -83,9 +83,10 @@ class Instance:
 
 @dataclass
 class PackedInstances:
-    """The objects of many images in one tensor that worker processes share.
+    """The objects of many images in one tensor, which worker processes share.
 
-    As Python objects, those of COCO's training images take gigabytes in each process.
+    As Python objects, those of COCO's training images take gigabytes in each process. torch moves
+    the tensor to shared memory where it starts worker processes, and not before.
     """
 
     content: Tensor
@@ -97,8 +98,6 @@ class PackedInstances:
         texts = [json.dumps([vars(instance) for instance in found]).encode() for found in images]
         content = torch.frombuffer(bytearray(b"".join(texts) or b" "), dtype=torch.uint8)
         ends = torch.tensor(np.cumsum([len(text) for text in texts]), dtype=torch.int64)
-        for tensor in (content, ends):
-            tensor.share_memory_()  # type: ignore[no-untyped-call]
         return cls(content, ends)
 
     def __getitem__(self, index: int) -> list[Instance]:
@@ -119,6 +118,7 @@ class CocoSplit:
         objects: how many there are.
         crowds, empty_boxes, without_mask: how many of them are crowds, have no area, or no mask.
         images_without_objects: how many have none.
+        skipped_categories: names of those that only group others.
     """
 
     name: str
@@ -130,6 +130,7 @@ class CocoSplit:
     empty_boxes: int = 0
     without_mask: int = 0
     images_without_objects: int = 0
+    skipped_categories: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -190,7 +191,8 @@ def read_coco(files: CocoFiles, name: str) -> CocoSplit:
     """
     reader = _Reader(files)
     plain = reader.read()
-    labels, names = reader.categories(plain)
+    grouping = grouping_categories(plain)
+    labels, names = reader.categories([c for c in plain["categories"] if c not in grouping])
     numbers, images = reader.images(plain)
     found: list[list[Instance]] = [[] for _ in images]
     for index, instance in reader.annotations(plain, numbers, labels):
@@ -206,7 +208,22 @@ def read_coco(files: CocoFiles, name: str) -> CocoSplit:
         empty_boxes=sum(instance.is_empty for instance in every),
         without_mask=sum(i.lacks_mask for i in every),
         images_without_objects=sum(not instances for instances in found),
+        skipped_categories=tuple(str(category["name"]) for category in grouping),
     )
+
+
+def grouping_categories(plain: dict[str, Any]) -> list[dict[str, Any]]:
+    """The categories that stand only for a group of others, as annotation tools add one for the
+    project: without a group of their own, without annotations, and named by others as theirs."""
+    annotated = {str(annotation.get("category_id")) for annotation in plain["annotations"]}
+    groups = [category.get("supercategory") for category in plain["categories"]]
+    return [
+        category
+        for category in plain["categories"]
+        if category.get("supercategory") in (None, "", "none")
+        and category.get("name") in groups
+        and str(category.get("id")) not in annotated
+    ]
 
 
 @dataclass
@@ -234,10 +251,10 @@ class _Reader:
                 raise self.fail(f"each entry of {part} must be a mapping")
         return plain
 
-    def categories(self, plain: dict[str, Any]) -> tuple[dict[int, int], tuple[str, ...]]:
+    def categories(self, plain: list[Any]) -> tuple[dict[int, int], tuple[str, ...]]:
         """The label of each category's id, and the names in the order of the labels."""
         names: dict[int, str] = {}
-        for category in plain["categories"]:
+        for category in plain:
             number, name = category.get("id"), category.get("name")
             if not is_whole(number) or not isinstance(name, str) or not name:
                 raise self.fail(f"the category {_short(category)} needs a whole id and a name")

@@ -1,6 +1,7 @@
 """A detector: Mask R-CNN, Faster R-CNN or a linear probe on a backbone, and its loss."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,9 +118,16 @@ class DetectorSpec:
             "faster_rcnn": self._build_faster_rcnn,
             "mask_rcnn": self._build_mask_rcnn,
         }[self.head]
-        return Detector(build(backbone, shared))
+        network = build(backbone, shared)
+        # torchvision computes anchors, proposals and boxes in the precision of these outputs, and
+        # bf16 has a spacing of 4 pixels from 512 on.
+        give_float32(network.backbone)
+        if self.head != "linear":
+            give_float32(network.rpn.head)
+            give_float32(network.roi_heads.box_predictor)
+        return Detector(network)
 
-    def _build_probe(self, backbone: Backbone, shared: dict[str, Any]) -> nn.Module:
+    def _build_probe(self, backbone: Backbone, shared: dict[str, Any]) -> Any:
         """RetinaNet whose head is one convolution: at each place of the largest level, anchors of
         the sizes that a feature pyramid has on all its levels."""
         levels = ConcatenatedLevels(backbone)
@@ -127,7 +135,7 @@ class DetectorSpec:
         anchors = AnchorGenerator((sizes,), (RATIOS,))
         classes = len(self.class_names) + 1
         head = LinearHead(levels.out_channels, anchors=len(sizes) * len(RATIOS), classes=classes)
-        network: nn.Module = RetinaNet(
+        return RetinaNet(
             levels,
             classes,
             anchor_generator=anchors,
@@ -135,16 +143,14 @@ class DetectorSpec:
             detections_per_img=100,
             **shared,
         )
-        return network
 
-    def _build_faster_rcnn(self, backbone: Backbone, shared: dict[str, Any]) -> nn.Module:
+    def _build_faster_rcnn(self, backbone: Backbone, shared: dict[str, Any]) -> Any:
         pyramid = FeaturePyramid(backbone, self.head_channels)
-        network: nn.Module = FasterRCNN(pyramid, **self._two_stages(pyramid), **shared)
-        return network
+        return FasterRCNN(pyramid, **self._two_stages(pyramid), **shared)
 
-    def _build_mask_rcnn(self, backbone: Backbone, shared: dict[str, Any]) -> nn.Module:
+    def _build_mask_rcnn(self, backbone: Backbone, shared: dict[str, Any]) -> Any:
         pyramid, width = FeaturePyramid(backbone, self.head_channels), self.head_channels
-        network: nn.Module = MaskRCNN(
+        return MaskRCNN(
             pyramid,
             mask_roi_pool=MultiScaleRoIAlign(pyramid.names, MASK_CELLS, sampling_ratio=2),
             mask_head=MaskRCNNHeads(width, (width,) * 4, dilation=1),
@@ -152,7 +158,6 @@ class DetectorSpec:
             **self._two_stages(pyramid),
             **shared,
         )
-        return network
 
     def _two_stages(self, pyramid: FeaturePyramid) -> dict[str, Any]:
         """Anchors and the box head; in the usual width they are torchvision's own."""
@@ -186,6 +191,34 @@ class LinearHead(RetinaNetHead):  # type: ignore[misc]
             nn.init.zeros_(layer.bias)
         prior = -math.log((1 - PRIOR) / PRIOR)
         nn.init.constant_(self.classification_head.cls_logits.bias, prior)
+
+    def forward(self, maps: list[Tensor]) -> dict[str, Tensor]:
+        """Compute `cls_logits` (N, anchors, classes) and `bbox_regression` (N, anchors, 4), in
+        float32.
+
+        Outside training the background's logit is minus infinity: torchvision takes each class for
+        an object.
+        """
+        found = {name: values.float() for name, values in super().forward(maps).items()}
+        if not self.training:
+            logits = found["cls_logits"]
+            background = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            background[0] = True
+            found["cls_logits"] = logits.masked_fill(background, -math.inf)
+        return found
+
+
+def give_float32(module: nn.Module) -> None:
+    """Make a module's outputs float32 where autocast computes them in another precision."""
+    module.register_forward_hook(_to_float32)
+
+
+def _to_float32(_: nn.Module, inputs: Any, output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.float()
+    if isinstance(output, dict):
+        return OrderedDict((n, _to_float32(_, inputs, v)) for n, v in output.items())
+    return type(output)(_to_float32(_, inputs, value) for value in output)
 
 
 class Detector(nn.Module):

@@ -25,6 +25,9 @@ from scalekd.transfer.detection.masks import RunLengths, decode_mask, to_run_len
 from scalekd.transfer.detection.recipe import DetectRecipe
 from scalekd.transfer.pixels import to_bytes
 
+THINNEST = 0.01
+"""Pixels."""
+
 Target = dict[str, Tensor]
 """The objects of an image as torchvision's detectors take them: `boxes` (N, 4) as left, top, right,
 bottom; `labels` (N,) from 1; and `masks` (N, H, W) of 0 and 1, if they are trained."""
@@ -114,7 +117,11 @@ class TrainingImages(Dataset[Any]):
 
 
 def build_target(sample: Annotated) -> Target:
-    """The objects that are trained on; boxes end where the image ends."""
+    """The objects that are trained on; boxes end where the image ends.
+
+    One that is thinner there than `THINNEST` counts as one without area: in float32 it may have
+    none, for which torchvision has no loss.
+    """
     height, width = sample.image.height, sample.image.width
     inside = [
         (max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom))
@@ -123,7 +130,7 @@ def build_target(sample: Annotated) -> Target:
     used = [
         n
         for n, (left, top, right, bottom) in enumerate(inside)
-        if right > left and bottom > top and not sample.instances[n].crowd
+        if min(right - left, bottom - top) > THINNEST and not sample.instances[n].crowd
     ]
     target = {
         "boxes": torch.tensor([inside[n] for n in used], dtype=torch.float32).reshape(-1, 4),
@@ -202,7 +209,7 @@ def open_annotated_images(recipe: DetectRecipe) -> DetectionImages:
         training_set=training_set,
         validation_set=lambda config: ValidationImages(checked[1], config.channels),
         notes=[Note("info", note) for split in splits for note in _notes_on(split)],
-        corrupt_count=lambda: sum(samples.corrupt_count() for samples in checked),
+        corrupt_flags=lambda: torch.cat([samples.corrupt for samples in checked]),
         identity=_identity(training),
         validation_identity=_identity(validation),
         splits=(Split("training", len(used), names), Split("validation", len(validation), names)),
@@ -237,7 +244,13 @@ def _notes_on(split: CocoSplit) -> list[str]:
         "objects whose boxes have no area, which are not trained on": split.empty_boxes,
         "images without any object": split.images_without_objects,
     }
-    return [f"{split.name} has {count} {what}" for what, count in counts.items() if count]
+    notes = [f"{split.name} has {count} {what}" for what, count in counts.items() if count]
+    notes += [
+        f"the category {name!r} of {split.name} is skipped: it has no annotation, and only groups "
+        "others"
+        for name in split.skipped_categories
+    ]
+    return notes
 
 
 def _identity(split: CocoSplit) -> str:

@@ -113,11 +113,14 @@ class PreparedDetection(PreparedTransfer):
 
     def _example(self, detector: nn.Module, number: int, image: Tensor) -> Example:
         height, width = image.shape[1:]
+        masked = self.recipe.has_masks  # others were not checked
         annotated = [
             DrawnObject(
                 i.label,
                 i.box,
-                i.segmentation and to_run_lengths(i.segmentation, height, width),
+                to_run_lengths(i.segmentation, height, width)
+                if masked and i.segmentation
+                else None,
                 "crowd" if i.crowd else "",
             )
             for i in self.validation.instances[number]

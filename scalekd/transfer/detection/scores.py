@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from scalekd.transfer.detection.coco import CocoSplit
@@ -36,6 +37,24 @@ class FoundObjects:
     labels: Tensor
     scores: Tensor
     masks: list[RunLengths] | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """All of it as JSON can hold it."""
+        masks = self.masks and [{**m, "counts": m["counts"].decode()} for m in self.masks]
+        tensors = {name: getattr(self, name).tolist() for name in ("boxes", "labels", "scores")}
+        return {"image": self.image, **tensors, "masks": masks}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "FoundObjects":
+        """What `to_plain` gave, bit-identical."""
+        masks = plain["masks"]
+        return cls(
+            image=plain["image"],
+            boxes=torch.tensor(plain["boxes"], dtype=torch.float32).reshape(-1, 4),
+            labels=torch.tensor(plain["labels"], dtype=torch.int64),
+            scores=torch.tensor(plain["scores"], dtype=torch.float32),
+            masks=masks and [{**m, "counts": m["counts"].encode()} for m in masks],
+        )
 
 
 @dataclass(frozen=True)

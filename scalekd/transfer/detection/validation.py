@@ -97,7 +97,8 @@ class DetectionValidation(ScoredValidation):
             for number, image in items
             if image is not None
         ]
-        found = sorted(ranks.gather_objects(mine), key=lambda each: each.image)
+        plain = ranks.gather_lists([each.to_plain() for each in mine])
+        found = sorted(map(FoundObjects.from_plain, plain), key=lambda each: each.image)
         self.scores = score_detections(self.split, found, has_masks=self.has_masks)
         self.confusion = count_confusion(self.split, found, self.min_score)
         return self.scores.box.ap or 0.0

@@ -138,7 +138,7 @@ def open_labelled_images(data: SegmentData) -> Source:
         validation_set=lambda config: ValidationImages(
             validation, data.short_side, config.channels
         ),
-        corrupt_count=lambda: training.corrupt_count() + validation.corrupt_count(),
+        corrupt_flags=lambda: torch.cat([training.corrupt, validation.corrupt]),
         identity=_identity(found.training),
         validation_identity=_identity(found.validation),
         splits=_describe(found),

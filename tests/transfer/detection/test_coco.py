@@ -198,6 +198,43 @@ def test_folders_of_another_layout_are_refused(tmp_path: Path, root: Path) -> No
         find_splits(root)
 
 
+@pytest.mark.parametrize("name", ["objects", "wide"])
+def test_the_category_of_a_project_is_skipped(name: str, root: Path) -> None:
+    """Annotation tools add one that groups all others, sometimes of the same name as a class."""
+    for split in ("train", "val"):
+        file = root / f"annotations/instances_{split}.json"
+        content = json.loads(file.read_text())
+        for category in content["categories"]:
+            category["supercategory"] = name
+        content["categories"].append({"id": 0, "name": name, "supercategory": "none"})
+        file.write_text(json.dumps(content))
+    source = open_annotated_images(tiny_detection(root)).source
+    assert source.class_names == CLASSES
+    assert f"the category {name!r} of training is skipped" in "\n".join(map(str, source.notes))
+    change_coco(root, "val", "annotations", 0, category_id=0)
+    with refused("different categories" if name == "objects" else "is there twice"):
+        open_annotated_images(tiny_detection(root))
+
+
+def test_a_category_that_names_itself_as_its_group_stays(root: Path) -> None:
+    """As COCO's own `person` does."""
+    for split in ("train", "val"):
+        for number, name in enumerate(("high", "wide")):
+            change_coco(root, split, "categories", number, supercategory=name)
+    write = json.loads((root / "annotations/instances_train.json").read_text())
+    assert write["categories"][0]["supercategory"] == "high"
+    assert read(root).class_names == CLASSES
+
+
+def test_objects_that_have_no_area_in_float32_are_not_trained_on(root: Path) -> None:
+    change_coco(root, "train", "annotations", 0, bbox=[SIDE - 1e-6, 2, 5, 9])
+    change_coco(root, "train", "annotations", 1, bbox=[-12, 2, 12.000001, 9])
+    images: Any = open_annotated_images(tiny_detection(root)).source.training_set(INPUT, 0)
+    for key in range(5 * 8):
+        boxes = images[key][1]["boxes"]
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
 def test_categories_in_another_order_are_refused(root: Path) -> None:
     image = {"id": 1, "file_name": "0.png", "height": SIDE, "width": SIDE}
     categories = [{"id": 7, "name": "wide"}, {"id": 3, "name": "high"}]

@@ -1,6 +1,7 @@
 """`scalekd transfer detect` as a person starts it: what it leaves, kills, ranks and refusals."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.objects import CLASSES, SIDE, coco_folder, tiny_detection
+from helpers.objects import CLASSES, SIDE, change_coco, coco_folder, tiny_detection
 from helpers.real_runs import finish, metrics_lines
 from helpers.refusals import refused
 from helpers.transfers import (
@@ -116,6 +117,18 @@ def test_without_masks_only_boxes_are_trained_and_measured(
     before = (out / "detection.json").read_text()
     assert detect(grey, out, resume=True) == out
     assert (out / "detection.json").read_text() == before
+
+
+def test_masks_that_a_head_does_not_use_are_not_read(root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "objects"
+    shutil.copytree(root, other)
+    for number in range(2):
+        segmentation = {"size": [9, 9], "counts": [81]}
+        change_coco(other, "val", "annotations", number, segmentation=segmentation)
+    with refused("the mask is 9x9"):
+        detect(tiny_detection(other), tmp_path / "masks")
+    out = detect(tiny_detection(other, head="faster_rcnn"), tmp_path / "boxes")
+    assert (out / "predictions.png").is_file()
 
 
 def test_a_run_is_not_resumed_with_other_annotations(root: Path, tmp_path: Path) -> None:

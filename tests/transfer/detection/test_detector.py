@@ -9,6 +9,7 @@ import torch
 from helpers.refusals import refused
 from torch import Tensor
 
+from scalekd.training.performance import autocast
 from scalekd.transfer.backbone import open_backbone
 from scalekd.transfer.detection.detector import (
     DetectionLearner,
@@ -99,6 +100,37 @@ def test_objects_are_given_at_the_images_own_size() -> None:
         assert objects["boxes"][:, 2].max() <= width
         assert objects["boxes"][:, 3].max() <= height
         assert set(objects["labels"].tolist()) <= {1, 2}
+
+
+@pytest.mark.parametrize("head", sorted(TERMS))
+def test_boxes_and_anchors_are_float32_in_every_precision(head: str) -> None:
+    detector, _ = build(head=head, short_sides=(300,), long_side=700)
+    network = detector.network
+    anchors = []
+    generator = network.anchor_generator if head == "linear" else network.rpn.anchor_generator
+    generator.register_forward_hook(lambda module, inputs, output: anchors.extend(output))
+    with torch.no_grad(), autocast("bf16-mixed", torch.device("cpu")):
+        if head == "linear":  # which finds nothing before it is trained
+            network.score_thresh = 0.0
+        (found,) = detector.eval()([torch.rand(3, 300, 640)])
+    assert anchors[0].dtype == found["boxes"].dtype == torch.float32
+    assert len(found["boxes"])
+    assert (found["boxes"] != found["boxes"].bfloat16()).any()
+    images, targets = example()
+    with autocast("bf16-mixed", torch.device("cpu")):
+        step = DetectionLearner(detector).train()(images, targets)
+    step.loss.backward()
+    assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
+
+
+def test_a_probe_does_not_take_the_background_for_an_object() -> None:
+    detector, _ = build(head="linear")
+    logits = detector.network.head.classification_head.cls_logits
+    with torch.no_grad():
+        logits.bias.view(-1, 3)[:, 0] = 5.0
+        logits.bias.view(-1, 3)[:, 2] = 1.0
+        found = detector.eval()(example()[0])
+    assert all(set(objects["labels"].tolist()) == {2} for objects in found)
 
 
 def test_anchors_are_multiples_of_the_strides() -> None:

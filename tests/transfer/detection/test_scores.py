@@ -233,3 +233,16 @@ def test_the_confusion_counts_each_object_once(tmp_path: Path) -> None:
     counts = count_confusion(split, [found], min_score=0.5)
     assert counts.tolist() == [[0, 1, 0], [0, 0, 1], [2, 0, 0]]
     assert count_confusion(split, [found], min_score=0.0).tolist()[1] == [0, 1, 0]
+
+
+def test_what_was_found_passes_between_ranks_bit_identical() -> None:
+    masks = encode_masks((torch.rand(3, 20, 30) > 0.5).byte().numpy())
+    found = FoundObjects(4, 100 * torch.rand(3, 4), torch.tensor([2, 0, 1]), torch.rand(3), masks)
+    nothing = FoundObjects(7, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    for one in (found, nothing):
+        again = FoundObjects.from_plain(json.loads(json.dumps(one.to_plain())))
+        assert (again.image, again.masks) == (one.image, one.masks)
+        for name in ("boxes", "labels", "scores"):
+            before, after = getattr(one, name), getattr(again, name)
+            assert torch.equal(before, after)
+            assert before.dtype == after.dtype
