@@ -60,9 +60,11 @@ def size_of(comparisons: Sequence[Comparison]) -> str:
 
 
 def points(comparison: Comparison) -> str:
-    """A difference with its interval."""
+    """A difference with its interval and the seeds that it is of."""
     found = comparison.difference
-    return "-" if found is None else f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    if found is None:
+        return "-"
+    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}], {found.seeds} seeds"
 
 
 def accuracy(arm: Values) -> str:
@@ -80,4 +82,4 @@ def compared(comparison: Comparison) -> list[str]:
     return [points(comparison), p, comparison.verdict]
 
 
-COMPARED = ["difference [95 % interval]", "p, adjusted", "verdict"]
+COMPARED = ["difference [95 % interval], paired seeds", "p, adjusted", "verdict"]

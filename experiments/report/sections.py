@@ -9,6 +9,7 @@ from cost import METHODS
 from families import (
     FROZEN,
     REGIMES,
+    SEEDS_TO_TEST,
     component_family,
     control_family,
     frozen_family,
@@ -64,9 +65,16 @@ def verdicts(found: Sequence[Claim]) -> Section:
         for claim in found
     ]
     text = [
-        "A claim holds here if the difference is told apart from zero in every comparison that "
-        "tests it; see experiments/PROTOCOL.md, which was written before the runs. Differences are "
-        "in percentage points."
+        "A claim holds here if the difference is told apart from zero, in its direction, in every "
+        "comparison that tests it; see experiments/PROTOCOL.md, which was written before the runs. "
+        "Differences are in percentage points.",
+        "Differences are paired by seed: only seeds that both sides have are used, so a difference "
+        "need not be that of two means in a table, which are over all seeds of each. Intervals are "
+        "95 % bootstrap intervals of the mean difference; with two or three seeds they only "
+        f"indicate its size. With {SEEDS_TO_TEST} seeds or more, 'higher' and 'lower' mean an "
+        "adjusted p below 0.05 (permutation test, Holm). With three to five seeds that test cannot "
+        "reach 0.05, and 'in all seeds' means only that the difference has the same sign in each. "
+        "Two seeds are never told apart.",
     ]
     header = ["claim", "source", "the paper's numbers", "verdict", "difference here"]
     return Section("Verdicts", text, [Table(header, rows)])
@@ -98,7 +106,11 @@ def main_section(regime: str) -> Section:
     text = [
         "Experiment 1, for Table 7: top-1 on the 10,000 test images in %, mean over seeds and "
         f"standard deviation. The teacher has {above}. Differences are ScaleKD at equal steps "
-        "minus the method of the row."
+        "minus the method of the row.",
+        "Equal time counts forward, backward and optimizer, and no loading of images (see "
+        "experiments/PROTOCOL.md). The seconds of a run are the median of what was measured, with "
+        "loading, beside other runs; runs at equal steps read the teacher's outputs from a cache, "
+        "but for FD's.",
     ]
     header = ["method", "trained for", "top-1", "seeds", "epochs", "seconds a run", *COMPARED]
     run = [one for family in families.values() for one in family if one.difference is not None]
@@ -149,7 +161,13 @@ def components_section() -> Section:
     ]
     text = [
         "Experiment 2, for Table 9 and Figure 4, with few labels. The paper's numbers are not "
-        "known to us. Each row compares ScaleKD's parts with fewer of them."
+        "known to us. Each row compares ScaleKD's parts with fewer of them. CAP is the "
+        "cross-attention projector, DFM the comparison of features with and without their mean "
+        "over space (dual-view feature mimicking), TPP the pass of the student's features through "
+        "the teacher's tail (teacher parameter perception). With own queries the final projectors "
+        "train their queries in place of those that TPP gives. Beta is the share of the original "
+        "view in the loss of the features: 0 is the alternative view alone, and "
+        f"{TUNED_BETA} is the paper's."
     ]
     header = ["arm", "top-1", "compared with", "top-1", *COMPARED]
     run = [(f"{one.one.name} minus {one.other.name}", one) for one in everything]
@@ -160,7 +178,9 @@ def components_section() -> Section:
         (beta, arm) for beta in sorted((*BETAS, TUNED_BETA)) if (arm := beta_values(beta)).by_seed
     ]
     pictures += draw_curve("Accuracy over the share of the original view, beta", curve)
-    return Section("Components", text, [Table(header, rows)], pictures)
+    betas = [[f"{beta:g}", accuracy(arm), str(len(arm.by_seed))] for beta, arm in curve]
+    tables = [Table(header, rows), Table(["beta", "top-1", "seeds"], betas)]
+    return Section("Components", text, tables, pictures)
 
 
 def beta_values(beta: float) -> Values:

@@ -101,9 +101,10 @@ def test_what_speaks_against_scalekd_is_in_the_first_section(load: Any) -> None:
     text = report.to_markdown(sections.sections())
     against = text.split("## ")[1]
     assert against.startswith("What speaks against ScaleKD")
-    assert "| ScaleKD minus FD | -1.00 [-1.00, -1.00] | At equal steps" in against
+    assert "| ScaleKD minus FD | -1.00 [-1.00, -1.00], 10 seeds | At equal steps" in against
     assert "ScaleKD minus logit KD" not in against
-    assert "| logit KD | equal steps | 84.09 (0.09) | 10 | 30 | 60 | +1.00 [+1.00, +1.00] |" in text
+    row = "| logit KD | equal steps | 84.09 (0.09) | 10 | 30 | 60 | +1.00 [+1.00, +1.00], 10 seeds"
+    assert row in text
 
 
 def write_measures(arm: str, ious: list[float], experiment: str = "transfer") -> None:
