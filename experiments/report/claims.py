@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from families import (
+    LARGER,
     REGIMES,
     Comparison,
     component_family,
@@ -30,12 +31,14 @@ class Claim:
         source: of the paper, or whose it is.
         paper: the paper's numbers, or that they are not known to us.
         comparisons: adjusted as a family; none where nothing was run.
+        for_scalekd: whether a difference below zero speaks against ScaleKD.
     """
 
     text: str
     source: str
     paper: str
     comparisons: Sequence[Comparison] = ()
+    for_scalekd: bool = True
 
     @property
     def verdict(self) -> str:
@@ -44,6 +47,9 @@ class Claim:
         if not run:
             return "not run"
         missing = len(self.comparisons) - len(run)
+        if missing and all(one.sign > 0 for one in run):
+            every = len(self.comparisons)
+            return f"holds in {len(run)} of {every} comparisons; the rest was not run"
         open_ones = f"; {missing} more {'was' if missing == 1 else 'were'} not run"
         return self._verdict_of(run) + (open_ones if missing else "")
 
@@ -124,6 +130,7 @@ def claims() -> list[Claim]:
             "the sceptic's question",
             "not in the paper",
             frozen[1::2],
+            for_scalekd=False,
         ),
         Claim(
             "Without labels and classifier ScaleKD is above FD and relations",
@@ -137,7 +144,12 @@ def claims() -> list[Claim]:
             UNKNOWN,
             stage_family(),
         ),
-        Claim("A larger teacher makes a better student", "Table 2", UNKNOWN, teacher_family()[1:]),
+        Claim(
+            "ScaleKD gains more over logit KD under a larger teacher",
+            "Table 2",
+            UNKNOWN,
+            teacher_family()[len(LARGER) :],
+        ),
         Claim(
             "Students of every kind gain over training alone",
             "Table 3",
@@ -163,10 +175,10 @@ def claims() -> list[Claim]:
             pretraining_family()[1:],
         ),
         Claim(
-            "ScaleKD is above FD in students of every width",
+            "ScaleKD's gain over FD is larger in narrower students",
             "arXiv 2511.15572",
             UNKNOWN,
-            width_family()[2::3],
+            width_family()[-2:],
         ),
         Claim(
             "A segmenter that starts from ScaleKD's student is better than one from the supervised "

@@ -1,5 +1,6 @@
 """Which arms are compared with which: families of comparisons, adjusted together."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,10 @@ difference = cache(paired_difference)
 
 SEEDS_TO_TEST = 6
 """With fewer pairs the permutation test cannot give a p value below 0.05."""
+
+FEWEST_SEEDS = 5
+"""With fewer pairs nothing is told apart. By chance five differences have one sign in one of 16
+comparisons, three in one of four."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +46,33 @@ class Comparison:
         if self.difference is None or self.adjusted is None:
             return 0
         if self.difference.seeds < SEEDS_TO_TEST:
-            told = self.difference.one_sign and self.difference.seeds > 2
+            told = self.difference.one_sign and self.difference.seeds >= FEWEST_SEEDS
         else:
             told = self.adjusted < LEVEL
-        return 0 if not told else 1 if self.difference.mean > 0 else -1
+        return 0 if not told else self._direction
+
+    @property
+    def _direction(self) -> int:
+        assert self.difference is not None
+        return 1 if self.difference.mean > 0 else -1
+
+    @property
+    def leaning(self) -> int:
+        """`sign`, also where a few seeds, three or more, only have one sign."""
+        found = self.difference
+        few = found is not None and 2 < found.seeds < FEWEST_SEEDS and found.one_sign
+        return self._direction if few else self.sign
 
     @property
     def verdict(self) -> str:
         """In words."""
         if self.difference is None:
             return "not run"
+        word = "higher" if self._direction > 0 else "lower"
+        in_all = f"{word} in all {self.difference.seeds} seeds"
         if not self.sign:
-            return "cannot be told apart"
-        word = "higher" if self.sign > 0 else "lower"
-        few = self.difference.seeds < SEEDS_TO_TEST
-        return f"{word} in all {self.difference.seeds} seeds" if few else word
+            return "cannot be told apart" + (f" ({in_all})" if self.leaning else "")
+        return in_all if self.difference.seeds < SEEDS_TO_TEST else word
 
 
 def family(pairs: Sequence[tuple[Values, Values]]) -> list[Comparison]:
@@ -87,12 +104,19 @@ def main_family(regime: str) -> dict[str, list[Comparison]]:
 
 
 def control_family(regime: str) -> list[Comparison]:
-    """The negative controls against logit KD, which they must not exceed."""
+    """The negative controls against logit KD, which they must not exceed, and against ScaleKD,
+    which they must not equal."""
     logits = values("main_comparison", regime, "logit_kd", "logit KD")
+    scalekd = values("main_comparison", regime, "scalekd", "ScaleKD")
     names = {"random_tail": "ScaleKD, random tail", "other_image": "ScaleKD, another image"}
-    return family(
-        [(values("main_comparison", regime, arm, name), logits) for arm, name in names.items()]
-    )
+    arms = [values("main_comparison", regime, arm, name) for arm, name in names.items()]
+    return family([(arm, other) for arm in arms for other in (logits, scalekd)])
+
+
+def gain(one: Values, other: Values, name: str) -> Values:
+    """One arm minus another, by their common seeds."""
+    seeds = sorted(set(one.by_seed) & set(other.by_seed))
+    return Values(name, {seed: one.by_seed[seed] - other.by_seed[seed] for seed in seeds})
 
 
 def component_family() -> dict[str, list[Comparison]]:
@@ -132,8 +156,9 @@ def student_family() -> list[Comparison]:
 
 
 def width_family() -> list[Comparison]:
-    """ScaleKD against the others by the student's width; few labels."""
-    pairs = []
+    """ScaleKD against the others by the student's width, and its gain over FD in narrower against
+    wider students; few labels."""
+    pairs, gains = [], []
     for width in ("half", "full", "double"):
         experiment, prefix = ("main_comparison", "") if width == "full" else ("width", f"{width} ")
         scalekd, *others = (
@@ -141,30 +166,29 @@ def width_family() -> list[Comparison]:
             for method in ("scalekd", "supervised", "logit_kd", "fd")
         )
         pairs += [(scalekd, other) for other in others]
-    return family(pairs)
+        gains.append(gain(scalekd, others[-1], f"{width} width, ScaleKD minus FD"))
+    return family(pairs + list(itertools.pairwise(gains)))
+
+
+LARGER = [(size, strategy) for strategy in ("plain", "strong") for size in ("medium", "large")]
 
 
 def teacher_family() -> list[Comparison]:
-    """ScaleKD under larger teachers and strong augmentation, against the small one and plain."""
-    plain = values("main_comparison", "few", "scalekd", "small teacher, plain augmentation")
-    arms = [
-        ("small", "strong"),
-        *((size, strategy) for size in ("medium", "large") for strategy in ("plain", "strong")),
-    ]
-    return family(
-        [
-            (
-                values(
-                    "teacher_size",
-                    "few",
-                    f"{size} {strategy} scalekd",
-                    f"{size} teacher, {strategy} augmentation",
-                ),
-                plain,
-            )
-            for size, strategy in arms
-        ]
-    )
+    """ScaleKD under larger teachers against the small one with the same augmentation: first its
+    accuracy, then its gain over logit KD."""
+
+    def arm(size: str, strategy: str, method: str) -> Values:
+        name = f"{size} teacher, {strategy} augmentation, {METHOD_NAMES[method]}"
+        if (size, strategy) == ("small", "plain"):
+            return values("main_comparison", "few", method, name)
+        return values("teacher_size", "few", f"{size} {strategy} {method}", name)
+
+    def gain_of(size: str, strategy: str) -> Values:
+        name = f"{size} teacher, {strategy} augmentation, ScaleKD minus logit KD"
+        return gain(arm(size, strategy, "scalekd"), arm(size, strategy, "logit_kd"), name)
+
+    accuracies = [(arm(*one, "scalekd"), arm("small", one[1], "scalekd")) for one in LARGER]
+    return family(accuracies + [(gain_of(*one), gain_of("small", one[1])) for one in LARGER])
 
 
 def pretraining_family() -> list[Comparison]:

@@ -81,7 +81,8 @@ def transfer_section(words: Words) -> Section:
     score, plan = words.score, words.plan
     text = [
         f"Experiment 11, for Tables 5, 6 and 11: {words.text} A random start has the architecture "
-        "alone."
+        "alone. A student's levels are the residual sums of its stages; the feature that was "
+        "distilled is the last one after another norm and ReLU."
     ]
     if not any(record["regime"] == plan.regime for record in read_records(NAME)):
         return Section(words.title, [*text, f"Not run here: {COMMANDS}."])

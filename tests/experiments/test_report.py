@@ -101,7 +101,7 @@ def test_what_speaks_against_scalekd_is_in_the_first_section(load: Any) -> None:
     text = report.to_markdown(sections.sections())
     against = text.split("## ")[1]
     assert against.startswith("What speaks against ScaleKD")
-    assert "| ScaleKD minus FD | -1.00 [-1.00, -1.00], 10 seeds | At equal steps" in against
+    assert "| ScaleKD minus FD | -1.00 [-1.00, -1.00], 10 seeds | lower | At equal steps" in against
     assert "ScaleKD minus logit KD" not in against
     row = "| logit KD | equal steps | 84.09 (0.09) | 10 | 30 | 60 | +1.00 [+1.00, +1.00], 10 seeds"
     assert row in text
@@ -214,3 +214,27 @@ def test_a_browser_shows_the_page_without_an_error(load: Any, width: int, tmp_pa
     )
     assert "<title>fits</title>" in shown.stdout
     assert "CONSOLE" not in shown.stderr
+
+
+def test_three_seeds_of_one_sign_are_said_and_not_counted(load: Any) -> None:
+    families, records = load("families"), load("records")
+
+    def compare(count: int) -> Any:
+        one = records.Values("a", {seed: 80.0 + seed for seed in range(count)})
+        other = records.Values("b", {seed: 81.5 + 1.1 * seed for seed in range(count)})
+        return families.family([(one, other)])[0]
+
+    two, three, five, ten = map(compare, (2, 3, 5, 10))
+    assert [each.sign for each in (two, three, five, ten)] == [0, 0, -1, -1]
+    assert [each.leaning for each in (two, three, five, ten)] == [0, -1, -1, -1]
+    assert two.verdict == "cannot be told apart"
+    assert three.verdict == "cannot be told apart (lower in all 3 seeds)"
+    assert five.verdict == "lower in all 5 seeds"
+    assert ten.verdict == "lower"
+
+
+def test_gains_are_compared_seed_by_seed(load: Any) -> None:
+    families, records = load("families"), load("records")
+    one = records.Values("a", {0: 80.0, 1: 82.0, 3: 90.0})
+    other = records.Values("b", {0: 79.0, 1: 84.0, 2: 50.0})
+    assert families.gain(one, other, "gain").by_seed == {0: 1.0, 1: -2.0}
