@@ -20,6 +20,7 @@ from scalekd.export import export as export_module
 from scalekd.export import onnx_file
 from scalekd.export.export import Format, export
 from scalekd.export.trace import trace
+from scalekd.networks.input_config import normalize_bytes
 from scalekd.networks.student import StudentSpec, export_student
 from scalekd.recipe import Data
 
@@ -130,7 +131,7 @@ def _top1(opened: Any, data: Data) -> float:
     assert source.validation_set is not None
     images, labels = zip(*source.validation_set(opened.input), strict=True)
     with torch.no_grad():
-        guesses = opened.network(torch.stack(images)).argmax(1)
+        guesses = opened.network(normalize_bytes(torch.stack(images), opened.input)).argmax(1)
     return float((guesses == torch.tensor(labels)).double().mean())
 
 
