@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from scalekd.data.sampler import ResumableBatchSampler
@@ -99,7 +100,8 @@ def check_shared_memory(workers: int, items: int, examples: list[Any]) -> None:
     if not workers or not SHARED_MEMORY.is_dir():
         return
     system = os.statvfs(SHARED_MEMORY)
-    batch = items * _tensor_bytes(examples) / len(examples)
+    tensors = (leaf for leaf in tree_leaves(examples) if isinstance(leaf, Tensor))
+    batch = items * sum(tensor.nbytes for tensor in tensors) / len(examples)
     needed = batch * PREFETCHED * workers * ranks.local_world_size()
     if needed > system.f_bavail * system.f_frsize:
         raise InputError(
@@ -107,14 +109,6 @@ def check_shared_memory(workers: int, items: int, examples: list[Any]) -> None:
             f"memory, which is too small{_describe_shared_memory()}: allow more of it, or give "
             "fewer of them (--data.workers 0 for none) or a smaller batch"
         )
-
-
-def _tensor_bytes(item: Any) -> int:
-    if isinstance(item, Tensor):
-        return item.nbytes
-    if isinstance(item, dict):
-        item = list(item.values())
-    return sum(map(_tensor_bytes, item)) if isinstance(item, (tuple, list)) else 0
 
 
 def check_batch_size(batch_size: int, devices: int, micro_batches: int) -> None:

@@ -214,7 +214,7 @@ def check_same_on_all_ranks(**values: Any) -> None:
     """Raise InputError where one of these values, plain data, differs between ranks."""
     if world_size() == 1:
         return
-    values_of_ranks = [_broadcast_json(values, source=number) for number in range(world_size())]
+    values_of_ranks = _gather_json(values)
     for number, others in enumerate(values_of_ranks):
         for name, value in others.items():
             if value != values_of_ranks[0][name]:
@@ -234,6 +234,11 @@ def _broadcast_json(value: Any, source: int) -> Any:
     return json.loads(text.numpy().tobytes())
 
 
+def _gather_json(mine: Any) -> list[Any]:
+    """The values of all ranks, in all ranks."""
+    return [_broadcast_json(mine, source=number) for number in range(world_size())]
+
+
 def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """The mean over the ranks of each of these scalars, by name."""
     if world_size() == 1:
@@ -245,10 +250,7 @@ def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def gather_lists(mine: list[Any]) -> list[Any]:
     """The lists of all ranks, of plain data that JSON can hold, one after another."""
-    if world_size() == 1:
-        return mine
-    lists = [_broadcast_json(mine, source=number) for number in range(world_size())]
-    return [each for part in lists for each in part]
+    return mine if world_size() == 1 else [each for part in _gather_json(mine) for each in part]
 
 
 def any_flags(flags: Tensor) -> Tensor:
@@ -262,11 +264,8 @@ def any_flags(flags: Tensor) -> Tensor:
 
 def any_rank(*flags: bool) -> list[bool]:
     """For each of the flags, whether it is true on some rank."""
-    if world_size() == 1:
-        return list(flags)
-    counts = torch.tensor(flags, dtype=torch.int32)
-    distributed.all_reduce(counts)
-    return [bool(count) for count in counts.tolist()]
+    found: list[bool] = any_flags(torch.tensor(flags, dtype=torch.bool)).tolist()
+    return found
 
 
 def barrier() -> None:

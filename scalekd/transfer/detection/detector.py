@@ -1,7 +1,6 @@
 """A detector: Mask R-CNN, Faster R-CNN or a linear probe on a backbone, and its loss."""
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -121,10 +121,10 @@ class DetectorSpec:
         network = build(backbone, shared)
         # torchvision computes anchors, proposals and boxes in the precision of these outputs, and
         # bf16 has a spacing of 4 pixels from 512 on.
-        give_float32(network.backbone)
-        if self.head != "linear":
-            give_float32(network.rpn.head)
-            give_float32(network.roi_heads.box_predictor)
+        probe = self.head == "linear"
+        heads = [network.head] if probe else [network.rpn.head, network.roi_heads.box_predictor]
+        for module in (network.backbone, *heads):
+            give_float32(module)
         return Detector(network)
 
     def _build_probe(self, backbone: Backbone, shared: dict[str, Any]) -> Any:
@@ -193,32 +193,24 @@ class LinearHead(RetinaNetHead):  # type: ignore[misc]
         nn.init.constant_(self.classification_head.cls_logits.bias, prior)
 
     def forward(self, maps: list[Tensor]) -> dict[str, Tensor]:
-        """Compute `cls_logits` (N, anchors, classes) and `bbox_regression` (N, anchors, 4), in
-        float32.
+        """Compute `cls_logits` (N, anchors, classes) and `bbox_regression` (N, anchors, 4).
 
         Outside training the background's logit is minus infinity: torchvision takes each class for
         an object.
         """
-        found = {name: values.float() for name, values in super().forward(maps).items()}
+        found: dict[str, Tensor] = super().forward(maps)
         if not self.training:
-            logits = found["cls_logits"]
-            background = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-            background[0] = True
-            found["cls_logits"] = logits.masked_fill(background, -math.inf)
+            found["cls_logits"][..., 0] = -math.inf
         return found
 
 
 def give_float32(module: nn.Module) -> None:
     """Make a module's outputs float32 where autocast computes them in another precision."""
-    module.register_forward_hook(_to_float32)
+    module.register_forward_hook(_convert_outputs)
 
 
-def _to_float32(_: nn.Module, inputs: Any, output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return output.float()
-    if isinstance(output, dict):
-        return OrderedDict((n, _to_float32(_, inputs, v)) for n, v in output.items())
-    return type(output)(_to_float32(_, inputs, value) for value in output)
+def _convert_outputs(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    return tree_map(Tensor.float, outputs)
 
 
 class Detector(nn.Module):

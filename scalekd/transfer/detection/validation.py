@@ -97,8 +97,7 @@ class DetectionValidation(ScoredValidation):
             for number, image in items
             if image is not None
         ]
-        plain = ranks.gather_lists([each.to_plain() for each in mine])
-        found = sorted(map(FoundObjects.from_plain, plain), key=lambda each: each.image)
+        found = sorted(_of_all_ranks(mine), key=lambda each: each.image)
         self.scores = score_detections(self.split, found, has_masks=self.has_masks)
         self.confusion = count_confusion(self.split, found, self.min_score)
         return self.scores.box.ap or 0.0
@@ -114,3 +113,10 @@ class DetectionValidation(ScoredValidation):
         """Return what the validation needs to resume."""
         scores = None if self.scores is None else asdict(self.scores)
         return {**super().state_dict(), "scores": scores, "confusion": self.confusion}
+
+
+def _of_all_ranks(mine: list[FoundObjects]) -> list[FoundObjects]:
+    if ranks.world_size() == 1:
+        return mine
+    plain = ranks.gather_lists([each.to_plain() for each in mine])
+    return [FoundObjects.from_plain(each) for each in plain]
