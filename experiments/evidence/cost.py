@@ -3,8 +3,9 @@
     python experiments/evidence/cost.py       # writes cost.json, which equal times follow from
 
 The steps of all methods are timed interleaved in one process with one thread, in an order that is
-drawn again for each repetition; a step is forward, backward and optimizer on one real batch. From a
-cache the teacher's outputs are given, as if reading them cost nothing.
+drawn again for each repetition. A step is the training loop's on one real batch: forward, backward,
+clipping and optimizer. From a cache the teacher's outputs are given, as if reading them cost
+nothing.
 """
 
 import json
@@ -16,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from recorded import HERE, Recorded, provenance, write_json
 from step import time_interleaved
 from trials import Trial, merge, read_settings
 
-from scalekd.distiller import Distiller
+from scalekd.data.sampler import ResumableBatchSampler
 from scalekd.recipe import Method, recipe_from_settings
 from scalekd.runs.result import Run
-from scalekd.step import Learner
-from scalekd.training.optim import build_optimizer
+from scalekd.training.batch import Batch, SharedTeacherOutputs
+from scalekd.training.loop import TrainingLoop
+from scalekd.training.performance import build_fabric
 from scalekd.training.prepare import Prepared, PreparedTeacher, prepare
 from scalekd.training.train import open_loaders
 
@@ -37,29 +38,31 @@ REPETITIONS = 20
 
 
 class TimedStep:
-    """A step of one method on one batch.
+    """A step of the training loop, by one method on one batch.
 
     Args:
         prepared: the pair and its images.
         method: what is timed.
-        batch: images (N, C, H, W) and their classes (N,).
-        from_cache: whether the teacher's outputs are given.
+        from_cache: whether the teacher's outputs are there: the first step computes them for all.
     """
 
-    def __init__(
-        self, prepared: Prepared, method: Method, batch: list[Tensor], from_cache: bool
-    ) -> None:
-        self.learner: Learner = prepared.build_learner(Run(method, 0)).train()
+    def __init__(self, prepared: Prepared, method: Method, from_cache: bool) -> None:
         recipe = prepared.recipe
-        self.optimizer = build_optimizer(self.learner, recipe.optim, recipe.learning_rate)
-        self.batch, self.given = batch, {}
-        if from_cache and isinstance(self.learner, Distiller):
-            self.given = {"teacher_outputs": self.learner.run_teacher(batch[0])}
+        learner = prepared.build_learner(Run(method, 0)).train()
+        loader, _ = open_loaders(prepared, learner, seed=0)
+        assert isinstance(loader.batch_sampler, ResumableBatchSampler)
+        self.loop = TrainingLoop(
+            learner,
+            build_fabric(recipe.precision),
+            loader.batch_sampler,
+            optim=recipe.optim,
+            learning_rate=recipe.learning_rate,
+        )
+        self.batch = Batch.from_loader(next(iter(loader)), torch.device("cpu"), prepared.input)
+        self.batch.shared = SharedTeacherOutputs() if from_cache else None
 
     def __call__(self) -> None:
-        self.optimizer.zero_grad()
-        self.learner(*self.batch, **self.given).loss.backward()
-        self.optimizer.step()
+        self.loop.micro_step(self.batch)
 
 
 def measure() -> dict[str, dict[str, float]]:
@@ -71,10 +74,8 @@ def measure() -> dict[str, dict[str, float]]:
         recipe = recipe_from_settings(merge(settings["shared"], regime))
         prepared = prepare(recipe, teacher=teacher)
         teacher = prepared.teacher
-        loader, _ = open_loaders(prepared, prepared.build_learner(Run("supervised", 0)), seed=0)
-        batch = next(iter(loader))
         steps: dict[str, Callable[[], object]] = {
-            f"{method}{', cache' * from_cache}": TimedStep(prepared, method, batch, from_cache)
+            f"{method}{', cache' * from_cache}": TimedStep(prepared, method, from_cache)
             for method in METHODS
             for from_cache in ((False, True) if method != "supervised" else (False,))
         }

@@ -124,7 +124,7 @@ def cost_section() -> Section:
         *(f"{name}, {how}" for name in REGIMES.values() for how in ("live teacher", "cache")),
     ]
     text = [
-        "Milliseconds of a step on one core: forward, backward and optimizer, interleaved, "
+        "Milliseconds of a step of the training loop on one core, without loading, interleaved, "
         f"medians. {describe(record)}"
     ]
     return Section("Cost of a step", text, [Table(header, rows)])
