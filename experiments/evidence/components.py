@@ -32,14 +32,19 @@ def weights_of_arms() -> dict[str, dict[str, float]]:
         "all, without logits": tuned | {"logits": 0.0},
         "all, own queries": tuned,
     }
-    for beta in BETAS:
-        views = {"original": beta, "alternative": 1 - beta}
-        arms[f"beta {beta}"] = logits | {
-            f"{stage}_{view}": round(share * (original + alternative), 5)
-            for stage in ("tpp", "final")
-            for view, share in views.items()
-        }
-    return arms
+    return arms | {f"beta {beta}": logits | balanced_weights(beta) for beta in BETAS}
+
+
+def balanced_weights(beta: float, factor: float = 1.0) -> dict[str, float]:
+    """Weights of the features' terms with the original view's share `beta`, whose sum is `factor`
+    times that of the tuned ones."""
+    tuned = method_settings(REGIME, "scalekd")["weights"]
+    both = factor * (tuned["final_original"] + tuned["final_alternative"])
+    return {
+        f"{stage}_{view}": round(share * both, 5)
+        for stage in ("tpp", "final")
+        for view, share in (("original", beta), ("alternative", 1 - beta))
+    }
 
 
 def trial(arm: str, seed: int) -> Trial:

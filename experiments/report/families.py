@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import second_tuning
 from comparison import LEVEL, Difference, holm, paired_difference
 from cost import METHODS
 from records import Values, measure, values
@@ -138,6 +139,17 @@ def component_family() -> dict[str, list[Comparison]]:
     balance = [(complete, arm("beta 0.0")), (complete, arm("beta 1.0"))]
     found = family(added + queries + balance)
     return {"added": found[:6], "queries": found[6:7], "balance": found[7:]}
+
+
+def retuned_family() -> list[Comparison]:
+    """ScaleKD tuned again, against the other methods at equal steps and its first tuning; few
+    labels."""
+    scalekd = values("second_tuning", "few", second_tuning.ARM)
+    others = [
+        values("main_comparison", "few", method, METHOD_NAMES[method])
+        for method in (*RIVALS, "scalekd")
+    ]
+    return family([(scalekd, other) for other in others])
 
 
 def student_family() -> list[Comparison]:

@@ -123,7 +123,7 @@ def main_section(regime: str) -> Section:
         "Experiment 1, for Table 7: top-1 on the 10,000 test images in %, mean over seeds and "
         f"standard deviation. The teacher has {above}. Differences are ScaleKD at equal steps "
         "minus the method of the row.",
-        "Equal time counts forward, backward and optimizer, and no loading of images (see "
+        "Equal time counts the training loop's steps, and no loading of images (see "
         "experiments/PROTOCOL.md). The seconds of a run are the median of what was measured, with "
         "loading, beside other runs; runs at equal steps read the teacher's outputs from a cache, "
         "but for FD's.",

@@ -209,6 +209,7 @@ EXPERIMENTS = {
     "every_student": 33,
     "pretraining": 15,
     "width": 40,
+    "second_tuning": 16,
 }
 
 
@@ -232,6 +233,22 @@ def test_an_experiment_has_its_runs_by_valid_recipes(experiment: str, count: int
         assert (trial.views is None) or (trial.views == trial.recipe.epochs)
     expected = importlib.import_module("cost").expected
     assert all(expected(trial) > 0 for trial in found)
+
+
+@pytest.mark.usefixtures("chosen")
+def test_the_second_tuning_runs_its_best_trial_on_the_test_images() -> None:
+    tuning = importlib.import_module("second_tuning")
+    tried = tuning.trials()
+    assert {trial.settings["data"]["root"] for trial in tried} == {"fashion-mnist:choosing"}
+    for number, trial in enumerate(tried):
+        trial.record.parent.mkdir(parents=True, exist_ok=True)
+        trial.record.write_text(json.dumps(asdict(trial) | {"top1": 0.9 if number == 5 else 0.8}))
+    finals = tuning.trials()[len(tried) :]
+    assert [trial.seed for trial in finals] == list(range(10))
+    data = tried[5].settings["data"] | {"root": "fashion-mnist:final"}
+    assert {json.dumps(trial.settings) for trial in finals} == {
+        json.dumps(tried[5].settings | {"data": data})
+    }
 
 
 @pytest.mark.usefixtures("chosen")
