@@ -62,7 +62,7 @@ evidence-gpu: $(STAMP)  ## On a GPU, in nine minutes at a time: the larger teach
 	timeout 4m $(BIN)/python experiments/teachers.py medium large || test $$? = 124
 	$(BIN)/python experiments/evidence/runner.py teacher_size --device cuda --processes 6 --budget 5m
 
-report: $(STAMP)  ## Write RESULTS.md and experiments/report.html from the records of the experiments.
+report: $(STAMP)  ## Write RESULTS.md, experiments/report.html and the README's table from the records.
 	$(BIN)/python experiments/report/report.py
 
 tables: $(STAMP)  ## Try the paper's pairs and timm's families again, and write docs/pairs.md and docs/families.md.

@@ -50,9 +50,9 @@ def further_sections() -> list[Section]:
             "ScaleKD tuned again",
             "Experiment 12, with few labels, asked after the results: ScaleKD with a balance of "
             "the views and weights of the features that were tuned too, at equal steps. It has "
-            "three times the trials of every other method, and a space that was chosen after a look "
-            "at test accuracies, so it tells how far the first tuning can have wronged ScaleKD and "
-            f"is no equal comparison. {retuned_setting()}",
+            "three times the trials of every other method, and a space that was chosen after a "
+            "look at test accuracies, so it tells how far the first tuning can have wronged "
+            f"ScaleKD and is no equal comparison. {retuned_setting()}",
             retuned_family(),
         ),
         component_cost_section(),

@@ -1,4 +1,4 @@
-"""Write RESULTS.md and experiments/report.html from the records alone.
+"""Write RESULTS.md, experiments/report.html and the README's table from the records alone.
 
     make report
 
@@ -14,10 +14,12 @@ from markupsafe import Markup, escape
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
 from layout import Section, Table
+from readme import main_table, with_table
 from sections import sections
 
 HERE = Path(__file__).parent
 MARKDOWN = Path("RESULTS.md")
+README = Path("README.md")
 PAGE = Path("experiments/report.html")
 TITLE = "ScaleKD at a size that anyone can repeat"
 INTRODUCTION = (
@@ -69,6 +71,7 @@ def main() -> None:
     parts = sections()
     MARKDOWN.write_text(to_markdown(parts))
     PAGE.write_text(to_page(parts))
+    README.write_text(with_table(README.read_text(), table_in_markdown(main_table())))
 
 
 if __name__ == "__main__":

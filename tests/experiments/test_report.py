@@ -158,6 +158,24 @@ def test_the_committed_results_are_those_of_the_records(
     monkeypatch.chdir(ROOT)
     report, sections = load("report"), load("sections")
     assert (ROOT / "RESULTS.md").read_text() == report.to_markdown(sections.sections())
+    readme, text = load("readme"), (ROOT / "README.md").read_text()
+    assert text == readme.with_table(text, report.table_in_markdown(readme.main_table()))
+
+
+@pytest.mark.usefixtures("runs")
+def test_the_table_of_the_readme_marks_what_can_be_told(load: Any) -> None:
+    report, readme = load("report"), load("readme")
+    table = report.table_in_markdown(readme.main_table())
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:4] for line in table}
+    assert rows["logit KD"] == ["84.09 (0.09) ▼", "not run", "not run"]
+    assert rows["FD"][0] == "86.09 (0.09) ▲"
+    assert rows["OFA-KD"][0].endswith(")")
+    assert rows["**ScaleKD**"][:2] == ["**85.09 (0.09)**", ""]
+    text = readme.with_table(f"a\n{readme.BEGIN}\nold\n{readme.END}\nb\n", table)
+    assert text.startswith(f"a\n{readme.BEGIN}\n\n| ")
+    assert "old" not in text
+    with pytest.raises(ValueError, match="one pair"):
+        readme.with_table("no place", table)
 
 
 class Page(HTMLParser):

@@ -1,0 +1,53 @@
+"""The README's table of the main comparison, out of the records."""
+
+import re
+
+from cost import METHODS
+from families import REGIMES, Comparison, main_family
+from layout import Table, accuracy
+
+from scalekd.runs.result import METHOD_NAMES
+
+BEGIN = "<!-- Made by `make report` from experiments/results/; do not edit. -->"
+END = "<!-- The end of what `make report` makes. -->"
+TITLES = {"": "equal steps", ", equal time": "equal time", ", equal time, cache": "from a cache"}
+MARKS = {1: " ▼", 0: "", -1: " ▲"}
+"""Of a method by the sign of ScaleKD minus it."""
+
+
+def main_table() -> Table:
+    """Each method's accuracies, marked where they can be told from ScaleKD's at equal steps."""
+    families = {regime: main_family(regime) for regime in REGIMES}
+    columns = [(regime, suffix) for regime in REGIMES for suffix in TITLES]
+    header = ["", *(f"{REGIMES[regime]}: {TITLES[suffix]}" for regime, suffix in columns)]
+    rows = [
+        [
+            METHOD_NAMES[method],
+            *(cell(families[regime][suffix][number]) for regime, suffix in columns),
+        ]
+        for number, method in enumerate(METHODS[:-1])
+    ]
+    ours = {regime: f"**{accuracy(families[regime][''][0].one)}**" for regime in REGIMES}
+    scalekd = ["**ScaleKD**", *("" if suffix else ours[regime] for regime, suffix in columns)]
+    return Table(header, [*rows, scalekd])
+
+
+def cell(one: Comparison) -> str:
+    """A method's accuracy with its mark, and its seeds where they are few."""
+    found = one.difference
+    seeds = f", {found.seeds} seeds" if found is not None and found.seeds < 10 else ""
+    return accuracy(one.other) + seeds + MARKS[one.sign]
+
+
+def with_table(readme: str, table: list[str]) -> str:
+    """The README with its generated lines replaced by those of a table.
+
+    Raises:
+        ValueError: it has no place for them.
+    """
+    pattern = re.compile(f"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.DOTALL)
+    made = "\n".join(["", *table, "", ""])
+    replaced, count = pattern.subn(lambda match: match[1] + made + match[2], readme)
+    if count != 1:
+        raise ValueError(f"the README needs one pair of the lines {BEGIN} and {END}")
+    return replaced
