@@ -60,7 +60,8 @@ evidence-teachers: $(STAMP)  ## Train the Fashion-MNIST teachers of experiments/
 
 evidence-gpu: $(STAMP)  ## On a GPU, in nine minutes at a time: the larger teachers, then the experiment on teachers' sizes.
 	timeout 4m $(BIN)/python experiments/teachers.py medium large || test $$? = 124
-	$(BIN)/python experiments/evidence/runner.py teacher_size --device cuda --processes 6 --budget 5m
+	test ! -d runs/teachers/large-finished/student || \
+	  $(BIN)/python experiments/evidence/runner.py teacher_size --device cuda --processes 6 --budget 5m
 
 report: $(STAMP)  ## Write RESULTS.md, experiments/report.html and the README's table from the records.
 	$(BIN)/python experiments/report/report.py

@@ -30,7 +30,6 @@ FINISH: dict[str, Any] = {
     "epochs": 10,
     "optim.lr": 1e-3,
     "optim.warmup_epochs": 0.5,
-    "validate_every": 1,
 }
 """What the second part changes of the recipe."""
 

@@ -100,7 +100,8 @@ def read_cost() -> dict[str, dict[str, float]]:
 
 def steps_of(settings: dict[str, Any]) -> int:
     """Steps of a run."""
-    images = settings["data"].get("epoch_images") or settings["data"].get("train_images") or 55_000
+    data = settings["data"]
+    images = data.get("epoch_images") or data.get("train_images") or read_settings()["images"]
     return int(settings["epochs"] * (images // settings["batch_size"]))
 
 

@@ -31,9 +31,10 @@ def trials() -> list[Trial]:
                         views=cached_views(settings),
                     )
                 )
-    for kind in ("CNN", *KINDS):
-        settings = merge(for_student(method_settings("all", "supervised"), kind), LONG)
-        found.append(
-            Trial(experiment=NAME, regime="all", arm=f"{kind} long", seed=0, settings=settings)
-        )
-    return found
+    return [*found, *(long_run(kind) for kind in ("CNN", *KINDS))]
+
+
+def long_run(kind: str) -> Trial:
+    """A student of a kind, trained alone on all images."""
+    settings = merge(for_student(method_settings("all", "supervised"), kind), LONG)
+    return Trial(experiment=NAME, regime="all", arm=f"{kind} long", seed=0, settings=settings)

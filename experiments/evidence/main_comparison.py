@@ -6,7 +6,7 @@ The student is the CNN of settings.yaml, the teacher the small one; ten paired s
 from typing import Any
 
 from changes import CONTROLS
-from cost import METHODS, read_cost
+from cost import METHODS, read_cost, steps_of
 from trials import Trial, cached_views, merge, of_method, read_chosen, read_settings
 
 SEEDS = range(10)
@@ -51,7 +51,12 @@ def at_equal_steps(regime: str, method: str, seed: int, control: str | None = No
         settings=settings,
         views=None if control else cached_views(settings),
         change=control,
-        probed=control is None and regime == "few" and seed in PROBED_SEEDS,
+        probed=(
+            read_settings()["probes"]
+            and control is None
+            and regime == "few"
+            and seed in PROBED_SEEDS
+        ),
     )
 
 
@@ -66,19 +71,33 @@ def at_equal_time(regime: str, method: str) -> list[Trial]:
     for seed in SEEDS:
         for suffix in ("", ", cache"):
             step = seconds.get(f"{method}{suffix}", seconds[method])
-            factor = seconds[f"scalekd{suffix}"] / step
-            longer = {"epochs": round(factor * settings["epochs"])}
+            longer = lengthened(settings, seconds[f"scalekd{suffix}"] / step)
             found.append(
                 Trial(
                     experiment=NAME,
                     regime=regime,
                     arm=f"{method}, equal time{suffix}",
                     seed=seed,
-                    settings=merge(settings, longer),
+                    settings=longer,
                     views=cached_views(settings) if suffix else None,
                 )
             )
     return found
+
+
+def lengthened(settings: dict[str, Any], factor: float) -> dict[str, Any]:
+    """The same recipe with `factor` times the steps.
+
+    Where that is no whole number of epochs, there is one more and all have fewer images.
+    """
+    steps, per_epoch = factor * steps_of(settings), steps_of({**settings, "epochs": 1})
+    epochs = round(steps / per_epoch)
+    if round(steps / epochs) > per_epoch:
+        epochs += 1
+    if round(steps / epochs) == per_epoch:
+        return merge(settings, {"epochs": epochs})
+    images = round(steps / epochs) * settings["batch_size"]
+    return merge(settings, {"epochs": epochs, "data": {"epoch_images": images}})
 
 
 def method_settings(regime: str, method: str) -> dict[str, Any]:

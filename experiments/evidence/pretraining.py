@@ -5,30 +5,39 @@ images, and the student that was itself trained on all images (every_student.py)
 `python experiments/teachers.py small --images 5500` (and 27500) trains the teachers first.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from every_student import long_run
 from main_comparison import method_settings
-from recorded import RUNS
 from trials import Trial
 
 NAME = "pretraining"
 REGIME = "few"
 SEEDS = range(5)
 IMAGES = {"a tenth": 5_500, "half": 27_500}
-PRETRAINED = RUNS / "every_student" / "all-cnn_long-seed0" / "student"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuned(Trial):
+    """A training that starts from the student that was trained on all images."""
+
+    @property
+    def starts_from(self) -> Sequence[Trial]:
+        """That student's run."""
+        return [long_run("CNN")]
 
 
 def trials() -> list[Trial]:
     """All runs, seed by seed; a teacher that saw all images is in the main comparison."""
-    found = []
+    found: list[Trial] = []
     for seed in SEEDS:
+        of_seed = {"experiment": NAME, "regime": REGIME, "seed": seed}
         for name, images in IMAGES.items():
             teacher = f"local-dir:runs/teachers/small-{images}-finished/student"
             settings = {**method_settings(REGIME, "scalekd"), "teacher": teacher}
-            found.append(trial(f"teacher of {name}", seed, settings))
-        own = {"student_weights": f"local-dir:{PRETRAINED}"}
-        found.append(trial("pre-trained", seed, {**method_settings(REGIME, "supervised"), **own}))
+            found.append(Trial(**of_seed, arm=f"teacher of {name}", settings=settings))
+        start = {"student_weights": str(long_run("CNN").folder.student)}
+        settings = {**method_settings(REGIME, "supervised"), **start}
+        found.append(FineTuned(**of_seed, arm="pre-trained", settings=settings))
     return found
-
-
-def trial(arm: str, seed: int, settings: dict[str, object]) -> Trial:
-    """The run of an arm with a seed."""
-    return Trial(experiment=NAME, regime=REGIME, arm=arm, seed=seed, settings=settings)

@@ -15,7 +15,7 @@ from typing import Any
 from main_comparison import at_equal_steps
 from recorded import Recorded
 from transfer_run import DETECTION, SEGMENTATION, Scenes, Task, Transfer
-from trials import Trial, merge
+from trials import Trial, merge, read_settings
 
 NAME = "transfer_tuning"
 SEED = 1000
@@ -99,7 +99,7 @@ def trials() -> list[Recorded]:
 def student() -> Trial:
     """The supervised student of the main comparison with another seed, without the test images."""
     supervised = at_equal_steps("few", "supervised", SEED)
-    settings = merge(supervised.settings, {"data": {"root": "fashion-mnist:choosing"}})
+    settings = merge(supervised.settings, read_settings()["choosing"])
     return replace(supervised, experiment=NAME, settings=settings)
 
 

@@ -56,9 +56,13 @@ def trials() -> list[Trial]:
         for rate in RATES:
             for number in range(2):
                 for method, choices in SPACE.items():
-                    change = {"data": {"root": "fashion-mnist:choosing"}, "optim": {"lr": rate}}
                     own = merge(
-                        settings["shared"], part, choices[number], of_method(method), change
+                        settings["shared"],
+                        part,
+                        choices[number],
+                        of_method(method),
+                        settings["choosing"],
+                        {"optim": {"lr": rate}},
                     )
                     found.append(
                         Trial(

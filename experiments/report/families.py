@@ -20,9 +20,11 @@ difference = cache(paired_difference)
 SEEDS_TO_TEST = 6
 """With fewer pairs the permutation test cannot give a p value below 0.05."""
 
-FEWEST_SEEDS = 5
-"""With fewer pairs nothing is told apart. By chance five differences have one sign in one of 16
-comparisons, three in one of four."""
+PLANNED_SEEDS = 5
+MAIN_SEEDS = 10
+"""How many the protocol plans, in general and for the main comparison. With fewer pairs nothing is
+told apart. By chance five differences have one sign in one of 16 comparisons, three in one of
+four."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +36,29 @@ class Comparison:
         other: that it is compared with.
         difference: one minus other; None with fewer than two common seeds.
         adjusted: its p value, adjusted for the family; None likewise.
+        planned: seeds without which nothing is told apart.
     """
 
     one: Values
     other: Values
     difference: Difference | None = None
     adjusted: float | None = None
+    planned: int = PLANNED_SEEDS
 
     @property
     def sign(self) -> int:
         """1 where `one` is higher, -1 where it is lower, 0 where that cannot be told."""
-        if self.difference is None or self.adjusted is None:
+        found = self.difference
+        if found is None or self.adjusted is None or found.seeds < self.planned:
             return 0
-        if self.difference.seeds < SEEDS_TO_TEST:
-            told = self.difference.one_sign and self.difference.seeds >= FEWEST_SEEDS
-        else:
-            told = self.adjusted < LEVEL
-        return 0 if not told else self._direction
+        told = found.one_sign if found.seeds < SEEDS_TO_TEST else self.adjusted < LEVEL
+        return self._direction if told else 0
+
+    @property
+    def untold(self) -> bool:
+        """Whether all planned seeds were run and do not tell the arms apart."""
+        found = self.difference
+        return found is not None and found.seeds >= self.planned and not self.sign
 
     @property
     def _direction(self) -> int:
@@ -59,9 +67,9 @@ class Comparison:
 
     @property
     def leaning(self) -> int:
-        """`sign`, also where a few seeds, three or more, only have one sign."""
+        """`sign`, also where three seeds or more, fewer than planned, have one sign."""
         found = self.difference
-        few = found is not None and 2 < found.seeds < FEWEST_SEEDS and found.one_sign
+        few = found is not None and 2 < found.seeds < self.planned and found.one_sign
         return self._direction if few else self.sign
 
     @property
@@ -76,8 +84,10 @@ class Comparison:
         return in_all if self.difference.seeds < SEEDS_TO_TEST else word
 
 
-def family(pairs: Sequence[tuple[Values, Values]]) -> list[Comparison]:
-    """Comparisons whose p values are adjusted together."""
+def family(
+    pairs: Sequence[tuple[Values, Values]], planned: int = PLANNED_SEEDS
+) -> list[Comparison]:
+    """Comparisons whose p values are adjusted together; see `Comparison.planned`."""
     differences = []
     for one, other in pairs:
         seeds = sorted(set(one.by_seed) & set(other.by_seed))
@@ -85,7 +95,7 @@ def family(pairs: Sequence[tuple[Values, Values]]) -> list[Comparison]:
         differences.append(difference(*both) if len(seeds) > 1 else None)
     adjusted = iter(holm([found.p for found in differences if found is not None]))
     return [
-        Comparison(one, other, found, None if found is None else next(adjusted))
+        Comparison(one, other, found, None if found is None else next(adjusted), planned)
         for (one, other), found in zip(pairs, differences, strict=True)
     ]
 
@@ -100,18 +110,22 @@ def main_family(regime: str) -> dict[str, list[Comparison]]:
         for suffix in suffixes
         for method in RIVALS
     ]
-    found, count = family(pairs), len(RIVALS)
+    found, count = family(pairs, MAIN_SEEDS), len(RIVALS)
     return {suffix: found[n * count : (n + 1) * count] for n, suffix in enumerate(suffixes)}
 
 
-def control_family(regime: str) -> list[Comparison]:
-    """The negative controls against logit KD, which they must not exceed, and against ScaleKD,
-    which they must not equal."""
-    logits = values("main_comparison", regime, "logit_kd", "logit KD")
+def control_family(regime: str) -> dict[str, list[Comparison]]:
+    """ScaleKD against its negative controls, which must not equal it, and these against logits
+    alone, which they must not exceed: logit KD as it was tuned, and by ScaleKD's settings."""
     scalekd = values("main_comparison", regime, "scalekd", "ScaleKD")
     names = {"random_tail": "ScaleKD, random tail", "other_image": "ScaleKD, another image"}
     arms = [values("main_comparison", regime, arm, name) for arm, name in names.items()]
-    return family([(arm, other) for arm in arms for other in (logits, scalekd)])
+    logits = [values("main_comparison", regime, "logit_kd", "logit KD")]
+    if regime == "few":
+        logits.append(values("components", "few", "logits", "logits alone, ScaleKD's settings"))
+    needed = [(scalekd, arm) for arm in arms]
+    found = family(needed + [(arm, other) for arm in arms for other in logits])
+    return {"needed": found[: len(needed)], "alone": found[len(needed) :]}
 
 
 def gain(one: Values, other: Values, name: str) -> Values:
@@ -121,7 +135,8 @@ def gain(one: Values, other: Values, name: str) -> Values:
 
 
 def component_family() -> dict[str, list[Comparison]]:
-    """Each component against the arm without it; queries; balances of the views."""
+    """Each component against the arm without it; all features against none; queries; balances of
+    the views."""
 
     def arm(name: str) -> Values:
         return values("components", "few", name)
@@ -135,10 +150,12 @@ def component_family() -> dict[str, list[Comparison]]:
         (complete, arm("CAP, TPP")),
         (complete, arm("all, without logits")),
     ]
+    features = [(complete, arm("logits"))]
     queries = [(complete, arm("all, own queries"))]
     balance = [(complete, arm("beta 0.0")), (complete, arm("beta 1.0"))]
-    found = family(added + queries + balance)
-    return {"added": found[:6], "queries": found[6:7], "balance": found[7:]}
+    found = iter(family(added + features + queries + balance))
+    groups = {"added": added, "features": features, "queries": queries, "balance": balance}
+    return {name: list(itertools.islice(found, len(pairs))) for name, pairs in groups.items()}
 
 
 def retuned_family() -> list[Comparison]:
@@ -149,7 +166,7 @@ def retuned_family() -> list[Comparison]:
         values("main_comparison", "few", method, METHOD_NAMES[method])
         for method in (*RIVALS, "scalekd")
     ]
-    return family([(scalekd, other) for other in others])
+    return family([(scalekd, other) for other in others], MAIN_SEEDS)
 
 
 def student_family() -> list[Comparison]:

@@ -1,14 +1,15 @@
 """The report's sections as plain data: tables, pictures and words, all out of the records."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from claims import Claim, claims
-from components import BETAS, SEEDS
+from components import BETAS, SEEDS, weights_of_arms
 from cost import METHODS
 from families import (
-    FEWEST_SEEDS,
     FROZEN,
+    MAIN_SEEDS,
+    PLANNED_SEEDS,
     REGIMES,
     SEEDS_TO_TEST,
     component_family,
@@ -57,12 +58,14 @@ def sections() -> list[Section]:
 
 
 def against(found: Sequence[Claim]) -> Section:
-    """Each comparison in which ScaleKD is below what it is compared with, once."""
+    """Each comparison in which ScaleKD is below what it is compared with, or cannot be told from
+    it where it must, once."""
     rows, seen = [], []
     for claim in found:
         for one in claim.comparisons:
             compared_runs = one.one.by_seed, one.other.by_seed
-            if one.leaning < 0 and claim.for_scalekd and compared_runs not in seen:
+            against = one.leaning < 0 or (claim.must_differ and one.untold)
+            if against and claim.for_scalekd and compared_runs not in seen:
                 seen.append(compared_runs)
                 name = f"{one.one.name} minus {one.other.name}"
                 rows.append([name, points(one), one.verdict, claim.text])
@@ -80,17 +83,18 @@ def verdicts(found: Sequence[Claim]) -> Section:
     ]
     text = [
         "A claim holds here if the difference is told apart from zero, in its direction, in every "
-        "comparison that tests it; see experiments/PROTOCOL.md, which was written before the runs. "
-        "Differences are in percentage points.",
+        "comparison that tests it; see experiments/PROTOCOL.md, which is older than the first "
+        "final run and lists what was changed later. Differences are in percentage points.",
         "Differences are paired by seed: only seeds that both sides have are used, so a difference "
         "need not be that of two means in a table, which are over all seeds of each. Intervals are "
         "95 % bootstrap intervals of the mean difference; with two or three seeds they only "
         f"indicate its size. With {SEEDS_TO_TEST} seeds or more, 'higher' and 'lower' mean an "
-        f"adjusted p below 0.05 (permutation test, Holm). With {FEWEST_SEEDS} seeds that test "
+        f"adjusted p below 0.05 (permutation test, Holm). With {PLANNED_SEEDS} seeds that test "
         "cannot reach 0.05: 'in all 5 seeds' means that the difference has the same sign in each, "
-        "which happens by chance in one of 16 comparisons that have none. With fewer seeds nothing "
-        "is told apart; where three or four have one sign, it is said in brackets, and happens by "
-        "chance in one of four, or eight.",
+        "which happens by chance in one of 16 comparisons that have none. With fewer seeds than "
+        f"planned, {MAIN_SEEDS} for the main comparison and {PLANNED_SEEDS} for the rest, nothing "
+        "is told apart; where three or more have one sign, it is said in brackets. With three that "
+        "happens by chance in one of four comparisons.",
     ]
     header = ["claim", "source", "the paper's numbers", "verdict", "difference here"]
     return Section("Verdicts", text, [Table(header, rows)])
@@ -126,7 +130,9 @@ def main_section(regime: str) -> Section:
         "Equal time counts the training loop's steps, and no loading of images (see "
         "experiments/PROTOCOL.md). The seconds of a run are the median of what was measured, with "
         "loading, beside other runs; runs at equal steps read the teacher's outputs from a cache, "
-        "but for FD's.",
+        "but for FD's. FD compares the penultimate feature too, which no cache holds, so that its "
+        "teacher is always live: in 'equal time, cache' it has as many steps as if a cache held "
+        "it, and sees new views of the images where the others see those of the cache again.",
     ]
     header = ["method", "trained for", "top-1", "seeds", "epochs", "seconds a run", *COMPARED]
     run = [one for family in families.values() for one in family if one.difference is not None]
@@ -163,15 +169,18 @@ def controls_section() -> Section:
             *compared(one),
         ]
         for regime in REGIMES
-        for one in control_family(regime)
+        for group in control_family(regime).values()
+        for one in group
     ]
     text = [
         "ScaleKD with a tail whose weights are in random order, and with the features of another "
         "image of the batch. The first keeps the teacher's features as targets, the second has "
-        "none of them right. If one is above logit KD, or cannot be told from ScaleKD, nothing "
-        "shows that ScaleKD's gain comes from that part of what the teacher knows."
+        "none of them right. If ScaleKD cannot be told from one, nothing shows that its gain comes "
+        "from that part of what the teacher knows. Each control is also compared with logit KD as "
+        "it was tuned and, with few labels, with logit KD that has the control's own learning rate "
+        "and temperature, which are ScaleKD's."
     ]
-    header = ["regime", "control", "top-1", "compared with", "top-1", *COMPARED]
+    header = ["regime", "arm", "top-1", "compared with", "top-1", *COMPARED]
     return Section("Negative controls", text, [Table(header, rows)])
 
 
@@ -192,10 +201,11 @@ def components_section() -> Section:
         "train their queries in place of those that TPP gives. Beta is the share of the original "
         "view in the loss of the features: 0 is the alternative view alone, and "
         f"{TUNED_BETA} is the paper's.",
-        "Beta and the weights of ScaleKD's features were not tuned. Runs of seed 2, and of seed 3 "
-        "as far as they are, were trained at a later commit than ScaleKD's of the main comparison, "
-        "with another kernel of AdamW and another resizing of crops: the same but for rounding, "
-        "which a short training can enlarge to a point.",
+        "Beta and the weights of ScaleKD's features were not tuned. "
+        f"{commits('main_comparison', 'few', ('scalekd',), 'ScaleKD')} "
+        f"{commits('components', 'few', weights_of_arms(), 'the other arms')} Where they differ, a "
+        "kernel or the resizing of crops may, which changes rounding and can move a short training "
+        "by a point.",
     ]
     header = ["arm", "top-1", "compared with", "top-1", *COMPARED]
     run = [(f"{one.one.name} minus {one.other.name}", one) for one in everything]
@@ -209,6 +219,19 @@ def components_section() -> Section:
     betas = [[f"{beta:g}", accuracy(arm), str(len(arm.by_seed))] for beta, arm in curve]
     tables = [Table(header, rows), Table(["beta", "top-1", "seeds"], betas)]
     return Section("Components", text, tables, pictures)
+
+
+def commits(experiment: str, regime: str, arms: Iterable[str], name: str) -> str:
+    """A sentence on the commits that runs of an experiment's first five seeds are of."""
+    seeds: dict[str, set[int]] = {}
+    for record in sorted(
+        (record for arm in arms for record in select(experiment, regime, arm)),
+        key=lambda record: str(record["date"]),
+    ):
+        if record["seed"] in SEEDS:
+            seeds.setdefault(record["commit"], set()).add(record["seed"])
+    listed = [f"{commit} (seeds {', '.join(map(str, sorted(s)))})" for commit, s in seeds.items()]
+    return f"Commits of {name}: {'; '.join(listed) or 'none'}."
 
 
 def beta_values(beta: float) -> Values:
@@ -271,7 +294,9 @@ def no_classifier_section() -> Section:
         "Experiment 4: students that learned from the teacher's features alone, without labels and "
         "logits; then a linear classifier and the 20 nearest neighbours of 1,000 labelled images, "
         "and linear probes as in experiment 3, in %. ScaleKD's student has no classifier in "
-        "training and therefore another start than the others' of its seed."
+        "training and therefore another start than the others' of its seed. FD and ScaleKD have "
+        "the learning rates that were tuned for them with labels; relations were not tuned and "
+        "have ScaleKD's."
     ]
     header = ["method", *NO_CLASSIFIER.values()]
     tables = [Table(header, rows), Table(["linear probe", *COMPARED], differences)]

@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from helpers.tiny import tiny_digits
+from helpers.weights import same_weights
+from timm.models import save_for_hf
 
 from scalekd.data.fashion_mnist import DEBIAN_FOLDER
 from scalekd.method import LossWeights
@@ -189,6 +192,10 @@ def test_the_main_comparison_has_each_arm_with_each_seed_at_equal_steps_and_time
     assert epochs["few", "logit_kd, equal time"] == 3 * 30
     assert epochs["few", "logit_kd, equal time, cache"] == 4 * 30
     assert epochs["all", "supervised, equal time, cache"] == 2
+    every = {"epochs": 1, "batch_size": 64, "data": {}}
+    longer = comparison.lengthened(every, 2.5)
+    assert longer == {"epochs": 3, "batch_size": 64, "data": {"epoch_images": 716 * 64}}
+    assert importlib.import_module("cost").steps_of(longer) == pytest.approx(2.5 * 859, rel=1e-3)
     for trial in found[:: len(found) // 40]:
         method = "scalekd" if trial.change else trial.arm.partition(",")[0]
         assert main_run(trial.recipe).method == method
@@ -209,7 +216,7 @@ EXPERIMENTS = {
     "every_student": 33,
     "pretraining": 15,
     "width": 40,
-    "second_tuning": 16,
+    "second_tuning": 24,
 }
 
 
@@ -233,6 +240,22 @@ def test_an_experiment_has_its_runs_by_valid_recipes(experiment: str, count: int
         assert (trial.views is None) or (trial.views == trial.recipe.epochs)
     expected = importlib.import_module("cost").expected
     assert all(expected(trial) > 0 for trial in found)
+
+
+@pytest.mark.skipif(
+    not DEBIAN_FOLDER.is_dir(), reason="Debian's dataset-fashion-mnist is not installed"
+)
+@pytest.mark.usefixtures("chosen")
+def test_a_pre_trained_student_is_trained_before_it_is_fine_tuned(runner: Any) -> None:
+    found = importlib.import_module("pretraining").trials()
+    first, then = runner.in_order(found)
+    assert [t.name for t in first if t.experiment != "pretraining"] == ["all-cnn_long-seed0"]
+    assert [t.arm for t in then] == ["pre-trained"] * 5
+    recipe = then[0].recipe
+    student = timm.create_model(recipe.student, num_classes=10, **recipe.student_args)
+    save_for_hf(student, recipe.student_weights, model_args=recipe.student_args)
+    loaded = prepare(recipe).build_learner(main_run(recipe)).student
+    assert same_weights(loaded, student)
 
 
 @pytest.mark.usefixtures("chosen")

@@ -37,6 +37,7 @@ def write(experiment: str, regime: str, arm: str, accuracies: list[float], **mor
             "measures": None,
             "seconds": 60.0,
             "settings": {"epochs": 30},
+            "commit": "abc",
             "date": f"2026-11-{10 + seed}T00:00:00+00:00",
             "machine": {"processor": "a processor"},
             "versions": {"torch": "2.15.0", "timm": "1.0.31"},
@@ -215,22 +216,29 @@ def test_the_page_needs_no_other_file_and_its_links_resolve(load: Any) -> None:
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.usefixtures("runs")
 def test_a_browser_shows_the_page_without_an_error(load: Any, width: int, tmp_path: Path) -> None:
-    page = tmp_path / "report.html"
+    # A frame, because a browser's window may have a least width above 400.
+    page, frame = tmp_path / "report.html", tmp_path / "frame.html"
     measured = (
-        "<script>addEventListener('load', () => { document.title ="
-        " document.documentElement.scrollWidth <= innerWidth ? 'fits' : 'too wide'; });</script>"
+        "<script>addEventListener('load', () => parent.postMessage("
+        "`${document.documentElement.scrollWidth <= innerWidth ? 'fits' : 'too wide'}"
+        " ${innerWidth}`, '*'));</script>"
     )
     text = load("report").to_page(load("sections").sections())
     page.write_text(text.replace("</body>", measured + "</body>"))
+    frame.write_text(
+        "<title>nothing shown</title>"
+        "<script>addEventListener('message', event => { document.title = event.data; });</script>"
+        f'<iframe src="{page.name}" style="border: 0" width="{width}" height="900"></iframe>'
+    )
     browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
     shown = subprocess.run(
-        [*browser, f"--window-size={width},900", "--dump-dom", page.as_uri()],
+        [*browser, "--virtual-time-budget=10000", "--dump-dom", frame.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    assert "<title>fits</title>" in shown.stdout
+    assert f"<title>fits {width}</title>" in shown.stdout
     assert "CONSOLE" not in shown.stderr
 
 
@@ -243,6 +251,8 @@ def test_three_seeds_of_one_sign_are_said_and_not_counted(load: Any) -> None:
         return families.family([(one, other)])[0]
 
     two, three, five, ten = map(compare, (2, 3, 5, 10))
+    nine = families.family([(compare(9).one, compare(9).other)], planned=10)[0]
+    assert (nine.sign, nine.leaning, nine.untold) == (0, -1, False)
     assert [each.sign for each in (two, three, five, ten)] == [0, 0, -1, -1]
     assert [each.leaning for each in (two, three, five, ten)] == [0, -1, -1, -1]
     assert two.verdict == "cannot be told apart"
