@@ -52,7 +52,7 @@ def build_steps(pair: str, batch: int) -> dict[str, SyntheticStep]:
     for arm, (method, terms) in ARMS.items():
         given = {**dict.fromkeys(asdict(LossWeights()), 0.0), "logits": 0.5}
         given |= dict.fromkeys(terms, 0.08)
-        own = replace(recipe, method=method, weights=LossWeights(**given))
+        own = replace(recipe, method=method, compare=[], weights=LossWeights(**given))
         prepared = prepare(own, teacher=teacher, source=source)
         teacher = prepared.teacher
         learner = prepared.build_learner(Run(method, 0)).train()
