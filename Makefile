@@ -58,10 +58,12 @@ teacher: $(STAMP)  ## Train the digits teacher again (half an hour; resumes wher
 evidence-teachers: $(STAMP)  ## Train the Fashion-MNIST teachers of experiments/PROTOCOL.md (hours; resumes where it was stopped).
 	$(BIN)/python experiments/teachers.py
 
-evidence-gpu: $(STAMP)  ## On a GPU, in nine minutes at a time: the larger teachers, then the experiment on teachers' sizes.
+evidence-gpu: $(STAMP)  ## On a GPU, in nine minutes at a time: the larger teachers, the main comparison under the large one, and teachers' sizes.
 	timeout 4m $(BIN)/python experiments/teachers.py medium large || test $$? = 124
 	test ! -d runs/teachers/large-finished/student || \
-	  $(BIN)/python experiments/evidence/runner.py teacher_size --device cuda --processes 6 --budget 5m
+	  $(BIN)/python experiments/evidence/runner.py longer --device cuda --processes 6 --budget 3m
+	test ! -d runs/teachers/large-finished/student || \
+	  $(BIN)/python experiments/evidence/runner.py teacher_size --device cuda --processes 6 --budget 2m
 
 report: $(STAMP)  ## Write RESULTS.md, experiments/report.html and the README's table from the records.
 	$(BIN)/python experiments/report/report.py

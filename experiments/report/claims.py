@@ -10,6 +10,7 @@ from families import (
     component_family,
     control_family,
     frozen_family,
+    longer_family,
     main_family,
     no_classifier_family,
     pretraining_family,
@@ -125,6 +126,13 @@ def claims() -> list[Claim]:
             "this project's question, asked after the results",
             "not in the paper",
             retuned_family()[:-1],
+        ),
+        Claim(
+            "Under the large teacher, in ten epochs of all images, ScaleKD is above the other "
+            "methods",
+            "Table 7's teacher and length come closer",
+            "see above",
+            longer_family(),
         ),
         Claim(
             "CAP, DFM, TPP and the logits each add accuracy", "Table 9 a", UNKNOWN, parts["added"]

@@ -169,6 +169,14 @@ def retuned_family() -> list[Comparison]:
     return family([(scalekd, other) for other in others], MAIN_SEEDS)
 
 
+def longer_family() -> list[Comparison]:
+    """ScaleKD against the other methods under the large teacher, for ten epochs of all images."""
+    scalekd, *others = (
+        values("longer", "all", method, METHOD_NAMES[method]) for method in ("scalekd", *RIVALS)
+    )
+    return family([(scalekd, other) for other in others])
+
+
 def student_family() -> list[Comparison]:
     """ScaleKD against the others under each student; few labels."""
     pairs = []

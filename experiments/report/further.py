@@ -9,6 +9,7 @@ from cost import COST, METHODS, read_cost
 from families import (
     REGIMES,
     Comparison,
+    longer_family,
     pretraining_family,
     retuned_family,
     student_family,
@@ -66,6 +67,12 @@ def further_sections() -> list[Section]:
             "look at test accuracies, so it tells how far the first tuning can have wronged "
             f"ScaleKD and is no equal comparison. {retuned_setting()}",
             retuned_family(),
+        ),
+        further_section(
+            "Large teacher, longer training",
+            "Experiment 13, for Table 7: all images for ten epochs under the large teacher, which "
+            "needs a GPU.",
+            longer_family(),
         ),
         component_cost_section(),
         transfer_section(SEGMENTATION),
@@ -210,6 +217,7 @@ def settings_section() -> Section:
         "transfer_tuning",
         "transfer",
         second_tuning.NAME,
+        "longer",
     )
     rows = []
     for name in experiments:

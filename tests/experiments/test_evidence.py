@@ -217,6 +217,7 @@ EXPERIMENTS = {
     "pretraining": 15,
     "width": 40,
     "second_tuning": 24,
+    "longer": 35,
 }
 
 
