@@ -1,19 +1,22 @@
-"""Experiment 12: ScaleKD tuned again, after the results were known; few labels.
+"""Experiment 12: ScaleKD tuned again, after the results were known.
 
     python experiments/evidence/runner.py second_tuning   # 24 trials on the held-out images
-    python experiments/evidence/runner.py second_tuning   # then ten seeds of the best setting
+    python experiments/evidence/runner.py second_tuning   # then the best setting, and its controls
 
 The main comparison tuned neither ScaleKD's balance of the views nor its weights. Here they are
 tuned, in addition to what was tuned before: ScaleKD has four times the trials of every other
 method, and its space was chosen after a look at test accuracies (Figure 4's in `components`). So
-this tells how far the first tuning can have wronged it, and nothing about equal tuning.
+this tells how far the first tuning can have wronged it, and nothing about equal tuning. The
+trials have few labels; the best setting is then tried on all images, too, for which nothing of it
+was chosen.
 """
 
 import itertools
 import json
 
+from changes import CONTROLS
 from components import balanced_weights
-from main_comparison import SEEDS, at_equal_steps
+from main_comparison import CONTROL_SEEDS, SEEDS, at_equal_steps
 from trials import Trial, merge, read_settings
 from tuning import SEED
 
@@ -34,7 +37,11 @@ def trials() -> list[Trial]:
     if not all(trial.finished for trial in tried):
         return tried
     best = max(tried, key=lambda trial: json.loads(trial.record.read_text())["top1"])
-    return [*tried, *(final(best, seed) for seed in SEEDS)]
+    finals = [final(best, regime, seed) for regime in read_settings()["regimes"] for seed in SEEDS]
+    controls = [
+        final(best, REGIME, seed, control) for seed in CONTROL_SEEDS for control in CONTROLS
+    ]
+    return [*tried, *finals, *controls]
 
 
 def tuned() -> list[Trial]:
@@ -65,15 +72,19 @@ def tuning_trial(beta: float, weight: float, rate: float, temperature: float) ->
     )
 
 
-def final(best: Trial, seed: int) -> Trial:
-    """A run with the settings of a trial, on the test images."""
-    root = read_settings()["shared"]["data"]["root"]
-    settings = merge(best.settings, {"data": {"root": root}})
+def final(best: Trial, regime: str, seed: int, control: str | None = None) -> Trial:
+    """A run with what a trial chose, on the test images, or its negative control."""
+    chosen = {name: best.settings[name] for name in ("weights", "temperature")}
+    settings = merge(
+        at_equal_steps(regime, "scalekd", seed).settings,
+        {**chosen, "optim": {"lr": best.settings["optim"]["lr"]}},
+    )
     return Trial(
         experiment=NAME,
-        regime=REGIME,
-        arm=ARM,
+        regime=regime,
+        arm=control or ARM,
         seed=seed,
         settings=settings,
-        views=settings["epochs"],
+        views=None if control else settings["epochs"],
+        change=control,
     )

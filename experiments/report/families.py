@@ -114,12 +114,17 @@ def main_family(regime: str) -> dict[str, list[Comparison]]:
     return {suffix: found[n * count : (n + 1) * count] for n, suffix in enumerate(suffixes)}
 
 
+CONTROLS = {"random_tail": "random tail", "other_image": "another image"}
+"""Arms of the negative controls, and what they are called."""
+
+
 def control_family(regime: str) -> dict[str, list[Comparison]]:
     """ScaleKD against its negative controls, which must not equal it, and these against logits
     alone, which they must not exceed: logit KD as it was tuned, and by ScaleKD's settings."""
     scalekd = values("main_comparison", regime, "scalekd", "ScaleKD")
-    names = {"random_tail": "ScaleKD, random tail", "other_image": "ScaleKD, another image"}
-    arms = [values("main_comparison", regime, arm, name) for arm, name in names.items()]
+    arms = [
+        values("main_comparison", regime, arm, f"ScaleKD, {name}") for arm, name in CONTROLS.items()
+    ]
     logits = [values("main_comparison", regime, "logit_kd", "logit KD")]
     if regime == "few":
         logits.append(values("components", "few", "logits", "logits alone, ScaleKD's settings"))
@@ -158,15 +163,22 @@ def component_family() -> dict[str, list[Comparison]]:
     return {name: list(itertools.islice(found, len(pairs))) for name, pairs in groups.items()}
 
 
-def retuned_family() -> list[Comparison]:
-    """ScaleKD tuned again, against the other methods at equal steps and its first tuning; few
-    labels."""
-    scalekd = values("second_tuning", "few", second_tuning.ARM)
+def retuned_family(regime: str) -> list[Comparison]:
+    """ScaleKD tuned again, against the other methods at equal steps and its first tuning; then, in
+    a family of their own, against its negative controls."""
+    scalekd = values("second_tuning", regime, second_tuning.ARM)
     others = [
-        values("main_comparison", "few", method, METHOD_NAMES[method])
+        values("main_comparison", regime, method, METHOD_NAMES[method])
         for method in (*RIVALS, "scalekd")
     ]
-    return family([(scalekd, other) for other in others], MAIN_SEEDS)
+    controls = [
+        values("second_tuning", regime, arm, f"{second_tuning.ARM}, {name}")
+        for arm, name in CONTROLS.items()
+    ]
+    return [
+        *family([(scalekd, other) for other in others], MAIN_SEEDS),
+        *(family([(scalekd, arm) for arm in controls]) if regime == second_tuning.REGIME else ()),
+    ]
 
 
 def longer_family() -> list[Comparison]:

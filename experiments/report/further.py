@@ -18,7 +18,7 @@ from families import (
 )
 from layout import COMPARED, NOT_RUN, Section, Table, accuracy, compared
 from recorded import RESULTS, read_json
-from records import read_records, select, values
+from records import read_records, values
 from transfer_section import DETECTION, SEGMENTATION, transfer_section
 from trials import CHOSEN, read_settings
 from tuning import RATES
@@ -59,14 +59,17 @@ def further_sections() -> list[Section]:
             pretraining_family(),
         ),
         further_section("Width", "Experiment 9, with few labels.", width_family()),
-        further_section(
-            "ScaleKD tuned again",
-            "Experiment 12, with few labels, asked after the results: ScaleKD with a balance of "
-            "the views and weights of the features that were tuned too, at equal steps. It has "
-            "four times the trials of every other method, and a space that was chosen after a "
-            "look at test accuracies, so it tells how far the first tuning can have wronged "
-            f"ScaleKD and is no equal comparison. {retuned_setting()}",
-            retuned_family(),
+        *(
+            further_section(
+                f"ScaleKD tuned again, {where}",
+                "Experiment 12, asked after the results: ScaleKD with a balance of the views and "
+                "weights of the features that were tuned too, with few labels, at equal steps. It "
+                "has four times the trials of every other method, and a space that was chosen "
+                "after a look at test accuracies, so it tells how far the first tuning can have "
+                f"wronged ScaleKD and is no equal comparison. {retuned_setting()}",
+                retuned_family(regime),
+            )
+            for regime, where in REGIMES.items()
         ),
         further_section(
             "Large teacher, longer training",
@@ -95,10 +98,9 @@ def further_section(title: str, text: str, comparisons: Sequence[Comparison]) ->
 
 def retuned_setting() -> str:
     """What the second tuning chose."""
-    final = select(second_tuning.NAME, second_tuning.REGIME, second_tuning.ARM)
-    if not final:
-        return f"Chosen: {NOT_RUN}."
     tuned = [r for r in read_records(second_tuning.NAME) if r["arm"] != second_tuning.ARM]
+    if not tuned:
+        return f"Chosen: {NOT_RUN}."
     best = max(tuned, key=lambda record: record["top1"])
     return (
         f"Chosen of {len(tuned)}: {best['arm']}, {100 * best['top1']:.2f} % on the held-out images."

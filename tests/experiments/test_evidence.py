@@ -268,11 +268,18 @@ def test_the_second_tuning_runs_its_best_trial_on_the_test_images() -> None:
         trial.record.parent.mkdir(parents=True, exist_ok=True)
         trial.record.write_text(json.dumps(asdict(trial) | {"top1": 0.9 if number == 5 else 0.8}))
     finals = tuning.trials()[len(tried) :]
-    assert [trial.seed for trial in finals] == list(range(10))
+    few, every, controls = finals[:10], finals[10:20], finals[20:]
+    assert [(c.seed, c.change) for c in controls] == [
+        (seed, control) for seed in range(5) for control in ("random_tail", "other_image")
+    ]
+    assert all(control.settings == few[0].settings for control in controls)
+    assert [trial.seed for trial in (*few, *every)] == [*range(10), *range(10)]
     data = tried[5].settings["data"] | {"root": "fashion-mnist:final"}
-    assert {json.dumps(trial.settings) for trial in finals} == {
-        json.dumps(tried[5].settings | {"data": data})
-    }
+    assert all(trial.settings == tried[5].settings | {"data": data} for trial in few)
+    for trial in every:
+        assert trial.settings["weights"] == tried[5].settings["weights"]
+        assert trial.settings["optim"]["lr"] == tried[5].settings["optim"]["lr"]
+        assert (trial.settings["epochs"], trial.settings["batch_size"]) == (1, 64)
 
 
 @pytest.mark.usefixtures("chosen")
