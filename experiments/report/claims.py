@@ -142,8 +142,8 @@ def claims() -> list[Claim]:
         Claim(
             "Under the large teacher, in ten epochs of all images, ScaleKD is above the other "
             "methods",
-            "Table 7's teacher and length come closer",
-            "see above",
+            "Table 7",
+            "ResNet-50: 82.03; the best other method 81.33, derived from a stated margin",
             longer_family(),
         ),
         Claim(
