@@ -13,6 +13,8 @@ was chosen.
 
 import itertools
 import json
+from dataclasses import replace
+from typing import Any
 
 from changes import CONTROLS
 from components import balanced_weights
@@ -53,38 +55,24 @@ def tuned() -> list[Trial]:
 
 def tuning_trial(beta: float, weight: float, rate: float, temperature: float) -> Trial:
     """A trial on the held-out images."""
-    settings = merge(
-        at_equal_steps(REGIME, "scalekd", SEED).settings,
-        read_settings()["choosing"],
-        {
-            "weights": balanced_weights(beta, weight),
-            "optim": {"lr": rate},
-            "temperature": temperature,
-        },
-    )
-    return Trial(
-        experiment=NAME,
-        regime=REGIME,
-        arm=f"beta {beta:g}, weights {weight:.2f}, rate {rate:g}, temperature {temperature:g}",
-        seed=SEED,
-        settings=settings,
-        views=settings["epochs"],
-    )
+    changes = {
+        "weights": balanced_weights(beta, weight),
+        "optim": {"lr": rate},
+        "temperature": temperature,
+    }
+    arm = f"beta {beta:g}, weights {weight:.2f}, rate {rate:g}, temperature {temperature:g}"
+    trial = at_equal_steps(REGIME, "scalekd", SEED)
+    return changed(trial, arm, merge(read_settings()["choosing"], changes))
 
 
 def final(best: Trial, regime: str, seed: int, control: str | None = None) -> Trial:
     """A run with what a trial chose, on the test images, or its negative control."""
-    chosen = {name: best.settings[name] for name in ("weights", "temperature")}
-    settings = merge(
-        at_equal_steps(regime, "scalekd", seed).settings,
-        {**chosen, "optim": {"lr": best.settings["optim"]["lr"]}},
-    )
-    return Trial(
-        experiment=NAME,
-        regime=regime,
-        arm=control or ARM,
-        seed=seed,
-        settings=settings,
-        views=None if control else settings["epochs"],
-        change=control,
-    )
+    changes = {name: best.settings[name] for name in ("weights", "temperature")}
+    changes["optim"] = {"lr": best.settings["optim"]["lr"]}
+    return changed(at_equal_steps(regime, "scalekd", seed, control), control or ARM, changes)
+
+
+def changed(trial: Trial, arm: str, changes: dict[str, Any]) -> Trial:
+    """A run of the main comparison with other settings, as an arm of this experiment."""
+    settings = merge(trial.settings, changes)
+    return replace(trial, experiment=NAME, arm=arm, settings=settings, probed=False)

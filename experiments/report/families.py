@@ -10,6 +10,7 @@ from comparison import LEVEL, Difference, holm, paired_difference
 from cost import METHODS
 from records import Values, measure, values
 
+from scalekd.recipe import Method
 from scalekd.runs.result import METHOD_NAMES
 
 REGIMES = {"few": "few labels", "all": "all images, short"}
@@ -100,18 +101,26 @@ def family(
     ]
 
 
+def grouped_family(
+    groups: dict[str, list[tuple[Values, Values]]], planned: int = PLANNED_SEEDS
+) -> dict[str, list[Comparison]]:
+    """`family` of the pairs of all groups, by group."""
+    found = iter(family([pair for pairs in groups.values() for pair in pairs], planned))
+    return {name: list(itertools.islice(found, len(pairs))) for name, pairs in groups.items()}
+
+
 def main_family(regime: str) -> dict[str, list[Comparison]]:
     """ScaleKD against every method at equal steps, equal time and equal time from a cache: one
     family a regime."""
     scalekd = values("main_comparison", regime, "scalekd", "ScaleKD")
-    suffixes = ("", ", equal time", ", equal time, cache")
-    pairs = [
-        (scalekd, values("main_comparison", regime, method + suffix, METHOD_NAMES[method]))
-        for suffix in suffixes
-        for method in RIVALS
-    ]
-    found, count = family(pairs, MAIN_SEEDS), len(RIVALS)
-    return {suffix: found[n * count : (n + 1) * count] for n, suffix in enumerate(suffixes)}
+    groups = {
+        suffix: [
+            (scalekd, values("main_comparison", regime, method + suffix, METHOD_NAMES[method]))
+            for method in RIVALS
+        ]
+        for suffix in ("", ", equal time", ", equal time, cache")
+    }
+    return grouped_family(groups, MAIN_SEEDS)
 
 
 CONTROLS = {"random_tail": "random tail", "other_image": "another image"}
@@ -128,9 +137,12 @@ def control_family(regime: str) -> dict[str, list[Comparison]]:
     logits = [values("main_comparison", regime, "logit_kd", "logit KD")]
     if regime == "few":
         logits.append(values("components", "few", "logits", "logits alone, ScaleKD's settings"))
-    needed = [(scalekd, arm) for arm in arms]
-    found = family(needed + [(arm, other) for arm in arms for other in logits])
-    return {"needed": found[: len(needed)], "alone": found[len(needed) :]}
+    return grouped_family(
+        {
+            "needed": [(scalekd, arm) for arm in arms],
+            "alone": [(arm, other) for arm in arms for other in logits],
+        }
+    )
 
 
 def gain(one: Values, other: Values, name: str) -> Values:
@@ -158,27 +170,30 @@ def component_family() -> dict[str, list[Comparison]]:
     features = [(complete, arm("logits"))]
     queries = [(complete, arm("all, own queries"))]
     balance = [(complete, arm("beta 0.0")), (complete, arm("beta 1.0"))]
-    found = iter(family(added + features + queries + balance))
-    groups = {"added": added, "features": features, "queries": queries, "balance": balance}
-    return {name: list(itertools.islice(found, len(pairs))) for name, pairs in groups.items()}
+    return grouped_family(
+        {"added": added, "features": features, "queries": queries, "balance": balance}
+    )
 
 
-def retuned_family(regime: str) -> list[Comparison]:
+def retuned_family(regime: str) -> dict[str, list[Comparison]]:
     """ScaleKD tuned again, against the other methods at equal steps and its first tuning; then, in
     a family of their own, against its negative controls."""
     scalekd = values("second_tuning", regime, second_tuning.ARM)
-    others = [
-        values("main_comparison", regime, method, METHOD_NAMES[method])
-        for method in (*RIVALS, "scalekd")
-    ]
+
+    def tuned_once(method: Method) -> tuple[Values, Values]:
+        return scalekd, values("main_comparison", regime, method, METHOD_NAMES[method])
+
+    found = grouped_family(
+        {"rivals": [tuned_once(method) for method in RIVALS], "first": [tuned_once("scalekd")]},
+        MAIN_SEEDS,
+    )
+    if regime != second_tuning.REGIME:
+        return found | {"controls": []}
     controls = [
-        values("second_tuning", regime, arm, f"{second_tuning.ARM}, {name}")
+        (scalekd, values("second_tuning", regime, arm, f"{second_tuning.ARM}, {name}"))
         for arm, name in CONTROLS.items()
     ]
-    return [
-        *family([(scalekd, other) for other in others], MAIN_SEEDS),
-        *(family([(scalekd, arm) for arm in controls]) if regime == second_tuning.REGIME else ()),
-    ]
+    return found | {"controls": family(controls)}
 
 
 def longer_family() -> list[Comparison]:

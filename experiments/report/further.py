@@ -67,7 +67,7 @@ def further_sections() -> list[Section]:
                 "has four times the trials of every other method, and a space that was chosen "
                 "after a look at test accuracies, so it tells how far the first tuning can have "
                 f"wronged ScaleKD and is no equal comparison. {retuned_setting()}",
-                retuned_family(regime),
+                [one for group in retuned_family(regime).values() for one in group],
             )
             for regime, where in REGIMES.items()
         ),
