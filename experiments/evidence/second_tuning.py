@@ -35,15 +35,23 @@ TEMPERATURES = 1.0, 4.0
 
 def trials() -> list[Trial]:
     """The trials, and when they are finished the runs of the best."""
+    chosen = best()
+    if chosen is None:
+        return tuned()
+    regimes = read_settings()["regimes"]
+    finals = [final(chosen, regime, seed) for regime in regimes for seed in SEEDS]
+    controls = [
+        final(chosen, REGIME, seed, control) for seed in CONTROL_SEEDS for control in CONTROLS
+    ]
+    return [*tuned(), *finals, *controls]
+
+
+def best() -> Trial | None:
+    """The trial with the highest accuracy; None before all are finished."""
     tried = tuned()
     if not all(trial.finished for trial in tried):
-        return tried
-    best = max(tried, key=lambda trial: json.loads(trial.record.read_text())["top1"])
-    finals = [final(best, regime, seed) for regime in read_settings()["regimes"] for seed in SEEDS]
-    controls = [
-        final(best, REGIME, seed, control) for seed in CONTROL_SEEDS for control in CONTROLS
-    ]
-    return [*tried, *finals, *controls]
+        return None
+    return max(tried, key=lambda trial: json.loads(trial.record.read_text())["top1"])
 
 
 def tuned() -> list[Trial]:
@@ -65,10 +73,10 @@ def tuning_trial(beta: float, weight: float, rate: float, temperature: float) ->
     return changed(trial, arm, merge(read_settings()["choosing"], changes))
 
 
-def final(best: Trial, regime: str, seed: int, control: str | None = None) -> Trial:
+def final(chosen: Trial, regime: str, seed: int, control: str | None = None) -> Trial:
     """A run with what a trial chose, on the test images, or its negative control."""
-    changes = {name: best.settings[name] for name in ("weights", "temperature")}
-    changes["optim"] = {"lr": best.settings["optim"]["lr"]}
+    changes = {name: chosen.settings[name] for name in ("weights", "temperature")}
+    changes["optim"] = {"lr": chosen.settings["optim"]["lr"]}
     return changed(at_equal_steps(regime, "scalekd", seed, control), control or ARM, changes)
 
 

@@ -1,5 +1,6 @@
 """Sections of the experiments that are not the first five, of costs and of settings."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,13 +99,11 @@ def further_section(title: str, text: str, comparisons: Sequence[Comparison]) ->
 
 def retuned_setting() -> str:
     """What the second tuning chose."""
-    tuned = [r for r in read_records(second_tuning.NAME) if r["arm"] != second_tuning.ARM]
-    if not tuned:
+    best = second_tuning.best()
+    if best is None:
         return f"Chosen: {NOT_RUN}."
-    best = max(tuned, key=lambda record: record["top1"])
-    return (
-        f"Chosen of {len(tuned)}: {best['arm']}, {100 * best['top1']:.2f} % on the held-out images."
-    )
+    tried, found = second_tuning.tuned(), values(second_tuning.NAME, best.regime, best.arm)
+    return f"Chosen of {len(tried)}: {best.arm}, {found.mean:.2f} % on the held-out images."
 
 
 def long_runs() -> str:
@@ -200,7 +199,25 @@ def tuning_section() -> Section:
         "these numbers is a result."
     ]
     header = ["regime", "method", "own setting", *(f"{rate:g}" for rate in RATES)]
-    return Section("Tuning", text, [Table(header, rows)])
+    return Section("Tuning", text, [Table(header, rows), second_tuning_table()])
+
+
+def second_tuning_table() -> Table:
+    """All trials of the second tuning, on the held-out images."""
+    top1 = {record["arm"]: 100 * record["top1"] for record in read_records(second_tuning.NAME)}
+    rows = []
+    for beta, weight, temperature in itertools.product(
+        second_tuning.BETAS, second_tuning.WEIGHTS, second_tuning.TEMPERATURES
+    ):
+        trials = [
+            second_tuning.tuning_trial(beta, weight, rate, temperature)
+            for rate in second_tuning.RATES
+        ]
+        cells = [f"{top1[trial.arm]:.2f}" if trial.arm in top1 else "-" for trial in trials]
+        rows.append([f"{beta:g}", f"{weight:.2f}", f"{temperature:g}", *cells])
+    rates = [f"{rate:g}" for rate in second_tuning.RATES]
+    header = ["ScaleKD tuned again: beta", "weights of the features", "temperature", *rates]
+    return Table(header, rows)
 
 
 def settings_section() -> Section:

@@ -266,3 +266,21 @@ def test_gains_are_compared_seed_by_seed(load: Any) -> None:
     one = records.Values("a", {0: 80.0, 1: 82.0, 3: 90.0})
     other = records.Values("b", {0: 79.0, 1: 84.0, 2: 50.0})
     assert families.gain(one, other, "gain").by_seed == {0: 1.0, 1: -2.0}
+
+
+def test_a_control_is_no_trial_of_the_second_tuning(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    further, tuning = load("further"), load("second_tuning")
+    assert further.retuned_setting() == "Chosen: not run."
+    load("records").read_records.cache_clear()
+    for number, trial in enumerate(tuning.tuned()):
+        trial.write_record(top1=0.85 if number == 5 else 0.8)
+    (best,) = tuning.tuned()[5:6]
+    tuning.final(best, "few", 0, "random_tail").write_record(top1=0.9)
+    assert further.retuned_setting() == (
+        f"Chosen of 24: {best.arm}, 85.00 % on the held-out images."
+    )
+    cells = [cell for row in further.second_tuning_table().rows for cell in row[3:]]
+    assert sorted(cells) == ["80.00"] * 23 + ["85.00"]
