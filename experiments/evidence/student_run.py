@@ -19,7 +19,7 @@ from scalekd.networks import InputConfig
 from scalekd.recipe import Data
 from scalekd.runs.result import main_run
 from scalekd.signals import Interrupted
-from scalekd.training.prepare import prepare
+from scalekd.training.prepare import Learner, Prepared, prepare
 from scalekd.training.train import train
 
 
@@ -29,6 +29,8 @@ def train_student(trial: Trial, stop: Stop) -> bool:
     prepared = prepare(recipe, source=open_images(trial, recipe.data))
     if trial.change is not None:
         prepared = build_changed(prepared, trial.change)
+    elif prepared.cache is not None:
+        prepared = RowsInMemory(**vars(prepared))
     folder = trial.folder
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.trim_metrics([main_run(recipe)])
@@ -51,6 +53,36 @@ def train_student(trial: Trial, stop: Stop) -> bool:
     )
     shutil.rmtree(folder.checkpoints)
     return True
+
+
+class RowsInMemory(Prepared):
+    """A recipe whose cache's rows are augmented and read once: later epochs have them in memory."""
+
+    def images_for(self, learner: Learner) -> Source:
+        """What `learner` trains on."""
+        source = super().images_for(learner)
+
+        def training_set(config: InputConfig, seed: int) -> Dataset[Any]:
+            return KeptRows(source.training_set(config, seed))
+
+        return replace(source, training_set=training_set)
+
+
+class KeptRows(Dataset[Any]):
+    """A training set in the views of a cache, each of which is made once."""
+
+    def __init__(self, views: Any) -> None:
+        self.views = views
+        self.kept: dict[int, tuple[Any, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, key: int) -> tuple[Any, ...]:
+        row = key % self.views.rows
+        if row not in self.kept:
+            self.kept[row] = self.views[row]
+        return self.kept[row]
 
 
 def open_images(trial: Trial, data: Data) -> Source:

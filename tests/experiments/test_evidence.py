@@ -17,7 +17,9 @@ import torch
 from helpers.tiny import tiny_digits
 from helpers.weights import same_weights
 from timm.models import save_for_hf
+from torch.utils.data import Dataset
 
+from scalekd.data.cached import AugmentedViews
 from scalekd.data.fashion_mnist import DEBIAN_FOLDER
 from scalekd.method import LossWeights
 from scalekd.networks import InputConfig
@@ -343,6 +345,23 @@ def test_the_hidden_classes_are_not_trained_on_and_labels_can_be_withheld(trials
     assert bare.classes is None
     assert bare.validation_set is None
     assert len(bare.training_set(config, 0)[0]) == 1
+
+
+def test_a_row_of_a_cache_is_read_once() -> None:
+    read = []
+
+    class Images(Dataset[Any]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, key: int) -> tuple[Any, ...]:
+            read.append(key)
+            return (torch.full((1, 2, 2), key), key)
+
+    rows = importlib.import_module("student_run").KeptRows(AugmentedViews(Images(), 6))
+    assert len(rows) == 3
+    assert [rows[key][1] for key in (0, 5, 6, 11, 13)] == [0, 5, 0, 5, 1]
+    assert read == [0, 5, 1]
 
 
 def test_probes_measure_what_features_tell() -> None:
