@@ -1,6 +1,7 @@
-"""The README's table of the main comparison, out of the records."""
+"""The README's table of the main comparison and its sentences on equal time, out of the records."""
 
 import re
+from collections.abc import Sequence
 
 import second_tuning
 from cost import METHODS
@@ -50,15 +51,47 @@ def with_seeds(arm: Values) -> str:
     return accuracy(arm) + (f", {seeds} seeds" if 0 < seeds < MAIN_SEEDS else "")
 
 
-def with_table(readme: str, table: list[str]) -> str:
-    """The README with its generated lines replaced by those of a table.
+def equal_time() -> str:
+    """How ScaleKD stands in equal time, in each regime with a live teacher and from a cache."""
+    ways = {", equal time": "with a live teacher", ", equal time, cache": "from a cache"}
+    parts = [
+        f"{where.capitalize()}, {how}: {standing(main_family(regime)[suffix])}."
+        for regime, where in REGIMES.items()
+        for suffix, how in ways.items()
+    ]
+    return " ".join(["**Where ScaleKD stands in equal time**, in points of top-1.", *parts])
+
+
+def standing(comparisons: Sequence[Comparison]) -> str:
+    """What ScaleKD is above and below of what it is compared with, the largest first."""
+    told: dict[int, list[str]] = {-1: [], 1: [], 0: []}
+    known = [(one.difference.mean, one) for one in comparisons if one.difference is not None]
+    for mean, one in sorted(known, key=lambda pair: -abs(pair[0])):
+        told[one.sign].append(f"{one.other.name} ({mean:+.2f})")
+    not_run = [one.other.name for one in comparisons if one.difference is None]
+    groups = {
+        "below": told[-1],
+        "above": told[1],
+        "cannot be told from": told[0],
+        "not run:": not_run,
+    }
+    return "; ".join(f"{word} {listed(names)}" for word, names in groups.items() if names)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas and "and"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def with_made(readme: str, made: Sequence[str]) -> str:
+    """The README with its generated lines replaced.
 
     Raises:
         ValueError: it has no place for them.
     """
     pattern = re.compile(f"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.DOTALL)
-    made = "\n".join(["", *table, "", ""])
-    replaced, count = pattern.subn(lambda match: match[1] + made + match[2], readme)
+    lines = "\n".join(["", *made, "", ""])
+    replaced, count = pattern.subn(lambda match: match[1] + lines + match[2], readme)
     if count != 1:
         raise ValueError(f"the README needs one pair of the lines {BEGIN} and {END}")
     return replaced

@@ -1,4 +1,4 @@
-"""Write RESULTS.md, experiments/report.html and the README's table from the records alone.
+"""Write RESULTS.md, experiments/report.html and what the README has of them from the records alone.
 
     make report
 
@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
 from layout import Section, Table
-from readme import main_table, with_table
+from readme import equal_time, main_table, with_made
 from sections import sections
 
 HERE = Path(__file__).parent
@@ -50,6 +50,11 @@ def table_in_markdown(table: Table) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
+def readme_lines() -> list[str]:
+    """What the README has of the main comparison."""
+    return [*table_in_markdown(main_table()), "", equal_time()]
+
+
 def to_page(parts: Sequence[Section]) -> str:
     """The report as a page that needs no other file."""
     environment = Environment(
@@ -72,7 +77,7 @@ def main() -> None:
     parts = sections()
     MARKDOWN.write_text(to_markdown(parts))
     PAGE.write_text(to_page(parts))
-    README.write_text(with_table(README.read_text(), table_in_markdown(main_table())))
+    README.write_text(with_made(README.read_text(), readme_lines()))
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def test_the_committed_results_are_those_of_the_records(
     report, sections = load("report"), load("sections")
     assert (ROOT / "RESULTS.md").read_text() == report.to_markdown(sections.sections())
     readme, text = load("readme"), (ROOT / "README.md").read_text()
-    assert text == readme.with_table(text, report.table_in_markdown(readme.main_table()))
+    assert text == readme.with_made(text, report.readme_lines())
 
 
 @pytest.mark.usefixtures("runs")
@@ -172,11 +172,24 @@ def test_the_table_of_the_readme_marks_what_can_be_told(load: Any) -> None:
     assert rows["FD"][0] == "86.09 (0.09) ▲"
     assert rows["OFA-KD"][0].endswith(")")
     assert rows["**ScaleKD**"][:2] == ["**85.09 (0.09)**", ""]
-    text = readme.with_table(f"a\n{readme.BEGIN}\nold\n{readme.END}\nb\n", table)
+    text = readme.with_made(f"a\n{readme.BEGIN}\nold\n{readme.END}\nb\n", table)
     assert text.startswith(f"a\n{readme.BEGIN}\n\n| ")
     assert "old" not in text
     with pytest.raises(ValueError, match="one pair"):
-        readme.with_table("no place", table)
+        readme.with_made("no place", table)
+
+
+@pytest.mark.usefixtures("runs")
+def test_the_readme_says_where_scalekd_stands_in_equal_time(load: Any) -> None:
+    for method, gain in {"logit_kd": 0.03, "fd": 0.02, "supervised": -0.01}.items():
+        write("main_comparison", "few", f"{method}, equal time", spread(0.85 + gain, 10))
+    mixed = [v + (0.01 if n % 2 else -0.01) for n, v in enumerate(spread(0.85, 10))]
+    write("main_comparison", "few", "ofa, equal time", mixed)
+    text = load("readme").equal_time()
+    assert (
+        "Few labels, with a live teacher: below logit KD (-3.00) and FD (-2.00); above supervised "
+        "(+1.00); cannot be told from OFA-KD (+0.00); not run: DIST and RSD. Few labels, from"
+    ) in text
 
 
 class Page(HTMLParser):
