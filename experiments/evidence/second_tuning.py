@@ -2,29 +2,41 @@
 
     python experiments/evidence/runner.py second_tuning   # 24 trials on the held-out images
     python experiments/evidence/runner.py second_tuning   # then the best setting, and its controls
+    python experiments/evidence/second_tuning.py          # writes second_cost.json: its step's time
+    python experiments/evidence/runner.py second_tuning   # then logit KD in that time
 
 The main comparison tuned neither ScaleKD's balance of the views nor its weights. Here they are
 tuned, in addition to what was tuned before: ScaleKD has four times the trials of every other
 method, and its space was chosen after a look at test accuracies (Figure 4's in `components`). So
 this tells how far the first tuning can have wronged it, and nothing about equal tuning. The
 trials have few labels; the best setting is then tried on all images, too, for which nothing of it
-was chosen.
+was chosen. Its step is cheaper than that of ScaleKD with both views, so logit KD has fewer steps in
+its time.
 """
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from changes import CONTROLS
 from components import balanced_weights
-from main_comparison import CONTROL_SEEDS, SEEDS, at_equal_steps
-from trials import Trial, merge, read_settings
+from cost import TimedStep, time_medians
+from main_comparison import CONTROL_SEEDS, SEEDS, at_equal_steps, lengthened, method_settings
+from recorded import HERE, provenance, write_json
+from trials import Trial, cached_views, merge, read_settings
 from tuning import SEED
+
+from scalekd.recipe import recipe_from_settings
+from scalekd.training.prepare import prepare
 
 NAME = "second_tuning"
 REGIME = "few"
 ARM = "ScaleKD, tuned again"
+LOGITS = "logit_kd, in its time"
+COST = HERE / "second_cost.json"
 BETAS = 0.0, 0.3
 WEIGHTS = 1.0, 1 / 3
 """Of the features' terms, as a part of those of the first tuning."""
@@ -43,7 +55,8 @@ def trials() -> list[Trial]:
     controls = [
         final(chosen, REGIME, seed, control) for seed in CONTROL_SEEDS for control in CONTROLS
     ]
-    return [*tuned(), *finals, *controls]
+    in_time = [one for regime in regimes for one in at_equal_time(regime)] if COST.exists() else []
+    return [*tuned(), *finals, *controls, *in_time]
 
 
 def best() -> Trial | None:
@@ -80,7 +93,61 @@ def final(chosen: Trial, regime: str, seed: int, control: str | None = None) -> 
     return changed(at_equal_steps(regime, "scalekd", seed, control), control or ARM, changes)
 
 
+def at_equal_time(regime: str) -> list[Trial]:
+    """Logit KD for the time of the best setting's steps, live and from a cache, each seed."""
+    settings, seconds = method_settings(regime, "logit_kd"), read_seconds()[regime]
+    return [
+        Trial(
+            experiment=NAME,
+            regime=regime,
+            arm=f"{LOGITS}{suffix}",
+            seed=seed,
+            settings=lengthened(settings, seconds[ARM + suffix] / seconds[LOGITS + suffix]),
+            views=cached_views(settings) if suffix else None,
+        )
+        for seed in SEEDS
+        for suffix in ("", ", cache")
+    ]
+
+
+def read_seconds() -> dict[str, dict[str, float]]:
+    """Seconds of a step of the best setting and of logit KD by regime, as second_cost.json says."""
+    seconds: dict[str, dict[str, float]] = json.loads(COST.read_text())["seconds_per_step"]
+    return seconds
+
+
+def measure(chosen: Trial) -> dict[str, dict[str, float]]:
+    """Seconds of a step of the best setting and of logit KD by regime, timed interleaved."""
+    seconds = {}
+    for regime in read_settings()["regimes"]:
+        steps: dict[str, Callable[[], object]] = {}
+        for arm, method, settings in (
+            (LOGITS, "logit_kd", method_settings(regime, "logit_kd")),
+            (ARM, "scalekd", final(chosen, regime, 0).settings),
+        ):
+            prepared = prepare(recipe_from_settings(settings))
+            for from_cache in (False, True):
+                steps[arm + ", cache" * from_cache] = TimedStep(prepared, method, from_cache)
+        seconds[regime] = time_medians(steps)
+    return seconds
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    chosen = best()
+    if chosen is None:
+        raise SystemExit("the trials are not finished: run the second tuning first")
+    command = "python experiments/evidence/second_tuning.py"
+    record = {"seconds_per_step": measure(chosen), **provenance(command)}
+    write_json(COST, record)
+    print(json.dumps(record["seconds_per_step"], indent=1))
+
+
 def changed(trial: Trial, arm: str, changes: dict[str, Any]) -> Trial:
     """A run of the main comparison with other settings, as an arm of this experiment."""
     settings = merge(trial.settings, changes)
     return replace(trial, experiment=NAME, arm=arm, settings=settings, probed=False)
+
+
+if __name__ == "__main__":
+    main()

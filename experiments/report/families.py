@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import second_tuning
@@ -37,7 +37,8 @@ class Comparison:
         other: that it is compared with.
         difference: one minus other; None with fewer than two common seeds.
         adjusted: its p value, adjusted for the family; None likewise.
-        planned: seeds without which nothing is told apart.
+        planned: how many seeds the protocol has; with fewer than these, or than five, nothing is
+            told apart.
     """
 
     one: Values
@@ -47,19 +48,27 @@ class Comparison:
     planned: int = PLANNED_SEEDS
 
     @property
+    def seeds(self) -> int:
+        """How many both arms have."""
+        return len(set(self.one.by_seed) & set(self.other.by_seed))
+
+    @property
+    def finished(self) -> bool:
+        """Whether both arms have all planned seeds."""
+        return self.difference is not None and self.seeds >= self.planned
+
+    @property
     def sign(self) -> int:
         """1 where `one` is higher, -1 where it is lower, 0 where that cannot be told."""
         found = self.difference
-        if found is None or self.adjusted is None or found.seeds < self.planned:
+        if found is None or self.adjusted is None or self._too_few:
             return 0
         told = found.one_sign if found.seeds < SEEDS_TO_TEST else self.adjusted < LEVEL
         return self._direction if told else 0
 
     @property
-    def untold(self) -> bool:
-        """Whether all planned seeds were run and do not tell the arms apart."""
-        found = self.difference
-        return found is not None and found.seeds >= self.planned and not self.sign
+    def _too_few(self) -> bool:
+        return self.seeds < max(self.planned, PLANNED_SEEDS)
 
     @property
     def _direction(self) -> int:
@@ -68,21 +77,28 @@ class Comparison:
 
     @property
     def leaning(self) -> int:
-        """`sign`, also where three seeds or more, fewer than planned, have one sign."""
+        """`sign`, also where three seeds or more, too few to tell, have one sign."""
         found = self.difference
-        few = found is not None and 2 < found.seeds < self.planned and found.one_sign
-        return self._direction if few else self.sign
+        leans = found is not None and found.one_sign and self.seeds > 2 and self._too_few
+        return self._direction if leans else self.sign
 
     @property
     def verdict(self) -> str:
         """In words."""
-        if self.difference is None:
+        if not self.seeds:
             return "not run"
+        if self.difference is None:
+            return self._unfinished
         word = "higher" if self._direction > 0 else "lower"
-        in_all = f"{word} in all {self.difference.seeds} seeds"
+        in_all = f"{word} in all {self.seeds} seeds"
         if not self.sign:
-            return "cannot be told apart" + (f" ({in_all})" if self.leaning else "")
-        return in_all if self.difference.seeds < SEEDS_TO_TEST else word
+            untold = "cannot be told apart" if self.finished else self._unfinished
+            return untold + (f" ({in_all})" if self.leaning else "")
+        return in_all if self.seeds < SEEDS_TO_TEST else word
+
+    @property
+    def _unfinished(self) -> str:
+        return f"not finished, {self.seeds} of {self.planned} seeds"
 
 
 def family(
@@ -128,20 +144,20 @@ CONTROLS = {"random_tail": "random tail", "other_image": "another image"}
 
 
 def control_family(regime: str) -> dict[str, list[Comparison]]:
-    """ScaleKD against its negative controls, which must not equal it, and these against logits
-    alone, which they must not exceed: logit KD as it was tuned, and by ScaleKD's settings."""
+    """ScaleKD against its negative controls by their names, which must not equal it, and all
+    controls against logits alone, which they must not exceed: logit KD as it was tuned, and by
+    ScaleKD's settings."""
     scalekd = values("main_comparison", regime, "scalekd", "ScaleKD")
-    arms = [
-        values("main_comparison", regime, arm, f"ScaleKD, {name}") for arm, name in CONTROLS.items()
-    ]
+    arms = {
+        arm: values("main_comparison", regime, arm, f"ScaleKD ({name})")
+        for arm, name in CONTROLS.items()
+    }
     logits = [values("main_comparison", regime, "logit_kd", "logit KD")]
     if regime == "few":
         logits.append(values("components", "few", "logits", "logits alone, ScaleKD's settings"))
     return grouped_family(
-        {
-            "needed": [(scalekd, arm) for arm in arms],
-            "alone": [(arm, other) for arm in arms for other in logits],
-        }
+        {name: [(scalekd, arm)] for name, arm in arms.items()}
+        | {"alone": [(arm, other) for arm in arms.values() for other in logits]}
     )
 
 
@@ -153,7 +169,7 @@ def gain(one: Values, other: Values, name: str) -> Values:
 
 def component_family() -> dict[str, list[Comparison]]:
     """Each component against the arm without it; all features against none; queries; balances of
-    the views."""
+    the views; and, picked after a look at these, the best balance against no features."""
 
     def arm(name: str) -> Values:
         return values("components", "few", name)
@@ -170,15 +186,15 @@ def component_family() -> dict[str, list[Comparison]]:
     features = [(complete, arm("logits"))]
     queries = [(complete, arm("all, own queries"))]
     balance = [(complete, arm("beta 0.0")), (complete, arm("beta 1.0"))]
-    return grouped_family(
-        {"added": added, "features": features, "queries": queries, "balance": balance}
-    )
+    groups = {"added": added, "features": features, "queries": queries, "balance": balance}
+    return grouped_family(groups | {"picked": [(arm("beta 0.0"), arm("logits"))]})
 
 
 def retuned_family(regime: str) -> dict[str, list[Comparison]]:
     """ScaleKD tuned again, against the other methods at equal steps and its first tuning; then, in
-    a family of their own, against its negative controls."""
-    scalekd = values("second_tuning", regime, second_tuning.ARM)
+    a family of their own, against its negative controls by their names, and these against logit
+    KD."""
+    scalekd = values("second_tuning", regime, second_tuning.ARM, "ScaleKD (tuned again)")
 
     def tuned_once(method: Method) -> tuple[Values, Values]:
         return scalekd, values("main_comparison", regime, method, METHOD_NAMES[method])
@@ -188,12 +204,14 @@ def retuned_family(regime: str) -> dict[str, list[Comparison]]:
         MAIN_SEEDS,
     )
     if regime != second_tuning.REGIME:
-        return found | {"controls": []}
-    controls = [
-        (scalekd, values("second_tuning", regime, arm, f"{second_tuning.ARM}, {name}"))
+        return found
+    arms = {
+        arm: values("second_tuning", regime, arm, f"ScaleKD (tuned again, {name})")
         for arm, name in CONTROLS.items()
-    ]
-    return found | {"controls": family(controls)}
+    }
+    logits = values("main_comparison", regime, "logit_kd", METHOD_NAMES["logit_kd"])
+    needed = {name: [(scalekd, arm)] for name, arm in arms.items()}
+    return found | grouped_family(needed | {"alone": [(arm, logits) for arm in arms.values()]})
 
 
 def longer_family() -> list[Comparison]:
@@ -287,6 +305,19 @@ def frozen_family() -> list[Comparison]:
     return family(pairs)
 
 
+def frozen_others() -> list[Comparison]:
+    """ScaleKD against the methods that no hypothesis names, in the same measures."""
+    pairs = []
+    for name, (experiment, what) in FROZEN.items():
+        scalekd, *others = (
+            values(experiment, "few", method, METHOD_NAMES[method], measure(name))
+            for method in ("scalekd", *RIVALS)
+            if method != "logit_kd"
+        )
+        pairs += [(replace(scalekd, name=f"ScaleKD, {what}"), other) for other in others]
+    return family(pairs)
+
+
 def no_classifier_family() -> list[Comparison]:
     """ScaleKD against FD and relations without labels and logits, by a linear probe."""
     scalekd, *others = (
@@ -294,6 +325,20 @@ def no_classifier_family() -> list[Comparison]:
         for method in ("scalekd", "fd", "relations")
     )
     return family([(scalekd, other) for other in others])
+
+
+def no_classifier_others(measures: dict[str, str]) -> list[Comparison]:
+    """ScaleKD against FD and relations without labels and logits, by measures that no hypothesis
+    names, which are given with what they are called."""
+    pairs = []
+    for name, what in measures.items():
+        if name != "linear":
+            scalekd, *others = (
+                values("no_classifier", "all", method, METHOD_NAMES[method], measure(name))
+                for method in ("scalekd", "fd", "relations")
+            )
+            pairs += [(replace(scalekd, name=f"{what}: ScaleKD"), other) for other in others]
+    return family(pairs)
 
 
 def stage_family() -> list[Comparison]:

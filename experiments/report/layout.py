@@ -50,7 +50,7 @@ class Section:
 
 def size_of(comparisons: Sequence[Comparison]) -> str:
     """The differences of a claim in a few words."""
-    run = [one for one in comparisons if one.difference is not None]
+    run = [one for one in comparisons if one.finished]
     if not run:
         return "-"
     if len(run) == 1:
