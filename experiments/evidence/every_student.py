@@ -15,8 +15,8 @@ LONG = {"epochs": 20, "optim": {"warmup_epochs": 1}}
 
 
 def trials() -> list[Trial]:
-    """All runs, seed by seed, and then the long ones."""
-    found = []
+    """All runs: the long ones, and then seed by seed."""
+    found = [long_run(kind) for kind in ("CNN", *KINDS)]
     for seed in SEEDS:
         for kind in KINDS:
             for method in METHODS:
@@ -31,7 +31,7 @@ def trials() -> list[Trial]:
                         views=cached_views(settings),
                     )
                 )
-    return [*found, *(long_run(kind) for kind in ("CNN", *KINDS))]
+    return found
 
 
 def long_run(kind: str) -> Trial:

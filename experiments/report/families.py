@@ -191,16 +191,26 @@ def component_family() -> dict[str, list[Comparison]]:
 
 
 def retuned_family(regime: str) -> dict[str, list[Comparison]]:
-    """ScaleKD tuned again, against the other methods at equal steps and its first tuning; then, in
-    a family of their own, against its negative controls by their names, and these against logit
-    KD."""
+    """ScaleKD tuned again, against the other methods at equal steps, its first tuning, and logit KD
+    in its time; then, in a family of their own, against its negative controls by their names, and
+    these against logit KD."""
     scalekd = values("second_tuning", regime, second_tuning.ARM, "ScaleKD (tuned again)")
 
     def tuned_once(method: Method) -> tuple[Values, Values]:
         return scalekd, values("main_comparison", regime, method, METHOD_NAMES[method])
 
+    def in_its_time(suffix: str, name: str) -> tuple[Values, Values]:
+        return scalekd, values("second_tuning", regime, second_tuning.LOGITS + suffix, name)
+
     found = grouped_family(
-        {"rivals": [tuned_once(method) for method in RIVALS], "first": [tuned_once("scalekd")]},
+        {
+            "rivals": [tuned_once(method) for method in RIVALS],
+            "first": [tuned_once("scalekd")],
+            "time": [
+                in_its_time("", "logit KD, in its time, live teacher"),
+                in_its_time(", cache", "logit KD, in its time, cache"),
+            ],
+        },
         MAIN_SEEDS,
     )
     if regime != second_tuning.REGIME:

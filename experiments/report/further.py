@@ -20,9 +20,9 @@ from families import (
 from layout import COMPARED, NOT_RUN, Section, Table, accuracy, compared
 from recorded import RESULTS, read_json
 from records import read_records, values
-from transfer_section import DETECTION, SEGMENTATION, transfer_section
+from transfer_section import DETECTION, SEGMENTATION, rounding, transfer_section
 from trials import CHOSEN, read_settings
-from tuning import RATES
+from tuning import RATES, SPACE
 
 from scalekd.runs.result import METHOD_NAMES
 
@@ -64,10 +64,11 @@ def further_sections() -> list[Section]:
             further_section(
                 f"ScaleKD tuned again, {where}",
                 "Experiment 12, asked after the results: ScaleKD with a balance of the views and "
-                "weights of the features that were tuned too, with few labels, at equal steps. It "
-                "has four times the trials of every other method, and a space that was chosen "
-                "after a look at test accuracies, so it tells how far the first tuning can have "
-                f"wronged ScaleKD and is no equal comparison. {retuned_setting()}",
+                "weights of the features that were tuned too, with few labels. It has four times "
+                "the trials of every other method, and a space that was chosen after a look at "
+                "test accuracies, so it tells how far the first tuning can have wronged ScaleKD "
+                f"and is no equal comparison. {retuned_setting()} {retuned_time(regime)} "
+                f"{rounding()}",
                 [one for group in retuned_family(regime).values() for one in group],
             )
             for regime, where in REGIMES.items()
@@ -106,6 +107,21 @@ def retuned_setting() -> str:
     return f"Chosen of {len(tried)}: {best.arm}, {found.mean:.2f} % on the held-out images."
 
 
+def retuned_time(regime: str) -> str:
+    """What its step takes."""
+    if not second_tuning.COST.exists():
+        return f"Its step's time: {NOT_RUN}."
+    seconds = second_tuning.read_seconds()[regime]
+    live, cached = (
+        seconds[second_tuning.ARM + way] / seconds[second_tuning.LOGITS + way]
+        for way in ("", ", cache")
+    )
+    return (
+        f"A step of it takes as long as {live:.2f} steps of logit KD with a live teacher, and as "
+        f"{cached:.2f} from a cache."
+    )
+
+
 def long_runs() -> str:
     """What the students reach when they are trained alone for long."""
     arms = [values("every_student", "all", f"{kind} long", kind) for kind in ("CNN", "MLP", "ViT")]
@@ -119,7 +135,7 @@ def long_runs() -> str:
 
 def component_cost_section() -> Section:
     """Experiment 10."""
-    tables = []
+    tables, how = [], []
     for file in sorted((RESULTS / "component_cost").glob("*.json")):
         record = read_json(file)
         assert record is not None
@@ -142,11 +158,16 @@ def component_cost_section() -> Section:
             "of logit KD",
         ]
         tables.append(Table(header, rows))
+        how.append(
+            f"{record['pair']}: {record['batch']} images a step, {record['threads']} threads. "
+            + describe(record)
+        )
     text = [
         "Experiment 10, for Table 15, whose numbers are not known to us: a step at full size, with "
-        "random weights, in float32 on this machine."
+        "random weights, in float32."
     ]
-    return Section("What the components cost", text if tables else [*text, NOT_RUN + "."], tables)
+    not_run = "Not run here: `python experiments/evidence/component_cost.py`."
+    return Section("What the components cost", [*text, *(how or [not_run])], tables)
 
 
 def cost_section() -> Section:
@@ -190,16 +211,23 @@ def tuning_section() -> Section:
         for method in METHODS if tried else ():
             for number in range(2):
                 found = [tried.get(f"{method} {rate:g} {number}") for rate in RATES]
-                setting = ("first", "second")[number]
+                setting = own_setting(SPACE[method][number])
                 cells = ["-" if top1 is None else f"{top1:.2f}" for top1 in found]
                 rows.append([name, METHOD_NAMES[method], setting, *cells])
     text = [
-        "Top-1 in % on the 5,000 held-out training images, one seed, by learning rate; the two "
-        "values of each method's own setting are in `experiments/evidence/tuning.py`. None of "
-        "these numbers is a result."
+        "Top-1 in % on the 5,000 held-out training images, one seed, by learning rate and by two "
+        "values of each method's own setting. None of these numbers is a result."
     ]
     header = ["regime", "method", "own setting", *(f"{rate:g}" for rate in RATES)]
     return Section("Tuning", text, [Table(header, rows), second_tuning_table()])
+
+
+def own_setting(choice: dict[str, Any]) -> str:
+    """The one number of a method's choices that was tuned."""
+    flat = {name: value for name, value in choice.items() if isinstance(value, float)}
+    for group in choice.values() if not flat else ():
+        flat |= group
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in flat.items())
 
 
 def second_tuning_table() -> Table:

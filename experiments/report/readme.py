@@ -5,15 +5,19 @@ from collections.abc import Sequence
 
 import second_tuning
 from cost import METHODS
-from families import MAIN_SEEDS, REGIMES, Comparison, main_family
+from families import MAIN_SEEDS, REGIMES, Comparison, main_family, retuned_family
 from layout import Table, accuracy
-from records import Values, values
+from records import Values
 
 from scalekd.runs.result import METHOD_NAMES
 
 BEGIN = "<!-- Made by `make report` from experiments/results/; do not edit. -->"
 END = "<!-- The end of what `make report` makes. -->"
-TITLES = {"": "equal steps", ", equal time": "equal time", ", equal time, cache": "from a cache"}
+TITLES = {
+    "": "equal steps",
+    ", equal time": "equal time, live teacher",
+    ", equal time, cache": "equal time, cache",
+}
 MARKS = {1: " ▼", 0: "", -1: " ▲"}
 """Of a method by the sign of ScaleKD minus it."""
 
@@ -31,10 +35,10 @@ def main_table() -> Table:
         for number, method in enumerate(METHODS[:-1])
     ]
     ours = {regime: f"**{accuracy(families[regime][''][0].one)}**" for regime in REGIMES}
-    again = {
-        regime: with_seeds(values(second_tuning.NAME, regime, second_tuning.ARM))
-        for regime in REGIMES
-    }
+    again = {}
+    for regime in REGIMES:
+        (first,) = retuned_family(regime)["first"]
+        again[regime] = with_seeds(first.one) + MARKS[-first.sign]
     for name, cells in (("**ScaleKD**", ours), (f"{second_tuning.ARM} (experiment 12)", again)):
         rows.append([name, *("" if suffix else cells[regime] for regime, suffix in columns)])
     return Table(header, rows)
@@ -65,15 +69,15 @@ def equal_time() -> str:
 def standing(comparisons: Sequence[Comparison]) -> str:
     """What ScaleKD is above and below of what it is compared with, the largest first."""
     told: dict[int, list[str]] = {-1: [], 1: [], 0: []}
-    known = [(one.difference.mean, one) for one in comparisons if one.difference is not None]
+    known = [(one.difference.mean, one) for one in comparisons if one.difference and one.finished]
     for mean, one in sorted(known, key=lambda pair: -abs(pair[0])):
         told[one.sign].append(f"{one.other.name} ({mean:+.2f})")
-    not_run = [one.other.name for one in comparisons if one.difference is None]
     groups = {
         "below": told[-1],
         "above": told[1],
         "cannot be told from": told[0],
-        "not run:": not_run,
+        "not finished:": [one.other.name for one in comparisons if one.seeds and not one.finished],
+        "not run:": [one.other.name for one in comparisons if not one.seeds],
     }
     return "; ".join(f"{word} {listed(names)}" for word, names in groups.items() if names)
 
