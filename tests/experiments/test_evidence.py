@@ -270,7 +270,7 @@ def test_the_second_tuning_runs_its_best_trial_on_the_test_images() -> None:
         trial.record.parent.mkdir(parents=True, exist_ok=True)
         trial.record.write_text(json.dumps(asdict(trial) | {"top1": 0.9 if number == 5 else 0.8}))
     finals = tuning.trials()[len(tried) :]
-    few, every, controls = finals[:10], finals[10:20], finals[20:]
+    few, every, controls, in_time = finals[:10], finals[10:20], finals[20:30], finals[30:]
     assert [(c.seed, c.change) for c in controls] == [
         (seed, control) for seed in range(5) for control in ("random_tail", "other_image")
     ]
@@ -282,6 +282,17 @@ def test_the_second_tuning_runs_its_best_trial_on_the_test_images() -> None:
         assert trial.settings["weights"] == tried[5].settings["weights"]
         assert trial.settings["optim"]["lr"] == tried[5].settings["optim"]["lr"]
         assert (trial.settings["epochs"], trial.settings["batch_size"]) == (1, 64)
+    assert len(in_time) == 40
+    cost, read = importlib.import_module("cost"), tuning.read_seconds()
+    for trial in in_time:
+        assert trial.settings["method"] == "logit_kd"
+        way = ", cache" if trial.views else ""
+        seconds = read[trial.regime]
+        steps = cost.steps_of((few if trial.regime == "few" else every)[0].settings)
+        ratio = cost.steps_of(trial.settings) / steps
+        assert ratio == pytest.approx(
+            seconds[tuning.ARM + way] / seconds[tuning.LOGITS + way], rel=0.02
+        )
 
 
 @pytest.mark.usefixtures("chosen")

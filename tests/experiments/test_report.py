@@ -35,6 +35,7 @@ def write(experiment: str, regime: str, arm: str, accuracies: list[float], **mor
             "seed": seed,
             "top1": accuracy,
             "measures": None,
+            "steps": 930,
             "seconds": 60.0,
             "settings": {"epochs": 30},
             "commit": "abc",
@@ -104,8 +105,27 @@ def test_what_speaks_against_scalekd_is_in_the_first_section(load: Any) -> None:
     assert against.startswith("What speaks against ScaleKD")
     assert "| ScaleKD minus FD | -1.00 [-1.00, -1.00], 10 seeds | lower | At equal steps" in against
     assert "ScaleKD minus logit KD" not in against
-    row = "| logit KD | equal steps | 84.09 (0.09) | 10 | 30 | 60 | +1.00 [+1.00, +1.00], 10 seeds"
-    assert row in text
+    lower, untold = against.split("| comparison")[1:]
+    assert "| claim that it contradicts |" in lower
+    assert "OFA-KD" not in lower
+    assert "| claim that it does not support |" in untold
+    assert "| ScaleKD minus OFA-KD | +0.00" in untold
+    row = r"\| logit KD \| equal steps \| 84.09 \(0.09\) \| 10 \| 930 \| \d+, \d+ \| \+1.00 \["
+    assert re.search(row, text)
+
+
+@pytest.mark.usefixtures("runs")
+def test_seconds_of_equal_time_are_equal(load: Any) -> None:
+    cost = load("cost").read_cost()["few"]
+    for suffix in ("", ", cache"):
+        steps = round(930 * cost[f"scalekd{suffix}"] / cost[f"fd{suffix}"])
+        write("main_comparison", "few", f"fd, equal time{suffix}", [0.8], steps=steps)
+    how_long = load("sections").how_long
+    seconds = f"{930 * cost['scalekd']:.0f}", f"{930 * cost['scalekd, cache']:.0f}"
+    assert how_long("few", "scalekd") == ["10", "930", ", ".join(seconds)]
+    assert how_long("few", "fd", ", equal time")[2] == seconds[0]
+    assert how_long("few", "fd", ", equal time, cache")[2] == seconds[1]
+    assert how_long("few", "dist", ", equal time") == ["0", "-", "-"]
 
 
 def write_measures(arm: str, ious: list[float], experiment: str = "transfer") -> None:
@@ -265,13 +285,18 @@ def test_three_seeds_of_one_sign_are_said_and_not_counted(load: Any) -> None:
 
     two, three, five, ten = map(compare, (2, 3, 5, 10))
     nine = families.family([(compare(9).one, compare(9).other)], planned=10)[0]
-    assert (nine.sign, nine.leaning, nine.untold) == (0, -1, False)
+    assert (nine.sign, nine.leaning, nine.finished) == (0, -1, False)
     assert [each.sign for each in (two, three, five, ten)] == [0, 0, -1, -1]
     assert [each.leaning for each in (two, three, five, ten)] == [0, -1, -1, -1]
-    assert two.verdict == "cannot be told apart"
-    assert three.verdict == "cannot be told apart (lower in all 3 seeds)"
+    assert compare(0).verdict == "not run"
+    assert compare(1).verdict == "not finished, 1 of 5 seeds"
+    assert two.verdict == "not finished, 2 of 5 seeds"
+    assert three.verdict == "not finished, 3 of 5 seeds (lower in all 3 seeds)"
     assert five.verdict == "lower in all 5 seeds"
     assert ten.verdict == "lower"
+    planned = families.family([(three.one, three.other)], planned=3)[0]
+    assert (planned.sign, planned.finished) == (0, True)
+    assert planned.verdict == "cannot be told apart (lower in all 3 seeds)"
 
 
 def test_gains_are_compared_seed_by_seed(load: Any) -> None:
