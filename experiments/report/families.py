@@ -297,7 +297,7 @@ def pretraining_family() -> list[Comparison]:
 FROZEN = {
     "hidden_linear": ("seven_classes", "three classes that were never seen"),
     "digits_linear": ("main_comparison", "handwritten digits"),
-    "foreground": ("main_comparison", "foreground for each pixel (overlap)"),
+    "foreground": ("main_comparison", "foreground for each pixel, overlap"),
     "place": ("main_comparison", "place of a token"),
 }
 """Measures of frozen features: the experiment that has them, and what they are."""
@@ -308,7 +308,7 @@ def frozen_family() -> list[Comparison]:
     pairs = []
     for name, (experiment, what) in FROZEN.items():
         logits, fd, scalekd = (
-            values(experiment, "few", method, f"{METHOD_NAMES[method]}, {what}", measure(name))
+            values(experiment, "few", method, f"{METHOD_NAMES[method]} ({what})", measure(name))
             for method in ("logit_kd", "fd", "scalekd")
         )
         pairs += [(scalekd, logits), (fd, logits)]
@@ -324,7 +324,7 @@ def frozen_others() -> list[Comparison]:
             for method in ("scalekd", *RIVALS)
             if method != "logit_kd"
         )
-        pairs += [(replace(scalekd, name=f"ScaleKD, {what}"), other) for other in others]
+        pairs += [(replace(scalekd, name=f"ScaleKD ({what})"), other) for other in others]
     return family(pairs)
 
 
@@ -360,7 +360,7 @@ def stage_family() -> list[Comparison]:
                     "stages",
                     "few",
                     f"{student} {method} {stage}",
-                    f"{METHOD_NAMES[method]}, {student}, {stage}",
+                    f"{METHOD_NAMES[method]} ({student}, {stage})",
                 )
                 for method in ("scalekd", "fd")
             )

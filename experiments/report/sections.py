@@ -11,6 +11,7 @@ from families import (
     PLANNED_SEEDS,
     REGIMES,
     SEEDS_TO_TEST,
+    Comparison,
     component_family,
     control_family,
     frozen_family,
@@ -331,10 +332,15 @@ def no_classifier_section() -> Section:
     return Section("Without a classifier", text, tables)
 
 
+def stage_of(one: Comparison) -> str:
+    """Student and stage of a comparison of experiment 5."""
+    return one.one.name.partition("(")[2].rstrip(")")
+
+
 def stages_section() -> Section:
     """Experiment 5."""
     rows = [
-        [one.one.name.partition(", ")[2], accuracy(one.one), accuracy(one.other), *compared(one)]
+        [stage_of(one), accuracy(one.one), accuracy(one.other), *compared(one)]
         for one in stage_family()
     ]
     alone = {
@@ -350,7 +356,7 @@ def stages_section() -> Section:
         "difference there can be one of rates."
     ]
     header = ["student, stage", "ScaleKD", "FD", *COMPARED]
-    run = [(one.one.name.partition(", ")[2], one) for one in stage_family()]
+    run = [(stage_of(one), one) for one in stage_family()]
     picture = draw_differences(
         "ScaleKD minus FD by stage",
         [(name, one) for name, one in run if one.finished],

@@ -57,7 +57,7 @@ DETECTION = Words(
 
 def score_of(words: Words, start: str, mode: str) -> Values:
     """The score of a start in a mode by seed, in %."""
-    plan, name = words.plan, f"{START_NAMES[start]}, {mode}"
+    plan, name = words.plan, f"{START_NAMES[start]} ({mode})"
     read = measure(plan.task.measures[0])
     return values(NAME, plan.regime, f"{start}, {mode}", name, read)
 

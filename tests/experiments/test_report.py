@@ -160,7 +160,7 @@ def test_transfers_are_compared_by_mean_iou(load: Any) -> None:
     assert "| random | - | 30.08 (0.08) | not run |" in section
     assert "one seed: 60.00 %" in section
     assert "| frozen | 0.004 | 25.00 |" in section
-    row = next(line for line in section.splitlines() if "logit KD, fine-tuned" in line)
+    row = next(line for line in section.splitlines() if "logit KD (fine-tuned)" in line)
     assert row.endswith("| lower in all 5 seeds |")
     found = {claim.source: claim for claim in claims.claims() if "segment" in claim.text}
     assert found["Tables 5, 6 and 11"].verdict == (
@@ -170,7 +170,7 @@ def test_transfers_are_compared_by_mean_iou(load: Any) -> None:
         "does not hold here: higher in 1 of 2 comparisons, lower in 1; 2 more were not run"
     )
     against = text.split("## ")[1]
-    assert "| ScaleKD, fine-tuned minus logit KD, fine-tuned | -1.00" in against
+    assert "| ScaleKD (fine-tuned) minus logit KD (fine-tuned) | -1.00" in against
 
 
 def test_the_committed_results_are_those_of_the_records(
