@@ -15,6 +15,13 @@ from scalekd.runs.result import METHOD_NAMES
 
 REGIMES = {"few": "few labels", "all": "all images, short"}
 RIVALS = METHODS[:-1]
+LENGTHS = {
+    "": "equal steps",
+    ", equal time": "equal time, live teacher",
+    ", equal time, cache": "equal time, cache",
+}
+"""How long a method is trained, by what an arm's name ends with."""
+
 difference = cache(paired_difference)
 """Claims and sections ask for the same ones, and each resamples 10,000 times."""
 
@@ -134,7 +141,7 @@ def main_family(regime: str) -> dict[str, list[Comparison]]:
             (scalekd, values("main_comparison", regime, method + suffix, METHOD_NAMES[method]))
             for method in RIVALS
         ]
-        for suffix in ("", ", equal time", ", equal time, cache")
+        for suffix in LENGTHS
     }
     return grouped_family(groups, MAIN_SEEDS)
 

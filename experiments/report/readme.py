@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import second_tuning
 from cost import METHODS
-from families import MAIN_SEEDS, REGIMES, Comparison, main_family, retuned_family
+from families import LENGTHS, MAIN_SEEDS, REGIMES, Comparison, main_family, retuned_family
 from layout import Table, accuracy
 from records import Values
 
@@ -13,11 +13,6 @@ from scalekd.runs.result import METHOD_NAMES
 
 BEGIN = "<!-- Made by `make report` from experiments/results/; do not edit. -->"
 END = "<!-- The end of what `make report` makes. -->"
-TITLES = {
-    "": "equal steps",
-    ", equal time": "equal time, live teacher",
-    ", equal time, cache": "equal time, cache",
-}
 MARKS = {1: " ▼", 0: "", -1: " ▲"}
 """Of a method by the sign of ScaleKD minus it."""
 
@@ -25,8 +20,8 @@ MARKS = {1: " ▼", 0: "", -1: " ▲"}
 def main_table() -> Table:
     """Each method's accuracies, marked where they can be told from ScaleKD's at equal steps."""
     families = {regime: main_family(regime) for regime in REGIMES}
-    columns = [(regime, suffix) for regime in REGIMES for suffix in TITLES]
-    header = ["", *(f"{REGIMES[regime]}: {TITLES[suffix]}" for regime, suffix in columns)]
+    columns = [(regime, suffix) for regime in REGIMES for suffix in LENGTHS]
+    header = ["", *(f"{REGIMES[regime]}: {LENGTHS[suffix]}" for regime, suffix in columns)]
     rows = [
         [
             METHOD_NAMES[method],

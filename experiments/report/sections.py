@@ -7,6 +7,7 @@ from components import BETAS, SEEDS, weights_of_arms
 from cost import METHODS, read_cost
 from families import (
     FROZEN,
+    LENGTHS,
     MAIN_SEEDS,
     PLANNED_SEEDS,
     REGIMES,
@@ -122,12 +123,7 @@ def main_section(regime: str) -> Section:
     scalekd = families[""][0].one
     teacher = read_json(RESULTS / "teacher" / "small.json")
     rows = [["ScaleKD", "equal steps", accuracy(scalekd), *how_long(regime, "scalekd"), "", "", ""]]
-    titles = {
-        "": "equal steps",
-        ", equal time": "equal time, live teacher",
-        ", equal time, cache": "equal time, cache",
-    }
-    for suffix, title in titles.items():
+    for suffix, title in LENGTHS.items():
         for method, one in zip(METHODS[:-1], families[suffix], strict=True):
             rows.append(
                 [
@@ -154,7 +150,7 @@ def main_section(regime: str) -> Section:
     run = [one for family in families.values() for one in family if one.finished]
     labels = [
         f"{one.other.name}, {title}"
-        for suffix, title in titles.items()
+        for suffix, title in LENGTHS.items()
         for one in families[suffix]
         if one.finished
     ]
