@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -104,5 +104,4 @@ class Changed(Prepared):
 
 def build_changed(prepared: Prepared, change: str) -> Changed:
     """The same recipe with its pair changed."""
-    parts = {part.name: getattr(prepared, part.name) for part in fields(prepared)}
-    return Changed(**parts, change=change)
+    return Changed(**vars(prepared), change=change)

@@ -74,13 +74,19 @@ def measure() -> dict[str, dict[str, float]]:
         recipe = recipe_from_settings(merge(settings["shared"], regime))
         prepared = prepare(recipe, teacher=teacher)
         teacher = prepared.teacher
-        steps: dict[str, Callable[[], object]] = {
-            f"{method}{', cache' * from_cache}": TimedStep(prepared, method, from_cache)
-            for method in METHODS
-            for from_cache in ((False, True) if method != "supervised" else (False,))
-        }
+        steps: dict[str, Callable[[], object]] = {}
+        for method in METHODS:
+            steps |= timed_steps(method, prepared, method)
         seconds[name] = time_medians(steps)
     return seconds
+
+
+def timed_steps(arm: str, prepared: Prepared, method: Method) -> dict[str, TimedStep]:
+    """The steps of an arm, with a live teacher and, where the method has one, from a cache."""
+    steps = {arm: TimedStep(prepared, method, from_cache=False)}
+    if method != "supervised":
+        steps[f"{arm}, cache"] = TimedStep(prepared, method, from_cache=True)
+    return steps
 
 
 def time_medians(
@@ -92,10 +98,22 @@ def time_medians(
 
 
 @cache
-def read_cost() -> dict[str, dict[str, float]]:
-    """Seconds of a step by regime and method, as cost.json has them."""
-    seconds: dict[str, dict[str, float]] = json.loads(COST.read_text())["seconds_per_step"]
+def read_cost(file: Path = COST) -> dict[str, dict[str, float]]:
+    """Seconds of a step by regime and arm, as a file that `write_cost` wrote has them."""
+    seconds: dict[str, dict[str, float]] = json.loads(file.read_text())["seconds_per_step"]
     return seconds
+
+
+def write_cost(file: Path, seconds: dict[str, dict[str, float]], command: str) -> None:
+    """Write and print seconds of a step by regime and arm, which a command measured."""
+    write_json(file, {"seconds_per_step": seconds, **provenance(command)})
+    print(json.dumps(seconds, indent=1))
+
+
+def seconds_of_step(by_arm: dict[str, float], method: str, suffix: str) -> float:
+    """Of a method's steps with a live teacher, or from a cache if the suffix says so; a method
+    without a teacher has one kind."""
+    return by_arm.get(method + suffix, by_arm[method])
 
 
 def steps_of(settings: dict[str, Any]) -> int:
@@ -124,12 +142,7 @@ def seconds_of(trial: Recorded) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    record = {
-        "seconds_per_step": measure(),
-        **provenance("python experiments/evidence/cost.py"),
-    }
-    write_json(COST, record)
-    print(json.dumps(record["seconds_per_step"], indent=1))
+    write_cost(COST, measure(), "python experiments/evidence/cost.py")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ The student is the CNN of settings.yaml, the teacher the small one; ten paired s
 from typing import Any
 
 from changes import CONTROLS
-from cost import METHODS, read_cost, steps_of
+from cost import METHODS, read_cost, seconds_of_step, steps_of
 from trials import Trial, cached_views, merge, of_method, read_chosen, read_settings
 
 SEEDS = range(10)
@@ -66,23 +66,31 @@ def at_equal_time(regime: str, method: str) -> list[Trial]:
     FD compares the penultimate feature too, which no cache has: its time is counted as if one had
     it, and its teacher is live.
     """
-    settings, seconds = method_settings(regime, method), read_cost()[regime]
-    found = []
-    for seed in SEEDS:
-        for suffix in ("", ", cache"):
-            step = seconds.get(f"{method}{suffix}", seconds[method])
-            longer = lengthened(settings, seconds[f"scalekd{suffix}"] / step)
-            found.append(
-                Trial(
-                    experiment=NAME,
-                    regime=regime,
-                    arm=f"{method}, equal time{suffix}",
-                    seed=seed,
-                    settings=longer,
-                    views=cached_views(settings) if suffix else None,
-                )
-            )
-    return found
+    seconds = read_cost()[regime]
+    ratios = {
+        suffix: seconds[f"scalekd{suffix}"] / seconds_of_step(seconds, method, suffix)
+        for suffix in ("", ", cache")
+    }
+    return longer(NAME, f"{method}, equal time", regime, method, ratios)
+
+
+def longer(
+    experiment: str, arm: str, regime: str, method: str, ratios: dict[str, float]
+) -> list[Trial]:
+    """A method for `ratios` times its steps, by what the arm's name ends with: "", or ", cache"."""
+    settings = method_settings(regime, method)
+    return [
+        Trial(
+            experiment=experiment,
+            regime=regime,
+            arm=arm + suffix,
+            seed=seed,
+            settings=lengthened(settings, ratio),
+            views=cached_views(settings) if suffix else None,
+        )
+        for seed in SEEDS
+        for suffix, ratio in ratios.items()
+    ]
 
 
 def lengthened(settings: dict[str, Any], factor: float) -> dict[str, Any]:

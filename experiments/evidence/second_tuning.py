@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from changes import CONTROLS
 from components import balanced_weights
-from cost import TimedStep, time_medians
-from main_comparison import CONTROL_SEEDS, SEEDS, at_equal_steps, lengthened, method_settings
-from recorded import HERE, provenance, write_json
-from trials import Trial, cached_views, merge, read_settings
+from cost import read_cost, time_medians, timed_steps, write_cost
+from main_comparison import CONTROL_SEEDS, SEEDS, at_equal_steps, longer, method_settings
+from recorded import HERE
+from trials import Trial, merge, read_settings
 from tuning import SEED
 
 from scalekd.recipe import recipe_from_settings
@@ -95,41 +95,44 @@ def final(chosen: Trial, regime: str, seed: int, control: str | None = None) -> 
 
 def at_equal_time(regime: str) -> list[Trial]:
     """Logit KD for the time of the best setting's steps, live and from a cache, each seed."""
-    settings, seconds = method_settings(regime, "logit_kd"), read_seconds()[regime]
-    return [
-        Trial(
-            experiment=NAME,
-            regime=regime,
-            arm=f"{LOGITS}{suffix}",
-            seed=seed,
-            settings=lengthened(settings, seconds[ARM + suffix] / seconds[LOGITS + suffix]),
-            views=cached_views(settings) if suffix else None,
-        )
-        for seed in SEEDS
-        for suffix in ("", ", cache")
-    ]
+    return longer(NAME, LOGITS, regime, "logit_kd", ratios(regime))
+
+
+def ratios(regime: str) -> dict[str, float]:
+    """How many steps of logit KD a step of the best setting takes, with a live teacher ("") and
+    from a cache (", cache")."""
+    seconds = read_seconds()[regime]
+    return {way: seconds[ARM + way] / seconds[LOGITS + way] for way in ("", ", cache")}
 
 
 def read_seconds() -> dict[str, dict[str, float]]:
     """Seconds of a step of the best setting and of logit KD by regime, as second_cost.json says."""
-    seconds: dict[str, dict[str, float]] = json.loads(COST.read_text())["seconds_per_step"]
-    return seconds
+    return read_cost(COST)
 
 
 def measure(chosen: Trial) -> dict[str, dict[str, float]]:
     """Seconds of a step of the best setting and of logit KD by regime, timed interleaved."""
     seconds = {}
     for regime in read_settings()["regimes"]:
-        steps: dict[str, Callable[[], object]] = {}
-        for arm, method, settings in (
-            (LOGITS, "logit_kd", method_settings(regime, "logit_kd")),
-            (ARM, "scalekd", final(chosen, regime, 0).settings),
-        ):
-            prepared = prepare(recipe_from_settings(settings))
-            for from_cache in (False, True):
-                steps[arm + ", cache" * from_cache] = TimedStep(prepared, method, from_cache)
+        logits, again = (
+            prepare(recipe_from_settings(settings))
+            for settings in (
+                method_settings(regime, "logit_kd"),
+                final(chosen, regime, 0).settings,
+            )
+        )
+        steps: dict[str, Callable[[], object]] = {
+            **timed_steps(LOGITS, logits, "logit_kd"),
+            **timed_steps(ARM, again, "scalekd"),
+        }
         seconds[regime] = time_medians(steps)
     return seconds
+
+
+def changed(trial: Trial, arm: str, changes: dict[str, Any]) -> Trial:
+    """A run of the main comparison with other settings, as an arm of this experiment."""
+    settings = merge(trial.settings, changes)
+    return replace(trial, experiment=NAME, arm=arm, settings=settings, probed=False)
 
 
 def main() -> None:
@@ -137,16 +140,7 @@ def main() -> None:
     chosen = best()
     if chosen is None:
         raise SystemExit("the trials are not finished: run the second tuning first")
-    command = "python experiments/evidence/second_tuning.py"
-    record = {"seconds_per_step": measure(chosen), **provenance(command)}
-    write_json(COST, record)
-    print(json.dumps(record["seconds_per_step"], indent=1))
-
-
-def changed(trial: Trial, arm: str, changes: dict[str, Any]) -> Trial:
-    """A run of the main comparison with other settings, as an arm of this experiment."""
-    settings = merge(trial.settings, changes)
-    return replace(trial, experiment=NAME, arm=arm, settings=settings, probed=False)
+    write_cost(COST, measure(chosen), "python experiments/evidence/second_tuning.py")
 
 
 if __name__ == "__main__":

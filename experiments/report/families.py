@@ -65,6 +65,11 @@ class Comparison:
         return self.difference is not None and self.seeds >= self.planned
 
     @property
+    def begun(self) -> bool:
+        """Whether both arms have seeds, but not all that are planned."""
+        return self.seeds > 0 and not self.finished
+
+    @property
     def sign(self) -> int:
         """1 where `one` is higher, -1 where it is lower, 0 where that cannot be told."""
         found = self.difference
@@ -155,13 +160,21 @@ def control_family(regime: str) -> dict[str, list[Comparison]]:
     controls against logits alone, which they must not exceed: logit KD as it was tuned, and by
     ScaleKD's settings."""
     scalekd = values("main_comparison", regime, "scalekd", "ScaleKD")
+    logits = [values("main_comparison", regime, "logit_kd", "logit KD")]
+    if regime == "few":
+        logits.append(values("components", "few", "logits", "logits alone, ScaleKD's settings"))
     arms = {
         arm: values("main_comparison", regime, arm, f"ScaleKD ({name})")
         for arm, name in CONTROLS.items()
     }
-    logits = [values("main_comparison", regime, "logit_kd", "logit KD")]
-    if regime == "few":
-        logits.append(values("components", "few", "logits", "logits alone, ScaleKD's settings"))
+    return against_controls(scalekd, arms, logits)
+
+
+def against_controls(
+    scalekd: Values, arms: dict[str, Values], logits: Sequence[Values]
+) -> dict[str, list[Comparison]]:
+    """ScaleKD against each control, by its name, and all controls against logits alone: one
+    family."""
     return grouped_family(
         {name: [(scalekd, arm)] for name, arm in arms.items()}
         | {"alone": [(arm, other) for arm in arms.values() for other in logits]}
@@ -227,8 +240,7 @@ def retuned_family(regime: str) -> dict[str, list[Comparison]]:
         for arm, name in CONTROLS.items()
     }
     logits = values("main_comparison", regime, "logit_kd", METHOD_NAMES["logit_kd"])
-    needed = {name: [(scalekd, arm)] for name, arm in arms.items()}
-    return found | grouped_family(needed | {"alone": [(arm, logits) for arm in arms.values()]})
+    return found | against_controls(scalekd, arms, [logits])
 
 
 def longer_family() -> list[Comparison]:
@@ -335,27 +347,41 @@ def frozen_others() -> list[Comparison]:
     return family(pairs)
 
 
+NO_CLASSIFIER = {
+    "linear": "linear probe",
+    "neighbours": "nearest neighbours",
+    "digits_linear": "digits",
+    "hidden_linear": "pullover, coat, shirt",
+    "foreground": "foreground (overlap)",
+    "place": "place of a token",
+}
+"""Measures of experiment 4, of which the hypothesis names the first, and what they are called."""
+
+
 def no_classifier_family() -> list[Comparison]:
     """ScaleKD against FD and relations without labels and logits, by a linear probe."""
-    scalekd, *others = (
-        values("no_classifier", "all", method, METHOD_NAMES[method], measure("linear"))
-        for method in ("scalekd", "fd", "relations")
+    return family(without_classifier("linear", "ScaleKD"))
+
+
+def no_classifier_others() -> list[Comparison]:
+    """The same by the measures that no hypothesis names."""
+    return family(
+        [
+            pair
+            for name, what in list(NO_CLASSIFIER.items())[1:]
+            for pair in without_classifier(name, f"{what}: ScaleKD")
+        ]
     )
-    return family([(scalekd, other) for other in others])
 
 
-def no_classifier_others(measures: dict[str, str]) -> list[Comparison]:
-    """ScaleKD against FD and relations without labels and logits, by measures that no hypothesis
-    names, which are given with what they are called."""
-    pairs = []
-    for name, what in measures.items():
-        if name != "linear":
-            scalekd, *others = (
-                values("no_classifier", "all", method, METHOD_NAMES[method], measure(name))
-                for method in ("scalekd", "fd", "relations")
-            )
-            pairs += [(replace(scalekd, name=f"{what}: ScaleKD"), other) for other in others]
-    return family(pairs)
+def without_classifier(name: str, scalekd: str) -> list[tuple[Values, Values]]:
+    """ScaleKD, by the name that is given, with FD and with relations, by a measure."""
+
+    def arm(method: Method, called: str) -> Values:
+        return values("no_classifier", "all", method, called, measure(name))
+
+    others = [arm(method, METHOD_NAMES[method]) for method in ("fd", "relations")]
+    return [(arm("scalekd", scalekd), other) for other in others]
 
 
 def stage_family() -> list[Comparison]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import second_tuning
 import yaml
-from cost import COST, METHODS, read_cost
+from cost import COST, METHODS, read_cost, seconds_of_step
 from families import (
     REGIMES,
     Comparison,
@@ -111,11 +111,7 @@ def retuned_time(regime: str) -> str:
     """What its step takes."""
     if not second_tuning.COST.exists():
         return f"Its step's time: {NOT_RUN}."
-    seconds = second_tuning.read_seconds()[regime]
-    live, cached = (
-        seconds[second_tuning.ARM + way] / seconds[second_tuning.LOGITS + way]
-        for way in ("", ", cache")
-    )
+    live, cached = second_tuning.ratios(regime).values()
     return (
         f"A step of it takes as long as {live:.2f} steps of logit KD with a live teacher, and as "
         f"{cached:.2f} from a cache."
@@ -180,7 +176,7 @@ def cost_section() -> Section:
         [
             METHOD_NAMES[method],
             *(
-                f"{1000 * seconds[regime].get(method + suffix, seconds[regime][method]):.1f}"
+                f"{1000 * seconds_of_step(seconds[regime], method, suffix):.1f}"
                 for regime in REGIMES
                 for suffix in ("", ", cache")
             ),

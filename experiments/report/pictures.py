@@ -32,8 +32,9 @@ class Picture:
 
 
 def draw_differences(title: str, rows: Sequence[tuple[str, Comparison]]) -> list[Picture]:
-    """Draw differences with their intervals, one below the other; nothing of none."""
-    known = [(name, one.difference) for name, one in rows if one.difference is not None]
+    """Draw the differences that have all their seeds, with their intervals, one below the other;
+    nothing of none."""
+    known = [(name, one.difference) for name, one in rows if one.finished and one.difference]
     if not known:
         return []
     figure = Figure(figsize=(WIDTH, 0.9 + 0.28 * len(known)), layout="constrained")

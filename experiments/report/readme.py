@@ -71,7 +71,7 @@ def standing(comparisons: Sequence[Comparison]) -> str:
         "below": told[-1],
         "above": told[1],
         "cannot be told from": told[0],
-        "not finished:": [one.other.name for one in comparisons if one.seeds and not one.finished],
+        "not finished:": [one.other.name for one in comparisons if one.begun],
         "not run:": [one.other.name for one in comparisons if not one.seeds],
     }
     return "; ".join(f"{word} {listed(names)}" for word, names in groups.items() if names)

@@ -1,8 +1,8 @@
 """The finished runs, as the report reads them."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -25,6 +25,10 @@ class Values:
     def mean(self) -> float:
         """Over the seeds."""
         return sum(self.by_seed.values()) / len(self.by_seed)
+
+    def only(self, seeds: Sequence[int]) -> "Values":
+        """Those of some seeds."""
+        return replace(self, by_seed={s: v for s, v in self.by_seed.items() if s in seeds})
 
 
 @cache

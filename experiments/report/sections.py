@@ -4,11 +4,12 @@ from collections.abc import Iterable, Sequence
 
 from claims import Claim, claims
 from components import BETAS, SEEDS, weights_of_arms
-from cost import METHODS, read_cost
+from cost import METHODS, read_cost, seconds_of_step
 from families import (
     FROZEN,
     LENGTHS,
     MAIN_SEEDS,
+    NO_CLASSIFIER,
     PLANNED_SEEDS,
     REGIMES,
     SEEDS_TO_TEST,
@@ -30,16 +31,6 @@ from records import Values, measure, select, values
 from transfer_section import rounding
 
 from scalekd.runs.result import METHOD_NAMES
-
-NO_CLASSIFIER = {
-    "linear": "linear probe",
-    "neighbours": "nearest neighbours",
-    "digits_linear": "digits",
-    "hidden_linear": "pullover, coat, shirt",
-    "foreground": "foreground (overlap)",
-    "place": "place of a token",
-}
-"""Measures of experiment 4, and what they are called."""
 
 TUNED_BETA = 0.57
 """The share of the original view that ScaleKD was tuned with, the paper's."""
@@ -147,17 +138,17 @@ def main_section(regime: str) -> Section:
         "it, and sees new views of the images where the others see those of the cache again.",
     ]
     header = ["method", "trained for", "top-1", "seeds", "steps", "seconds of the steps", *COMPARED]
-    run = [one for family in families.values() for one in family if one.finished]
-    labels = [
-        f"{one.other.name}, {title}"
+    named = [
+        (f"{one.other.name}, {title}", one)
         for suffix, title in LENGTHS.items()
         for one in families[suffix]
-        if one.finished
     ]
-    picture = draw_differences(
-        f"ScaleKD minus the others, {REGIMES[regime]}", list(zip(labels, run, strict=True))
-    )
+    picture = draw_differences(f"ScaleKD minus the others, {REGIMES[regime]}", named)
     return Section(f"Main comparison, {REGIMES[regime]}", text, [Table(header, rows)], picture)
+
+
+WAYS = {"": ("", ", cache"), ", equal time": ("",), ", equal time, cache": (", cache",)}
+"""Of having a teacher, by length of the training: what an arm of the timed steps ends with."""
 
 
 def how_long(regime: str, method: str, suffix: str = "") -> list[str]:
@@ -167,8 +158,7 @@ def how_long(regime: str, method: str, suffix: str = "") -> list[str]:
     if not records:
         return ["0", "-", "-"]
     steps, cost = records[0]["steps"], read_cost()[regime]
-    ways = [", cache"] if suffix.endswith("cache") else [""] if suffix else ["", ", cache"]
-    seconds = dict.fromkeys(steps * cost.get(method + way, cost[method]) for way in ways)
+    seconds = dict.fromkeys(steps * seconds_of_step(cost, method, way) for way in WAYS[suffix])
     return [str(len(records)), str(steps), ", ".join(f"{value:.0f}" for value in seconds)]
 
 
@@ -223,10 +213,8 @@ def components_section() -> Section:
         f"{commits('components', 'few', weights_of_arms(), 'the other arms')} {rounding()}",
     ]
     header = ["arm", "top-1", "compared with", "top-1", *COMPARED]
-    run = [(f"{one.one.name} minus {one.other.name}", one) for one in everything]
-    pictures = draw_differences(
-        "What each part adds", [(name, one) for name, one in run if one.finished]
-    )
+    named = [(f"{one.one.name} minus {one.other.name}", one) for one in everything]
+    pictures = draw_differences("What each part adds", named)
     curve = [
         (beta, arm) for beta in sorted((*BETAS, TUNED_BETA)) if (arm := beta_values(beta)).by_seed
     ]
@@ -253,10 +241,7 @@ def beta_values(beta: float) -> Values:
     """Accuracies at a balance of the views, over the seeds of `components`."""
     if beta != TUNED_BETA:
         return values("components", "few", f"beta {beta}")
-    complete = values("main_comparison", "few", "scalekd")
-    return Values(
-        "all", {seed: complete.by_seed[seed] for seed in SEEDS if seed in complete.by_seed}
-    )
+    return values("main_comparison", "few", "scalekd").only(SEEDS)
 
 
 def frozen_section() -> Section:
@@ -309,7 +294,7 @@ def no_classifier_section() -> Section:
     ]
     differences, others = (
         [[f"{one.one.name} minus {one.other.name}", *compared(one)] for one in found]
-        for found in (no_classifier_family(), no_classifier_others(NO_CLASSIFIER))
+        for found in (no_classifier_family(), no_classifier_others())
     )
     text = [
         "Experiment 4: students that learned from the teacher's features alone, without labels and "
@@ -352,9 +337,6 @@ def stages_section() -> Section:
         "difference there can be one of rates."
     ]
     header = ["student, stage", "ScaleKD", "FD", *COMPARED]
-    run = [(stage_of(one), one) for one in stage_family()]
-    picture = draw_differences(
-        "ScaleKD minus FD by stage",
-        [(name, one) for name, one in run if one.finished],
-    )
+    named = [(stage_of(one), one) for one in stage_family()]
+    picture = draw_differences("ScaleKD minus FD by stage", named)
     return Section("Stages", text, [Table(header, rows)], picture)

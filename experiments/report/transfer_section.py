@@ -96,12 +96,8 @@ def transfer_section(words: Words) -> Section:
         for one in compared_ones
     ]
     header = ["start", score, "compared with", score, *COMPARED]
-    run = [
-        (f"{one.one.name} minus {one.other.name}", one)
-        for one in compared_ones
-        if one.difference is not None
-    ]
-    picture = draw_differences(f"ScaleKD's start minus the others, {score}", run)
+    named = [(f"{one.one.name} minus {one.other.name}", one) for one in compared_ones]
+    picture = draw_differences(f"ScaleKD's start minus the others, {score}", named)
     tables = [starts_table(words), Table(header, rows), tuning_table(words)]
     return Section(words.title, text, tables, picture)
 
@@ -119,24 +115,17 @@ def reference(plan: Plan) -> str:
 def starts_table(words: Words) -> Table:
     """Each start: the accuracy of its students on the images that they were trained for, and what
     became of it."""
-    modes = words.plan.modes
+    plan, modes = words.plan, words.plan.modes
     rows = [
         [
             START_NAMES[start],
-            "-" if start == "random" else accuracy(students(words, start)),
+            "-" if start == "random" else accuracy(values(NAME, "few", start).only(plan.seeds)),
             *(accuracy(score_of(words, start, mode)) for mode in modes),
         ]
         for start in STARTS
     ]
     header = ["start", "top-1 of the students", *(f"{mode}, {words.score}" for mode in modes)]
     return Table(header, rows)
-
-
-def students(words: Words, start: str) -> Values:
-    """Top-1 of the students that a start had in the task's seeds."""
-    found = values(NAME, "few", start)
-    seeds = words.plan.seeds
-    return Values(start, {seed: found.by_seed[seed] for seed in seeds if seed in found.by_seed})
 
 
 def rounding() -> str:
