@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from scalekd.data.corrupt import Sample
-from scalekd.data.decoding import decode_image, read_image_file
+from scalekd.data.decoding import decode_image, is_image_name, read_image_file
 from scalekd.data.source import (
     Source,
     StoredSplit,
@@ -76,7 +76,7 @@ def open_class_folders(data: Data, folder: Path) -> Source:
 def open_validation_folder(data: Data, folder: Path) -> Source:
     """Open FOLDER/CLASS/*.jpg to evaluate on."""
     skipped = Skipped()
-    split = read_class_folders(Path(data.root), folder, skipped)
+    split = read_class_folders(Path(data.root), folder, skipped, may_be_empty=None)
     return build_validation_source(data, split, skipped.notes(str(folder)))
 
 
@@ -120,7 +120,7 @@ class FolderSamples:
 
 
 def read_class_folders(
-    root: Path, folder: Path, skipped: Skipped, may_be_empty: tuple[str, ...] = ()
+    root: Path, folder: Path, skipped: Skipped, may_be_empty: tuple[str, ...] | None = ()
 ) -> StoredSplit:
     """List the images of a split with a folder for each class, in the order of their names.
 
@@ -128,7 +128,7 @@ def read_class_folders(
         root: the data root, from which the images' identifiers start.
         folder: the split's folder.
         skipped: collects what is skipped.
-        may_be_empty: classes whose folders may have no images.
+        may_be_empty: classes whose folders may have no images; None for all, which are counted.
 
     Raises:
         InputError: a class folder has no images, or is another class's as well.
@@ -142,7 +142,11 @@ def read_class_folders(
     names = normal_names(list(tops), repr(str(folder)))
     empty = {name for name, top in zip(names, tops.values(), strict=True) if not found[top]}
     for name, top in zip(names, tops.values(), strict=True):
-        if name in empty and name not in may_be_empty:
+        if name not in empty:
+            continue
+        if may_be_empty is None:
+            skipped.empty.add(top)
+        elif name not in may_be_empty:
             raise InputError(f"the class folder {top!r} has no images: fill or remove it")
     if len(empty) == len(names):
         raise InputError(
@@ -177,9 +181,11 @@ def _find_class_folders(folder: Path, barred: set[Identity], skipped: Skipped) -
     """The class folders by name, sorted; none is one of the `barred`."""
     tops, names = dict[str, str](), dict[Identity, str]()
     for entry in sorted(scan(folder), key=lambda entry: entry.name):
-        if not is_folder(entry):
-            continue
         path = os.path.join(folder, entry.name)
+        if not is_folder(entry):
+            if not is_hidden(entry.name):
+                (skipped.loose if is_image_name(entry.name) else skipped.others).add(path)
+            continue
         if is_hidden(entry.name):
             skipped.hidden.add(path)
         elif (found := identity(path)) in barred:

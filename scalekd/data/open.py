@@ -2,7 +2,7 @@
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -59,12 +59,14 @@ class Contents:
         names: of all that is not hidden, sorted.
         folders: names of the folders among them.
         image: name of an image file among them; None where there is none.
+        tar: name of a tar file among them; None where there is none.
     """
 
     folder: Path
     names: list[str]
     folders: list[str]
     image: str | None
+    tar: str | None
 
     @property
     def training(self) -> Path | None:
@@ -73,8 +75,18 @@ class Contents:
 
     @property
     def validation(self) -> Path | None:
-        """The folder of the images to validate on."""
-        return self._first(VALIDATION_NAMES)
+        """The folder of the images to validate on; None where that is flat."""
+        return None if self.flat_validation else self._first(VALIDATION_NAMES)
+
+    @property
+    def flat_validation(self) -> Path | None:
+        """The folder with a validation split's name whose images have no class folders, as some
+        competitions give their test images."""
+        folder = self._first(VALIDATION_NAMES)
+        if folder is None:
+            return None
+        contents = _list_contents(folder)
+        return folder if contents.image and not _has_filled_folders(contents, at_least=1) else None
 
     @property
     def has_splits(self) -> bool:
@@ -134,9 +146,9 @@ def find_layout(data: Data) -> DataLayout:
     if (layout := _layout_by_name(data.root)) is not None:
         return layout
     root = _find_folder(data.root)
-    if find_tars(root):
-        return "webdataset"
     contents = _list_contents(root)
+    if find_tars(root) and not _has_labelled_folders(contents):
+        return "webdataset"
     if contents.training and (contents.validation or data.val_share is not None):
         return "split_folders"
     if not contents.has_splits:
@@ -148,8 +160,9 @@ def find_layout(data: Data) -> DataLayout:
         f"{data.root!r} must hold train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg alone, or "
         "train/*.tar and val/*.tar, or, to train without labels, images and neither train/ nor "
         f"val/; it holds {', '.join(contents.names[:5]) or 'nothing'}"
-        + "; to hold out a part of train/, give --data.val_share 0.1"
-        * bool(contents.training)
+        + f"; the images in {str(contents.flat_validation)!r} have no class folders"
+        * bool(contents.flat_validation)
+        + "; to hold out a part of train/, give --data.val_share 0.1" * bool(contents.training)
     )
 
 
@@ -175,15 +188,21 @@ def open_validation(data: Data) -> Source:
         case "table":
             return open_table_validation(data)
     root = _find_folder(data.root)
-    if find_tars(root):
+    contents = _list_contents(root)
+    if find_tars(root) and not _has_labelled_folders(contents):
         refuse_val_share(data, "tar files are not divided")
         return open_webdataset_validation(data)
-    contents = _list_contents(root)
     if contents.validation:
         refuse_val_share(data, f"{str(contents.validation)!r} has the images to validate on")
         return open_validation_folder(data, contents.validation)
-    if contents.training and data.val_share is not None:
-        return open_undivided_folder(data, contents.training)
+    if contents.training:
+        if data.val_share is not None:
+            return open_undivided_folder(data, contents.training)
+        raise InputError(
+            f"{data.root!r} has images to train on and none to evaluate on: give --data.val_share "
+            "with the share that the training held out, or add val/CLASS/*.jpg; --data.root "
+            f"{contents.training} measures on all that is there"
+        )
     if contents.has_splits or not _has_class_folders(contents, at_least=1):
         raise without_labels(data.root)
     return open_undivided_folder(data, root)
@@ -192,8 +211,20 @@ def open_validation(data: Data) -> Source:
 def _open_labelled_folders(data: Data) -> Source:
     contents = _list_contents(Path(data.root))
     if contents.training and contents.validation:
-        return open_split_folders(data, contents.training, contents.validation)
-    return open_class_folders(data, contents.training or contents.folder)
+        source = open_split_folders(data, contents.training, contents.validation)
+    else:
+        source = open_class_folders(data, contents.training or contents.folder)
+    notes = []
+    if contents.flat_validation:
+        notes.append(
+            f"the images in {contents.flat_validation} have no class folders: none is measured on"
+        )
+    if contents.tar:
+        notes.append(
+            f"tar files beside folders of images are not read, for example {contents.tar} in "
+            f"{data.root}"
+        )
+    return replace(source, notes=[*source.notes, *(Note("info", text) for text in notes)])
 
 
 def _check_labels_setting(data: Data, layout: DataLayout) -> None:
@@ -223,22 +254,34 @@ def _why_without_labels(data: Data) -> str:
     return f"the images in {data.root} have no labels, because {why}"
 
 
+def _has_labelled_folders(contents: Contents) -> bool:
+    """Whether a folder has class folders, itself or in its splits: tar files beside them are
+    archives."""
+    splits = filter(None, (contents.training, contents.validation))
+    return any(_has_filled_folders(_list_contents(split), at_least=1) for split in splits) or (
+        not contents.has_splits and _has_class_folders(contents, at_least=2)
+    )
+
+
 def _has_class_folders(contents: Contents, at_least: int) -> bool:
     """Whether a folder has no images but those in its folders, which then are classes."""
-    if contents.image is not None or len(contents.folders) < at_least:
-        return False
+    return contents.image is None and _has_filled_folders(contents, at_least)
+
+
+def _has_filled_folders(contents: Contents, at_least: int) -> bool:
     filled = (name for name in contents.folders if has_images(contents.folder / name))
     return sum(1 for _, _ in zip(range(at_least), filled, strict=False)) == at_least
 
 
 def _list_contents(folder: Path) -> Contents:
     kinds = {e.name: is_folder(e) for e in scan(folder) if not is_hidden(e.name)}
-    images = (name for name in sorted(kinds) if is_image_name(name) and not kinds[name])
+    files = [name for name in sorted(kinds) if not kinds[name]]
     return Contents(
         folder=folder,
         names=sorted(kinds),
         folders=[name for name in sorted(kinds) if kinds[name]],
-        image=next(images, None),
+        image=next(filter(is_image_name, files), None),
+        tar=next((name for name in files if name.endswith(".tar")), None),
     )
 
 

@@ -86,8 +86,7 @@ class ImageTable:
         """The images of a split, whose classes are its different labels."""
         rows = self.splits[name]
         files = [os.path.join(self.folder, self.paths[row]) for row in rows]
-        # The same wherever the table lies, with its images beside it.
-        identifiers = [os.path.relpath(file, self.folder) for file in files]
+        identifiers = [self._identifier(self.paths[row]) for row in rows]
         if not self.labels:
             return StoredSplit(name=name, samples=FolderSamples(files), identifiers=identifiers)
         classes = _in_order({self.labels[row] for row in rows})
@@ -100,6 +99,12 @@ class ImageTable:
             classes=classes,
             targets=torch.tensor(targets, dtype=torch.int64),
         )
+
+    def _identifier(self, path: str) -> str:
+        """The same wherever the table lies: beside its images, or with absolute paths to them."""
+        below = os.path.relpath(os.path.join(self.folder, path), self.folder)
+        outside = below.split(os.sep)[0] == os.pardir
+        return os.path.normpath(path) if outside and os.path.isabs(path) else below
 
 
 def is_table_name(root: str) -> bool:
@@ -156,7 +161,8 @@ def open_table_validation(data: Data) -> Source:
         return build_validation_source(data, table.read_split(name), [table.note, note])
     name = table.find_split(TRAINING_NAMES)
     if name is None or (table.has_splits and data.val_share is None):
-        raise table.refuse("to evaluate on", f"name one {VALIDATION_NAMES[0]}")
+        remedy = "name one val, or give --data.val_share with the share that the training held out"
+        raise table.refuse("to evaluate on", remedy)
     return build_held_out_source(data, table.read_split(name), [table.note])
 
 

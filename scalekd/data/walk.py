@@ -58,12 +58,16 @@ class Skipped:
         hidden: hidden folders, and the system's, where a class folder might be.
         links: links to folders that are read anyway, or that lead upwards.
         special: FIFOs, devices and sockets that have an image's name.
+        loose: images beside class folders, which have no class.
+        empty: class folders without images.
     """
 
     others: Tally = field(default_factory=Tally)
     hidden: Tally = field(default_factory=Tally)
     links: Tally = field(default_factory=Tally)
     special: Tally = field(default_factory=Tally)
+    loose: Tally = field(default_factory=Tally)
+    empty: Tally = field(default_factory=Tally)
 
     def notes(self, root: str) -> list[str]:
         """One line for each kind of what was skipped below `root`."""
@@ -72,6 +76,8 @@ class Skipped:
             (self.hidden, "hidden or the system's", "the folders"),
             (self.links, "to folders that are read anyway", "the links"),
             (self.special, "no regular files", "the files"),
+            (self.loose, "in no class folder", "the images"),
+            (self.empty, "without images", "the class folders"),
         )
         return [
             f"skipped, {why}: {tally.count} of {what} in {root}, for example {tally.example}"

@@ -5,7 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.pictures import class_folders, flat_folder, image_folder, open_folder, tar_folder
+from helpers.pictures import (
+    class_folders,
+    flat_folder,
+    image_folder,
+    open_folder,
+    tar,
+    tar_folder,
+)
 from helpers.refusals import refused
 from PIL import Image
 
@@ -186,3 +193,50 @@ def test_train_and_val_beside_stray_images_are_splits(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "pictures", each=1)
     Image.new("RGB", (8, 8)).save(root / "cover.jpg")
     assert open_source(Data(str(root))).classes == 3
+
+
+def test_tar_files_beside_folders_of_images_are_archives(root: Path, tmp_path: Path) -> None:
+    before = open_folder(root)
+    for name in ("ILSVRC2012_img_train.tar", "train/ant.tar"):
+        tar(root / name, {"ant/0.jpg": b"", "ant/1.jpg": b""})
+    source = open_folder(root)
+    assert (source.identity, source.splits) == (before.identity, before.splits)
+    notes = " ".join(note.text for note in source.notes)
+    assert "ILSVRC2012_img_train.tar" in notes
+    assert "train/ant.tar" in notes
+    assert open_validation(Data(str(root))).splits == before.splits[1:]
+    classes = class_folders(tmp_path / "classes")
+    tar(classes / "backup.tar", {"ant/0.jpg": b""})
+    assert find_layout(Data(str(classes))) == "class_folders"
+
+
+def test_test_images_without_class_folders_are_no_validation_split(root: Path) -> None:
+    shutil.rmtree(root / "val")
+    (root / "test").mkdir()
+    Image.new("RGB", (8, 8)).save(root / "test" / "1.jpg")
+    with refused("no class folders", str(root / "test"), "--data.val_share 0.1"):
+        open_folder(root)
+    source = open_folder(root, val_share=0.25)
+    assert sum(split.images for split in source.splits) == 12
+    assert str(root / "test") in source.notes[-1].text
+    held_out = open_validation(Data(str(root), val_share=0.25))
+    assert held_out.splits[0].images == source.splits[1].images
+
+
+def test_images_beside_the_class_folders_of_a_split_are_counted(root: Path) -> None:
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(root / "train" / f"{number}.jpg")
+    source = open_folder(root)
+    assert source.splits[0].images == 12
+    (note,) = source.notes
+    assert "in no class folder: 2 of the images" in note.text
+    assert str(root / "train" / "0.jpg") in note.text
+
+
+def test_an_empty_class_folder_is_evaluated_without_as_it_is_in_training(root: Path) -> None:
+    shutil.rmtree(root / "val" / "bee")
+    missing = open_validation(Data(str(root)))
+    (root / "val" / "bee").mkdir()
+    empty = open_validation(Data(str(root)))
+    assert empty.splits == missing.splits == open_folder(root).splits[1:]
+    assert "without images: 1 of the class folders" in empty.notes[-1].text

@@ -85,6 +85,13 @@ def test_without_a_split_column_a_part_is_held_out_by_the_names_alone(
     absolute["path"] = [str(images / path) for path in absolute["path"]]
     absolute.to_csv(images / "b.csv", index=False)
     assert open_folder(images / "b.csv", val_share=0.3).identity == source.identity
+    for place in ("lists", "more/lists"):
+        (tmp_path / place).mkdir(parents=True)
+        absolute.to_csv(tmp_path / place / "c.csv", index=False)
+    elsewhere, moved = (
+        open_folder(tmp_path / place / "c.csv", val_share=0.3) for place in ("lists", "more/lists")
+    )
+    assert (elsewhere.identity, elsewhere.splits) == (moved.identity, moved.splits)
     part = open_validation(Data(str(images / "a.csv"), val_share=0.3))
     assert part.splits[0].images == source.splits[1].images
     assert open_validation(Data(str(images / "a.csv"))).splits[0].images == 12

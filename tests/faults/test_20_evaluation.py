@@ -109,7 +109,7 @@ def test_tar_files_and_datasets_of_validation_images_alone_are_evaluated(
 
 def test_training_images_alone_are_no_images_to_evaluate_on(root: Path, tmp_path: Path) -> None:
     shutil.rmtree(root / "val")
-    with refused("no labels to evaluate with", "val/CLASS"):
+    with refused("none to evaluate on", "--data.val_share", "val/CLASS", str(root / "train")):
         open_validation(Data(str(root)))
     tars = tar_folder(tmp_path / "tars")
     shutil.rmtree(tars / "val")
