@@ -276,6 +276,7 @@ class Optim:
         return replace(
             self,
             warmup_epochs=min(self.warmup_epochs, epochs / 2),
+            min_lr=0.0,  # the rate of a small batch may be below it
             drops=[epochs / 2] if self.drops else [],
             restarts=[],
         )
@@ -290,6 +291,8 @@ class Optim:
             raise InputError(
                 f"optim.drops are {self.drops}: they must lie between 0 and the {epochs} epochs"
             )
+        if any(second <= first for first, second in itertools.pairwise(self.drops)):
+            raise InputError(f"optim.drops are {self.drops}: they must rise")
         if self.restarts and self.drops:
             raise InputError(
                 f"optim.restarts are {self.restarts} and optim.drops are {self.drops}: restarts "

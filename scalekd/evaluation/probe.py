@@ -109,8 +109,8 @@ def probe(
     classifier, regularisation, held_out_top1 = fit_linear(training, source.classes)
     _set_classifier(network, classifier)
     _describe_input(network, opened)
-    # The classifier is that of the images' classes.
-    arguments = {n: value for n, value in model_args.items() if n != "num_classes"}
+    # The classifier is that of the images' classes, and timm tells the size that the model has.
+    arguments = {n: v for n, v in model_args.items() if n not in ("num_classes", "img_size")}
     try:
         export_student(network.cpu(), out, arguments, source.class_names)
     except OSError as error:

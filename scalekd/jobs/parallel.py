@@ -5,6 +5,7 @@ import logging.handlers
 import multiprocessing
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -75,12 +76,11 @@ def train_all(
         return
     context = multiprocessing.get_context("spawn")
     socket_folder()
-    stop_all, messages = context.Event(), context.SimpleQueue()
+    stop_all, pool_is_broken, messages = context.Event(), context.Event(), context.SimpleQueue()
     threads = max(1, usable_cores() // processes)
+    settings = (prepared.recipe, stop_all, pool_is_broken, messages, threads)
     with (
-        ProcessPoolExecutor(
-            processes, context, _start_worker, (prepared.recipe, stop_all, messages, threads)
-        ) as pool,
+        ProcessPoolExecutor(processes, context, _start_worker, settings) as pool,
         stop_on_signal(stop_all.set),
     ):
         with block_stop_signals():
@@ -93,6 +93,8 @@ def train_all(
                 failure = failure or _conclude(future, finished)
             if failure is not None:
                 stop_all.set()
+                if isinstance(failure.__cause__, BrokenProcessPool):
+                    pool_is_broken.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 pending = {future for future in pending if not future.cancelled()}
         _drain(messages, report)
@@ -118,6 +120,7 @@ class _Worker:
     def __init__(self, recipe: Recipe, stop: Event, messages: Any) -> None:
         self.recipe, self.messages = recipe, messages
         self.stop = StopOr(stop, parent_is_gone)
+        self.busy = threading.Lock()
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -126,8 +129,16 @@ class _Worker:
     def train(self, run: Run, folder: RunFolder) -> Result:
         if self.stop.is_set():
             raise Interrupted
-        with lock.share_folder(folder.path):
+        with self.busy, lock.share_folder(folder.path):
             return train(self.prepared, run, folder, self._report(run), self.stop)
+
+    def end_with_pool(self, pool_is_broken: Event) -> None:
+        """End this process once the pool is broken and no run is being saved: from Python 3.12 on
+        a pool whose process died waits for the others, and no longer tells them to end."""
+        while not pool_is_broken.is_set():  # wait() would make set() wait for the process that died
+            time.sleep(0.25)
+        with self.busy:
+            os._exit(1)
 
     def _report(self, run: Run) -> Callable[[Progress], None]:
         return lambda progress: self.messages.put((run, progress))
@@ -136,10 +147,13 @@ class _Worker:
 _worker: _Worker
 
 
-def _start_worker(recipe: Recipe, stop: Event, messages: Any, threads: int) -> None:
+def _start_worker(
+    recipe: Recipe, stop: Event, pool_is_broken: Event, messages: Any, threads: int
+) -> None:
     global _worker
     _worker = _Worker(recipe, stop, messages)
     ignore_stop_signals()  # the parent sets `stop`
+    threading.Thread(target=_worker.end_with_pool, args=(pool_is_broken,), daemon=True).start()
     end_with_parent(lambda: None)  # a run that trains looks for its parent itself, and saves
     torch.set_num_threads(threads)
     # The parent shows log records and warnings above its bars, and writes them to train.log.
@@ -168,9 +182,11 @@ def _conclude(future: Future[Result], finished: Callable[[Result], None]) -> Bas
     if error is None:
         finished(future.result())
     if isinstance(error, BrokenProcessPool):
-        return InputError(
+        died = InputError(
             "a training process died, perhaps because memory ran out: try --parallel 1"
         )
+        died.__cause__ = error
+        return died
     return error
 
 

@@ -242,11 +242,13 @@ class Backbone(nn.Module):
                 f"frozen_stages is {stages} and the backbone has {len(prefixes)} levels: give a "
                 "smaller number, or --frozen true"
             )
-        parameters = list(self.levels.named_parameters())
+        modules = list(self.levels.named_modules(remove_duplicate=False))
         prefix = prefixes[stages - 1]
-        inside = [n for n, (name, _) in enumerate(parameters) if name.startswith(prefix)]
-        for _, parameter in parameters[: max(inside, default=-1) + 1]:
-            parameter.requires_grad_(False)
+        # The module that makes a level may have no parameters, as a ReLU of VGG.
+        last = max(n for n, (name, _) in enumerate(modules) if f"{name}.".startswith(prefix))
+        for _, module in modules[: last + 1]:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
 
     def _batchnorms(self) -> list[nn.Module]:
         return [module for module in self.levels.modules() if isinstance(module, _BatchNorm)]

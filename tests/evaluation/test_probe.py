@@ -86,13 +86,14 @@ def test_arguments_of_the_model_are_in_the_folder(
         "--model=test_vit",
         "--weights=random",
         "--model_args",
-        "{img_size: 64, depth: 1}",
+        "{img_size: 96, depth: 1, dynamic_img_size: false}",
     ]
     with warned("RANDOM"):
         main([*line, f"--data.root={root}", "--data.image_size=64", f"--out={tmp_path / 'probed'}"])
     assert "by the linear classifier" in capsys.readouterr().out
     loaded = timm.create_model(f"local-dir:{tmp_path / 'probed'}", pretrained=True)
     assert len(loaded.blocks) == 1
+    assert loaded.patch_embed.img_size == (64, 64)
     for arguments, parts in (
         ({"size": 3}, ("model_args has size", "give data.image_size")),
         ({"weights": "x"}, ("model_args has weights", "give weights")),

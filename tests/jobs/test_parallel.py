@@ -13,7 +13,7 @@ from scalekd.jobs import parallel
 
 
 def warn_in_worker(stop: Any, messages: Any) -> None:
-    parallel._start_worker(tiny("nowhere"), stop, messages, 1)
+    parallel._start_worker(tiny("nowhere"), stop, stop, messages, 1)
     warnings.warn("a line\nis lost", stacklevel=1)
     warnings.warn("two", RuntimeWarning, stacklevel=1)
     logging.getLogger("scalekd.training").warning("%s steps were skipped", 3)

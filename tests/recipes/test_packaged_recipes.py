@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from helpers.pictures import image_folder
 from helpers.refusals import refused
 
 from scalekd.cli.main import main
+from scalekd.distributed import ranks
 from scalekd.jobs.smoke import shrink_to_smoke_test
 from scalekd.method import LossWeights
 from scalekd.networks.paper import ABLATION_PAIRS, PAIRS
-from scalekd.recipe import RECIPES, Data, Optim, Recipe, find_recipe
+from scalekd.recipe import RECIPES, Data, Optim, Recipe, Student, find_recipe
 
 FILES = sorted(RECIPES.glob("*.yaml"))
 PAPERS = [file for file in FILES if file.stem != "digits"]
@@ -147,6 +149,34 @@ def test_a_smoke_test_has_few_steps_of_the_same_kind(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("train/*/*.png"))) == len(list(tmp_path.glob("val/*/*.png"))) == 8
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_packaged_recipe_can_be_shrunk(file: Path, tmp_path: Path) -> None:
+    assert shrink_to_smoke_test(read(file), tmp_path).epochs == 2
+
+
+def test_what_the_noise_of_a_smoke_test_contradicts_is_dropped(tmp_path: Path) -> None:
+    recipe = replace(
+        SMALL,
+        data=replace(SMALL.data, val_share=0.2, labels=True),
+        teacher_classes="natural",
+        student_args={"num_classes": 7, "drop_rate": 0.1},
+        more_students=[Student("resnet10t", {"num_classes": 7})],
+    )
+    short = shrink_to_smoke_test(recipe, tmp_path)
+    assert (short.data.val_share, short.data.labels, short.teacher_classes) == (None, None, None)
+    assert short.student_args == {"drop_rate": 0.1}
+    assert [student.args for student in short.more_students] == [{}]  # type: ignore[union-attr]
+
+
+def test_each_rank_of_a_smoke_test_gets_two_images_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "world_size", lambda: 3)
+    short = shrink_to_smoke_test(SMALL, tmp_path)
+    assert (short.batch_size, short.accumulate) == (12, 2)
+    assert len(list(tmp_path.glob("train/*/*.png"))) == 24
+
+
 @pytest.mark.parametrize("recipe", ["small", "digits"])
 def test_a_smoke_test_runs_four_steps(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -182,6 +212,7 @@ def test_a_packaged_recipe_passes_its_smoke_test(file: Path, tmp_path: Path) -> 
         ({"accumulate": 0}, ["accumulate is 0"]),
         ({"ema": 1.0}, ["ema is 1.0", "0.9999"]),
         ({"optim": Optim(drops=[30, 100])}, ["optim.drops", "100 epochs"]),
+        ({"optim": Optim(drops=[60, 30])}, ["optim.drops are [60, 30]", "rise"]),
         ({"optim": Optim(lr_batch_size=0)}, ["optim.lr_batch_size is 0"]),
         ({"max_skipped": -1}, ["max_skipped is -1"]),
         ({"save_minutes": 0}, ["save_minutes is 0"]),

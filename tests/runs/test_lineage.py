@@ -27,6 +27,7 @@ def test_a_runs_student_and_its_checkpoint_say_what_they_were_trained_with(tmp_p
     assert prepared.teacher is not None
     assert lineage.teacher_sha256 == prepared.teacher.weights.sha256
     assert (lineage.data, lineage.seed, lineage.step) == ("digits", 1, 2)
+    assert lineage.training_images == 100
     assert lineage.top1 == result.top1
     assert lineage.recipe["optim"]["warmup_epochs"] == 0
     assert timm.__version__ == lineage.versions["timm"]

@@ -163,6 +163,22 @@ def test_a_signal_before_parallel_runs_have_begun_stops_them(
     finish(start(undisturbed, "two", "--parallel", "2", "--resume", recipe="two.yaml"))
 
 
+def test_the_other_runs_are_saved_when_a_parallel_one_is_killed(undisturbed: Path) -> None:
+    several = {**random_settings(undisturbed), "seeds": [7, 8]}
+    (undisturbed / "seeds.yaml").write_text(yaml.safe_dump(several))
+    out = undisturbed / "one killed"
+    process = start(undisturbed, "one killed", "--parallel", "2", recipe="seeds.yaml")
+    assert wait_until_training(process, out)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    worker = next(filter(is_spawned, children.read_text().split()))
+    os.kill(int(worker), signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, said
+    assert "a training process died" in said.splitlines()[-1]
+    assert list((out / "checkpoints").glob("scalekd-seed?.ckpt"))
+    finish(start(undisturbed, "one killed", "--parallel", "2", "--resume", recipe="seeds.yaml"))
+
+
 def test_a_run_is_not_resumed_on_other_images(undisturbed: Path) -> None:
     out = undisturbed / "fewer"
     process = start(undisturbed, "fewer")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_area, box_iou
 
 from scalekd.transfer.detection.coco import CocoSplit, Instance
 from scalekd.transfer.detection.scores import FoundObjects
@@ -17,7 +17,8 @@ def count_confusion(split: CocoSplit, found: Sequence[FoundObjects], min_score: 
     """Count objects by their class and by the class that is predicted for them.
 
     A prediction is of the object that it overlaps most and that no prediction of a higher score
-    has; its class does not matter. One that overlaps only a crowd is not counted.
+    has; its class does not matter. One that is of no object and lies in a crowd is not counted, as
+    in COCO's metrics.
 
     Args:
         split: the annotated images.
@@ -34,7 +35,7 @@ def count_confusion(split: CocoSplit, found: Sequence[FoundObjects], min_score: 
         instances = [i for i in split.instances[each.image] if not i.is_empty]
         objects = [i for i in instances if not i.crowd]
         overlaps = box_iou(each.boxes.float(), _boxes(objects))
-        on_crowds = box_iou(each.boxes.float(), _boxes([i for i in instances if i.crowd]))
+        in_crowds = _shares_within(each.boxes.float(), _boxes([i for i in instances if i.crowd]))
         missed = dict(enumerate(objects))
         for number in each.scores.argsort(descending=True, stable=True).tolist():
             if each.scores[number] < min_score:
@@ -44,11 +45,20 @@ def count_confusion(split: CocoSplit, found: Sequence[FoundObjects], min_score: 
             best = max(missed, key=row.__getitem__, default=None)
             if best is not None and row[best] >= LEAST_OVERLAP:
                 counts[missed.pop(best).label, label] += 1
-            elif not (on_crowds[number] >= LEAST_OVERLAP).any():
+            elif not (in_crowds[number] >= LEAST_OVERLAP).any():
                 counts[classes, label] += 1
         for instance in missed.values():
             counts[instance.label, classes] += 1
     return counts
+
+
+def _shares_within(boxes: Tensor, crowds: Tensor) -> Tensor:
+    """The share of each box (N, 4) that lies within each crowd (M, 4), as (N, M): its size is no
+    matter, since a crowd is larger than one of those in it."""
+    upper_left = torch.maximum(boxes[:, None, :2], crowds[None, :, :2])
+    lower_right = torch.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
+    shares: Tensor = (lower_right - upper_left).clamp(min=0).prod(dim=2)
+    return shares.div_(box_area(boxes)[:, None].clamp(min=1e-9))
 
 
 def _boxes(instances: Sequence[Instance]) -> Tensor:

@@ -180,6 +180,11 @@ def test_first_stages_are_frozen_with_what_precedes_them() -> None:
         "patch_embed.norm",
         "layers.0",
     }
+    vgg, _ = build("vgg11_bn", frozen_stages=2)  # whose levels are made by ReLUs
+    names = {n for n, p in vgg.backbone.levels.named_parameters() if not p.requires_grad}
+    assert {n.removeprefix("model.features.").split(".")[0] for n in names} == {
+        str(n) for n in (0, 1, 4, 5, 8, 9, 11, 12, 15, 16, 18, 19)
+    }
     with refused("frozen_stages is 4", "4 levels"):
         build("resnet18", frozen_stages=4)
 

@@ -225,10 +225,11 @@ def test_the_confusion_counts_each_object_once(tmp_path: Path) -> None:
                 [20, 0, 30, 10],  # the dog, of too low a score
                 [1, 31, 29, 59],  # the herd
                 [40, 0, 50, 10],  # nothing
+                [2, 32, 6, 40],  # one of the herd
             ]
         ).float(),
-        labels=torch.tensor([1, 0, 1, 0, 0]),
-        scores=torch.tensor([0.9, 0.8, 0.4, 0.7, 0.6]),
+        labels=torch.tensor([1, 0, 1, 0, 0, 0]),
+        scores=torch.tensor([0.9, 0.8, 0.4, 0.7, 0.6, 0.5]),
     )
     counts = count_confusion(split, [found], min_score=0.5)
     assert counts.tolist() == [[0, 1, 0], [0, 0, 1], [2, 0, 0]]

@@ -50,6 +50,9 @@ def test_the_layout_of_pascal_voc_is_read(tmp_path: Path) -> None:
     found = find_pairs(data(root))
     assert [len(found.training), len(found.validation)] == [3, 1]
     assert found.class_names == VOC_CLASSES
+    assert find_pairs(SegmentData(str(root), classes=21)).class_names == VOC_CLASSES
+    own = find_pairs(SegmentData(str(root), classes=3))
+    assert own.class_names == ("class 0", "class 1", "class 2")
     source = open_labelled_images(data(root))
     assert source.validation_set is not None
     _, labels = source.validation_set(INPUT)[0]
