@@ -17,6 +17,7 @@ from scalekd.jobs.preflight import run_preflight
 from scalekd.jobs.progress import ProgressDisplay, describe_result
 from scalekd.jobs.prolong import recipe_to_resume, unfinished_runs
 from scalekd.jobs.report import print_report
+from scalekd.notes import Note
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
 from scalekd.runs.folder import RunFolder, choose_folder
@@ -88,17 +89,23 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
         results = [Result.from_dict(result) for result in opened["results"]]
         recipe = replace(recipe, optim=replace(recipe.optim, restarts=opened["restarts"]))
         held.enter_context(lock.share_folder(folder.path))
-        _train_in(folder, recipe, results, parallel)
+        notes = [Note(**note) for note in opened["notes"]]
+        _train_in(folder, recipe, results, notes, parallel)
         return folder.path
 
 
 def _train_in(
-    folder: RunFolder, recipe: Recipe, results: list[Result], parallel: int | None
+    folder: RunFolder,
+    recipe: Recipe,
+    results: list[Result],
+    notes: list[Note],
+    parallel: int | None,
 ) -> None:
     started = time.perf_counter()
     prepared = prepare(recipe)
     ranks.decide_on_rank_0(lambda: folder.check_inputs(recipe, prepared.identity))
     pair = run_preflight(prepared)
+    pair = replace(pair, notes=[*notes, *pair.notes])
     unfinished = unfinished_runs(recipe, results)
 
     def record(result: Result) -> None:
@@ -146,15 +153,17 @@ def _check_parallel(parallel: int | None) -> None:
 
 
 def _take_folder(held: ExitStack, recipe: Recipe, out: Path | None, resume: bool) -> dict[str, Any]:
-    """Hold the run folder; gives it, the results of its finished runs and the restarts of the
-    learning rate, as plain data."""
+    """Hold the run folder; gives it, the results of its finished runs, the restarts of the learning
+    rate and notes, as plain data."""
     folder = RunFolder(out or choose_folder(recipe, newest=resume))
+    notes: list[Note] = []
     if resume:
-        recipe = recipe_to_resume(recipe, folder)
+        recipe, notes = recipe_to_resume(recipe, folder)
     held.enter_context(folder.hold(recipe, resume=resume))
     results = folder.finished_results(recipe)
     return {
         "folder": str(folder.path),
         "results": [asdict(result) for result in results],
         "restarts": recipe.optim.restarts,
+        "notes": [asdict(note) for note in notes],
     }

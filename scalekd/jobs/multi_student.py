@@ -27,6 +27,7 @@ from scalekd.jobs.prolong import recipe_to_resume, unfinished_runs
 from scalekd.jobs.report import print_report
 from scalekd.networks import InputConfig
 from scalekd.networks.input_config import renormalization
+from scalekd.notes import Note
 from scalekd.recipe import Recipe
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import PairSummary, Result, Run
@@ -120,8 +121,8 @@ def _train_all(jobs: list[StudentJob], started: float) -> None:
 def _take_folders(
     held: ExitStack, recipe: Recipe, out: Path, resume: bool
 ) -> dict[str, dict[str, Any]]:
-    """Hold each student's run folder; gives its finished results and the restarts of its learning
-    rate as plain data, by name."""
+    """Hold each student's run folder; gives its finished results, the restarts of its learning rate
+    and notes as plain data, by name."""
     if not resume:
         refuse_existing(out, "give another --out, or --resume")
     if RunFolder(out).settings.exists():
@@ -131,12 +132,14 @@ def _take_folders(
     opened = {}
     for name, student_recipe in recipe.per_student().items():
         folder = RunFolder(out / name)
+        notes: list[Note] = []
         if resume:
-            student_recipe = recipe_to_resume(student_recipe, folder)
+            student_recipe, notes = recipe_to_resume(student_recipe, folder)
         held.enter_context(folder.hold(student_recipe, resume=resume))
         opened[name] = {
             "results": [asdict(result) for result in folder.finished_results(student_recipe)],
             "restarts": student_recipe.optim.restarts,
+            "notes": [asdict(note) for note in notes],
         }
     return opened
 
@@ -152,6 +155,8 @@ def _prepare_jobs(recipe: Recipe, out: Path, opened: dict[str, dict[str, Any]]) 
         folder = RunFolder(out / name)
         ranks.decide_on_rank_0(partial(folder.check_inputs, student_recipe, prepared.identity))
         pair = run_preflight(prepared, first.pair.teacher_top1 if first else None)
+        notes = [Note(**note) for note in opened[name]["notes"]]
+        pair = replace(pair, notes=[*notes, *pair.notes])
         results = [Result.from_dict(result) for result in opened[name]["results"]]
         jobs.append(StudentJob(name, prepared, folder, results, pair))
     for job in jobs[1:]:

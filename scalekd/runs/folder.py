@@ -438,9 +438,12 @@ def _last_byte(stream: IO[bytes]) -> bytes:
 
 
 def find_run_folders(root: Path) -> Iterator[RunFolder]:
-    """Every run folder at or below `root`; folders in a run folder are not searched."""
+    """Every run folder at or below `root`; folders in a run folder are not searched.
+
+    One whose creation was killed has only a lock, which a teacher's cache has as well.
+    """
     for path, inner, files in os.walk(root):
-        if {SETTINGS, lock.NAME} & set(files):
+        if SETTINGS in files or (lock.NAME in files and "cache.json" not in files):
             inner.clear()
             yield RunFolder(Path(path))
 

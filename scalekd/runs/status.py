@@ -129,7 +129,11 @@ def read_run_folder(folder: RunFolder) -> RunFolderStatus:
 
     process, state = _find_state(folder, is_finished)
     newest = {Run(entry["method"], entry["seed"]): entry for entry in entries}.values()
-    accuracies = [e["top1"] for e in entries if e["method"] == methods[0] and e["top1"] is not None]
+    if not settings:
+        methods = []
+    accuracies = [
+        e["top1"] for e in entries if e["method"] in methods[:1] and e["top1"] is not None
+    ]
     return RunFolderStatus(
         folder=str(folder.path),
         state=state,
@@ -138,7 +142,7 @@ def read_run_folder(folder: RunFolder) -> RunFolderStatus:
         process=process,
         teacher=settings.get("teacher"),
         student=settings.get("student"),
-        methods=methods if settings else [],
+        methods=methods,
         seeds=seeds,
         teacher_top1=teacher_top1,
         top1=_by_method(results, lambda result: result.top1),

@@ -82,7 +82,7 @@ class Prepared:
     def identity(self) -> dict[str, Any]:
         """Hashes of what must be the same when a run resumes, wherever it lies, by name."""
         weights = None if self.teacher is None else self.teacher.weights
-        places = None if self.teacher is None else self.teacher.class_order.places
+        order = ClassOrder() if self.teacher is None else self.teacher.class_order
         splits = self.source.splits
         return {
             "number of images": splits[0].images if splits else None,  # tells more than a hash
@@ -90,7 +90,8 @@ class Prepared:
             "set of validation images": self.source.validation_identity,
             "teacher": weights and (weights.sha256 or weights.source),
             "start of the student": self.start and self.start.weights.sha256,
-            "order of the teacher's classes": places and list(places),
+            "order of the teacher's classes": order.places and list(order.places),
+            "list of classes that the teacher lacks": list(order.unmatched) or None,
             "cache": self.cache and self.cache.manifest.digest,
         }
 

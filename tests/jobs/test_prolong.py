@@ -43,13 +43,14 @@ def rates(folder: Path) -> list[float]:
 
 
 def test_a_prolonged_run_equals_one_with_the_planned_restart(
-    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = distill(recipe, tmp_path / "run", parallel=1)
     first = weights(out)
-    with caplog.at_level("INFO"):
-        distill(planned(recipe, 4), out, parallel=1, resume=True)
-    assert "prolonged from 2 to 4 epochs with a warm restart" in caplog.text
+    capsys.readouterr()
+    distill(planned(recipe, 4), out, parallel=1, resume=True)
+    said = "prolonged from 2 to 4 epochs with a warm restart"
+    assert said in " ".join(capsys.readouterr().out.split())
     whole = distill(planned(recipe, 4, restarts=[2]), tmp_path / "whole", parallel=1)
     ended, expected = weights(out), weights(whole)
     assert all(torch.equal(ended[name], expected[name]) for name in expected)
@@ -92,6 +93,14 @@ def test_what_cannot_be_prolonged_is_refused(recipe: Recipe, tmp_path: Path) -> 
     del before["results.jsonl"]
     with refused("epochs is 3", "have not finished their 2", "--epochs 2 first"):
         distill(planned(recipe, 3), out, parallel=1, resume=True)
+    assert snapshot(out) == before
+
+
+def test_a_polynomial_schedule_is_not_prolonged(recipe: Recipe, tmp_path: Path) -> None:
+    out = distill(planned(recipe, 2, poly_power=0.9), tmp_path / "run", parallel=1)
+    before = snapshot(out)
+    with refused("epochs is 3", "finished their 2", "optim.poly_power", "another --out"):
+        distill(planned(recipe, 3, poly_power=0.9), out, parallel=1, resume=True)
     assert snapshot(out) == before
 
 

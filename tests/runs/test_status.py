@@ -195,6 +195,27 @@ def test_a_folder_whose_creation_was_killed_is_listed_and_can_be_resumed(tmp_pat
         assert read_run_folder(RunFolder(tmp_path)).problems == []
 
 
+def test_a_stopped_run_without_settings_is_listed_with_accuracies_of_no_method(
+    tmp_path: Path,
+) -> None:
+    supervised = Recipe(None, "resnet", Data("digits"), seeds=[1])
+    folder = make_folder(tmp_path / "run", supervised, finished=0)
+    folder.metrics.write_text(entry("supervised", 1, 20, 0.5))
+    folder.settings.unlink()
+    status = read_run_folder(folder)
+    assert (status.methods, status.current_top1) == ([], None)
+    assert status.problems
+    status_table([status])
+
+
+def test_a_cache_is_no_run_folder(tmp_path: Path) -> None:
+    make_folder(tmp_path / "run")
+    for name in (".lock", "cache.json"):
+        (tmp_path / "cache" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "cache" / name).touch()
+    assert [status.folder for status in read_run_folders([tmp_path])] == [str(tmp_path / "run")]
+
+
 def test_run_folders_below_several_roots_are_listed_once_newest_first(
     tmp_path: Path,
 ) -> None:
