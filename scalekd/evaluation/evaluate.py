@@ -91,7 +91,9 @@ def evaluate(
     labels, meters = Labels(source.class_names), list[Meter]()
     candidates = list[tuple[OpenedModel, ClassMatch]]()
     for model, file, key, order in settings:
-        opened = open_for_source(model, source, data, file, key)
+        opened = _open_at_size(model, source, data, file, key, None)
+        if source.input is not None:
+            opened = _renormalizing(opened, source.input)
         match = match_classes(opened, source.class_names, data.root, order)
         candidates.append((opened, match))
         statistics = opened.input if source.input is None else None
@@ -136,11 +138,29 @@ def open_for_source(
     weights_key: str | None,
     arguments: Mapping[str, Any] | None = None,
 ) -> OpenedModel:
-    """Open a model for the images of a source, which may fix their size and normalisation.
+    """Open a model for the images of a source, which may fix their size and normalisation: the
+    network then takes them as they come, unless it normalises images itself.
 
     Raises:
         InputError: the model cannot be opened, or the source's images have other channels.
     """
+    opened = _open_at_size(model, source, data, weights, weights_key, arguments)
+    if source.input is None:
+        return opened
+    if opened.normalizes:
+        return _renormalizing(opened, source.input)
+    return replace(opened, input=source.input)
+
+
+def _open_at_size(
+    model: str,
+    source: Source,
+    data: Data,
+    weights: str,
+    weights_key: str | None,
+    arguments: Mapping[str, Any] | None,
+) -> OpenedModel:
+    """Open a model at the size of a source's images, with its own normalisation."""
     fixed = source.input
     opened = open_model(
         model,
@@ -153,16 +173,21 @@ def open_for_source(
         interpolation=data.interpolation,
         arguments=arguments,
     )
-    if fixed is None:
-        return opened
-    if fixed.channels != opened.input.channels:
+    if fixed is not None and fixed.channels != opened.input.channels:
         raise InputError(
             f"{model} takes images of {opened.input.channels} channels, and those of {data.root!r} "
             f"have {fixed.channels}: evaluate it on other images"
         )
-    if not opened.normalizes:
+    return opened
+
+
+def _renormalizing(opened: OpenedModel, fixed: InputConfig) -> OpenedModel:
+    """The same model for images that come normalised as `fixed`. One that does not tell its
+    normalisation takes them as they come."""
+    own = opened.input
+    if (own.mean, own.std) == (fixed.mean, fixed.std) or not opened.tells_normalization:
         return replace(opened, input=fixed)
-    scale, shift = (t.to(best_device()) for t in renormalization(fixed, opened.input))
+    scale, shift = (t.to(best_device()) for t in renormalization(fixed, own))
     return replace(
         opened, network=lambda images: opened.network(scale * images + shift), input=fixed
     )

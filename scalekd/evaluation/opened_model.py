@@ -52,6 +52,12 @@ class OpenedModel:
     notes: tuple[Note, ...] = ()
 
     @property
+    def tells_normalization(self) -> bool:
+        """Whether the model says how its images are normalised; an ONNX file of another program
+        does not."""
+        return not (isinstance(self.network, OnnxNetwork) and self.network.metadata is None)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes in the order of the logits; empty where the model has none."""
         return self.names.names
@@ -116,7 +122,7 @@ def open_model(
             f"{model!r} normalises its images itself: drop {option_prefix}mean and "
             f"{option_prefix}std"
         )
-    if _has_no_statistics(opened) and not (mean and std):
+    if not opened.tells_normalization and not (mean and std):
         text = (
             f"{model} does not tell how its images are normalised: ImageNet's mean and standard "
             f"deviation are taken unless --{option_prefix}mean and --{option_prefix}std give others"
@@ -197,7 +203,3 @@ def _open_onnx(model: str, size: Size | None) -> OpenedModel:
         normalizes=metadata is not None and metadata.normalization_inside,
         notes=(Note("info", "; ".join(texts)),),
     )
-
-
-def _has_no_statistics(opened: OpenedModel) -> bool:
-    return isinstance(opened.network, OnnxNetwork) and opened.network.metadata is None

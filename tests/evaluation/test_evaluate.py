@@ -6,17 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from helpers.onnx_files import expected_logits, metadata, write_onnx
 from helpers.pictures import image_folder
 from helpers.refusals import refused
 from helpers.warned import warned
 from PIL import Image
+from timm.models import save_for_hf
 
 from scalekd.atomic_io import check_new
+from scalekd.data.open import open_source
 from scalekd.evaluation.evaluate import evaluate
 from scalekd.evaluation.files import to_json, write_evaluation
 from scalekd.evaluation.results import Evaluation
+from scalekd.networks.input_config import normalize_bytes
 from scalekd.recipe import Data
 
 SIDE = 8
@@ -178,6 +182,30 @@ def test_models_of_other_images_are_measured_as_by_themselves(root: Path, tmp_pa
         (alone,) = measure([name], root).models
         assert (result.top1, result.per_class) == (alone.top1, alone.per_class)
         assert result.calibration_error == alone.calibration_error
+
+
+def test_a_model_gets_images_that_come_normalised_in_its_own_normalisation(tmp_path: Path) -> None:
+    source = open_source(Data("digits"))
+    fixed = source.input
+    assert fixed is not None
+    assert source.validation_set is not None
+    overlay = {"mean": (0.5,), "std": (0.25,), "input_size": (1, *fixed.size)}
+    torch.manual_seed(0)
+    network = timm.create_model(
+        "test_resnet", in_chans=1, num_classes=10, pretrained_cfg_overlay=overlay
+    ).eval()
+    save_for_hf(network, str(tmp_path / "model"), model_args={"in_chans": 1})
+    images: Any = source.validation_set(fixed)
+    right = 0
+    with torch.no_grad():
+        for start in range(0, len(images), 500):
+            items = [images[n] for n in range(start, min(start + 500, len(images)))]
+            values = normalize_bytes(torch.stack([item[0] for item in items]), fixed)
+            pixels = values * torch.tensor(fixed.std) + torch.tensor(fixed.mean)
+            predicted = network((pixels - 0.5) / 0.25).argmax(1)
+            right += int((predicted == torch.tensor([int(item[1]) for item in items])).sum())
+    measured = evaluate([str(tmp_path / "model")], Data("digits")).models[0].top1
+    assert measured == pytest.approx(right / len(images), abs=2e-3)
 
 
 def test_a_network_of_timm_is_measured_beside_an_onnx_file(model: str, root: Path) -> None:
