@@ -168,7 +168,7 @@ class Distiller(Learner):
     def _checkpointed_tail(self, tokens: Tensor) -> Tensor:
         # A frozen teacher draws no random numbers, so there is no state to preserve.
         tokens = checkpoint(
-            self.teacher.tail, tokens, use_reentrant=False, preserve_rng_state=False
+            self.teacher.tail_of_last_pass(), tokens, use_reentrant=False, preserve_rng_state=False
         )
         return tokens
 

@@ -70,13 +70,17 @@ class MemoryModel:
     def calibrate(self, micro_batch: int, peak: int, runtime: int) -> None:
         """Take overhead and runtime from a real step, in place of those assumed for GPUs.
 
+        One process runs it, whose weights are not sharded.
+
         Args:
             micro_batch: Images in the real step.
             peak: Bytes that the process took at most, runtime included.
             runtime: Bytes that the process took without the pair.
         """
         self.overhead_ratio, self.runtime = 0.0, 0.0
+        devices, self.devices = self.devices, 1
         live = self.device_memory(micro_batch).total
+        self.devices = devices
         self.overhead_ratio, self.runtime = max(0.0, (peak - runtime) / live - 1), float(runtime)
 
     def device_memory(

@@ -3,22 +3,20 @@
 The steps run in a process of their own, whose end releases all the memory that they took.
 """
 
-import multiprocessing
 import os
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from scalekd.device import best_device
-from scalekd.errors import InputError
+from scalekd.estimating.device_memory import GPU_RUNTIME_BYTES
 from scalekd.estimating.meta_pair import TrainingImages
+from scalekd.estimating.own_process import in_own_process
 from scalekd.estimating.synthetic_step import SyntheticStep, time_call
-from scalekd.processes import end_with_parent
 from scalekd.recipe import Recipe
 from scalekd.runs.result import Run
 from scalekd.scale_kd import ScaleKD
@@ -67,15 +65,10 @@ def benchmark_step(recipe: Recipe, images: TrainingImages, micro_batch: int) -> 
     Raises:
         InputError: The pair cannot work, or a step does not fit into this machine's memory.
     """
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, initializer=end_with_parent) as pool:
-        try:
-            return pool.submit(_benchmark_step, recipe, images, micro_batch).result()
-        except (BrokenProcessPool, torch.OutOfMemoryError) as error:
-            raise InputError(
-                f"a step of {micro_batch} images does not fit into this machine's memory: make "
-                "batch_size smaller, or model another device with --gpu NAME"
-            ) from error
+    remedy = "make batch_size smaller, or model another device with --gpu NAME"
+    return in_own_process(
+        partial(_benchmark_step, recipe, images, micro_batch), micro_batch, remedy
+    )
 
 
 def _benchmark_step(recipe: Recipe, images: TrainingImages, micro_batch: int) -> StepBenchmark:
@@ -83,9 +76,15 @@ def _benchmark_step(recipe: Recipe, images: TrainingImages, micro_batch: int) ->
 
     device = best_device()
     on_gpu = device.type == "cuda"
-    runtime = 0 if on_gpu else process_memory("VmRSS")
-    random_teacher = replace(recipe, teacher_weights="random")
-    prepared = prepare(random_teacher, source=images.source())
+    runtime = int(GPU_RUNTIME_BYTES) if on_gpu else process_memory("VmRSS")
+    without_files = replace(
+        recipe,
+        teacher_weights="random",
+        teacher_classes=None,
+        student_weights="random",
+        student_weights_key=None,
+    )
+    prepared = prepare(without_files, source=images.source())
     distiller = prepared.build_learner(Run("scalekd", recipe.seeds[0]))
     assert isinstance(distiller, ScaleKD)
     apply_performance_settings(distiller, recipe)
@@ -113,7 +112,7 @@ def _benchmark_step(recipe: Recipe, images: TrainingImages, micro_batch: int) ->
         student_seconds=statistics.median(student),
         optimizer_seconds=statistics.median(update),
         runtime=runtime,
-        peak=torch.cuda.max_memory_reserved() if on_gpu else process_memory("VmHWM"),
+        peak=runtime + torch.cuda.max_memory_reserved() if on_gpu else process_memory("VmHWM"),
         device_memory=torch.cuda.mem_get_info()[1] if on_gpu else machine_memory(),
     )
 

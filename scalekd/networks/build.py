@@ -315,7 +315,10 @@ def _why_mismatched(
     if is_part:
         return f"{text}; the file is one of several with the model's weights: give their folder"
     if mismatch.reshaped and not (mismatch.missing or mismatch.unexpected):
-        return f"{text}; if they are of another image size, give it as teacher_size"
+        return (
+            f"{text}; if they are of another image size, give it as teacher_size, or of a student "
+            "as data.image_size"
+        )
     with_biases = f"{name.split('.')[0]}_qkvb"
     are_biases = all(n.endswith("qkv.bias") for n in mismatch.unexpected)
     if are_biases and not mismatch.missing and timm.is_model(with_biases):

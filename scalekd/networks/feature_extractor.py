@@ -7,6 +7,7 @@ shapes are found by running a copy on the meta device, which costs no arithmetic
 from collections.abc import Sequence
 from typing import Any
 
+from timm.layers import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
 from scalekd.errors import InputError
@@ -60,6 +61,8 @@ class FeatureExtractor:
     ) -> None:
         self.model = model
         self.input = input_config(model, size)
+        if not is_teacher:  # a teacher is in eval mode, in which none are dropped
+            _refuse_patch_dropout(model)
         probe = probe_shapes(model, (2, self.input.channels, *self.input.size))
         defaults = _model_defaults(model, probe.name, is_teacher)
         requested = (features or FeatureSelection()).with_defaults(defaults)
@@ -108,6 +111,16 @@ class FeatureExtractor:
         if self.selection.from_forward_features:
             final = as_map(output, map_shape(final))
         return output, penultimate, final, tuple(by_index[i] for i in self.stages)
+
+
+def _refuse_patch_dropout(model: nn.Module) -> None:
+    """Raise InputError where the model drops patches in training: the rest makes no map."""
+    kinds = PatchDropout, PatchDropoutWithIndices
+    if rate := max((m.prob for m in model.modules() if isinstance(m, kinds)), default=0.0):
+        raise InputError(
+            f"the student drops patches of its images in training (patch_drop_rate {rate:g}), and "
+            "features are compared at every place: drop patch_drop_rate"
+        )
 
 
 def build_feature_extractor(

@@ -89,7 +89,10 @@ class LoadedWeights:
             text += f"; RESAMPLED to this image size: {shortened_list(tuple(self.resampled))}"
             if self.fitting_size:
                 height, width = self.fitting_size
-                text += f", which fit as they are at {height}x{width} pixels (teacher_size)"
+                text += (
+                    f", which fit as they are at {height}x{width} pixels (teacher_size, or of a "
+                    "student data.image_size)"
+                )
         return "; ".join([text, *self.remarks])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scalekd.errors import InputError, first_line
 from scalekd.features import Features, FeatureShapes
-from scalekd.networks.input_config import InputConfig
+from scalekd.networks.input_config import InputConfig, check_size
 from scalekd.networks.layout import map_shape
 
 
@@ -98,7 +98,9 @@ class ProtocolFeatureExtractor:
         config = model.input
         assert isinstance(config, InputConfig)
         _check_input(type(model).__name__, config)
-        self.input = replace(config, size=size or config.size)
+        check_size(size)
+        height, width = size or config.size  # lists will do
+        self.input = replace(config, size=(height, width))
         self.shapes = self._probe_shapes()
 
     def __call__(self, images: Tensor) -> Features:

@@ -258,7 +258,7 @@ def _student_spec(
     return StudentSpec(
         name=recipe.student,
         arguments=recipe.student_args,
-        classes=None if source is None else _student_classes(recipe, source, frozen),
+        classes=_student_classes(recipe, source, frozen),
         input=fixed,
         size=recipe.data.size,
         mean=tuple(recipe.data.mean) if recipe.data.mean else None,
@@ -284,9 +284,16 @@ def _assemble(
     return Prepared(recipe=recipe, source=source, teacher=teacher, student=student, input=images)
 
 
-def _student_classes(recipe: Recipe, source: Source, teacher: FrozenTeacher | None) -> int:
+def _student_classes(
+    recipe: Recipe, source: Source | None, teacher: FrozenTeacher | None
+) -> int | None:
     """The labels' classes; without labels the teacher's, whose logits are all that a classifier can
-    learn from then, or none."""
+    learn from then, or none. Where the images are not known they are taken to have the teacher's
+    classes, or those that student_args name; None leaves the model its own."""
+    if source is None:
+        if teacher is None or "num_classes" in recipe.student_args:
+            return None
+        return teacher.shapes.classes
     if source.classes is not None:
         return source.classes
     if teacher is not None and (recipe.weights or LossWeights()).logits:
@@ -378,11 +385,14 @@ def refuse_what_needs_labels(recipe: Recipe) -> None:
             f"a student without a teacher learns from labels, {no_labels}: {labelled}, or a "
             "teacher (scalekd distill)"
         )
-    if "supervised" in recipe.compare:
-        raise InputError(
-            f"compare has supervised, which learns from labels, {no_labels}: take it out, or "
-            f"{labelled}"
-        )
+    for method in ("supervised", "ofa"):
+        if method in recipe.compare:
+            raise InputError(
+                f"compare has {method}, which learns from labels, {no_labels}: take it out, or "
+                f"{labelled}"
+            )
+    if recipe.method == "ofa":
+        raise InputError(f"method is ofa, which learns from labels, {no_labels}: {labelled}")
     for name in ("mixup", "cutmix"):
         if value := getattr(recipe.data, name):
             raise InputError(f"data.{name} is {value}, {no_labels} to mix: set it to 0")

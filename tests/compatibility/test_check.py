@@ -319,6 +319,9 @@ def test_a_folder_needs_no_weights_to_be_checked(tmp_path: Path) -> None:
     assert report.tail == ["blocks.5", "norm"]
     assert report.weights.logits == 0.5
     assert f"--teacher local-dir:{tmp_path}" in report.command
+    # The images may have the teacher's classes, and then the student has them, too.
+    report = check_pair(f"local-dir:{tmp_path}", "test_resnet")
+    assert (report.student.shapes.classes, report.weights.logits) == (5, 0.5)
 
 
 def test_the_packaged_digits_pair_fits() -> None:

@@ -57,3 +57,7 @@ def test_a_real_peak_calibrates_the_allocator_overhead() -> None:
     model.calibrate(4, int(1.25 * live) + 1000, 1000)
     assert model.device_memory(4).total == pytest.approx(1.25 * live + 1000, rel=1e-6)
     assert model.device_memory(8).allocator_overhead > model.device_memory(4).allocator_overhead
+    sharded = build_memory_model(4, fsdp=["student", "teacher"])  # the real step is of one process
+    sharded.calibrate(4, int(1.25 * live) + 1000, 1000)
+    assert sharded.overhead_ratio == pytest.approx(0.25, rel=1e-6)
+    assert sharded.device_memory(4).total < model.device_memory(4).total

@@ -1,5 +1,7 @@
 """`estimate`: of a modelled GPU and of this machine, with small pairs."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -124,7 +126,14 @@ def test_a_small_memory_needs_more_micro_batches() -> None:
 
 
 def test_a_step_is_measured_on_this_machine_without_a_gpu_name() -> None:
-    recipe = replace(SMALL_PAIR, batch_size=16, seeds=[1, 2], compare=["supervised"])
+    recipe = replace(
+        SMALL_PAIR,
+        batch_size=16,
+        seeds=[1, 2],
+        compare=["supervised"],
+        student_weights="nowhere.pth",
+        teacher_classes="natural",
+    )
     result = estimate(recipe, images=160)
     step_time = result.step_time
     assert step_time.measured
@@ -138,6 +147,18 @@ def test_a_step_is_measured_on_this_machine_without_a_gpu_name() -> None:
     assert "8 images on this machine" in format_estimate(result)
     bf16 = next(saving for saving in result.savings if saving.setting.startswith("precision"))
     assert bf16.seconds is None
+
+
+def test_a_script_that_estimates_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from scalekd.estimating.estimate import estimate\n"
+        "from scalekd.recipe import Data, Recipe\n"
+        'estimate(Recipe("test_vit", "test_resnet", Data("imagenet", image_size=64)), images=999)\n'
+    )
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert "InputError: the process that measures a step ended" in ran.stderr
+    assert 'if __name__ == "__main__":' in ran.stderr.splitlines()[-1]
 
 
 def test_images_are_counted_in_the_data_folder(tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def test_a_note_names_logits_as_the_only_loss(recipe: Recipe) -> None:
     ("changes", "message_parts"),
     [
         ({"compare": ["supervised"]}, ["compare", "supervised", "labels"]),
+        ({"compare": ["ofa"]}, ["compare", "ofa", "labels"]),
+        ({"method": "ofa"}, ["method is ofa", "labels"]),
         ({"label_smoothing": 0.1}, ["label_smoothing is 0.1", "labels"]),
         (
             {"compare": ["logit_kd"], "teacher_args": {"num_classes": 0}},
@@ -144,7 +146,14 @@ def test_a_note_names_logits_as_the_only_loss(recipe: Recipe) -> None:
             ["nothing to learn"],
         ),
     ],
-    ids=["supervised", "smoothing", "logits of a headless teacher", "nothing"],
+    ids=[
+        "supervised",
+        "OFA-KD beside",
+        "OFA-KD",
+        "smoothing",
+        "logits of a headless teacher",
+        "nothing",
+    ],
 )
 def test_settings_that_need_labels_or_leave_no_loss_are_refused(
     changes: dict[str, Any], message_parts: list[str], recipe: Recipe, tmp_path: Path

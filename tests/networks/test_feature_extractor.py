@@ -307,6 +307,13 @@ def test_a_feature_extractor_works_in_training_mode_as_the_model_does(family: st
     assert all(torch.equal(a, twin.state_dict()[n]) for n, a in model.state_dict().items())
 
 
+def test_a_student_that_drops_patches_in_training_is_refused() -> None:
+    model = timm.create_model("test_vit", patch_drop_rate=0.25)
+    with refused("patch_drop_rate 0.25", "drop patch_drop_rate"):
+        FeatureExtractor(model)
+    assert FeatureExtractor(model, is_teacher=True).shapes.classes == 1000
+
+
 def test_images_that_are_not_square_give_maps_of_their_aspect_ratio() -> None:
     extractor = FeatureExtractor(resnet(), (64, 96))
     assert extractor.shapes.penultimate[1:] == (4, 6)

@@ -89,6 +89,17 @@ def test_a_custom_module_works_at_another_size_than_its_own() -> None:
     assert FrozenTeacher(custom_network(), (96, 64)).shapes.final == (24, 6, 4)
 
 
+def test_a_size_may_be_a_list_and_must_be_a_pair() -> None:
+    learner, teacher = custom_network(), custom_network()
+    for network in (learner, teacher):
+        network.input = replace(INPUT, size=[64, 64])  # type: ignore[assignment]
+    distiller = ScaleKD(teacher, learner, size=[64, 64])  # type: ignore[arg-type]
+    distiller(images(4), TARGETS).loss.backward()
+    assert distiller.teacher.input.size == (64, 64)
+    with refused("size of the images is 64", "(height, width)"):
+        ScaleKD(custom_network(), custom_network(), size=64)  # type: ignore[arg-type]
+
+
 def test_a_custom_module_without_classifier_gives_only_features() -> None:
     for classes in ((0, CLASSES), (CLASSES, 0)):
         teacher, student = (custom_network(classes=number) for number in classes)

@@ -83,6 +83,15 @@ def test_checkpoints_give_bit_identical_gradients_and_statistics(
         assert torch.equal(named[name].grad, parameter.grad), name  # type: ignore[arg-type]
 
 
+def test_a_checkpointed_tail_is_computed_again_with_the_inputs_of_its_own_pass() -> None:
+    mine, theirs = pair(checkpoint_tail=True), pair()
+    for each in (mine, theirs):
+        (each(IMAGES, TARGETS).loss + each(IMAGES.flip(0) + 1, TARGETS).loss).backward()
+    named = dict(mine.named_parameters())
+    for name, parameter in theirs.named_parameters():
+        assert torch.equal(named[name].grad, parameter.grad), name  # type: ignore[arg-type]
+
+
 def test_compiled_projectors_may_be_checkpointed() -> None:
     plain, checkpointed = pair(), pair(checkpoint_projectors=True)
     torch._dynamo.reset()

@@ -1,20 +1,17 @@
 """Steps of a transfer that are run on this machine, with random weights on noise, and timed."""
 
-import multiprocessing
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from scalekd.device import best_device
-from scalekd.errors import InputError
+from scalekd.estimating.own_process import in_own_process
 from scalekd.estimating.step_benchmark import machine_memory, process_memory
 from scalekd.estimating.step_time import Range
 from scalekd.estimating.transfer.network import TransferNetwork
-from scalekd.processes import end_with_parent
 from scalekd.training.optim import build_optimizer, clipped_gradients
 from scalekd.training.performance import autocast
 
@@ -55,15 +52,8 @@ def time_real_steps(network: TransferNetwork, images: int) -> RealStep:
     Raises:
         InputError: a step does not fit into this machine's memory, or the network cannot be built.
     """
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, initializer=end_with_parent) as pool:
-        try:
-            return pool.submit(_time_real_steps, network, images).result()
-        except (BrokenProcessPool, torch.OutOfMemoryError) as error:
-            raise InputError(
-                f"a step of {images} images does not fit into this machine's memory: make the "
-                "images smaller, or model another device with --gpu NAME"
-            ) from error
+    remedy = "make the images smaller, or model another device with --gpu NAME"
+    return in_own_process(partial(_time_real_steps, network, images), images, remedy)
 
 
 def _time_real_steps(network: TransferNetwork, images: int) -> RealStep:

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,7 +20,7 @@ from scalekd.networks.layout import map_from_tokens, tokens_from_map
 from scalekd.networks.pretrained import refuse_non_finite
 from scalekd.networks.protocol import ProtocolFeatureExtractor
 from scalekd.networks.teacher.half_precision import cast_autocast_layers
-from scalekd.networks.teacher.tail import Tail, find_tail
+from scalekd.networks.teacher.tail import Inputs, Tail, find_tail
 from scalekd.networks.teacher.tail_inputs import CachedOutputs, TailInputs
 
 PrefixTokens = Literal["own", "none"]
@@ -207,8 +207,16 @@ class FrozenTeacher:
         Returns:
             Tokens (N, H' * W', C') on the final grid.
         """
+        return self._run_tail(tokens)
+
+    def tail_of_last_pass(self) -> Callable[[Tensor], Tensor]:
+        """The tail with the other inputs of the last pass, also after further ones: a backward pass
+        that computes it again needs those of its own forward pass."""
+        return partial(self._run_tail, inputs=dict(self._tail.recorded.inputs))
+
+    def _run_tail(self, tokens: Tensor, inputs: Inputs | None = None) -> Tensor:
         with self._autocast():
-            x = self._tail(tokens.to(self._parameter().dtype), self.prefix == "own")
+            x = self._tail(tokens.to(self._parameter().dtype), self.prefix == "own", inputs)
             out = tokens_from_map(self.extractor.finish(map_from_tokens(x, self.shapes.final)))
         return out.to(self._parameter().dtype) if self._returns_full_precision(out) else out
 

@@ -40,6 +40,10 @@ TOLERANCE = 1e-4
 """Largest difference between replay and teacher, relative to the largest value of its output."""
 
 
+Inputs = dict[tuple[nn.Module, int], tuple[list[Any], TreeSpec]]
+"""Leaves and structure of the arguments of modules, by module and index of its call."""
+
+
 @dataclass(frozen=True)
 class TailCall:
     """One call of the tail.
@@ -61,11 +65,11 @@ class RecordedInputs:
     """The inputs of some modules in the last pass, call by call.
 
     Attributes:
-        inputs: leaves and structure of the arguments by module and index of its call.
+        inputs: of the calls.
     """
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self.inputs: dict[tuple[nn.Module, int], tuple[list[Any], TreeSpec]] = {}
+        self.inputs: Inputs = {}
         self._counts: dict[nn.Module, int] = {}
         self._recording = False
         self._hooks = [m.register_forward_pre_hook(self._record, with_kwargs=True) for m in modules]
@@ -129,25 +133,29 @@ class Tail:
         recorded = RecordedInputs(list(dict.fromkeys(modules)))
         return Tail(calls, self.to_tokens, recorded, self.difference)
 
-    def __call__(self, tokens: Tensor, own_prefix: bool = True) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, own_prefix: bool = True, inputs: Inputs | None = None
+    ) -> Tensor:
         """Run the tail, with gradients to the tokens.
 
         Args:
             tokens: (N, L, C).
             own_prefix: whether the modules see the teacher's own prefix tokens, or none.
+            inputs: the other inputs, as a pass recorded them; by default those of the last one.
 
         Returns:
             Tokens (N, prefix + L', C') on the final grid.
         """
         x = tokens.clone()  # its first module may work in place
+        inputs = self.recorded.inputs if inputs is None else inputs
         for call in self.calls:
-            leaves, spec = self.recorded.inputs[call.module, call.call_index]
+            leaves, spec = inputs[call.module, call.call_index]
             like = leaves[call.input_leaf]
             if not own_prefix and like.dim() == 3:
                 like = like[:, -x.shape[1] :]
             before, after = leaves[: call.input_leaf], leaves[call.input_leaf + 1 :]
-            inputs = [*before, call.conversion(x, like), *after]
-            args, kwargs = tree_unflatten(inputs, spec)
+            given = [*before, call.conversion(x, like), *after]
+            args, kwargs = tree_unflatten(given, spec)
             x = tree_flatten(call.module(*args, **kwargs))[0][call.output_leaf]
         return self.to_tokens(x)
 
