@@ -124,7 +124,8 @@ def _train_in(
                 prepared,
                 unfinished,
                 folder,
-                processes=parallel or default_processes(len(unfinished)),
+                # Of all runs, since threads, and with them rounding, depend on the processes.
+                processes=parallel or default_processes(len(unfinished_runs(recipe, []))),
                 report=lambda run, progress: display.update(str(run), progress),
                 finished=record,
             )

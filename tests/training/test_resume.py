@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,12 @@ from helpers.real_runs import (
     start,
     wait_until_training,
 )
+from helpers.tiny import tiny_digits
 
+from scalekd.jobs import distill as jobs
+from scalekd.jobs.distill import distill
 from scalekd.runs.checkpoint import load_newest
+from scalekd.runs.folder import RunFolder
 
 KILLS = 10
 
@@ -134,6 +139,20 @@ def test_parallel_runs_are_each_resumed(undisturbed: Path) -> None:
         for folder in (undisturbed / "undisturbed", out)
     )
     assert one == other
+
+
+def test_runs_that_are_left_have_as_many_threads_as_in_an_undisturbed_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(tiny_digits(), seeds=[1, 2])
+    out = distill(recipe, tmp_path / "out", parallel=1)
+    results = RunFolder(out).results
+    results.write_text(results.read_text().splitlines(keepends=True)[0])  # one is left
+    shutil.rmtree(out / "checkpoints")
+    asked: list[int] = []
+    monkeypatch.setattr(jobs, "default_processes", lambda runs: asked.append(runs) or 1)
+    distill(recipe, out, resume=True)
+    assert asked == [2]
 
 
 def is_spawned(process: str) -> bool:
