@@ -182,7 +182,7 @@ def test_a_method_that_the_pair_does_not_allow_is_refused_before_anything_is_tra
 
 def test_without_labels_ofa_is_refused_and_relations_are_learnt(tmp_path: Path) -> None:
     flat = flat_folder(tmp_path / "flat")
-    with refused("OFA", "labels"):
+    with refused("method is ofa", "labels"):
         distill(tiny(flat, method="ofa"), tmp_path / "out", parallel=1)
     recipe = tiny(flat, method="relations", relations=Relations(queue=16))
     out = distill(recipe, tmp_path / "out", parallel=1)
