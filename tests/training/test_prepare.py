@@ -1,6 +1,8 @@
 """What a recipe's runs share."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,8 +65,12 @@ def test_a_pair_on_the_meta_device_has_the_shapes_of_the_real_one(images: Path) 
     assert all(tensor.is_meta for tensor in outline.teacher.model.state_dict().values())
 
 
-def test_a_student_keeps_its_own_number_of_classes_where_no_images_are_meant() -> None:
-    prepared = prepare_on_meta(tiny("nowhere"))
-    assert prepared.student is not None
-    assert prepared.student.classes is None
-    assert prepared.build_pair_on_meta().student.num_classes == 1000
+def test_a_student_has_the_teachers_classes_or_its_own_where_no_images_are_meant() -> None:
+    cases: tuple[tuple[dict[str, Any], int], ...] = (
+        ({}, 1000),
+        ({"teacher_args": {"num_classes": 7}}, 7),
+        ({"teacher_args": {"num_classes": 7}, "student_args": {"num_classes": 5}}, 5),
+    )
+    for settings, classes in cases:
+        prepared = prepare_on_meta(replace(tiny("nowhere"), **settings))
+        assert prepared.build_pair_on_meta().student.num_classes == classes
