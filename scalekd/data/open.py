@@ -3,6 +3,7 @@
 import os
 import stat
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -78,7 +79,7 @@ class Contents:
         """The folder of the images to validate on; None where that is flat."""
         return None if self.flat_validation else self._first(VALIDATION_NAMES)
 
-    @property
+    @cached_property
     def flat_validation(self) -> Path | None:
         """The folder with a validation split's name whose images have no class folders, as some
         competitions give their test images."""
@@ -147,7 +148,7 @@ def find_layout(data: Data) -> DataLayout:
         return layout
     root = _find_folder(data.root)
     contents = _list_contents(root)
-    if find_tars(root) and not _has_labelled_folders(contents):
+    if _is_webdataset(contents):
         return "webdataset"
     if contents.training and (contents.validation or data.val_share is not None):
         return "split_folders"
@@ -189,7 +190,7 @@ def open_validation(data: Data) -> Source:
             return open_table_validation(data)
     root = _find_folder(data.root)
     contents = _list_contents(root)
-    if find_tars(root) and not _has_labelled_folders(contents):
+    if _is_webdataset(contents):
         refuse_val_share(data, "tar files are not divided")
         return open_webdataset_validation(data)
     if contents.validation:
@@ -254,13 +255,15 @@ def _why_without_labels(data: Data) -> str:
     return f"the images in {data.root} have no labels, because {why}"
 
 
-def _has_labelled_folders(contents: Contents) -> bool:
-    """Whether a folder has class folders, itself or in its splits: tar files beside them are
-    archives."""
+def _is_webdataset(contents: Contents) -> bool:
+    """Whether a folder has tar files and no class folders, neither itself nor in its splits: tar
+    files beside those are archives."""
+    if not find_tars(contents.folder):
+        return False
     splits = filter(None, (contents.training, contents.validation))
-    return any(_has_filled_folders(_list_contents(split), at_least=1) for split in splits) or (
-        not contents.has_splits and _has_class_folders(contents, at_least=2)
-    )
+    if any(_has_filled_folders(_list_contents(split), at_least=1) for split in splits):
+        return False
+    return contents.has_splits or not _has_class_folders(contents, at_least=2)
 
 
 def _has_class_folders(contents: Contents, at_least: int) -> bool:

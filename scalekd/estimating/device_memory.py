@@ -1,6 +1,7 @@
 """The memory that one device needs for a recipe's step, by part, and what fits into it."""
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 
 from scalekd.estimating.memory_simulation import MemorySimulation, optimizer_state_ratio
@@ -77,10 +78,9 @@ class MemoryModel:
             peak: Bytes that the process took at most, runtime included.
             runtime: Bytes that the process took without the pair.
         """
-        self.overhead_ratio, self.runtime = 0.0, 0.0
-        devices, self.devices = self.devices, 1
-        live = self.device_memory(micro_batch).total
-        self.devices = devices
+        alone = copy(self)
+        alone.devices, alone.overhead_ratio, alone.runtime = 1, 0.0, 0.0
+        live = alone.device_memory(micro_batch).total
         self.overhead_ratio, self.runtime = max(0.0, (peak - runtime) / live - 1), float(runtime)
 
     def device_memory(

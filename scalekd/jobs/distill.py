@@ -3,7 +3,6 @@
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from scalekd.jobs.multi_student import distill_students
 from scalekd.jobs.parallel import default_processes, train_all
 from scalekd.jobs.preflight import run_preflight
 from scalekd.jobs.progress import ProgressDisplay, describe_result
-from scalekd.jobs.prolong import recipe_to_resume, unfinished_runs
+from scalekd.jobs.prolong import unfinished_runs
 from scalekd.jobs.report import print_report
-from scalekd.notes import Note
+from scalekd.jobs.take_folder import TakenFolder, take_folder
 from scalekd.recipe import Recipe
 from scalekd.runs import lock
 from scalekd.runs.folder import RunFolder, choose_folder
@@ -86,26 +85,17 @@ def _distill(recipe: Recipe, out: Path | None, parallel: int | None, resume: boo
     with ExitStack() as held:
         opened = ranks.decide_on_rank_0(lambda: _take_folder(held, recipe, out, resume))
         folder = RunFolder(Path(opened["folder"]))
-        results = [Result.from_dict(result) for result in opened["results"]]
-        recipe = replace(recipe, optim=replace(recipe.optim, restarts=opened["restarts"]))
         held.enter_context(lock.share_folder(folder.path))
-        notes = [Note(**note) for note in opened["notes"]]
-        _train_in(folder, recipe, results, notes, parallel)
+        _train_in(folder, recipe, TakenFolder.from_plain(opened), parallel)
         return folder.path
 
 
-def _train_in(
-    folder: RunFolder,
-    recipe: Recipe,
-    results: list[Result],
-    notes: list[Note],
-    parallel: int | None,
-) -> None:
+def _train_in(folder: RunFolder, recipe: Recipe, taken: TakenFolder, parallel: int | None) -> None:
     started = time.perf_counter()
+    recipe, results = taken.resume(recipe), taken.results
     prepared = prepare(recipe)
     ranks.decide_on_rank_0(lambda: folder.check_inputs(recipe, prepared.identity))
-    pair = run_preflight(prepared)
-    pair = replace(pair, notes=[*notes, *pair.notes])
+    pair = taken.annotate(run_preflight(prepared))
     unfinished = unfinished_runs(recipe, results)
 
     def record(result: Result) -> None:
@@ -154,17 +144,7 @@ def _check_parallel(parallel: int | None) -> None:
 
 
 def _take_folder(held: ExitStack, recipe: Recipe, out: Path | None, resume: bool) -> dict[str, Any]:
-    """Hold the run folder; gives it, the results of its finished runs, the restarts of the learning
-    rate and notes, as plain data."""
+    """Choose and hold the run folder; gives it, and what is in it, as plain data."""
     folder = RunFolder(out or choose_folder(recipe, newest=resume))
-    notes: list[Note] = []
-    if resume:
-        recipe, notes = recipe_to_resume(recipe, folder)
-    held.enter_context(folder.hold(recipe, resume=resume))
-    results = folder.finished_results(recipe)
-    return {
-        "folder": str(folder.path),
-        "results": [asdict(result) for result in results],
-        "restarts": recipe.optim.restarts,
-        "notes": [asdict(note) for note in notes],
-    }
+    taken = take_folder(held, recipe, folder, resume=resume)
+    return {"folder": str(folder.path), **taken.to_plain()}

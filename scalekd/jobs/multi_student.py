@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from scalekd.jobs.job_log import job_log
 from scalekd.jobs.parallel import StopOr
 from scalekd.jobs.preflight import run_preflight
 from scalekd.jobs.progress import ProgressDisplay, describe_result
-from scalekd.jobs.prolong import recipe_to_resume, unfinished_runs
+from scalekd.jobs.prolong import unfinished_runs
 from scalekd.jobs.report import print_report
+from scalekd.jobs.take_folder import TakenFolder, take_folder
 from scalekd.networks import InputConfig
 from scalekd.networks.input_config import renormalization
-from scalekd.notes import Note
 from scalekd.recipe import Recipe
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import PairSummary, Result, Run
@@ -121,8 +121,7 @@ def _train_all(jobs: list[StudentJob], started: float) -> None:
 def _take_folders(
     held: ExitStack, recipe: Recipe, out: Path, resume: bool
 ) -> dict[str, dict[str, Any]]:
-    """Hold each student's run folder; gives its finished results, the restarts of its learning rate
-    and notes as plain data, by name."""
+    """Hold each student's run folder; gives what is in it as plain data, by name."""
     if not resume:
         refuse_existing(out, "give another --out, or --resume")
     if RunFolder(out).settings.exists():
@@ -131,16 +130,8 @@ def _take_folders(
         )
     opened = {}
     for name, student_recipe in recipe.per_student().items():
-        folder = RunFolder(out / name)
-        notes: list[Note] = []
-        if resume:
-            student_recipe, notes = recipe_to_resume(student_recipe, folder)
-        held.enter_context(folder.hold(student_recipe, resume=resume))
-        opened[name] = {
-            "results": [asdict(result) for result in folder.finished_results(student_recipe)],
-            "restarts": student_recipe.optim.restarts,
-            "notes": [asdict(note) for note in notes],
-        }
+        taken = take_folder(held, student_recipe, RunFolder(out / name), resume=resume)
+        opened[name] = taken.to_plain()
     return opened
 
 
@@ -149,16 +140,13 @@ def _prepare_jobs(recipe: Recipe, out: Path, opened: dict[str, dict[str, Any]]) 
     jobs: list[StudentJob] = []
     for name, student_recipe in recipe.per_student().items():
         first = jobs[0] if jobs else None
-        optim = replace(student_recipe.optim, restarts=opened[name]["restarts"])
-        student_recipe = replace(student_recipe, optim=optim)
+        taken = TakenFolder.from_plain(opened[name])
+        student_recipe = taken.resume(student_recipe)
         prepared = prepare(student_recipe, teacher=first.prepared.teacher if first else None)
         folder = RunFolder(out / name)
         ranks.decide_on_rank_0(partial(folder.check_inputs, student_recipe, prepared.identity))
         pair = run_preflight(prepared, first.pair.teacher_top1 if first else None)
-        notes = [Note(**note) for note in opened[name]["notes"]]
-        pair = replace(pair, notes=[*notes, *pair.notes])
-        results = [Result.from_dict(result) for result in opened[name]["results"]]
-        jobs.append(StudentJob(name, prepared, folder, results, pair))
+        jobs.append(StudentJob(name, prepared, folder, taken.results, taken.annotate(pair)))
     for job in jobs[1:]:
         _check_same_images(jobs[0], job)
     return jobs

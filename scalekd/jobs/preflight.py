@@ -124,7 +124,7 @@ def _images_for_random_weights(prepared: Prepared) -> int | None:
         return None
     if not timm.is_model_pretrained(recipe.student):
         return None
-    return recipe.data.train_images or source.splits[0].images
+    return prepared.training_images
 
 
 def teacher_accuracy_notes(top1: float, classes: int, images: int) -> list[Note]:

@@ -51,7 +51,7 @@ def shrink_to_smoke_test(recipe: Recipe, folder: Path) -> Recipe:
     if recipe.data.root == "digits":
         images = STEPS_PER_EPOCH * recipe.batch_size
         return replace(shortened, data=replace(recipe.data, epoch_images=images))
-    accumulate = min(recipe.accumulate, MICRO_BATCH)
+    accumulate = min(recipe.accumulate, BATCH // MICRO_BATCH)
     batch_size = max(BATCH, ranks.world_size() * accumulate * MICRO_BATCH)
     _write_noise(folder, batch_size)
     resized = {"img_size": SIDE} if "img_size" in recipe.teacher_args else {}

@@ -15,6 +15,7 @@ from typing import IO, Any
 import yaml
 
 from scalekd.atomic_io import TEMPORARY_NAME, refuse_existing, remove_leftovers, write_atomically
+from scalekd.cache.store import manifest_file
 from scalekd.errors import InputError
 from scalekd.reading import is_whole, read_mapping, why_unreadable
 from scalekd.recipe import Recipe, RunSettings, flatten_settings
@@ -443,7 +444,7 @@ def find_run_folders(root: Path) -> Iterator[RunFolder]:
     One whose creation was killed has only a lock, which a teacher's cache has as well.
     """
     for path, inner, files in os.walk(root):
-        if SETTINGS in files or (lock.NAME in files and "cache.json" not in files):
+        if SETTINGS in files or (lock.NAME in files and not manifest_file(Path(path)).exists()):
             inner.clear()
             yield RunFolder(Path(path))
 

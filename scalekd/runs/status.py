@@ -112,7 +112,11 @@ def read_run_folder(folder: RunFolder) -> RunFolderStatus:
         problems.append("settings.yaml is no recipe")
         settings = {}
     main = settings.get("method", "scalekd")
-    methods = methods_to_train(settings.get("teacher"), settings.get("compare", []), main)
+    methods = (
+        methods_to_train(settings.get("teacher"), settings.get("compare", []), main)
+        if settings
+        else []
+    )
     seeds = settings.get("seeds", [])
     runs = {Run(method, seed) for seed in seeds for method in methods}
 
@@ -129,8 +133,6 @@ def read_run_folder(folder: RunFolder) -> RunFolderStatus:
 
     process, state = _find_state(folder, is_finished)
     newest = {Run(entry["method"], entry["seed"]): entry for entry in entries}.values()
-    if not settings:
-        methods = []
     accuracies = [
         e["top1"] for e in entries if e["method"] in methods[:1] and e["top1"] is not None
     ]

@@ -79,6 +79,12 @@ class Prepared:
         return None if self.teacher is None else self.teacher.frozen
 
     @property
+    def training_images(self) -> int:
+        """How many images are trained on; 0 where that is not known."""
+        splits = self.source.splits
+        return self.recipe.data.train_images or (splits[0].images if splits else 0)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Hashes of what must be the same when a run resumes, wherever it lies, by name."""
         weights = None if self.teacher is None else self.teacher.weights

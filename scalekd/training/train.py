@@ -300,7 +300,7 @@ class Recorder:
 def lineage_of(prepared: Prepared, run: Run) -> Lineage:
     """What `run` trains with, for the folder of its student."""
     teacher = prepared.teacher if run.method != "supervised" else None
-    splits = [split.images for split in prepared.source.splits]
+    splits = prepared.source.splits
     license = None
     if teacher is not None:
         license = pretrained_config(teacher.frozen.model).get("license")
@@ -309,10 +309,7 @@ def lineage_of(prepared: Prepared, run: Run) -> Lineage:
         run,
         weights=None if teacher is None else teacher.weights,
         license=license if isinstance(license, str) else None,
-        images=(
-            prepared.recipe.data.train_images or (splits[0] if splits else 0),
-            splits[1] if len(splits) > 1 else 0,
-        ),
+        images=(prepared.training_images, splits[1].images if len(splits) > 1 else 0),
     )
 
 

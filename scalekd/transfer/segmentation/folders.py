@@ -71,7 +71,6 @@ def find_pairs(data: SegmentData) -> LabelledFolder:
             f"{data.root!r} must hold images/ and annotations/, as ADE20K, or JPEGImages/, "
             "SegmentationClass/ and ImageSets/Segmentation/, as Pascal VOC"
         )
-    names = _listed_names(root) or (names if data.classes in (None, len(names)) else ())
     names = _class_names(root, names, data.classes)
     return LabelledFolder(training=splits[0], validation=splits[1], class_names=names)
 
@@ -128,7 +127,8 @@ def _stem(name: str) -> str:
     return normal_name(name.rpartition(".")[0])
 
 
-def _class_names(root: Path, names: tuple[str, ...], classes: int | None) -> tuple[str, ...]:
+def _class_names(root: Path, known: tuple[str, ...], classes: int | None) -> tuple[str, ...]:
+    names = _listed_names(root) or (known if classes in (None, len(known)) else ())
     if classes is None and not names:
         raise InputError(
             f"the classes of {str(root)!r} are not known: give --data.classes with their number, "
