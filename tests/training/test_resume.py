@@ -188,6 +188,11 @@ def test_the_other_runs_are_saved_when_a_parallel_one_is_killed(undisturbed: Pat
     out = undisturbed / "one killed"
     process = start(undisturbed, "one killed", "--parallel", "2", recipe="seeds.yaml")
     assert wait_until_training(process, out)
+    metrics, until = RunFolder(out).metrics, time.monotonic() + SECONDS_TO_START
+    while not all(f'"seed": {seed},' in metrics.read_text() for seed in (7, 8)):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.01)  # until both have something to save
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     worker = next(filter(is_spawned, children.read_text().split()))
     os.kill(int(worker), signal.SIGKILL)
