@@ -34,9 +34,9 @@ def trials() -> list[Trial]:
             for seed in CONTROL_SEEDS
             for control in CONTROLS
         ]
-    for method in OTHERS:
-        for regime in regimes:
-            found += at_equal_time(regime, method)
+    for regime in regimes:
+        others = [trial for method in OTHERS for trial in at_equal_time(regime, method)]
+        found += sorted(others, key=lambda trial: trial.arm.endswith(", cache"))
     return found
 
 

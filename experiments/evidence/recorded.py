@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,10 +69,10 @@ class Recorded(ABC):
         Raises:
             SystemExit: the result is there by other settings.
         """
-        if not self.record.exists():
+        then = read_json(self.record)
+        if then is None:
             return False
-        then, now = json.loads(self.record.read_text()), json.loads(json.dumps(asdict(self)))
-        if any(then[name] != value for name, value in now.items()):
+        if self.differs_from(then):
             raise SystemExit(
                 f"{self.record} was trained with other settings than {self.experiment} has now: "
                 "move it away, or change the experiment's name"
@@ -111,6 +112,11 @@ class Recorded(ABC):
         command = f"python experiments/evidence/runner.py {self.experiment}"
         write_json(self.record, {**asdict(self), **results, **provenance(command)})
 
+    def differs_from(self, then: dict[str, Any]) -> bool:
+        """Whether a file that was written of a run of this name is of another run."""
+        now = json.loads(json.dumps(asdict(self)))
+        return any(then[name] != value for name, value in now.items())
+
 
 def read_json(file: Path) -> dict[str, Any] | None:
     """A record; None where there is none."""
@@ -136,8 +142,10 @@ def provenance(command: str) -> dict[str, Any]:
     }
 
 
+@cache
 def commit() -> str:
-    """The commit that is trained, with + where files differ from it."""
+    """The commit that is trained, with + where files differ from it: a process asks when it begins,
+    because the files may change while it runs."""
     git = ["git", "-C", str(HERE)]
     name = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
     changed = subprocess.run(

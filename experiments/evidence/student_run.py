@@ -8,23 +8,42 @@ from typing import Any
 import timm
 from changes import build_changed
 from probes import measure, test_images
-from recorded import Stop
+from recorded import Stop, read_json, write_json
 from torch.utils.data import Dataset, TensorDataset
 from trials import Trial
 
 from scalekd.data.open import open_source
 from scalekd.data.source import Source, TrainingSet
 from scalekd.distiller import count_parameters
+from scalekd.errors import InputError
 from scalekd.networks import InputConfig
 from scalekd.recipe import Data
-from scalekd.runs.result import main_run
+from scalekd.runs.folder import hold_new_folder
+from scalekd.runs.result import Result, main_run
 from scalekd.signals import Interrupted
 from scalekd.training.prepare import Learner, Prepared, prepare
 from scalekd.training.train import train
 
+BEGUN = "trial.json"
+"""In the run folder: what is trained in it."""
+
 
 def train_student(trial: Trial, stop: Stop) -> bool:
-    """Train the trial's student, or go on with it, and measure it; returns whether it is done."""
+    """Train the trial's student, or go on with it, and measure it; returns whether it is done.
+
+    Raises:
+        InputError: another process trains it, it was begun with other settings, or it is trained
+            again and differs from its record.
+    """
+    begun = trial.folder.path / BEGUN
+    with hold_new_folder(trial.folder.path, resume=True, keep=begun.exists):
+        then = read_json(begun)
+        if then is not None and trial.differs_from(then):
+            raise InputError(f"{trial.folder.path} was begun with other settings: move it away")
+        return _train(trial, stop)
+
+
+def _train(trial: Trial, stop: Stop) -> bool:
     recipe = trial.recipe
     prepared = prepare(recipe, source=open_images(trial, recipe.data))
     if trial.change is not None:
@@ -32,7 +51,7 @@ def train_student(trial: Trial, stop: Stop) -> bool:
     elif prepared.cache is not None:
         prepared = RowsInMemory(**vars(prepared))
     folder = trial.folder
-    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(folder.path / BEGUN, asdict(trial))
     folder.trim_metrics([main_run(recipe)])
     try:
         result = train(prepared, main_run(recipe), folder, report=lambda _: None, stop=stop)
@@ -42,17 +61,32 @@ def train_student(trial: Trial, stop: Stop) -> bool:
     if trial.probed:
         student = timm.create_model(f"local-dir:{folder.student}", pretrained=True)
         measures = asdict(measure(student, prepared.input, trial.seed, recipe.data.root))
-    assert prepared.student is not None
-    trial.write_record(
-        top1=result.top1,
-        measures=measures,
-        steps=result.steps,
-        seconds=result.seconds,
-        terms=result.terms,
-        parameters=count_parameters(prepared.student.build()),
-    )
+    _record(trial, prepared, result, measures)
     shutil.rmtree(folder.checkpoints)
     return True
+
+
+def _record(
+    trial: Trial, prepared: Prepared, result: Result, measures: dict[str, Any] | None
+) -> None:
+    """Write the record; where there is one, because the run folder was gone, compare with it."""
+    then = read_json(trial.record)
+    if then is None:
+        assert prepared.student is not None
+        trial.write_record(
+            top1=result.top1,
+            measures=measures,
+            steps=result.steps,
+            seconds=result.seconds,
+            terms=result.terms,
+            parameters=count_parameters(prepared.student.build()),
+        )
+    elif (then["top1"], then["terms"]) != (result.top1, result.terms):
+        shutil.rmtree(trial.folder.student)  # others would start from a student without a record
+        raise InputError(
+            f"trained again, it is not the student of {trial.record}, because another machine or "
+            "version rounds otherwise: move that record away, and those of runs that start from it"
+        )
 
 
 class RowsInMemory(Prepared):

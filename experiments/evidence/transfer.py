@@ -5,7 +5,7 @@
 Five seeds of a segmentation and three of a detection, each with few labels, students and scenes of
 its own; all starts of a seed have the same scenes, head and order of images. The students are those
 of the main comparison at equal steps, trained again, because their run folders are not kept. A
-frame of reference has ten times the scenes and ten times the steps.
+frame of reference has ten times the scenes, for as many epochs.
 """
 
 from dataclasses import replace
@@ -29,7 +29,7 @@ STARTS: dict[str, tuple[str, dict[str, Any]]] = {
 architecture and the normalisation of the supervised student."""
 
 MORE = 10
-"""Times the scenes, and times the steps, of the frame of reference."""
+"""Times the scenes of the frame of reference."""
 
 REFERENCE = f"reference, {FINE_TUNED}"
 

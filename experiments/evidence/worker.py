@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from recorded import Recorded, Stop
+from recorded import Recorded, Stop, commit
 
 from scalekd.signals import ignore_stop_signals
 
@@ -16,6 +16,7 @@ def start(stop: Any) -> None:
     _stop = stop
     torch.set_num_threads(1)
     ignore_stop_signals()
+    commit()
 
 
 def build_cache(trial: Recorded) -> None:

@@ -21,7 +21,7 @@ class Difference:
         p: of the paired permutation test of no difference, two-sided. With n seeds it is at least
             2 / 2^n.
         seeds: how many pairs there are.
-        one_sign: whether all differences are above 0, or all below.
+        smallest, largest: of the differences.
     """
 
     mean: float
@@ -29,7 +29,13 @@ class Difference:
     high: float
     p: float
     seeds: int
-    one_sign: bool = False
+    smallest: float
+    largest: float
+
+    @property
+    def one_sign(self) -> bool:
+        """Whether all differences are above 0, or all below."""
+        return self.smallest > 0 or self.largest < 0
 
 
 def paired_difference(one: Sequence[float], other: Sequence[float]) -> Difference:
@@ -64,8 +70,8 @@ def paired_difference(one: Sequence[float], other: Sequence[float]) -> Differenc
         n_resamples=RESAMPLES,
         rng=np.random.default_rng(0),
     )
-    one_sign = bool((gaps > 0).all() or (gaps < 0).all())
-    return Difference(float(gaps.mean()), low, high, float(test.pvalue), len(gaps), one_sign)
+    ends = float(gaps.min()), float(gaps.max())
+    return Difference(float(gaps.mean()), low, high, float(test.pvalue), len(gaps), *ends)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

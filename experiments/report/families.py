@@ -57,7 +57,17 @@ class Comparison:
     @property
     def seeds(self) -> int:
         """How many both arms have."""
-        return len(set(self.one.by_seed) & set(self.other.by_seed))
+        return len(self.common_seeds)
+
+    @property
+    def common_seeds(self) -> set[int]:
+        """Which both arms have."""
+        return set(self.one.by_seed) & set(self.other.by_seed)
+
+    @property
+    def by_one_sign(self) -> bool:
+        """Whether it is told by the signs of the differences, because the test cannot tell it."""
+        return self.finished and PLANNED_SEEDS <= self.seeds < SEEDS_TO_TEST
 
     @property
     def finished(self) -> bool:
@@ -151,7 +161,7 @@ def main_family(regime: str) -> dict[str, list[Comparison]]:
     return grouped_family(groups, MAIN_SEEDS)
 
 
-CONTROLS = {"random_tail": "random tail", "other_image": "another image"}
+CONTROLS = {"random_tail": "tail in random order", "other_image": "another image"}
 """Arms of the negative controls, and what they are called."""
 
 
@@ -317,7 +327,7 @@ FROZEN = {
     "hidden_linear": ("seven_classes", "three classes that were never seen"),
     "digits_linear": ("main_comparison", "handwritten digits"),
     "foreground": ("main_comparison", "foreground for each pixel, overlap"),
-    "place": ("main_comparison", "place of a token"),
+    "place": ("main_comparison", "position of a token"),
 }
 """Measures of frozen features: the experiment that has them, and what they are."""
 
@@ -353,7 +363,7 @@ NO_CLASSIFIER = {
     "digits_linear": "digits",
     "hidden_linear": "pullover, coat, shirt",
     "foreground": "foreground (overlap)",
-    "place": "place of a token",
+    "place": "position of a token",
 }
 """Measures of experiment 4, of which the hypothesis names the first, and what they are called."""
 

@@ -17,7 +17,7 @@ from families import (
     teacher_family,
     width_family,
 )
-from layout import COMPARED, NOT_RUN, Section, Table, accuracy, compared
+from layout import COMPARED, NOT_RUN, Section, Table, compared, sides
 from recorded import RESULTS, read_json
 from records import read_records, values
 from transfer_section import DETECTION, SEGMENTATION, rounding, transfer_section
@@ -90,10 +90,7 @@ def further_sections() -> list[Section]:
 
 def further_section(title: str, text: str, comparisons: Sequence[Comparison]) -> Section:
     """An experiment whose table is its comparisons."""
-    rows = [
-        [one.one.name, accuracy(one.one), one.other.name, accuracy(one.other), *compared(one)]
-        for one in comparisons
-    ]
+    rows = [[*sides(one), *compared(one)] for one in comparisons]
     header = ["arm", "top-1", "compared with", "top-1", *COMPARED]
     return Section(title, [text], [Table(header, rows)])
 
@@ -212,7 +209,9 @@ def tuning_section() -> Section:
                 rows.append([name, METHOD_NAMES[method], setting, *cells])
     text = [
         "Top-1 in % on the 5,000 held-out training images, one seed, by learning rate and by two "
-        "values of each method's own setting. None of these numbers is a result."
+        "values of each method's own setting. None of these numbers is a result, and one run of a "
+        "setting does not tell it from one that is as near as rounding alone moves a run. "
+        f"{rounding()}"
     ]
     header = ["regime", "method", "own setting", *(f"{rate:g}" for rate in RATES)]
     return Section("Tuning", text, [Table(header, rows), second_tuning_table()])
@@ -279,7 +278,14 @@ def settings_section() -> Section:
     folded = {"Settings that all runs share": yaml.safe_dump(read_settings(), sort_keys=False)}
     if CHOSEN.exists():
         folded["Settings that tuning chose"] = CHOSEN.read_text()
-    header = ["experiment", "runs", "core hours of training", "dates", "machine", "command"]
+    header = [
+        "experiment",
+        "runs",
+        "hours of all runs, pauses of the machine included",
+        "dates",
+        "machine",
+        "command",
+    ]
     return Section("Runs and settings", [], [Table(header, rows)], [], folded)
 
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from families import Comparison
+from families import SEEDS_TO_TEST, Comparison
 from pictures import Picture
 from records import Values
 
@@ -60,11 +60,13 @@ def size_of(comparisons: Sequence[Comparison]) -> str:
 
 
 def points(comparison: Comparison) -> str:
-    """A difference with its interval and the seeds that it is of."""
+    """A difference with its interval and the seeds that it is of; of few seeds also the smallest
+    and the largest difference."""
     found = comparison.difference
     if found is None:
         return "-"
-    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}], {found.seeds} seeds"
+    each = f" ({found.smallest:+.2f} to {found.largest:+.2f})" * (found.seeds < SEEDS_TO_TEST)
+    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}], {found.seeds} seeds{each}"
 
 
 def accuracy(arm: Values) -> str:
@@ -74,6 +76,14 @@ def accuracy(arm: Values) -> str:
     known = list(arm.by_seed.values())
     spread = f"{statistics.stdev(known):.2f}" if len(known) > 1 else "-"
     return f"{arm.mean:.2f} ({spread})"
+
+
+def sides(comparison: Comparison) -> list[str]:
+    """Cells of what is compared: each arm's name and its accuracy over the common seeds, or over
+    its own where there are none."""
+    arms, seeds = (comparison.one, comparison.other), sorted(comparison.common_seeds)
+    values = [accuracy(arm.only(seeds) if seeds else arm) for arm in arms]
+    return [arms[0].name, values[0], arms[1].name, values[1]]
 
 
 def compared(comparison: Comparison) -> list[str]:

@@ -24,7 +24,7 @@ from families import (
     stage_family,
 )
 from further import further_sections
-from layout import COMPARED, Section, Table, accuracy, compared, points, size_of
+from layout import COMPARED, Section, Table, accuracy, compared, points, sides, size_of
 from pictures import draw_curve, draw_differences
 from recorded import RESULTS, read_json
 from records import Values, measure, select, values
@@ -54,23 +54,19 @@ def sections() -> list[Section]:
 
 def against(found: Sequence[Claim]) -> Section:
     """Each comparison in which ScaleKD is below what it is compared with, and each that has all
-    its seeds and tells nothing, once."""
-    lower, untold, seen = [], [], []
-    for claim in found:
-        for one in claim.comparisons:
-            compared_runs = one.one.by_seed, one.other.by_seed
-            if claim.for_scalekd and compared_runs not in seen:
-                seen.append(compared_runs)
-                name = f"{one.one.name} minus {one.other.name}"
-                row = [name, points(one), one.verdict, claim.text]
-                if one.leaning < 0:
-                    lower.append(row)
-                elif one.finished and not one.sign:
-                    untold.append(row)
+    its seeds and tells nothing though a claim needs it, once."""
+    asked = [(one, claim.text) for claim in found if claim.for_scalekd for one in claim.comparisons]
+    lower, untold = [], []
+    for one, claim in [*once(asked), *((one, NO_CLAIM) for one in beside_the_claims())]:
+        row = [f"{one.one.name} minus {one.other.name}", points(one), one.verdict, claim]
+        if one.leaning < 0:
+            lower.append(row)
+        elif one.finished and not one.sign and claim != NO_CLAIM:
+            untold.append(row)
     text = (
         "First the comparisons in which ScaleKD is lower, then those in which all planned seeds "
         "show no difference, though a claim needs one. Differences are in percentage points, with "
-        "95 % intervals over the seeds."
+        "95 % intervals over the seeds and, of five seeds or fewer, the smallest and the largest."
     )
     header = ["comparison", "difference", "verdict"]
     tables = [
@@ -78,6 +74,37 @@ def against(found: Sequence[Claim]) -> Section:
         Table([*header, "claim that it does not support"], untold),
     ]
     return Section("What speaks against ScaleKD", [text], [table for table in tables if table.rows])
+
+
+NO_CLAIM = "none: a measure that no claim names"
+
+
+def beside_the_claims() -> list[Comparison]:
+    """Comparisons of ScaleKD that no claim names."""
+    return [*frozen_others(), *no_classifier_others()]
+
+
+def once(asked: Sequence[tuple[Comparison, str]]) -> list[tuple[Comparison, str]]:
+    """Comparisons with their claims, without those whose runs an earlier one has compared."""
+    kept, seen = [], []
+    for one, claim in asked:
+        runs = one.one.by_seed, one.other.by_seed
+        if runs not in seen:
+            seen.append(runs)
+            kept.append((one, claim))
+    return kept
+
+
+def by_one_sign(found: Sequence[Claim]) -> str:
+    """A sentence on how often the rule of one sign is used, and how often by chance alone."""
+    asked = [(one, "") for claim in found for one in claim.comparisons]
+    asked += [(one, "") for one in beside_the_claims()]
+    five = [one for one, _ in once(asked) if one.by_one_sign]
+    told = sum(bool(one.sign) for one in five)
+    return (
+        f"{len(five)} comparisons of the claims and of the tables beside them are told by it, and "
+        f"{told} have one sign; if there were no differences at all, {len(five) / 16:.0f} would."
+    )
 
 
 def verdicts(found: Sequence[Claim]) -> Section:
@@ -102,7 +129,8 @@ def verdicts(found: Sequence[Claim]) -> Section:
         "in one of 16 comparisons where there is no difference. With fewer seeds than planned, "
         f"{MAIN_SEEDS} for the main comparison and {PLANNED_SEEDS} for the rest, nothing is told "
         "apart, nor in detection, which has three; where three or more have one sign, it is said "
-        "in brackets. With three that happens by chance in one of four comparisons.",
+        "in brackets. With three that happens by chance in one of four comparisons. "
+        + by_one_sign(found),
     ]
     header = ["claim", "source", "the paper's numbers", "verdict", "difference here"]
     return Section("Verdicts", text, [Table(header, rows)])
@@ -165,14 +193,7 @@ def how_long(regime: str, method: str, suffix: str = "") -> list[str]:
 def controls_section() -> Section:
     """The negative controls."""
     rows = [
-        [
-            REGIMES[regime],
-            one.one.name,
-            accuracy(one.one),
-            one.other.name,
-            accuracy(one.other),
-            *compared(one),
-        ]
+        [REGIMES[regime], *sides(one), *compared(one)]
         for regime in REGIMES
         for group in control_family(regime).values()
         for one in group
@@ -194,10 +215,7 @@ def components_section() -> Section:
     """Experiment 2."""
     families = component_family()
     everything = [one for family in families.values() for one in family]
-    rows = [
-        [one.one.name, accuracy(one.one), one.other.name, accuracy(one.other), *compared(one)]
-        for one in everything
-    ]
+    rows = [[*sides(one), *compared(one)] for one in everything]
     text = [
         "Experiment 2, for Table 9 and Figure 4, with few labels. The paper's numbers are not "
         "known to us. The first seven rows compare ScaleKD's parts with fewer of them. More parts "
@@ -268,10 +286,7 @@ def frozen_section() -> Section:
         [one.one.name, accuracy(one.one), accuracy(one.other), *compared(one)]
         for one in frozen_family()
     ]
-    others = [
-        [one.one.name, accuracy(one.one), one.other.name, accuracy(one.other), *compared(one)]
-        for one in frozen_others()
-    ]
+    others = [[*sides(one), *compared(one)] for one in frozen_others()]
     tables = [
         Table(header, rows),
         Table(["arm", "value", "logit KD", *COMPARED], differences),

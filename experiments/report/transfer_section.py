@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from families import Comparison, gain, grouped_family
-from layout import COMPARED, NOT_RUN, Section, Table, accuracy, compared
+from layout import COMPARED, NOT_RUN, Section, Table, accuracy, compared, sides
 from pictures import draw_differences
-from records import Values, measure, read_records, values
+from records import Values, measure, read_records, select, values
 from transfer import MORE, NAME, REFERENCE, STARTS
 from transfer_tuning import DETECT, SEGMENT, TRAINING, VALIDATION, Plan
 from transfer_tuning import NAME as TUNING
@@ -91,10 +91,7 @@ def transfer_section(words: Words) -> Section:
         f"supervised students alone. {reference(plan)}"
     )
     compared_ones = [one for family in transfer_family(words).values() for one in family]
-    rows = [
-        [one.one.name, accuracy(one.one), one.other.name, accuracy(one.other), *compared(one)]
-        for one in compared_ones
-    ]
+    rows = [[*sides(one), *compared(one)] for one in compared_ones]
     header = ["start", score, "compared with", score, *COMPARED]
     named = [(f"{one.one.name} minus {one.other.name}", one) for one in compared_ones]
     picture = draw_differences(f"ScaleKD's start minus the others, {score}", named)
@@ -105,10 +102,11 @@ def transfer_section(words: Words) -> Section:
 def reference(plan: Plan) -> str:
     """The frame of reference in a sentence."""
     found = values(NAME, plan.regime, REFERENCE, read=measure(plan.task.measures[0]))
-    reached = f"{found.mean:.2f} %" if found.by_seed else NOT_RUN
+    records = select(NAME, plan.regime, REFERENCE)
+    reached = f"{found.mean:.2f} % after {records[0]['steps']} steps" if records else NOT_RUN
     return (
-        f"What the network can reach: fine-tuned from a random start with {MORE} times the scenes "
-        f"and {MORE} times the steps, one seed: {reached}."
+        f"What the network can reach: fine-tuned from a random start for as many epochs of {MORE} "
+        f"times the scenes, one seed: {reached}."
     )
 
 

@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -21,8 +22,10 @@ from torch.utils.data import Dataset
 
 from scalekd.data.cached import AugmentedViews
 from scalekd.data.fashion_mnist import DEBIAN_FOLDER
+from scalekd.errors import InputError
 from scalekd.method import LossWeights
 from scalekd.networks import InputConfig
+from scalekd.runs import lock
 from scalekd.runs.result import main_run
 from scalekd.training.prepare import prepare
 
@@ -122,6 +125,55 @@ def test_a_run_that_the_budget_stops_is_resumed(
     steps = [json.loads(line)["step"] for line in trial.folder.metrics.read_text().splitlines()]
     assert steps == sorted(set(steps))
     assert steps[-1] == 80
+
+
+def test_a_run_folder_of_other_settings_or_another_process_is_refused(
+    trials: Any, runner: Any
+) -> None:
+    def trial(**changes: Any) -> Any:
+        settings = tiny_settings(method="logit_kd", **changes)
+        return trials.Trial(experiment="tiny", regime="few", arm="a", seed=1, settings=settings)
+
+    assert runner.run_all([trial()], processes=1, budget=None) == 1
+    record = trial().record
+    kept = record.rename(record.with_suffix(".kept"))
+    with pytest.raises(SystemExit, match="begun with other settings: move it away"):
+        runner.run_all([trial(temperature=2.0)], processes=1, budget=None)
+    with (
+        lock.hold_folder(trial().folder.path),
+        pytest.raises(SystemExit, match=r"few-a-seed1 failed.*is being trained in"),
+    ):
+        runner.run_all([trial()], processes=1, budget=None)
+    assert not record.exists()
+    assert kept.exists()
+
+
+def test_a_student_that_is_trained_again_must_be_that_of_its_record(
+    trials: Any, runner: Any
+) -> None:
+    settings = tiny_settings(method="logit_kd")
+    trial = trials.Trial(experiment="tiny", regime="few", arm="a", seed=1, settings=settings)
+    assert runner.run_all([trial], processes=1, budget=None) == 1
+    before = trial.record.read_bytes()
+    student_run, stop = importlib.import_module("student_run"), SimpleNamespace(is_set=bool)
+
+    shutil.rmtree(trial.folder.path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the runner's processes
+    try:
+        assert student_run.train_student(trial, stop)
+        assert trial.record.read_bytes() == before
+
+        shutil.rmtree(trial.folder.path)
+        record = json.loads(before)
+        record["terms"]["logits"] += 1.0
+        trial.record.write_text(json.dumps(record))
+        with pytest.raises(InputError, match=r"not the student of .*few-a-seed1\.json"):
+            student_run.train_student(trial, stop)
+    finally:
+        torch.set_num_threads(threads)
+    assert not trial.folder.student.exists()
+    assert json.loads(trial.record.read_text()) == record
 
 
 def test_a_run_that_fails_is_named_with_its_reason(trials: Any, runner: Any) -> None:
@@ -438,6 +490,7 @@ def test_paired_differences_and_holm_have_their_values() -> None:
     assert found.low == pytest.approx(np.quantile(means, 0.025), abs=0.13)
     assert found.high == pytest.approx(np.quantile(means, 0.975), abs=0.13)
     assert not found.one_sign
+    assert (found.smallest, found.largest) == pytest.approx((min(gaps), max(gaps)))
     assert comparison.paired_difference([2.0, 3.0], [1.0, 1.0]).one_sign
     assert comparison.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert comparison.paired_difference([0.5, 0.5], [0.5, 0.5]).p == 1
