@@ -25,8 +25,8 @@ TITLE = "ScaleKD at a size that anyone can repeat"
 INTRODUCTION = (
     "Fashion-MNIST at 32x32, a small Swin as teacher, small students. In the main comparison every "
     "method has the same data, teacher, start of the student, order of images and tuning budget. "
-    "The teacher is weaker than networks of its size that others report, and the CNN reaches nearly "
-    "as much by labels only in 20 epochs of all images: see Every student."
+    "The teacher is weaker than networks of its size that others report, and the CNN reaches "
+    "nearly as much by labels only in 20 epochs of all images: see Every student."
 )
 GENERATED = "Made by `make report` from the files in experiments/results/; do not edit."
 
