@@ -5,6 +5,7 @@ its file is created, never opened, so nothing that is there already is touched: 
 followed, and a file of the user's is not taken for one of ours.
 """
 
+import itertools
 import os
 import re
 import secrets
@@ -150,8 +151,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def remove_written_folder(folder: Path, names: Set[str]) -> None:
     """Remove a folder that an earlier process wrote, if it has files of these `names` alone."""
-    if folder.is_dir() and set(os.listdir(folder)) <= names:
+    if folder.is_dir() and not folder.is_symlink() and set(os.listdir(folder)) <= names:
         shutil.rmtree(folder)
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a file, folder or link to NAME-before-1 and so on; returns its new name."""
+    if not os.path.lexists(path):
+        return None
+    names = (path.with_name(f"{path.name}-before-{n}") for n in itertools.count(1))
+    return path.rename(next(name for name in names if not os.path.lexists(name)))
 
 
 def remove_leftovers(folder: Path) -> None:

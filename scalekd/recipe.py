@@ -676,7 +676,7 @@ class Recipe:
                 heads=student.heads,
                 optim=student.optim or self.optim,
                 weights=student.weights or self.weights,
-                ema=student.ema or self.ema,
+                ema=self.ema if student.ema is None else student.ema,
             )
         return recipes
 

@@ -11,10 +11,16 @@ from scalekd.cli.commands import COMMANDS, Command
 from scalekd.cli.logs import shown_logs
 from scalekd.cli.output import Output, lossy_outputs
 from scalekd.cli.parser import read_words
-from scalekd.errors import InputError
+from scalekd.errors import InputError, one_line
 from scalekd.reading import read_mapping
 from scalekd.signals import Interrupted, remember_ctrl_c
 from scalekd.text import accept_all_characters, visible
+
+LESS_MEMORY = (
+    "A training takes less memory with more micro-batches (--accumulate), a smaller --batch_size "
+    "or --precision bf16-mixed; `scalekd estimate` says what fits, and --resume continues the run"
+)
+"""Ends the message of a command whose GPU is full."""
 
 USAGE = """\
 usage: scalekd COMMAND [options]
@@ -70,6 +76,8 @@ def _report(arguments: list[str], error: BaseException) -> int:
         return error.code
     if isinstance(error, ValueError) and not isinstance(error, InputError):
         error = error.__cause__ or error  # jsonargparse wraps that of a dataclass
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be imported yet
+        error = InputError(f"{one_line(error)}. {LESS_MEMORY}")
     if isinstance(error, OSError):  # what nobody expected the system to refuse
         place = "" if error.filename is None else f"{str(error.filename)[:200]!r}: "
         error = InputError(f"{place}{error.strerror or error}")

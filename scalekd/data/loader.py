@@ -94,7 +94,7 @@ def check_shared_memory(workers: int, items: int, examples: list[Any]) -> None:
 
     Args:
         workers: worker processes of each rank.
-        items: how many items a batch has that a worker prepares.
+        items: how many items the batches have together that a worker prepares of each kind.
         examples: some items; on average the others are as large.
     """
     if not workers or not SHARED_MEMORY.is_dir():
@@ -169,8 +169,11 @@ def build_loaders(
     rank, world_size = ranks.rank(), ranks.world_size()
     check_batch_size(batch_size, world_size, micro_batches)
     workers = worker_settings(source, data)
-    largest = max(batch_size // (micro_batches * world_size), validation_batch_size)
     if workers["num_workers"]:
+        items = [batch_size // (micro_batches * world_size)]
+        items += [validation_batch_size] if source.validation_set is not None else []
+        # While validation images are prepared the next training batches wait, if only there.
+        largest = max(items) if torch.cuda.is_available() else sum(items)
         examples = [training[key] for key in range(min(EXAMPLES, images))]
         check_shared_memory(workers["num_workers"], largest, examples)
     sampler = ResumableBatchSampler(

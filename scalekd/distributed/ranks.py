@@ -4,6 +4,7 @@ Outside of `process_group` there is one rank, number 0 of 1, and nothing here co
 """
 
 import json
+import logging
 import os
 import re
 import socket
@@ -21,6 +22,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from scalekd.errors import InputError
 from scalekd.signals import Interrupted
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT = timedelta(hours=1)
 """How long a rank waits for the others: one of them may load a teacher from a slow disk."""
@@ -63,36 +66,53 @@ def launch_environment() -> LaunchEnvironment:
     """Read how this process was started from the environment variables.
 
     `torchrun` and `scalekd --devices` set RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
-    Slurm's `srun` sets SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID, SLURM_NODEID and
-    SLURM_TASKS_PER_NODE, with or without --ntasks-per-node. In a Slurm job that is named "bash" or
-    "interactive" this process is alone. MASTER_ADDR and MASTER_PORT are used where they are set.
+    Without LOCAL_RANK, as Kubeflow starts its pods, each process is alone on its machine.
+    Slurm's `srun` sets SLURM_STEP_NODELIST, SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID, SLURM_NODEID
+    and SLURM_TASKS_PER_NODE, with or without --ntasks-per-node. In a batch script or an allocation
+    without `srun`, and in a Slurm job that is named "bash" or "interactive", this process is alone.
+    MASTER_ADDR and MASTER_PORT are used where they are set.
+
+    Raises:
+        InputError: RANK is set and WORLD_SIZE is not, or one of them is no number.
     """
     variables = os.environ
     if "RANK" in variables:
-        world_size = int(variables["WORLD_SIZE"])
+        world_size = _number("WORLD_SIZE")
+        alone = "LOCAL_RANK" not in variables
         return LaunchEnvironment(
-            rank=int(variables["RANK"]),
+            rank=_number("RANK"),
             world_size=world_size,
-            local_rank=int(variables["LOCAL_RANK"]),
-            local_world_size=int(variables.get("LOCAL_WORLD_SIZE", world_size)),
+            local_rank=_number("LOCAL_RANK", 0),
+            local_world_size=_number("LOCAL_WORLD_SIZE", 1 if alone else world_size),
             main_address=variables.get("MASTER_ADDR", "127.0.0.1"),
-            main_port=int(variables.get("MASTER_PORT", DEFAULT_PORT)),
+            main_port=_number("MASTER_PORT", DEFAULT_PORT),
         )
     is_interactive = variables.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if "SLURM_NTASKS" in variables and not is_interactive:
+    if "SLURM_STEP_NODELIST" in variables and not is_interactive:
         tasks = variables.get("SLURM_TASKS_PER_NODE", variables["SLURM_NTASKS"])
         job = variables.get("SLURM_JOB_ID")  # gives a port that all tasks of the job agree on
         port = DEFAULT_PORT if job is None else 15_000 + int(job[-4:])
-        nodes = variables.get("SLURM_NODELIST", "127.0.0.1")
         return LaunchEnvironment(
             rank=int(variables["SLURM_PROCID"]),
             world_size=int(variables["SLURM_NTASKS"]),
             local_rank=int(variables["SLURM_LOCALID"]),
             local_world_size=tasks_per_node(tasks)[int(variables.get("SLURM_NODEID", 0))],
-            main_address=variables.get("MASTER_ADDR") or first_host(nodes),
+            main_address=variables.get("MASTER_ADDR")
+            or first_host(variables["SLURM_STEP_NODELIST"]),
             main_port=int(variables.get("MASTER_PORT", port)),
         )
     return LaunchEnvironment()
+
+
+def _number(name: str, default: int | None = None) -> int:
+    value = os.environ.get(name, default)
+    try:
+        return int(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"RANK is {os.environ['RANK']} and {name} is {value}: whatever started this process "
+            "must set RANK and WORLD_SIZE to numbers, or neither of them"
+        ) from error
 
 
 def tasks_per_node(listed: str) -> list[int]:
@@ -135,11 +155,19 @@ def process_group() -> Iterator[None]:
     """
     environment = launch_environment()
     if environment.world_size == 1:
+        tasks = os.environ.get("SLURM_NTASKS", "1")
+        if tasks != "1" and not {"RANK", "SLURM_STEP_NODELIST"} & os.environ.keys():
+            logger.warning(
+                "this Slurm job has %s tasks, and one process of scalekd is running, as it was "
+                "not started by srun: write `srun scalekd ...` to train with all of them",
+                tasks,
+            )
         yield
         return
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(environment.local_rank)
+        # A launcher may show each process its own GPU alone.
+        torch.cuda.set_device(environment.local_rank % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     if environment.world_size == environment.local_world_size:
         _stay_on_this_machine()

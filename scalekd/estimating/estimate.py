@@ -22,6 +22,7 @@ from scalekd.estimating.step_time import (
     step_time_from_benchmark,
 )
 from scalekd.recipe import Recipe
+from scalekd.training.optim import check_optimizer
 
 SCALING_EFFICIENCY = 0.9
 """Assumed: the share of its speed that a device keeps while several exchange gradients."""
@@ -123,6 +124,7 @@ def estimate(
             f"more_students has {len(recipe.more_students)}, but an estimate is for one student: "
             "drop more_students, and run one estimate for each of them as --student"
         )
+    check_optimizer(recipe.optim)
     micro_batch = _micro_batch(recipe, devices)
     if memory is not None and not memory > 0:
         raise InputError(f"memory is {memory} GB: it must be more than 0")

@@ -13,7 +13,7 @@ from scalekd.data.open import open_source
 from scalekd.data.source import Source
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
-from scalekd.recipe import Recipe
+from scalekd.recipe import Data, Recipe
 from scalekd.scale_kd import ScaleKD
 from scalekd.training.prepare import prepare_on_meta
 
@@ -49,7 +49,7 @@ def count_training_images(recipe: Recipe, images: int | None = None) -> Training
 
     Args:
         recipe: The recipe whose `data` are counted.
-        images: Images in an epoch, in place of the count. Default: those of data.root, or
+        images: Training images, in place of the count. Default: those of data.root, or
             ImageNet-1K where that is `imagenet` and there is no such folder.
 
     Raises:
@@ -63,14 +63,19 @@ def count_training_images(recipe: Recipe, images: int | None = None) -> Training
         source = open_source(data)
         any_input = InputConfig(3, (224, 224), (0.5,) * 3, (0.5,) * 3)  # no image is loaded
         count = len(source.training_set(any_input, recipe.seeds[0]))  # type: ignore[arg-type]
-        count = images or min(count, data.epoch_images or count)
-        return TrainingImages(count, source.classes, source.input)
+        return TrainingImages(in_an_epoch(images or count, data), source.classes, source.input)
     if images is None and data.root != IMAGENET:
         raise InputError(
             f"data.root is {data.root!r}, and there is no such folder to count images in: give "
             f"their number with --images, or leave --data.root {IMAGENET} for ImageNet-1K"
         )
-    return TrainingImages(images or data.epoch_images or IMAGENET_IMAGES, IMAGENET_CLASSES)
+    count = images or data.train_images or IMAGENET_IMAGES
+    return TrainingImages(in_an_epoch(count, data), IMAGENET_CLASSES)
+
+
+def in_an_epoch(images: int, data: Data) -> int:
+    """How many of so many training images an epoch has."""
+    return min(images, data.epoch_images or images)
 
 
 def build_pair_on_meta(recipe: Recipe, images: TrainingImages) -> ScaleKD:

@@ -142,7 +142,11 @@ def _prepare_jobs(recipe: Recipe, out: Path, opened: dict[str, dict[str, Any]]) 
         first = jobs[0] if jobs else None
         taken = TakenFolder.from_plain(opened[name])
         student_recipe = taken.resume(student_recipe)
-        prepared = prepare(student_recipe, teacher=first.prepared.teacher if first else None)
+        prepared = prepare(
+            student_recipe,
+            teacher=first.prepared.teacher if first else None,
+            source=first.prepared.source if first else None,
+        )
         folder = RunFolder(out / name)
         ranks.decide_on_rank_0(partial(folder.check_inputs, student_recipe, prepared.identity))
         pair = run_preflight(prepared, first.pair.teacher_top1 if first else None)
@@ -245,22 +249,30 @@ def _interleave(
     """
     errors: dict[str, Exception] = {}
     active = {name: run for name, run in trainings.items() if not run.loop.finished}
-    if not active:
-        return errors
+    while active:
+        (stopped,) = ranks.any_rank(next(iter(active.values())).stop.is_set())
+        if stopped and errors:  # the state of those that waited is in their checkpoints
+            return errors | {name: Interrupted() for name in active}
+        _train_on_the_batches_of_the_earliest(active, inputs, errors, failed)
+    return errors
+
+
+def _train_on_the_batches_of_the_earliest(
+    active: dict[str, TrainingRun],
+    inputs: dict[str, InputConfig],
+    errors: dict[str, Exception],
+    failed: threading.Event,
+) -> None:
+    """Train on the batches of the run at the earliest step, until all are done or wait for later
+    batches than any run is trained on. Runs that ended are taken out of `active`."""
     first_step = {name: training.loop.step for name, training in active.items()}
     earliest = min(active, key=lambda name: first_step[name])
     reference = active[earliest]
     for number, (batch, waited) in enumerate(_shared_batches(reference)):
         step = first_step[earliest] + number // reference.loop.sampler.micro_batches
-        for name, training in list(active.items()):
-            error: Exception | None
-            if first_step[name] <= step:
-                renormalized = _renormalize(batch, inputs[earliest], inputs[name])
-                error = _process(training, renormalized, waited)
-            elif any(isinstance(error, Interrupted) for error in errors.values()):
-                error = Interrupted()  # its state is in its checkpoint
-            else:
-                continue
+        for name in [name for name in active if first_step[name] <= step]:
+            training = active[name]
+            error = _process(training, _renormalize(batch, inputs[earliest], inputs[name]), waited)
             if error is not None:
                 errors[name] = error
                 del active[name]
@@ -268,9 +280,8 @@ def _interleave(
                     failed.set()
             elif training.loop.finished:
                 del active[name]
-        if not active:
-            break
-    return errors
+        if not any(first_step[name] <= step for name in active):
+            return
 
 
 def _process(training: TrainingRun, batch: Batch, waited: float) -> Exception | None:

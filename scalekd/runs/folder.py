@@ -31,6 +31,10 @@ CHANGEABLE_SETTINGS = {
     "save_steps",
     "trackers",
     "data.workers",
+}
+"""Settings that may change when a run is resumed, because they change no weight."""
+
+INEXACT_SETTINGS = {
     "accumulate",
     "fsdp",
     "compile",
@@ -39,8 +43,8 @@ CHANGEABLE_SETTINGS = {
     "checkpoint_projectors",
     "deterministic",
 }
-"""Settings that may change when a run is resumed. The first five change no weight; the others
-change weights by rounding errors only, as does the number of devices, with which they change."""
+"""Settings that may change, too, as the number of devices may, with which they change. Then the
+resumed run may not be bit-identical to an undisturbed one, of which a warning tells."""
 
 SETTINGS = "settings.yaml"
 DECIDED_BY_INPUTS = {
@@ -180,6 +184,8 @@ class RunFolder:
     def check_inputs(self, recipe: RunSettings, inputs: dict[str, Any]) -> None:
         """Refuse to resume on other images, another teacher or another cache than before.
 
+        It is told which of the settings have changed that name these, or that change rounding.
+
         Args:
             recipe: that is resumed.
             inputs: hashes of what it would be trained on.
@@ -188,10 +194,8 @@ class RunFolder:
             InputError: they are not the same.
         """
         before = self._read_inputs()
-        if before is None:
-            return
         for name, value in inputs.items():
-            if before.get(name) != value:
+            if before is not None and before.get(name) != value:
                 raise InputError(
                     f"{str(self.path)!r} was trained with another {name} ({before.get(name)}; now "
                     f"{value}), and a run cannot change it half-way: bring that back, or give "
@@ -205,6 +209,17 @@ class RunFolder:
                     name,
                     now,
                     then,
+                )
+            if name in INEXACT_SETTINGS:
+                logger.warning(
+                    "%s: %s is now %s and was %s, so the resumed run may not be bit-identical to "
+                    "an undisturbed one%s",
+                    self.path,
+                    name,
+                    now,
+                    then,
+                    ": BatchNorm, Mixup and dropout belong to a micro-batch"
+                    * (name == "accumulate"),
                 )
 
     def finished_results(self, recipe: Recipe) -> list[Result]:
@@ -296,7 +311,8 @@ class RunFolder:
             raise InputError(
                 f"{str(self.path)!r} is no run folder: it has no settings.yaml to resume from"
             )
-        may_change = CHANGEABLE_SETTINGS | (DECIDED_BY_INPUTS if self._read_inputs() else set())
+        may_change = CHANGEABLE_SETTINGS | INEXACT_SETTINGS
+        may_change |= DECIDED_BY_INPUTS if self._read_inputs() else set()
         if self._is_prolonged_by(recipe):
             may_change |= {"epochs", "optim.restarts"}
         refused = [
@@ -304,11 +320,11 @@ class RunFolder:
         ]
         if refused:
             name, then, now = refused[0]
+            listed = ", ".join(sorted(CHANGEABLE_SETTINGS | INEXACT_SETTINGS))
             raise InputError(
                 f"{str(self.path)!r} was created with {name} {then}, now it is {now}: a resumed "
                 "run may change only "
-                f"{', '.join(sorted(CHANGEABLE_SETTINGS))}; give the settings that the folder was "
-                "created with, or another --out"
+                f"{listed}; give the settings that the folder was created with, or another --out"
             )
 
     def record_results(self, results: list[Result]) -> None:
@@ -460,7 +476,7 @@ def choose_folder(recipe: Recipe, newest: bool = False) -> Path:
     if recipe.data.root == "digits":
         name = "digits" if recipe.teacher else "digits-supervised"
     if recipe.more_students:
-        name += f"-and-{len(recipe.more_students)}-more"
+        name += "-and-more"  # not their number: a student may join when the folder is resumed
     return choose_numbered(name, newest)
 
 

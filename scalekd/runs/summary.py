@@ -61,7 +61,8 @@ def summarise(
         "seconds": seconds,
         "images_per_second": mean_of_known([r.images_per_second for r in main]),
         "ranks": ranks.world_size(),
-        "corrupt_images": sum(r.corrupt_images for r in results),
+        # The same images for all runs, and of several in one process each counts those before it.
+        "corrupt_images": max((r.corrupt_images for r in results), default=0),
         "gflop_per_image": pair.gflop,
         "parameters": {
             "teacher": pair.teacher_parameters,

@@ -8,6 +8,7 @@ Several students are trained by calling the loop of each with the same batch.
 """
 
 import logging
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -133,6 +134,7 @@ class TrainingLoop:
         self._micro_batch = 0
         self._terms: list[dict[str, Tensor]] = []
         self._skip = False
+        self._statistics: list[tuple[Tensor, Tensor]] = []
 
     @property
     def finished(self) -> bool:
@@ -163,6 +165,9 @@ class TrainingLoop:
         """Add the gradients of one micro-batch to those of its step."""
         if self._micro_batch == 0 and isinstance(self.learner, FSDPModule):
             ranks.broadcast_buffers(self.learner)  # as DDP does by itself
+        if self._micro_batch == 0 and self.max_skipped:
+            # A forward pass whose loss is not finite may have spoilt them for good.
+            self._statistics = [(kept, kept.clone()) for kept in batch_norm_buffers(self.learner)]
         # Random numbers depend on step, micro-batch and rank alone. So a resumed run repeats them,
         # and students that share their teacher's outputs draw the same Mixup.
         stream = self.sampler.rank * self.sampler.micro_batches + self._micro_batch
@@ -191,6 +196,8 @@ class TrainingLoop:
         )
         if self._skip:
             self.optimizer.zero_grad()  # an optimizer leaves alone what has no gradients
+            for statistic, before in self._statistics:
+                statistic.copy_(before)
         with clipped_gradients(self.optimizer, self.clip):
             precision.optimizer_step(self.optimizer)
         self.step += 1
@@ -272,6 +279,13 @@ class LossModule(nn.Module):
             return output.loss, terms, True
         trained = (p for p in self.learner.parameters() if p.requires_grad)
         return torch.stack([0 * p.sum() for p in trained]).sum(), terms, finite
+
+
+def batch_norm_buffers(module: nn.Module) -> Iterator[Tensor]:
+    """The running statistics of the module's BatchNorms."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase):
+            yield from part.buffers(recurse=False)
 
 
 def average_terms(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:

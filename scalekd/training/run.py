@@ -54,6 +54,7 @@ class TrainingRun:
         step = self.loop.step
         if step and self.validation.is_due(step) and self.validation.step < step:
             self._validate()
+            self.checkpoints.save(self.state_dict())  # or the next resume would validate again
 
     def train_on(self, batch: MicroBatch, waited: float = 0.0) -> None:
         """Learn from a micro-batch, and after a step's last one do whatever is due.

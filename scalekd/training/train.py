@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from scalekd.atomic_io import remove_written_folder
+from scalekd.atomic_io import remove_written_folder, set_aside
 from scalekd.data.loader import ImageLoader, build_loaders
 from scalekd.data.mixup import build_mixup
 from scalekd.data.sampler import ResumableBatchSampler
@@ -326,10 +326,17 @@ def _write_student(
     lineage: Lineage,
 ) -> None:
     spec, checkpoint = _student_of(prepared), folder.checkpoint(run)
-    remove_written_folder(folder.student, STUDENT_FILES)  # of a run that was killed just after this
     student = spec.build()
     student.load_state_dict(weights)
     try:
+        # Of a run that was killed just after this, or that is prolonged.
+        remove_written_folder(folder.student, STUDENT_FILES)
+        if kept := set_aside(folder.student):
+            logger.warning(
+                "%s has files that no run wrote, or is no folder of its own: it is now %s",
+                folder.student,
+                kept,
+            )
         card = build_card(spec.name, lineage)
         spec.export(student.eval(), folder.student, lineage.to_dict(), card)
     except OSError as error:

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import timm
+import torch
 import yaml
 
 from scalekd.cli.commands import COMMANDS
@@ -51,6 +52,18 @@ def test_the_help_of_scalekd_fits_a_screen_and_has_examples(
     assert "examples:" in text
     for command in ("distill", "runs", "check", "models", "evaluate", "export"):
         assert f"  scalekd {command}" in text
+
+
+def test_a_full_gpu_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has.")
+
+    monkeypatch.setitem(COMMANDS, "models", replace(COMMANDS["models"], run=run))
+    line = refused(["models"], capsys)
+    assert "Tried to allocate 2.00 GiB. GPU 0 has. A training takes less memory with" in line
+    assert "--accumulate" in line
 
 
 @pytest.mark.parametrize(

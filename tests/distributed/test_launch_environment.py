@@ -11,11 +11,13 @@ from scalekd.distributed.ranks import (
     local_world_size,
     tasks_per_node,
 )
+from scalekd.errors import InputError
 
 SRUN = {
     "SLURM_JOB_ID": "1234567",
     "SLURM_JOB_NAME": "train",
-    "SLURM_NODELIST": "gpu[07-09]",
+    "SLURM_NODELIST": "gpu[01-09]",
+    "SLURM_STEP_NODELIST": "gpu[07-09]",
     "SLURM_NTASKS": "11",
     "SLURM_TASKS_PER_NODE": "4(x2),3",
     "SLURM_PROCID": "9",
@@ -59,6 +61,35 @@ def test_srun_with_a_chosen_address_and_port_uses_them(monkeypatch: pytest.Monke
     set_variables(monkeypatch, {**SRUN, "MASTER_ADDR": "node9", "MASTER_PORT": "4000"})
     environment = launch_environment()
     assert (environment.main_address, environment.main_port) == ("node9", 4000)
+
+
+def test_a_batch_script_that_does_not_call_srun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_step = {"SLURM_STEP_NODELIST"}
+    set_variables(monkeypatch, {k: v for k, v in SRUN.items() if k not in in_step})
+    assert launch_environment() == LaunchEnvironment()
+
+
+def test_without_a_local_rank_each_process_is_alone_on_its_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_variables(monkeypatch, {"RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "pod-0"})
+    assert launch_environment() == LaunchEnvironment(2, 3, 0, 1, "pod-0")
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"RANK": "0"}, "RANK is 0 and WORLD_SIZE is None"),
+        ({"RANK": "a", "WORLD_SIZE": "2"}, "RANK is a and RANK is a"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": ""}, "LOCAL_RANK is : whatever"),
+    ],
+)
+def test_variables_that_tell_no_place_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
+) -> None:
+    set_variables(monkeypatch, variables)
+    with pytest.raises(InputError, match=said):
+        launch_environment()
 
 
 @pytest.mark.parametrize("name", ["bash", "interactive"])

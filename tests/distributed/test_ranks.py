@@ -330,7 +330,7 @@ SLURM = {
     "SLURM_NTASKS": "2",
     "SLURM_TASKS_PER_NODE": "2",
     "SLURM_NODEID": "0",
-    "SLURM_NODELIST": "127.0.0.1",
+    "SLURM_STEP_NODELIST": "127.0.0.1",
     "SLURM_JOB_NAME": "train",
 }
 

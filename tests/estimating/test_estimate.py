@@ -17,7 +17,7 @@ from scalekd.estimating.gpus import GPUS
 from scalekd.estimating.measured_rates import expected_error, read_rates
 from scalekd.estimating.meta_pair import IMAGENET_IMAGES, count_training_images
 from scalekd.estimating.text import format_estimate
-from scalekd.recipe import Data
+from scalekd.recipe import Data, Optim
 
 
 @cache
@@ -167,6 +167,11 @@ def test_images_are_counted_in_the_data_folder(tmp_path: Path) -> None:
     images = count_training_images(recipe)
     assert (images.count, images.classes) == (15, 3)
     assert count_training_images(recipe, images=99).count == 99
+    of_an_epoch = replace(SMALL_PAIR, data=Data("imagenet", epoch_images=50))
+    assert count_training_images(of_an_epoch, images=99).count == 50
+    assert count_training_images(of_an_epoch, images=9).count == 9
+    few = replace(SMALL_PAIR, data=Data("imagenet", train_images=128_000))
+    assert count_training_images(few).count == 128_000
     digits = count_training_images(replace(SMALL_PAIR, data=Data("digits", epoch_images=500)))
     assert (digits.count, digits.classes) == (500, 10)
 
@@ -178,6 +183,8 @@ def test_a_recipe_that_cannot_be_estimated_is_refused() -> None:
         estimate(replace(SMALL_PAIR, cache="x"), gpu="h100")
     with refused("devices is 0"):
         estimate(SMALL_PAIR, devices=0)
+    with refused("optim.name is 'adahessian'", "cannot be used here"):
+        estimate(replace(SMALL_PAIR, optim=Optim("adahessian")), gpu="h100")
     with refused("128", "3 devices", "multiple of 3", "126"):
         estimate(SMALL_PAIR, devices=3)
     with refused("memory is -1"):

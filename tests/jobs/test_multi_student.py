@@ -5,9 +5,12 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,12 +29,15 @@ from helpers.refusals import refused
 from helpers.tiny import tiny
 from helpers.warned import warned
 
+from scalekd.errors import DivergedError
 from scalekd.estimating.estimate import estimate
+from scalekd.jobs import multi_student
 from scalekd.jobs.build_cache import build_cache
 from scalekd.jobs.distill import distill
 from scalekd.networks import FrozenTeacher
 from scalekd.recipe import Optim, Recipe, Student
 from scalekd.runs.status import read_run_folders
+from scalekd.signals import Interrupted
 
 NAMES = ["test_vit", "other", "test_resnet"]
 
@@ -229,6 +235,64 @@ def test_a_student_that_diverges_is_dropped_and_the_others_finish(
     assert not (out / "test_resnet" / "summary.json").exists()
     (stopped,) = (s for s in read_run_folders([out]) if s.folder.endswith("test_resnet"))
     assert stopped.state == "stopped"
+
+
+class Counted:
+    """A run that takes steps of one micro-batch, up to `fails_at`, and counts its batches."""
+
+    def __init__(self, step: int, steps: int, fails_at: int = -1, error: Exception | None = None):
+        self.loop = SimpleNamespace(step=step, sampler=SimpleNamespace(micro_batches=1))
+        self.loop.finished = False
+        self.steps, self.fails_at, self.error = steps, fails_at, error
+        self.read: list[int] = []
+        self.stop = threading.Event()
+
+    def train_on(self, batch: int, waited: float) -> None:
+        assert batch == self.loop.step
+        if self.loop.step == self.fails_at and self.error:
+            raise self.error
+        self.loop.step += 1
+        self.loop.finished = self.loop.step == self.steps
+
+    @property
+    def batches(self) -> Iterator[int]:
+        for step in range(self.loop.step, self.steps):
+            self.read.append(step)
+            yield step
+
+
+def interleaved(
+    monkeypatch: pytest.MonkeyPatch, late: Counted, ahead: Counted
+) -> dict[str, Exception]:
+    monkeypatch.setattr(multi_student, "_renormalize", lambda batch, source, target: batch)
+    monkeypatch.setattr(
+        multi_student, "_shared_batches", lambda run: ((batch, 0.0) for batch in run.batches)
+    )
+    ahead.stop = late.stop
+    runs: Any = {"late": late, "ahead": ahead}
+    return multi_student._interleave(runs, dict.fromkeys(runs), late.stop)  # type: ignore[arg-type]
+
+
+def test_a_run_that_waited_is_trained_at_once_when_the_late_one_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late, ahead = Counted(0, 1000, fails_at=3, error=DivergedError("nan")), Counted(900, 1000)
+    assert list(interleaved(monkeypatch, late, ahead)) == ["late"]
+    assert late.read == [0, 1, 2, 3]
+    assert ahead.read == list(range(900, 1000))
+    assert ahead.loop.finished
+    both = Counted(5, 20), Counted(8, 20)
+    assert interleaved(monkeypatch, *both) == {}
+    assert [run.read for run in both] == [list(range(5, 20)), []]
+
+
+def test_a_run_that_waited_ends_at_once_when_the_late_one_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late, ahead = Counted(0, 1000, fails_at=3, error=OSError("full")), Counted(900, 1000)
+    errors = interleaved(monkeypatch, late, ahead)
+    assert [type(errors[name]) for name in ("late", "ahead")] == [OSError, Interrupted]
+    assert (len(late.read), ahead.read) == (4, [])
 
 
 def test_another_student_can_be_added_later(images: Path, tmp_path: Path) -> None:

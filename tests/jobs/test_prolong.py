@@ -11,6 +11,7 @@ from helpers.pictures import image_folder
 from helpers.places import snapshot
 from helpers.real_runs import random_settings
 from helpers.refusals import refused
+from helpers.warned import warned
 
 from scalekd.jobs.distill import distill
 from scalekd.recipe import Data, Optim, Recipe
@@ -64,8 +65,12 @@ def test_a_prolonged_run_equals_one_with_the_planned_restart(
     before = snapshot(out / "checkpoints")
     distill(planned(recipe, 4), out, parallel=1, resume=True)  # finished: nothing is trained
     assert snapshot(out / "checkpoints") == before
-    distill(planned(recipe, 5), out, parallel=1, resume=True)
+    (out / "student" / "notes.txt").write_text("mine")
+    with warned(r"student has files that no run wrote.*student-before-1"):
+        distill(planned(recipe, 5), out, parallel=1, resume=True)
     assert RunFolder(out).planned_training() == (5, [2, 4])
+    assert (out / "student-before-1" / "notes.txt").read_text() == "mine"
+    assert not (out / "student" / "notes.txt").exists()
 
 
 def _recorded(folder: Path) -> list[int]:

@@ -85,6 +85,20 @@ def test_settings_that_no_weight_depends_on_may_change(folder: RunFolder) -> Non
     assert folder.finished_results(other) == [DONE]
 
 
+def test_a_setting_that_changes_more_than_rounding_may_change_with_a_warning(
+    folder: RunFolder,
+) -> None:
+    folder.record_results([DONE])
+    other = replace(RECIPE, accumulate=2, channels_last=True)
+    assert folder.finished_results(other) == [DONE]
+    with warned("may not be bit-identical") as messages:
+        folder.check_inputs(other, {})
+    assert len(messages) == 2
+    assert "accumulate is now 2 and was 1" in messages[0]
+    assert "BatchNorm" in messages[0]
+    assert messages[1].endswith("an undisturbed one")
+
+
 def test_metrics_recorded_after_the_newest_checkpoint_are_dropped(folder: RunFolder) -> None:
     runs = [Run("scalekd", 1), Run("scalekd", 2), Run("logit_kd", 1), Run("logit_kd", 2)]
     for step in (10, 20, 30):
@@ -146,3 +160,7 @@ def test_the_default_folder_is_the_next_free_one_or_the_newest(
         (runs / name).mkdir(parents=True)
     assert choose_folder(RECIPE) == runs / "digits-3"
     assert choose_folder(RECIPE, newest=True) == runs / "digits-2"
+    several = choose_folder(replace(RECIPE, more_students=["test_vit"]))
+    several.mkdir()
+    added = replace(RECIPE, more_students=["test_vit", "test_vit2"])
+    assert choose_folder(added, newest=True) == several

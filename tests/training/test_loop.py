@@ -250,6 +250,34 @@ def test_a_step_with_a_non_finite_loss_is_skipped_where_that_is_allowed(tmp_path
         fit(BreakingAt(1, 4, 6), tmp_path / "other", max_skipped=2)
 
 
+class Spoiling(nn.Module):
+    """A learner whose forward pass overflows within the student in the second step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.step = student(), 0
+
+    def forward(self, images: Tensor, targets: Tensor) -> StepOutput:
+        self.step += 1
+        logits = self.student(images * (float("inf") if self.step == 2 else 1.0))
+        task = nn.functional.cross_entropy(logits, targets)
+        return StepOutput(task, {"task": task}, logits)
+
+
+def test_a_skipped_step_leaves_the_statistics_of_batch_norm_as_they_were(tmp_path: Path) -> None:
+    means: list[Tensor] = []
+
+    def remember(loop: TrainingLoop) -> None:
+        statistics: Any = loop.learner.student.get_buffer("2.running_mean")
+        means.append(statistics.clone())
+
+    with warned("the step is skipped"):
+        loop = fit(Spoiling(), tmp_path, max_skipped=1, ema=0.9, after_step=remember).loop
+    assert [torch.equal(a, b) for a, b in pairwise(means)] == [True] + [False] * 8
+    for module in (loop.learner, loop.average):
+        assert all(bool(buffer.isfinite().all()) for buffer in module.buffers())
+
+
 def test_gradient_norms_are_recorded_by_part_before_clipping(
     tmp_path: Path,
 ) -> None:

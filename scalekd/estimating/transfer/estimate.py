@@ -14,6 +14,7 @@ from scalekd.estimating.step_time import Range
 from scalekd.estimating.transfer.model import TransferMemory, TransferModel
 from scalekd.estimating.transfer.network import TransferNetwork
 from scalekd.estimating.transfer.real_step import TIMED_STEPS, RealStep, time_real_steps
+from scalekd.training.optim import check_optimizer
 from scalekd.transfer.prepared import check_micro_batch
 
 MOST_IMAGES = 16 if torch.cuda.is_available() else 1
@@ -89,6 +90,7 @@ def estimate_transfer(
             be built.
     """
     recipe = network.recipe
+    check_optimizer(recipe.optim)
     micro_batch, steps = _check_batch(network, devices)
     card = None if gpu is None else find_gpu(gpu, recipe.precision)
     model = TransferModel(network)

@@ -217,9 +217,8 @@ def _count_images(recipe: TransferRecipe, images: int | None, known: Any, count:
             f"give their number with --images, or {root} as data.root for that data set"
         )
     found: Images = count(recipe) if exists else data_set
-    return Images(
-        images or min(found.count, recipe.data.epoch_images or found.count), found.classes
-    )
+    available = images or found.count
+    return Images(min(available, recipe.data.epoch_images or available), found.classes)
 
 
 def _count_pairs(recipe: SegmentRecipe) -> Images:
