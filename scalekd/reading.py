@@ -102,14 +102,14 @@ def read_text(file: Path, name: str | None = None, limit: int = MAX_BYTES) -> st
         raise InputError(f"{name} is no text in UTF-8") from error
 
 
-def read_mapping(file: Path, name: str | None = None) -> dict[str, Any]:
+def read_mapping(file: Path, name: str | None = None, limit: int = MAX_BYTES) -> dict[str, Any]:
     """Read a YAML or JSON file that contains one mapping, with text for keys.
 
     Raises:
         InputError: the file cannot be read or contains something else.
     """
     name = file.name if name is None else name
-    text = read_text(file, name)
+    text = read_text(file, name, limit)
     try:
         content = parse_json(text) if file.suffix == ".json" else parse_yaml(text)
     except (ValueError, yaml.YAMLError) as error:

@@ -16,6 +16,7 @@ from scalekd.analysis.run_pair import (
 from scalekd.data.source import Source
 from scalekd.errors import InputError
 from scalekd.evaluation.evaluate import open_for_source
+from scalekd.evaluation.opened_model import name_for_timm
 from scalekd.recipe import Data
 from scalekd.training.prepare import PreparedTeacher
 
@@ -125,13 +126,13 @@ def _unless_refused(look: Callable[[], InsideView]) -> InsideView | InputError:
 
 def _if_of_run(teacher: Named, run: RunOnDisk) -> PreparedTeacher | None:
     """The teacher of `run` if it is the one that the user names, wherever its weights lie now."""
-    recipe = run.recipe
-    asked = (teacher.name, teacher.weights or recipe.teacher_weights)
+    recipe, name = run.recipe, name_for_timm(teacher.name)
+    asked = (name, teacher.weights or recipe.teacher_weights)
     if asked == (recipe.teacher, recipe.teacher_weights) and teacher.key is None:
         return build_run_teacher(run)
     renamed = replace(
         recipe,
-        teacher=teacher.name,
+        teacher=name,
         teacher_weights=teacher.weights or "pretrained",
         teacher_weights_key=teacher.key,
     )

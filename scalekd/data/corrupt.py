@@ -1,6 +1,7 @@
 """Images that cannot be decoded: they end a run, or are skipped and counted, as the user asked."""
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, Protocol
 
@@ -84,15 +85,20 @@ class CheckedSamples:
                 ) from error
             return None
 
-    def read_all(self) -> None:
+    def read_all(self, see: Callable[[Sample], None] = lambda sample: None) -> None:
         """Read every sample once, on all cores.
+
+        Args:
+            see: called with each sample that can be read, in several threads.
 
         Raises:
             InputError: that of `read` for the first such sample.
         """
 
         def check(index: int) -> None:
-            self.read(index)
+            sample = self.read(index)
+            if sample is not None:
+                see(sample)
 
         with ThreadPoolExecutor(usable_cores()) as pool:
             for _ in pool.map(check, range(len(self))):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from scalekd.data.open import open_validation
@@ -20,7 +21,7 @@ from scalekd.evaluation.meter import Meter
 from scalekd.evaluation.opened_model import OpenedModel, open_model
 from scalekd.evaluation.results import Evaluation
 from scalekd.networks import InputConfig
-from scalekd.networks.input_config import normalize_bytes, renormalization
+from scalekd.networks.input_config import Size, normalize_bytes, renormalization
 from scalekd.recipe import Data
 from scalekd.training.alternatives import without_normalisation
 
@@ -91,7 +92,8 @@ def evaluate(
     labels, meters = Labels(source.class_names), list[Meter]()
     candidates = list[tuple[OpenedModel, ClassMatch]]()
     for model, file, key, order in settings:
-        opened = _open_at_size(model, source, data, file, key, None)
+        size = source.input.size if source.input else None
+        opened = open_for_source(model, source, data, file, key, size=size)
         if source.input is not None:
             opened = _renormalizing(opened, source.input)
         match = match_classes(opened, source.class_names, data.root, order)
@@ -136,37 +138,30 @@ def open_for_source(
     data: Data,
     weights: str,
     weights_key: str | None,
+    *,
+    size: Size | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> OpenedModel:
-    """Open a model for the images of a source, which may fix their size and normalisation: the
-    network then takes them as they come, unless it normalises images itself.
+    """Open a model for the images of a source, with its own normalisation.
+
+    Args:
+        model: as for `open_model`, as are `weights`, `weights_key` and `arguments`.
+        source: the images.
+        data: how the model is to see them.
+        weights: of the model.
+        weights_key: of the weights in their file.
+        size: (height, width) where `data` gives none; by default the model's own.
+        arguments: of `timm.create_model`.
 
     Raises:
         InputError: the model cannot be opened, or the source's images have other channels.
     """
-    opened = _open_at_size(model, source, data, weights, weights_key, arguments)
-    if source.input is None:
-        return opened
-    if opened.normalizes:
-        return _renormalizing(opened, source.input)
-    return replace(opened, input=source.input)
-
-
-def _open_at_size(
-    model: str,
-    source: Source,
-    data: Data,
-    weights: str,
-    weights_key: str | None,
-    arguments: Mapping[str, Any] | None,
-) -> OpenedModel:
-    """Open a model at the size of a source's images, with its own normalisation."""
     fixed = source.input
     opened = open_model(
         model,
         weights=weights,
         weights_key=weights_key,
-        size=data.size or (fixed.size if fixed else None),
+        size=data.size or size,
         mean=data.mean,
         std=data.std,
         crop=data.crop,
@@ -187,10 +182,16 @@ def _renormalizing(opened: OpenedModel, fixed: InputConfig) -> OpenedModel:
     own = opened.input
     if (own.mean, own.std) == (fixed.mean, fixed.std) or not opened.tells_normalization:
         return replace(opened, input=fixed)
+    renormalize = renormalizer(fixed, own)
+    return replace(opened, network=lambda images: opened.network(renormalize(images)), input=fixed)
+
+
+def renormalizer(fixed: InputConfig, own: InputConfig) -> Callable[[Tensor], Tensor]:
+    """What makes images of `fixed`'s normalisation those of `own`'s."""
+    if (own.mean, own.std) == (fixed.mean, fixed.std):
+        return lambda images: images
     scale, shift = (t.to(best_device()) for t in renormalization(fixed, own))
-    return replace(
-        opened, network=lambda images: opened.network(scale * images + shift), input=fixed
-    )
+    return lambda images: scale * images + shift
 
 
 def _measure(

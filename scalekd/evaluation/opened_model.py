@@ -138,6 +138,23 @@ def open_model(
     return replace(opened, input=images)
 
 
+def name_for_timm(model: str) -> str:
+    """What `build_model` calls the model of a run folder, an exported folder or a timm name.
+
+    Raises:
+        InputError: it is a run folder without a student.
+    """
+    folder = RunFolder(Path(model))
+    if folder.student.is_dir():
+        return f"local-dir:{folder.student}"
+    if folder.settings.is_file():
+        raise InputError(
+            f"{model!r} has no student/ yet, because its runs have not finished: give one of its "
+            f"checkpoints, {folder.checkpoints / '*.ckpt'}"
+        )
+    return f"local-dir:{model}" if folder.path.is_dir() else model
+
+
 def _open_timm(
     model: str,
     weights: str,
@@ -145,16 +162,7 @@ def _open_timm(
     size: Size | None,
     arguments: Mapping[str, Any],
 ) -> OpenedModel:
-    folder = RunFolder(Path(model))
-    name = f"local-dir:{model}" if folder.path.is_dir() else model
-    if folder.student.is_dir():
-        name = f"local-dir:{folder.student}"
-    elif folder.settings.is_file():
-        raise InputError(
-            f"{model!r} has no student/ yet, because its runs have not finished: give one of its "
-            f"checkpoints, {folder.checkpoints / '*.ckpt'}"
-        )
-    network, loaded = build_model(name, weights, size, weights_key, **arguments)
+    network, loaded = build_model(name_for_timm(model), weights, size, weights_key, **arguments)
     return _from_network(model, network, size, notes=(loaded.note,))
 
 

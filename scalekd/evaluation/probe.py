@@ -14,7 +14,8 @@ from scalekd.data.open import open_source
 from scalekd.data.source import Source, balanced_subset
 from scalekd.device import best_device
 from scalekd.errors import InputError, one_line
-from scalekd.evaluation.evaluate import open_for_source
+from scalekd.evaluation.batches import check_count, fitting_memory
+from scalekd.evaluation.evaluate import open_for_source, renormalizer
 from scalekd.evaluation.opened_model import OpenedModel
 from scalekd.evaluation.probe_classifiers import (
     NEIGHBOURS,
@@ -69,6 +70,7 @@ def probe(
     weights: str = "pretrained",
     weights_key: str | None = None,
     model_args: dict[str, Any] | None = None,
+    batch_size: int = 128,
     report: Report = lambda done, total: None,
 ) -> ProbeResult:
     """Fit classifiers to the frozen features of a model, and write it with the linear one.
@@ -88,6 +90,7 @@ def probe(
             model_ema, with dots for depth.
         model_args: Further arguments of timm's create_model for the model, for example
             '{dynamic_img_size: true}'. By default none.
+        batch_size: Number of images that the model is shown at a time.
         report: Called with the number of images seen and of all.
 
     Raises:
@@ -95,16 +98,21 @@ def probe(
             a linear classifier, or the folder exists.
     """
     check_new(out)
+    check_count("batch_size", batch_size)
     model_args = model_args or {}
     check_model_arguments("model_args", model_args)
     source = open_source(data)
     if source.unaugmented_set is None or source.validation_set is None or source.classes is None:
         raise InputError(f"the images of {data.root!r} have no labels, which a probe is fitted to")
-    opened = open_for_source(model, source, data, weights, weights_key, model_args)
+    size = source.input.size if source.input else None
+    opened = open_for_source(
+        model, source, data, weights, weights_key, size=size, arguments=model_args
+    )
     network = _with_new_classifier(opened, source.classes)
     for note in (*source.notes, *opened.notes):
         note.log(logger)
-    training, validation = _extract(network, opened, source, data, report)
+    with fitting_memory(model, batch_size):
+        training, validation = _extract(network, opened, source, data, batch_size, report)
     neighbours_top1 = nearest_neighbour_accuracy(training, validation, source.classes)
     classifier, regularisation, held_out_top1 = fit_linear(training, source.classes)
     _set_classifier(network, classifier)
@@ -160,7 +168,12 @@ def _with_new_classifier(opened: OpenedModel, classes: int) -> Any:
 
 
 def _extract(
-    network: nn.Module, opened: OpenedModel, source: Source, data: Data, report: Report
+    network: nn.Module,
+    opened: OpenedModel,
+    source: Source,
+    data: Data,
+    batch_size: int,
+    report: Report,
 ) -> tuple[Features, Features]:
     """Features of the images to fit to, and of those to validate on."""
     assert source.unaugmented_set is not None
@@ -173,6 +186,7 @@ def _extract(
     ]
     if data.train_images is not None and source.targets is not None:
         chosen[0] = balanced_subset(source.targets.tolist(), data.train_images, seed=0)
+    as_they_come = source.input or opened.input
     total, before, found = sum(map(len, chosen)), 0, list[Features]()
     for images, indices in zip(sets, chosen, strict=True):
 
@@ -180,7 +194,14 @@ def _extract(
             report(before + done, total)
 
         features = extract_features(
-            network, images, opened.input, indices, data.workers, report_part
+            network,
+            images,
+            as_they_come,
+            indices,
+            batch_size=batch_size,
+            renormalize=renormalizer(as_they_come, opened.input),
+            workers=data.workers,
+            report=report_part,
         )
         found.append(features)
         before += len(indices)

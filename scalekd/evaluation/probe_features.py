@@ -14,9 +14,6 @@ from scalekd.evaluation.batches import load_batches, loading_threads
 from scalekd.networks import InputConfig
 from scalekd.networks.input_config import normalize_bytes
 
-BATCH = 128
-"""Images that the model is shown at a time."""
-
 
 @dataclass(frozen=True)
 class Features:
@@ -51,6 +48,9 @@ def extract_features(
     images: Dataset[Any],
     input: InputConfig,
     indices: Sequence[int],
+    *,
+    batch_size: int,
+    renormalize: Callable[[Tensor], Tensor] = lambda images: images,
     workers: int | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> Features:
@@ -61,6 +61,8 @@ def extract_features(
         images: items are (image, class); those of class `IGNORED` are skipped.
         input: how images of bytes are normalised.
         indices: of the images that are shown.
+        batch_size: images that the model is shown at a time.
+        renormalize: makes images as `input` says those that the model takes.
         workers: number of threads that load images; by default one for each core.
         report: called with the number of images shown, after each batch.
 
@@ -73,12 +75,12 @@ def extract_features(
         image, target = images[indices[number]]
         return image, target
 
-    for items in load_batches(load, len(indices), BATCH, threads):
+    for items in load_batches(load, len(indices), batch_size, threads):
         pixels, classes = torch.stack([i[0] for i in items]), torch.tensor([i[1] for i in items])
         readable = classes != IGNORED
         if readable.any():
             shown = normalize_bytes(pixels[readable].to(best_device()), input)
-            values.append(pre_logits(network, shown).float().cpu())
+            values.append(pre_logits(network, renormalize(shown)).float().cpu())
             targets.append(classes[readable])
         done += len(items)
         report(done)

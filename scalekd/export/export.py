@@ -46,6 +46,9 @@ Format = Literal["timm", "onnx", "pt2", "onnx-int8"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "pt2": ".pt2", "onnx-int8": ".onnx"}
 """How the names of files end, by which other commands and programs know what they are."""
 
+CALIBRATION_IMAGES, MAX_LOSS = 200, 0.05
+"""Defaults of what 8 bits alone have."""
+
 
 def export(
     model: str,
@@ -53,8 +56,8 @@ def export(
     format: Format = "timm",
     data: Data | None = None,
     normalize_inside: bool = False,
-    calibration_images: int = 200,
-    max_loss: float = 0.05,
+    calibration_images: int = CALIBRATION_IMAGES,
+    max_loss: float = MAX_LOSS,
 ) -> ExportReport:
     """Export a student, and compare what was written with the model that it came from.
 
@@ -177,6 +180,15 @@ def _check_options(
             "onnx-int8 is calibrated on images, and there are none: give --data.root, the images "
             "that the student was trained on"
         )
+    for name, value, default in (
+        ("calibration_images", calibration_images, CALIBRATION_IMAGES),
+        ("max_loss", max_loss, MAX_LOSS),
+    ):
+        if format != "onnx-int8" and value != default:
+            raise InputError(
+                f"{name} is {value} and format is {format}, which has no use for it: drop it, or "
+                "give --format onnx-int8"
+            )
     if calibration_images < 1:
         raise InputError(f"calibration_images is {calibration_images}: it must be 1 or more")
     if not 0 <= max_loss <= 1:

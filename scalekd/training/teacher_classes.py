@@ -16,6 +16,7 @@ from torch import nn
 from scalekd.data.source import normal_name
 from scalekd.errors import InputError, one_line
 from scalekd.networks.input_config import pretrained_config
+from scalekd.networks.transformers_config import MAX_CONFIG_BYTES
 from scalekd.networks.weight_files import shortened_list
 from scalekd.notes import Note
 from scalekd.reading import read_text
@@ -124,7 +125,7 @@ def requested_names(requested: str, data_classes: Sequence[str], title: str) -> 
         case "natural":
             return natural_order(expected)
     try:
-        lines = read_text(Path(requested)).splitlines()
+        lines = read_text(Path(requested), limit=MAX_CONFIG_BYTES).splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
             f"{title}: it must be data, sorted, natural or a text file with a class's name on each "

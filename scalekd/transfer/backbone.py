@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from timm.layers import LayerNorm2d
 from timm.models._features import FeatureGetterNet
+from timm.models.hrnet import HighResolutionNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -23,6 +24,7 @@ from scalekd.networks import InputConfig, build_model, input_config
 from scalekd.networks.build import build_without_weights
 from scalekd.networks.input_config import Size
 from scalekd.networks.pretrained import LoadedWeights
+from scalekd.networks.transformers_config import MAX_CONFIG_BYTES
 from scalekd.reading import read_mapping
 
 TIMM = "timm:"
@@ -109,6 +111,10 @@ def open_backbone(
             f"the backbone {backbone!r} takes images of {images.channels} channels, and images "
             "with label maps are read as RGB (3) or grey (1): take a student of 3 or 1 channels"
         )
+    if flexibility.sized:  # built for the crops, not for the size that the folder was written with
+        given.pop("img_size", None)
+    if images.channels != 3:  # which an older timm did not write
+        given["in_chans"] = images.channels
     spec = BackboneSpec(
         architecture=architecture, arguments=given, size=size, mean=images.mean, std=images.std
     )
@@ -129,7 +135,8 @@ def _find_model(backbone: str) -> tuple[str, str, dict[str, Any]]:
             "timm:NAME for a model of timm's"
         )
     build_without_weights(f"local-dir:{folder}")  # refuses what is no folder of a timm model
-    config = read_mapping(folder / "config.json", repr(str(folder / "config.json")))
+    file = folder / "config.json"
+    config = read_mapping(file, repr(str(file)), limit=MAX_CONFIG_BYTES)
     own = config.get("model_args")
     return f"local-dir:{folder}", config["architecture"], own if isinstance(own, dict) else {}
 
@@ -245,7 +252,14 @@ class Backbone(nn.Module):
         modules = list(self.levels.named_modules(remove_duplicate=False))
         prefix = prefixes[stages - 1]
         # The module that makes a level may have no parameters, as a ReLU of VGG.
-        last = max(n for n, (name, _) in enumerate(modules) if f"{name}.".startswith(prefix))
+        found = [n for n, (name, _) in enumerate(modules) if f"{name}.".startswith(prefix)]
+        network: Any = self.levels.model
+        if not found or isinstance(network, HighResolutionNet):  # its levels are not its stages
+            raise InputError(
+                f"frozen_stages is {stages}, and timm does not say which modules of a "
+                f"{type(network).__name__} make its levels: give 0, or --frozen true"
+            )
+        last = found[-1]
         for _, module in modules[: last + 1]:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)

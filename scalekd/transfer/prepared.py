@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from scalekd.data.loader import ImageLoader, build_loaders
+from scalekd.data.sampler import ResumableBatchSampler
 from scalekd.data.seeding import seed_generators
 from scalekd.data.source import Source
 from scalekd.device import best_device
@@ -139,6 +140,9 @@ class PreparedTransfer(ABC):
             steps=recipe.steps,
         )
         assert validation is not None
+        sampler = training.batch_sampler
+        assert isinstance(sampler, ResumableBatchSampler)
+        check_schedule(recipe, sampler.steps_per_epoch)
         return training, validation
 
     def save_network(self, training: TrainingRun, folder: TransferFolder) -> nn.Module:
@@ -213,6 +217,26 @@ def try_transfer(prepared: PreparedTransfer, learner: Learner) -> TransferSummar
         gflop=gflop,
         notes=[*prepared.source.notes, prepared.opened.weights.note, *without_gradient],
     )
+
+
+def check_schedule(recipe: TransferRecipe, steps_per_epoch: int) -> None:
+    """Raise InputError where `steps` end before the learning rate has done what the recipe says,
+    whose times are in epochs."""
+    optim, steps = recipe.optim, recipe.steps
+    if steps is None:
+        return
+    times: dict[str, Sequence[float]] = {
+        "warmup_epochs": [optim.warmup_epochs],
+        "drops": optim.drops,
+        "restarts": optim.restarts,
+    }
+    for name, epochs in times.items():
+        if epochs and max(epochs) * steps_per_epoch >= steps:
+            raise InputError(
+                f"steps is {steps}, which ends before epoch {max(epochs):g} of optim.{name}: an "
+                f"epoch has {steps_per_epoch} steps here; give --optim.{name} within "
+                f"{steps / steps_per_epoch:.3g} epochs, or more steps"
+            )
 
 
 def check_micro_batch(recipe: TransferRecipe, learner: Learner, devices: int) -> None:

@@ -17,9 +17,12 @@ from PIL import Image
 from timm.models import save_for_hf
 
 from scalekd.analysis.analyze import analyze
+from scalekd.analysis.layers import InsideView
+from scalekd.analysis.models import Named, open_models
 from scalekd.analysis.results import Analysis
 from scalekd.analysis.text import describe
 from scalekd.cli.main import main
+from scalekd.data.open import open_source
 from scalekd.jobs.distill import distill
 from scalekd.method import LossWeights
 from scalekd.recipe import Data
@@ -155,6 +158,23 @@ def test_a_teacher_that_was_moved_is_known_by_its_weights(runs: Runs, tmp_path: 
     moved, data = f"local-dir:{tmp_path / 'moved'}", Data(str(runs.root))
     analysis = analyze(str(runs.both), data, tmp_path / "out", moved, images=4)
     assert (analysis.left_out, analysis.teacher) == ([], moved)
+    folder = runs.teacher.removeprefix("local-dir:")
+    analysis = analyze(str(runs.both), data, tmp_path / "as_folder", folder, images=4)
+    assert (analysis.left_out, analysis.teacher) == ([], folder)
+
+
+def test_a_teacher_sees_the_digits_at_its_own_size_and_with_its_own_normalisation(
+    tmp_path: Path,
+) -> None:
+    own = saved(tmp_path / "own", "test_vit", img_size=64, in_chans=1)
+    config = json.loads((tmp_path / "own" / "config.json").read_text())
+    config["pretrained_cfg"] |= {"input_size": [1, 64, 64], "mean": [0.9], "std": [0.1]}
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config))
+    data = Data("digits")
+    opened = open_models(Named(name=own), Named(name=own), [], open_source(data), data)
+    for view in (opened.teacher, opened.student):
+        assert isinstance(view, InsideView)
+        assert (view.input.size, view.input.mean, view.input.std) == ((64, 64), (0.9,), (0.1,))
 
 
 def test_a_final_feature_of_one_position_has_no_frequencies(runs: Runs, tmp_path: Path) -> None:

@@ -128,6 +128,28 @@ def test_the_command_prints_both_accuracies_or_json(
     assert one == two
 
 
+def test_a_model_sees_the_digits_with_its_own_normalisation(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=0, img_size=32, in_chans=1)
+    source = open_source(Data("digits")).input
+    assert source is not None
+    folders = {"as the digits": (source.mean, source.std), "other": ((0.9,), (0.1,))}
+    for name, (mean, std) in folders.items():
+        model.pretrained_cfg |= {"mean": mean, "std": std, "input_size": (1, 32, 32)}
+        save_for_hf(model, tmp_path / name, model_args={"img_size": 32, "in_chans": 1})
+        digits = Data("digits", train_images=30)
+        probe(str(tmp_path / name), digits, tmp_path / f"{name} probed", batch_size=50)
+        probed = timm.create_model(f"local-dir:{tmp_path / f'{name} probed'}")
+        assert probed.pretrained_cfg["mean"] == pytest.approx(mean)
+    weights = [
+        timm.create_model(f"local-dir:{tmp_path / f'{name} probed'}", pretrained=True).head.weight
+        for name in folders
+    ]
+    assert not torch.allclose(*weights, atol=1e-3)
+    with refused("batch_size is 0"):
+        probe(str(tmp_path / "other"), digits, tmp_path / "x", batch_size=0)
+
+
 def test_a_subset_of_the_images_is_fitted_to(root: Path, tmp_path: Path) -> None:
     model = headless(tmp_path / "model", "test_vit", {"img_size": 64})
     result = probe(str(model), data(root, train_images=9), tmp_path / "probed")

@@ -193,8 +193,15 @@ def test_a_network_that_cannot_be_traced_is_refused_with_its_module(tmp_path: Pa
         ("timm", "s.onnx", {}, ("s.onnx", "--format onnx")),
         ("timm", "s", {"normalize_inside": True}, ("normalize_inside",)),
         ("onnx", "taken.onnx", {}, ("taken.onnx", "exists")),
-        ("onnx", "s.onnx", {"calibration_images": 0}, ("calibration_images is 0",)),
-        ("onnx", "s.onnx", {"max_loss": 2.0}, ("max_loss is 2.0",)),
+        ("onnx", "s.onnx", {"calibration_images": 9}, ("calibration_images is 9", "onnx-int8")),
+        ("pt2", "s.pt2", {"max_loss": 0.1}, ("max_loss is 0.1", "format is pt2")),
+        (
+            "onnx-int8",
+            "s.onnx",
+            {"calibration_images": 0, "data": Data("x")},
+            ("calibration_images is 0",),
+        ),
+        ("onnx-int8", "s.onnx", {"max_loss": 2.0, "data": Data("x")}, ("max_loss is 2.0",)),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_loaded(

@@ -1,11 +1,13 @@
 """Backbones of every family, and the heads on top of them."""
 
+import json
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from helpers.refusals import refused
+from timm.models import save_for_hf
 from torch import nn
 
 from scalekd.networks.student import StudentSpec
@@ -48,6 +50,43 @@ def test_levels_are_the_last_maps_of_resolutions_or_blocks_at_equal_distances(
     reductions: list[int], levels: list[int]
 ) -> None:
     assert choose_levels(reductions) == levels
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("hrnet_w18_small", {}),
+        ("twins_svt_small", {"embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2)}),
+    ],
+)
+def test_first_levels_that_are_no_modules_are_not_frozen(
+    name: str, arguments: dict[str, object]
+) -> None:
+    model = timm.create_model(name, **arguments)
+    with refused("frozen_stages is 1", type(model).__name__, "--frozen true"):
+        Backbone(model, frozen_stages=1)
+
+
+def test_a_network_that_is_bound_to_its_size_is_built_again_for_the_crops(tmp_path: Path) -> None:
+    arguments = {"embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "in_chans": 1}
+    own = {**arguments, "img_size": 224}
+    save_for_hf(timm.create_model("twins_svt_small", **arguments), tmp_path / "x", model_args=own)
+    opened = open_backbone(str(tmp_path / "x"), "pretrained", {}, SIZE)
+    again = opened.spec.build()
+    shapes, expected = (
+        {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        for model in (again, opened.model)
+    )
+    assert shapes == expected
+    again.load_state_dict(opened.model.state_dict())
+
+
+def test_a_student_of_many_classes_with_long_names_is_a_backbone(tmp_path: Path) -> None:
+    save_for_hf(timm.create_model("test_resnet"), tmp_path / "x", model_args={})
+    file = tmp_path / "x" / "config.json"
+    names = [f"a class of which the name is long, number {n:05}" for n in range(10_000)]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "label_names": names}))
+    assert open_backbone(str(tmp_path / "x"), "pretrained", {}, SIZE).input.channels == 3
 
 
 def test_too_few_blocks_are_refused() -> None:

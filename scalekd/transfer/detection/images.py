@@ -24,6 +24,7 @@ from scalekd.transfer.detection.coco import CocoSplit, Instance, find_splits, re
 from scalekd.transfer.detection.masks import RunLengths, decode_mask, to_run_lengths
 from scalekd.transfer.detection.recipe import DetectRecipe
 from scalekd.transfer.pixels import to_bytes
+from scalekd.transfer.recipe import check_epoch_images
 
 THINNEST = 0.01
 """Pixels."""
@@ -190,6 +191,7 @@ def open_annotated_images(recipe: DetectRecipe) -> DetectionImages:
     training, validation = splits
     _check_splits(recipe, training, validation)
     used = training.training_images(empty_images=data.empty_images)
+    check_epoch_images(data, len(used))
     checked = [
         CheckedSamples(AnnotatedImages(split, indices, recipe.has_masks), data.corrupt_images)
         for split, indices in ((training, used), (validation, range(len(validation))))

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -21,6 +22,9 @@ from scalekd.data.source import (
 from scalekd.device import usable_cores
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
+from scalekd.networks.weight_files import shortened_list
+from scalekd.notes import Note
+from scalekd.transfer.recipe import check_epoch_images
 from scalekd.transfer.segmentation.crops import CropTransform, validation_image
 from scalekd.transfer.segmentation.folders import LabelledFolder, Pair, find_pairs
 from scalekd.transfer.segmentation.label_maps import LabelCoding, read_label_map
@@ -111,9 +115,11 @@ def open_labelled_images(data: SegmentData) -> Source:
 
     Raises:
         InputError: the folder is no such folder (see `find_pairs`), or an image or its label map
-            cannot be used.
+            cannot be used; an epoch is to have more images than there are; or only one class has
+            pixels, where the images are read beforehand.
     """
     found = find_pairs(data)
+    check_epoch_images(data, len(found.training))
     coding = LabelCoding(
         classes=len(found.class_names),
         reduce_zero_label=data.reduce_zero_label,
@@ -123,9 +129,16 @@ def open_labelled_images(data: SegmentData) -> Source:
         CheckedSamples(LabelledImages(pairs, coding), data.corrupt_images)
         for pairs in (found.training, found.validation)
     )
+    notes = list[Note]()
     if len(training) + len(validation) <= MAX_DECODED_BEFOREHAND:
-        training.read_all()
+        seen = set[int]()
+
+        def see(sample: Any) -> None:
+            seen.update(np.unique(sample[1]).tolist())
+
+        training.read_all(see)
         validation.read_all()
+        notes = _check_classes(seen - {IGNORED}, found.class_names, data)
 
     def training_set(config: InputConfig, seed: int) -> Dataset[Any]:
         return TrainingCrops(training, CropTransform.build(data, config), seed)
@@ -139,10 +152,30 @@ def open_labelled_images(data: SegmentData) -> Source:
             validation, data.short_side, config.channels
         ),
         corrupt_flags=lambda: torch.cat([training.corrupt, validation.corrupt]),
+        notes=notes,
         identity=_identity(found.training),
         validation_identity=_identity(found.validation),
         splits=_describe(found),
     )
+
+
+def _check_classes(seen: set[int], names: Sequence[str], data: SegmentData) -> list[Note]:
+    """A note on classes of which no training image has a pixel.
+
+    Raises:
+        InputError: there is only one class that has, or none.
+    """
+    if len(seen) < min(2, len(names)):
+        found = ", ".join(names[number] for number in sorted(seen)) or "none"
+        raise InputError(
+            f"of the {len(names)} classes the training images of {data.root!r} have pixels of "
+            f"{found} alone, where the value {data.ignore_label} is ignored: give the labels' "
+            "values from 0 on, or other ones of --data.ignore_label and --data.reduce_zero_label"
+        )
+    missing = [name for number, name in enumerate(names) if number not in seen]
+    if not missing:
+        return []
+    return [Note("info", f"no training image has a pixel of {shortened_list(tuple(missing))}")]
 
 
 def _describe(found: LabelledFolder) -> tuple[Split, Split]:

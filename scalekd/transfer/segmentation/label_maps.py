@@ -29,6 +29,15 @@ class LabelCoding:
     reduce_zero_label: bool = False
     ignore_label: int = 255
 
+    def __post_init__(self) -> None:
+        first = int(self.reduce_zero_label)
+        if first <= self.ignore_label < first + self.classes:
+            raise InputError(
+                f"data.ignore_label is {self.ignore_label}, and the labels of {self.classes} "
+                f"classes are {first} to {self.classes - 1 + first}: no pixel would be of that "
+                "class; give --data.ignore_label a value that is no class (65535 in 16 bits)"
+            )
+
     def decode(self, values: np.ndarray, name: str) -> LabelMap:
         """The class of each pixel, `IGNORED` where it has none.
 

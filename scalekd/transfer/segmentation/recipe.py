@@ -106,6 +106,11 @@ class SegmentRecipe(TransferRecipe):
         check_positive(head_channels=self.head_channels)
         if self.stride is not None:
             check_positive(stride=self.stride)
+            if self.inference == "whole":
+                raise InputError(
+                    f"stride is {self.stride} and inference is whole, which has no windows: give "
+                    "--inference sliding, or drop stride"
+                )
         if self.head_channels % 2 or self.head_channels > 2**14:
             raise InputError(
                 f"head_channels is {self.head_channels}: it must be even and at most {2**14}"

@@ -156,6 +156,11 @@ def test_a_run_is_not_resumed_with_other_annotations(root: Path, tmp_path: Path)
         (["--anchor_scale", "0"], ["anchor_scale is 0"]),
         (["--frozen_stages", "9"], ["frozen_stages is 9", "levels"]),
         (["--min_score", "2"], ["min_score is 2"]),
+        (["--data.epoch_images", "99"], ["data.epoch_images is 99", "8 images"]),
+        (
+            ["--epochs", "9", "--steps", "6", "--optim.drops", "[1,3]"],
+            ["steps is 6", "before epoch 3 of optim.drops"],
+        ),
         (["--optim.drops", "[8]"], ["optim.drops", "between 0 and the 1 epochs"]),
         (["--recipe", "coco"], ["'coco'", "detect-resnet50"]),
         (["--head", "upernet"], ["head"]),
@@ -180,7 +185,7 @@ def test_bad_input_is_refused_in_one_line_before_the_first_step(
         "--batch_size": "4",
         "--epochs": "1",
         "--out": str(tmp_path / "run"),
-        **dict([options]),
+        **dict(zip(options[::2], options[1::2], strict=True)),
     }
     with pytest.raises(SystemExit) as ended:
         main(["transfer", "detect", *(word for pair in settings.items() for word in pair)])

@@ -79,6 +79,32 @@ def test_labels_of_16_bits_and_a_reduced_zero(tmp_path: Path) -> None:
     assert labels.tolist() == [[IGNORED, 0, 299], [1, IGNORED, 0]]
 
 
+def test_labels_that_would_leave_a_class_without_pixels_are_refused(root: Path) -> None:
+    with refused("data.ignore_label is 2", "the labels of 3 classes are 0 to 2"):
+        open_labelled_images(data(root, ignore_label=2))
+    with refused("data.ignore_label is 3", "are 1 to 3"):
+        LabelCoding(classes=3, reduce_zero_label=True, ignore_label=3)
+    LabelCoding(classes=3, reduce_zero_label=True, ignore_label=0)
+    with refused("data.epoch_images is 9", "8 images to train on"):
+        open_labelled_images(data(root, epoch_images=9))
+
+
+def test_masks_of_0_and_255_are_refused_where_255_is_ignored(root: Path) -> None:
+    for file in (root / "annotations").rglob("*.png"):
+        binary = np.asarray(Image.open(file)) > 0
+        Image.fromarray((binary * 255).astype(np.uint8)).save(file)
+    (root / "classes.txt").write_text("ground\nthing\n")
+    with refused("of the 2 classes", "pixels of ground alone", "the value 255 is ignored"):
+        open_labelled_images(data(root))
+
+
+def test_a_class_without_a_pixel_to_train_on_is_noted(root: Path) -> None:
+    assert open_labelled_images(data(root)).notes == []
+    (root / "classes.txt").write_text("\n".join([*CLASSES, "unicorn"]))
+    (note,) = open_labelled_images(data(root)).notes
+    assert note.text == "no training image has a pixel of unicorn"
+
+
 def test_a_resized_validation_image_keeps_the_labels_of_its_own_size(root: Path) -> None:
     source = open_labelled_images(data(root, short_side=24))
     assert source.validation_set is not None

@@ -142,7 +142,13 @@ def test_a_run_is_not_resumed_on_other_images(root: Path, tmp_path: Path) -> Non
         (["--data.crop_size", "0"], ["data.crop_size", "from 1"]),
         (["--optim.poly_power", "0"], ["poly_power"]),
         (["--data.scale", "[2,1]"], ["data.scale"]),
-        (["--stride", "40"], ["stride is 40"]),
+        (["--stride", "40", "--inference", "sliding"], ["stride is 40", "32"]),
+        (["--stride", "20"], ["stride is 20 and inference is whole"]),
+        (["--data.epoch_images", "99"], ["data.epoch_images is 99", "8 images"]),
+        (
+            ["--epochs", "9", "--steps", "4", "--optim.warmup_epochs", "2"],
+            ["steps is 4", "epoch 2 of optim.warmup_epochs", "2 steps", "within 2 epochs"],
+        ),
         (["--recipe", "ade"], ["'ade'", "segment-resnet50"]),
         (["--head", "mask"], ["head"]),
     ],
@@ -165,7 +171,7 @@ def test_bad_input_is_refused_in_one_line_before_the_first_step(
         "--batch_size": "4",
         "--epochs": "1",
         "--out": str(tmp_path / "run"),
-        **dict([options]),
+        **dict(zip(options[::2], options[1::2], strict=True)),
     }
     with pytest.raises(SystemExit) as ended:
         main(["transfer", "segment", *(word for pair in settings.items() for word in pair)])
