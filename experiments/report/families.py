@@ -161,6 +161,24 @@ def main_family(regime: str) -> dict[str, list[Comparison]]:
     return grouped_family(groups, MAIN_SEEDS)
 
 
+def supervised_family(regime: str) -> list[Comparison]:
+    """Supervised training against distillation by the other methods in the same time, which no
+    hypothesis names: one family a regime."""
+    return family(
+        [
+            (
+                values("main_comparison", regime, f"supervised{suffix}", f"supervised, {time}"),
+                values("main_comparison", regime, method + suffix, METHOD_NAMES[method]),
+            )
+            for suffix, time in LENGTHS.items()
+            if suffix
+            for method in RIVALS
+            if method != "supervised"
+        ],
+        MAIN_SEEDS,
+    )
+
+
 CONTROLS = {"random_tail": "tail in random order", "other_image": "another image"}
 """Arms of the negative controls, and what they are called."""
 

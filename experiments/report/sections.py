@@ -22,6 +22,7 @@ from families import (
     no_classifier_family,
     no_classifier_others,
     stage_family,
+    supervised_family,
 )
 from further import further_sections
 from layout import COMPARED, Section, Table, accuracy, compared, points, sides, size_of
@@ -172,7 +173,12 @@ def main_section(regime: str) -> Section:
         for one in families[suffix]
     ]
     picture = draw_differences(f"ScaleKD minus the others, {REGIMES[regime]}", named)
-    return Section(f"Main comparison, {REGIMES[regime]}", text, [Table(header, rows)], picture)
+    beside = [[*sides(one), *compared(one)] for one in supervised_family(regime)]
+    tables = [
+        Table(header, rows),
+        Table(["not a hypothesis", "top-1", "compared with", "top-1", *COMPARED], beside),
+    ]
+    return Section(f"Main comparison, {REGIMES[regime]}", text, tables, picture)
 
 
 WAYS = {"": ("", ", cache"), ", equal time": ("",), ", equal time, cache": (", cache",)}
