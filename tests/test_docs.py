@@ -89,6 +89,14 @@ def test_relative_links_lead_to_files_and_headings(page: Path) -> None:
     assert broken == []
 
 
+@page_by_name
+def test_the_pages_of_the_site_link_to_no_page_outside_of_it(page: Path) -> None:
+    docs = ROOT / "docs"
+    links = [link.partition("#")[0] for link in LINK.findall(page.read_text()) if ":" not in link]
+    pages = [(page.parent / link).resolve() for link in links if link.endswith(".md")]
+    assert docs not in page.parents or all(docs in linked.parents for linked in pages)
+
+
 def test_the_page_on_the_architecture_lists_every_module_in_its_room() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     tree = page.partition("    scalekd/\n")[2].partition("\n\n")[0]
