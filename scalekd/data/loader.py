@@ -111,6 +111,11 @@ def check_shared_memory(workers: int, items: int, examples: list[Any]) -> None:
         )
 
 
+def images_in_epoch(data: LoaderSettings, images: int) -> int:
+    """How many of so many training images an epoch has."""
+    return min(images, data.epoch_images or images)
+
+
 def check_batch_size(batch_size: int, devices: int, micro_batches: int) -> None:
     """Raise InputError where a batch cannot be split evenly over devices and micro-batches."""
     if batch_size % (micro_batches * devices):
@@ -160,7 +165,7 @@ def build_loaders(
     """
     training = source.training_set(config, seed)
     images = len(training)  # type: ignore[arg-type]
-    images_per_epoch = min(data.epoch_images or images, images)
+    images_per_epoch = images_in_epoch(data, images)
     if images_per_epoch < batch_size:
         raise InputError(
             f"an epoch has {images_per_epoch} images and batch_size is {batch_size}: "
@@ -172,7 +177,8 @@ def build_loaders(
     if workers["num_workers"]:
         items = [batch_size // (micro_batches * world_size)]
         items += [validation_batch_size] if source.validation_set is not None else []
-        # While validation images are prepared the next training batches wait, if only there.
+        # While validation images are prepared, the next training batches wait in that memory too,
+        # unless there is a GPU, for which they are moved out of it.
         largest = max(items) if torch.cuda.is_available() else sum(items)
         examples = [training[key] for key in range(min(EXAMPLES, images))]
         check_shared_memory(workers["num_workers"], largest, examples)

@@ -325,11 +325,15 @@ def check_counts(data: Data, images: int) -> None:
             f"data.train_images is {data.train_images} and there are {images} images to train on "
             f"in {data.root!r}"
         )
-    available = data.train_images or images
-    if data.epoch_images and data.epoch_images > available:
+    check_epoch_images(data.epoch_images, data.train_images or images, data.root)
+
+
+def check_epoch_images(epoch_images: int | None, images: int, root: str) -> None:
+    """Raise InputError where an epoch is to have more than the `images` to train on in `root`."""
+    if epoch_images and epoch_images > images:
         raise InputError(
-            f"data.epoch_images is {data.epoch_images} and there are {available} images to train "
-            f"on in {data.root!r}: an epoch has each image at most once; drop it or make it smaller"
+            f"data.epoch_images is {epoch_images} and there are {images} images to train on in "
+            f"{root!r}: an epoch has each image at most once; drop it or make it smaller"
         )
 
 

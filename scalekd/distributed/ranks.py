@@ -73,7 +73,7 @@ def launch_environment() -> LaunchEnvironment:
     MASTER_ADDR and MASTER_PORT are used where they are set.
 
     Raises:
-        InputError: RANK is set and WORLD_SIZE is not, or one of them is no number.
+        InputError: RANK is set and WORLD_SIZE is not, or one of them is not a number.
     """
     variables = os.environ
     if "RANK" in variables:

@@ -9,11 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalekd.compatibility.check import BATCH
 from scalekd.data.fashion_mnist import NAMES as FASHION_MNIST_NAMES
 from scalekd.data.fashion_mnist import find_files
+from scalekd.data.loader import images_in_epoch
 from scalekd.data.open import open_source
 from scalekd.data.source import Source
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
-from scalekd.recipe import Data, Recipe
+from scalekd.recipe import Recipe
 from scalekd.scale_kd import ScaleKD
 from scalekd.training.prepare import prepare_on_meta
 
@@ -63,19 +64,14 @@ def count_training_images(recipe: Recipe, images: int | None = None) -> Training
         source = open_source(data)
         any_input = InputConfig(3, (224, 224), (0.5,) * 3, (0.5,) * 3)  # no image is loaded
         count = len(source.training_set(any_input, recipe.seeds[0]))  # type: ignore[arg-type]
-        return TrainingImages(in_an_epoch(images or count, data), source.classes, source.input)
+        return TrainingImages(images_in_epoch(data, images or count), source.classes, source.input)
     if images is None and data.root != IMAGENET:
         raise InputError(
             f"data.root is {data.root!r}, and there is no such folder to count images in: give "
             f"their number with --images, or leave --data.root {IMAGENET} for ImageNet-1K"
         )
     count = images or data.train_images or IMAGENET_IMAGES
-    return TrainingImages(in_an_epoch(count, data), IMAGENET_CLASSES)
-
-
-def in_an_epoch(images: int, data: Data) -> int:
-    """How many of so many training images an epoch has."""
-    return min(images, data.epoch_images or images)
+    return TrainingImages(images_in_epoch(data, count), IMAGENET_CLASSES)
 
 
 def build_pair_on_meta(recipe: Recipe, images: TrainingImages) -> ScaleKD:

@@ -159,15 +159,6 @@ class TransferRecipe:
         return plain
 
 
-def check_epoch_images(data: TransferData, images: int) -> None:
-    """Raise InputError where an epoch is to have more than the `images` to train on."""
-    if data.epoch_images and data.epoch_images > images:
-        raise InputError(
-            f"data.epoch_images is {data.epoch_images} and there are {images} images to train on "
-            f"in {data.root!r}: an epoch has each image at most once; drop it or make it smaller"
-        )
-
-
 def check_shares(prefix: str, **shares: float) -> None:
     """Raise InputError for a setting that is not from 0 to 1."""
     for name, share in shares.items():

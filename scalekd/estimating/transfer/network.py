@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
+from scalekd.data.loader import images_in_epoch
 from scalekd.errors import InputError
 from scalekd.step import Learner
 from scalekd.transfer.backbone import BackboneSpec, open_backbone
@@ -217,8 +218,7 @@ def _count_images(recipe: TransferRecipe, images: int | None, known: Any, count:
             f"give their number with --images, or {root} as data.root for that data set"
         )
     found: Images = count(recipe) if exists else data_set
-    available = images or found.count
-    return Images(min(available, recipe.data.epoch_images or available), found.classes)
+    return Images(images_in_epoch(recipe.data, images or found.count), found.classes)
 
 
 def _count_pairs(recipe: SegmentRecipe) -> Images:

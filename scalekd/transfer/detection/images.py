@@ -15,7 +15,13 @@ from torch.utils.data import Dataset
 from scalekd.data.corrupt import CheckedSamples
 from scalekd.data.decoding import decode_image, read_image_file
 from scalekd.data.seeding import seed_all_on_cpu
-from scalekd.data.source import MAX_DECODED_BEFOREHAND, MAX_WORKERS, Source, Split
+from scalekd.data.source import (
+    MAX_DECODED_BEFOREHAND,
+    MAX_WORKERS,
+    Source,
+    Split,
+    check_epoch_images,
+)
 from scalekd.device import usable_cores
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
@@ -24,7 +30,6 @@ from scalekd.transfer.detection.coco import CocoSplit, Instance, find_splits, re
 from scalekd.transfer.detection.masks import RunLengths, decode_mask, to_run_lengths
 from scalekd.transfer.detection.recipe import DetectRecipe
 from scalekd.transfer.pixels import to_bytes
-from scalekd.transfer.recipe import check_epoch_images
 
 THINNEST = 0.01
 """Pixels."""
@@ -191,7 +196,7 @@ def open_annotated_images(recipe: DetectRecipe) -> DetectionImages:
     training, validation = splits
     _check_splits(recipe, training, validation)
     used = training.training_images(empty_images=data.empty_images)
-    check_epoch_images(data, len(used))
+    check_epoch_images(data.epoch_images, len(used), data.root)
     checked = [
         CheckedSamples(AnnotatedImages(split, indices, recipe.has_masks), data.corrupt_images)
         for split, indices in ((training, used), (validation, range(len(validation))))

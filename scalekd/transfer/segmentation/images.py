@@ -18,13 +18,13 @@ from scalekd.data.source import (
     MAX_WORKERS,
     Source,
     Split,
+    check_epoch_images,
 )
 from scalekd.device import usable_cores
 from scalekd.errors import InputError
 from scalekd.networks import InputConfig
 from scalekd.networks.weight_files import shortened_list
 from scalekd.notes import Note
-from scalekd.transfer.recipe import check_epoch_images
 from scalekd.transfer.segmentation.crops import CropTransform, validation_image
 from scalekd.transfer.segmentation.folders import LabelledFolder, Pair, find_pairs
 from scalekd.transfer.segmentation.label_maps import LabelCoding, read_label_map
@@ -119,7 +119,7 @@ def open_labelled_images(data: SegmentData) -> Source:
             pixels, where the images are read beforehand.
     """
     found = find_pairs(data)
-    check_epoch_images(data, len(found.training))
+    check_epoch_images(data.epoch_images, len(found.training), data.root)
     coding = LabelCoding(
         classes=len(found.class_names),
         reduce_zero_label=data.reduce_zero_label,
