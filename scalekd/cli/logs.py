@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from scalekd.text import visible
+from scalekd.cli.output import tell
 
 
 @contextmanager
@@ -45,7 +45,7 @@ class _Lines(logging.Handler):
         ):
             return  # for train.log only: a job displays its own progress
         kind = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        line = visible(f"scalekd: {kind}{record.getMessage()}")
+        line = f"{kind}{record.getMessage()}"
         if line not in self.shown:
             self.shown.add(line)
-            print(line, file=sys.stderr)
+            tell(line)

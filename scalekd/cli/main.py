@@ -9,12 +9,12 @@ from pathlib import Path
 
 from scalekd.cli.commands import COMMANDS, Command
 from scalekd.cli.logs import shown_logs
-from scalekd.cli.output import Output, lossy_outputs
+from scalekd.cli.output import Output, lossy_outputs, tell
 from scalekd.cli.parser import read_words
 from scalekd.errors import InputError, one_line
 from scalekd.reading import read_mapping
 from scalekd.signals import Interrupted, remember_ctrl_c
-from scalekd.text import accept_all_characters, visible
+from scalekd.text import accept_all_characters
 
 LESS_MEMORY = (
     "A training takes less memory with more micro-batches (--accumulate), a smaller --batch_size "
@@ -68,11 +68,11 @@ def _report(arguments: list[str], error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         if os.environ.get("RANK", "0") == "0":
             reason = "stopped at once; what a run wrote before is in its folder"
-            print(f"scalekd: {reason}", file=sys.stderr)
+            tell(reason)
         return 130
     if isinstance(error, Interrupted):
         if str(error):
-            print(visible(f"scalekd: {error}"), file=sys.stderr)
+            tell(str(error))
         return error.code
     if isinstance(error, ValueError) and not isinstance(error, InputError):
         error = error.__cause__ or error  # jsonargparse wraps that of a dataclass
@@ -85,7 +85,7 @@ def _report(arguments: list[str], error: BaseException) -> int:
         raise error
     if arguments[:1] == ["check"] and "--json" in arguments:
         print(json.dumps({"verified": False, "reason": str(error)}))
-    print(f"scalekd: error: {visible(str(error))}", file=sys.stderr)
+    tell(f"error: {error}")
     return 2
 
 
@@ -97,7 +97,7 @@ def _check_output(stdout: Output, arguments: list[str]) -> None:
     reason = f"the output could not be written: {stdout.error.strerror}"
     if arguments[0] not in ("distill", "train", "transfer", "cache", "export", "convert", "push"):
         raise InputError(f"{reason}; make room, or send it elsewhere")
-    print(f"scalekd: warning: {reason}; the files are complete", file=sys.stderr)
+    tell(f"warning: {reason}; the files are complete")
 
 
 def _run(arguments: list[str]) -> None:

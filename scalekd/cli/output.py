@@ -1,4 +1,4 @@
-"""What a command prints: stdout and stderr that may be lost, and a bar of progress.
+"""What a command prints: stdout and stderr that may be lost, messages, and a bar of progress.
 
 They are lost on a full disk, or by a reader or a terminal that goes away.
 """
@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
+
+from scalekd.text import visible
 
 
 class Output:
@@ -72,6 +74,15 @@ def lossy_outputs() -> Iterator[Output]:
         for output in outputs:
             output.flush()
         sys.stdout, sys.stderr = before
+
+
+def tell(message: str) -> None:
+    """Write `scalekd: MESSAGE` to stderr as one line, and in one piece.
+
+    `print` writes the end of a line separately where Python does not buffer (PYTHONUNBUFFERED): the
+    lines of worker processes or ranks that have something to say at once would run together.
+    """
+    sys.stderr.write(visible(f"scalekd: {message}") + "\n")
 
 
 @contextmanager

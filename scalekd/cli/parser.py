@@ -13,10 +13,10 @@ from typing import Any, ClassVar, NoReturn, get_args, get_origin
 import jsonargparse
 import yaml
 
+from scalekd.cli.output import tell
 from scalekd.errors import InputError, one_line
 from scalekd.kinds import describe_kind
 from scalekd.reading import UnwantedYamlError, parse_yaml
-from scalekd.text import visible
 
 # fmt: off
 TOPICS = {
@@ -228,5 +228,5 @@ jsonargparse.set_loader("yaml", _load_checked_yaml, exceptions=(yaml.YAMLError,)
 
 def refuse(reason: str) -> NoReturn:
     """Print one line on stderr and exit with 2."""
-    print(f"scalekd: error: {visible(reason)}", file=sys.stderr)
+    tell(f"error: {reason}")
     sys.exit(2)

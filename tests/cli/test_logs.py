@@ -1,6 +1,8 @@
 """What the package logs, on the command line's stderr."""
 
+import io
 import logging
+import sys
 import warnings
 
 import pytest
@@ -14,6 +16,21 @@ def test_a_warning_is_one_line_on_stderr_and_shown_once(capsys: pytest.CaptureFi
         for _ in range(2):
             logging.getLogger("scalekd.data").warning("an image %s", "is skipped")
     assert capsys.readouterr().err == "scalekd: warning: an image is skipped\n"
+
+
+def test_a_message_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the messages of two worker processes run together in an unbuffered output."""
+    pieces = []
+
+    class Pieces(io.StringIO):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Pieces())
+    with shown_logs(), warned("an image"):
+        logging.getLogger("scalekd.data").warning("an image is skipped")
+    assert pieces == ["scalekd: warning: an image is skipped\n"]
 
 
 def test_information_is_shown_without_a_level(capsys: pytest.CaptureFixture[str]) -> None:
