@@ -1,7 +1,7 @@
 """The claims that are tested, and what came out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import second_tuning
 from families import (
@@ -89,51 +89,8 @@ class Claim:
 
 def claims() -> list[Claim]:
     """All claims, those of the paper and this project's."""
-    by_regime = {regime: main_family(regime) for regime in REGIMES}
-    found = []
-    for regime, families in by_regime.items():
-        where = REGIMES[regime]
-        alone, *rivals = families[""]
-        found += [
-            Claim(
-                f"A student under ScaleKD is more accurate than one trained alone ({where})",
-                "Table 3",
-                "ResNet-50 78.64 alone, 82.03 under Swin-L: 3.39 points; others 2.02 to 6.27",
-                [alone],
-            ),
-            Claim(
-                f"At equal steps ScaleKD is above the other methods ({where})",
-                "Table 7",
-                TABLE_7,
-                rivals,
-            ),
-            gain_and_controls(regime, rivals[0]),
-            *(
-                Claim(
-                    f"ScaleKD is above itself with {change} ({where})",
-                    "this project's question",
-                    "not in the paper",
-                    control_family(regime)[control],
-                )
-                for control, change in CHANGED.items()
-            ),
-            Claim(
-                f"In equal time with a live teacher ScaleKD is above the others ({where})",
-                "this project's question",
-                "not in the paper",
-                families[", equal time"],
-            ),
-            Claim(
-                f"In equal time from a cache ScaleKD is above the others ({where})",
-                "this project's question",
-                "not in the paper",
-                families[", equal time, cache"],
-            ),
-        ]
-    parts = component_family()
-    frozen = frozen_family()
-    segmented, detected = transfer_family(SEGMENTATION), transfer_family(DETECTION)
-    found += [
+    return [
+        *(claim for regime in REGIMES for claim in regime_claims(regime)),
         *retuned_claims(),
         Claim(
             "Under the large teacher, in ten epochs of all images, ScaleKD is above the other "
@@ -142,6 +99,56 @@ def claims() -> list[Claim]:
             TABLE_7,
             longer_family(),
         ),
+        *design_claims(),
+        *frozen_claims(),
+        *setting_claims(),
+        *transfer_claims(),
+    ]
+
+
+def own_claim(text: str, comparisons: Sequence[Comparison]) -> Claim:
+    """What this project asked before any result was known."""
+    return Claim(text, "this project's question", "not in the paper", comparisons)
+
+
+def regime_claims(regime: str) -> list[Claim]:
+    """Those of the main comparison."""
+    where = REGIMES[regime]
+    families, controls = main_family(regime), control_family(regime)
+    alone, *rivals = families[""]
+    return [
+        Claim(
+            f"A student under ScaleKD is more accurate than one trained alone ({where})",
+            "Table 3",
+            "ResNet-50 78.64 alone, 82.03 under Swin-L: 3.39 points; others 2.02 to 6.27",
+            [alone],
+        ),
+        Claim(
+            f"At equal steps ScaleKD is above the other methods ({where})",
+            "Table 7",
+            TABLE_7,
+            rivals,
+        ),
+        gain_and_controls(regime, rivals[0]),
+        *(
+            own_claim(f"ScaleKD is above itself with {change} ({where})", controls[control])
+            for control, change in CHANGED.items()
+        ),
+        own_claim(
+            f"In equal time with a live teacher ScaleKD is above the others ({where})",
+            families[", equal time"],
+        ),
+        own_claim(
+            f"In equal time from a cache ScaleKD is above the others ({where})",
+            families[", equal time, cache"],
+        ),
+    ]
+
+
+def design_claims() -> list[Claim]:
+    """What each part of the method adds."""
+    parts = component_family()
+    return [
         Claim(
             "CAP, DFM, TPP and the logits each add accuracy", "Table 9 a", UNKNOWN, parts["added"]
         ),
@@ -169,23 +176,31 @@ def claims() -> list[Claim]:
             UNKNOWN,
             untestable="a teacher of two stages has a tail of one",
         ),
-        Claim(
-            "Frozen features of ScaleKD's student tell more than those of logit KD's",
-            "this project's question",
-            "not in the paper",
-            frozen[::2],
+    ]
+
+
+def frozen_claims() -> list[Claim]:
+    """What the features of a frozen student tell."""
+    frozen = frozen_family()
+    return [
+        own_claim(
+            "Frozen features of ScaleKD's student tell more than those of logit KD's", frozen[::2]
         ),
-        Claim(
-            "Frozen features of FD's student tell more than those of logit KD's",
-            "this project's question",
-            "not in the paper",
-            frozen[1::2],
+        replace(
+            own_claim(
+                "Frozen features of FD's student tell more than those of logit KD's", frozen[1::2]
+            ),
             for_scalekd=False,
         ),
-        Claim(
+    ]
+
+
+def setting_claims() -> list[Claim]:
+    """Other settings than the main ones: no labels, stages, teachers, students, pre-training."""
+    students, pretraining = student_family(), pretraining_family()
+    return [
+        own_claim(
             "Without labels and classifier ScaleKD is above FD and relations",
-            "this project's question",
-            "not in the paper",
             no_classifier_family(),
         ),
         Claim(
@@ -205,25 +220,20 @@ def claims() -> list[Claim]:
             "Students of every kind gain over training alone",
             "Table 3",
             "eleven pairs, gains from 2.02 to 6.27 points",
-            student_family()[::2],
+            students[::2],
         ),
-        Claim(
-            "Students of every kind gain over logit KD",
-            "this project's question",
-            "not in the paper",
-            student_family()[1::2],
-        ),
+        own_claim("Students of every kind gain over logit KD", students[1::2]),
         Claim(
             "Distillation replaces pre-training",
             "Table 4",
             "ViT-B/16: 85.53 under Swin-L, 83.97 pre-trained on ImageNet-22K",
-            pretraining_family()[:1],
+            pretraining[:1],
         ),
         Claim(
             "The more the teacher has seen, the better the student",
             "Table 16",
             UNKNOWN,
-            pretraining_family()[1:],
+            pretraining[1:],
         ),
         Claim(
             "ScaleKD's gain over FD is larger in narrower students",
@@ -231,6 +241,13 @@ def claims() -> list[Claim]:
             UNKNOWN,
             width_family()[-2:],
         ),
+    ]
+
+
+def transfer_claims() -> list[Claim]:
+    """What a dense task gains from a distilled backbone."""
+    segmented, detected = transfer_family(SEGMENTATION), transfer_family(DETECTION)
+    return [
         Claim(
             "A segmenter that starts from ScaleKD's student is better than one from the supervised "
             "student",
@@ -245,22 +262,17 @@ def claims() -> list[Claim]:
             "COCO box AP: ResNet-50 40.2 to 42.3, Swin-T 42.7 to 44.4",
             detected["supervised"],
         ),
-        Claim(
+        own_claim(
             "A segmenter that starts from ScaleKD's student is better than one from a random start "
             "and from logit KD's",
-            "this project's question",
-            "not in the paper",
             [*segmented["random"], *segmented["logit_kd"]],
         ),
-        Claim(
+        own_claim(
             "A detector that starts from ScaleKD's student is better than one from a random start "
             "and from logit KD's",
-            "this project's question",
-            "not in the paper",
             [*detected["random"], *detected["logit_kd"]],
         ),
     ]
-    return found
 
 
 def gain_and_controls(regime: str, over_logits: Comparison) -> Claim:
