@@ -19,22 +19,36 @@ def random_tail(distiller: ScaleKD) -> None:
 
     The teacher's features, which are the targets, stay what they are.
     """
-    teacher: Any = distiller.teacher
-    shuffled = teacher.with_model(copy.deepcopy(teacher.model), teacher.input.size)
-    modules = dict(shuffled.model.named_modules())
+    other = use_tail_of_copy(distiller)
+    modules = dict(other.model.named_modules())
     generator = torch.Generator().manual_seed(0)
-    for name in shuffled.tail_modules:
+    for name in other.tail_modules:
         for parameter in modules[name].parameters():
             order = torch.randperm(parameter.numel(), generator=generator)
             parameter.data = parameter.data.flatten()[order].reshape(parameter.shape)
+
+
+def last_block(distiller: ScaleKD) -> None:
+    """Student features run through the patch merging and the last block of a Swin's last stage
+    alone; the teacher's features stay what they are."""
+    stage = use_tail_of_copy(distiller).model.layers[-1]
+    stage.blocks = stage.blocks[-1:]
+
+
+def use_tail_of_copy(distiller: ScaleKD) -> Any:
+    """Let student features run through the tail of a copy of the teacher; returns the copy, whose
+    tail the caller changes."""
+    teacher: Any = distiller.teacher
+    other = teacher.with_model(copy.deepcopy(teacher.model), teacher.input.size)
     run_teacher = distiller.run_teacher
 
     def run_both(images: Tensor) -> Features:
-        shuffled(images * distiller.teacher_scale + distiller.teacher_shift)  # records other inputs
+        other(images * distiller.teacher_scale + distiller.teacher_shift)  # records other inputs
         return run_teacher(images)
 
     distiller.run_teacher = run_both  # type: ignore[method-assign]
-    teacher.tail = shuffled.tail
+    teacher.tail = other.tail
+    return other
 
 
 def other_image(distiller: ScaleKD) -> None:
@@ -86,7 +100,7 @@ CONTROLS: dict[str, Callable[[ScaleKD], None]] = {
 }
 """Negative controls, which must gain nothing."""
 
-CHANGES = {**CONTROLS, "own_queries": own_queries}
+CHANGES = {**CONTROLS, "own_queries": own_queries, "last_block": last_block}
 
 
 @dataclass(frozen=True, kw_only=True)

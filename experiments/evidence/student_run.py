@@ -2,12 +2,14 @@
 
 import functools
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
 import timm
 from changes import build_changed
-from probes import measure, test_images
+from probes import measure as measure_features
+from probes import test_images
 from recorded import Stop, read_json, write_json
 from torch.utils.data import Dataset, TensorDataset
 from trials import Trial
@@ -28,7 +30,19 @@ BEGUN = "trial.json"
 """In the run folder: what is trained in it."""
 
 
-def train_student(trial: Trial, stop: Stop) -> bool:
+Measure = Callable[[Trial, Prepared], dict[str, Any] | None]
+"""What is measured of a trained student beside its accuracy, while its checkpoint is there."""
+
+
+def probe(trial: Trial, prepared: Prepared) -> dict[str, Any] | None:
+    """What the features of the student tell, if the trial asks for it."""
+    if not trial.probed:
+        return None
+    student = timm.create_model(f"local-dir:{trial.folder.student}", pretrained=True)
+    return asdict(measure_features(student, prepared.input, trial.seed, trial.recipe.data.root))
+
+
+def train_student(trial: Trial, stop: Stop, measure: Measure = probe) -> bool:
     """Train the trial's student, or go on with it, and measure it; returns whether it is done.
 
     Raises:
@@ -40,10 +54,10 @@ def train_student(trial: Trial, stop: Stop) -> bool:
         then = read_json(begun)
         if then is not None and trial.differs_from(then):
             raise InputError(f"{trial.folder.path} was begun with other settings: move it away")
-        return _train(trial, stop)
+        return _train(trial, stop, measure)
 
 
-def _train(trial: Trial, stop: Stop) -> bool:
+def _train(trial: Trial, stop: Stop, measure: Measure) -> bool:
     recipe = trial.recipe
     prepared = prepare(recipe, source=open_images(trial, recipe.data))
     if trial.change is not None:
@@ -57,11 +71,7 @@ def _train(trial: Trial, stop: Stop) -> bool:
         result = train(prepared, main_run(recipe), folder, report=lambda _: None, stop=stop)
     except Interrupted:
         return False
-    measures = None
-    if trial.probed:
-        student = timm.create_model(f"local-dir:{folder.student}", pretrained=True)
-        measures = asdict(measure(student, prepared.input, trial.seed, recipe.data.root))
-    _record(trial, prepared, result, measures)
+    _record(trial, prepared, result, measure(trial, prepared))
     shutil.rmtree(folder.checkpoints)
     return True
 

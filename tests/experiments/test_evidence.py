@@ -176,6 +176,28 @@ def test_a_student_that_is_trained_again_must_be_that_of_its_record(
     assert json.loads(trial.record.read_text()) == record
 
 
+def test_distances_are_measured_by_view_after_training(trials: Any, runner: Any) -> None:
+    inside = importlib.import_module("inside")
+    weights = {"final_original": 1.0, "tpp_original": 1.0, "logits": 0.5}
+    off = {"final_alternative": 0.0, "tpp_alternative": 0.0}
+    without, both = (
+        inside.Inside(
+            experiment="tiny",
+            regime="few",
+            arm=arm,
+            seed=1,
+            settings=trials.merge(tiny_settings(), {"weights": weights | more}),
+        )
+        for arm, more in {"without DFM": off, "with DFM": dict.fromkeys(off, 1.0)}.items()
+    )
+    assert runner.run_all([without, both], processes=2, budget=None) == 2
+    of_one, of_both = (json.loads(one.record.read_text())["measures"] for one in (without, both))
+    assert set(of_one) == {"original"}
+    assert set(of_both) == {"original", "alternative"}
+    assert all(0 < distance < 4 for distance in (*of_one.values(), *of_both.values()))
+    assert not both.folder.checkpoints.exists()
+
+
 def test_a_run_that_fails_is_named_with_its_reason(trials: Any, runner: Any) -> None:
     settings = {**tiny_settings(), "student": "no_such_model"}
     trial = trials.Trial(experiment="tiny", regime="few", arm="a", seed=1, settings=settings)
@@ -215,6 +237,16 @@ def test_the_controls_change_one_part_alone() -> None:
     assert not torch.allclose(through_random, through_own, atol=0.1)
     own = dict(random.teacher.model.named_parameters())
     assert all(torch.equal(t, own[n]) for n, t in plain.teacher.model.named_parameters())
+
+    shorter = distiller()
+    changes.last_block(shorter)
+    same = shorter.run_teacher(images)
+    assert torch.equal(same.final, outputs.final)
+    stage = plain.teacher.model.layers[-1]
+    assert len(stage.blocks) > 1
+    through_one = stage.blocks[-1](stage.downsample(tokens.reshape(4, 8, 8, 64)))
+    expected = plain.teacher.model.norm(through_one).flatten(1, 2)
+    assert torch.allclose(shorter.teacher.tail(tokens), expected, atol=1e-5)
 
 
 def test_the_main_comparison_has_each_arm_with_each_seed_at_equal_steps_and_time(
@@ -262,7 +294,8 @@ def test_the_main_comparison_has_each_arm_with_each_seed_at_equal_steps_and_time
 
 
 EXPERIMENTS = {
-    "components": 50,
+    "components": 55,
+    "inside": 10,
     "seven_classes": 35,
     "no_classifier": 15,
     "stages": 65,
@@ -362,10 +395,11 @@ def test_components_have_the_terms_that_they_are_named_for() -> None:
     assert on["CAP, DFM"] == {"logits", "final_original", "final_alternative"}
     assert on["CAP, TPP"] == {"logits", "final_original", "tpp_original"}
     assert on["all, without logits"] == views
-    assert on["all, own queries"] == views | {"logits"}
+    assert on["all, own queries"] == on["all, last block of the tail"] == views | {"logits"}
     assert on["beta 0.0"] == {"logits", "tpp_alternative", "final_alternative"}
     assert found["logits"].settings["method"] == "logit_kd"
     assert found["all, own queries"].change == "own_queries"
+    assert found["all, last block of the tail"].change == "last_block"
 
 
 def test_own_queries_are_trained_and_read_in_place_of_those_of_the_tail() -> None:
