@@ -1,13 +1,17 @@
 """Which arms are compared with which: families of comparisons, adjusted together."""
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
+import inside
 import second_tuning
 from comparison import LEVEL, Difference, holm, paired_difference
 from cost import METHODS
+from recorded import RESULTS
 from records import Values, measure, values
 
 from scalekd.recipe import Method
@@ -161,19 +165,21 @@ def main_family(regime: str) -> dict[str, list[Comparison]]:
     return grouped_family(groups, MAIN_SEEDS)
 
 
-def supervised_family(regime: str) -> list[Comparison]:
-    """Supervised training against distillation by the other methods in the same time, which no
-    hypothesis names: one family a regime."""
+def others_family(regime: str) -> list[Comparison]:
+    """What no hypothesis names, between the other methods in the same time: supervised training
+    against distillation, and logit KD against FD and DIST. One family a regime."""
+    pairs = [("supervised", method) for method in RIVALS if method != "supervised"]
+    pairs += [("logit_kd", "fd"), ("logit_kd", "dist")]
+
+    def arm(method: Method, suffix: str, time: str = "") -> Values:
+        return values("main_comparison", regime, method + suffix, METHOD_NAMES[method] + time)
+
     return family(
         [
-            (
-                values("main_comparison", regime, f"supervised{suffix}", f"supervised, {time}"),
-                values("main_comparison", regime, method + suffix, METHOD_NAMES[method]),
-            )
+            (arm(one, suffix, f", {time}"), arm(other, suffix))
             for suffix, time in LENGTHS.items()
             if suffix
-            for method in RIVALS
-            if method != "supervised"
+            for one, other in pairs
         ],
         MAIN_SEEDS,
     )
@@ -217,7 +223,8 @@ def gain(one: Values, other: Values, name: str) -> Values:
 
 def component_family() -> dict[str, list[Comparison]]:
     """Each component against the arm without it; all features against none; queries; balances of
-    the views; and, picked after a look at these, the best balance against no features."""
+    the views; the tail's depth; and, picked after a look at these, the best balance against no
+    features."""
 
     def arm(name: str) -> Values:
         return values("components", "few", name)
@@ -234,8 +241,32 @@ def component_family() -> dict[str, list[Comparison]]:
     features = [(complete, arm("logits"))]
     queries = [(complete, arm("all, own queries"))]
     balance = [(complete, arm("beta 0.0")), (complete, arm("beta 1.0"))]
-    groups = {"added": added, "features": features, "queries": queries, "balance": balance}
-    return grouped_family(groups | {"picked": [(arm("beta 0.0"), arm("logits"))]})
+    return grouped_family(
+        {
+            "added": added,
+            "features": features,
+            "queries": queries,
+            "balance": balance,
+            "depth": [(complete, arm("all, last block of the tail"))],
+            "picked": [(arm("beta 0.0"), arm("logits"))],
+        }
+    )
+
+
+def distance_family() -> list[Comparison]:
+    """Distances to the teacher in the alternative view, without and with dual-view feature
+    mimicking: of the projector of the original view, where there is no other."""
+
+    def distance(arm: str, view: str) -> Values:
+        return values(inside.NAME, "few", arm, f"distance {arm}", lambda r: r["measures"][view])
+
+    return family([(distance("without DFM", "original"), distance("with DFM", "alternative"))])
+
+
+def cost_records() -> list[dict[str, Any]]:
+    """What the components cost, by pair."""
+    files = sorted((RESULTS / "component_cost").glob("*.json"))
+    return [json.loads(file.read_text()) for file in files]
 
 
 def retuned_family(regime: str) -> dict[str, list[Comparison]]:
@@ -344,8 +375,8 @@ def pretraining_family() -> list[Comparison]:
 FROZEN = {
     "hidden_linear": ("seven_classes", "three classes that were never seen"),
     "digits_linear": ("main_comparison", "handwritten digits"),
-    "foreground": ("main_comparison", "foreground for each pixel, overlap"),
-    "place": ("main_comparison", "position of a token"),
+    "foreground": ("main_comparison", "bright pixels, overlap"),
+    "place": ("main_comparison", "place in the feature's grid"),
 }
 """Measures of frozen features: the experiment that has them, and what they are."""
 
@@ -364,15 +395,23 @@ def frozen_family() -> list[Comparison]:
 
 def frozen_others() -> list[Comparison]:
     """ScaleKD against the methods that no hypothesis names, in the same measures."""
-    pairs = []
-    for name, (experiment, what) in FROZEN.items():
-        scalekd, *others = (
-            values(experiment, "few", method, METHOD_NAMES[method], measure(name))
-            for method in ("scalekd", *RIVALS)
-            if method != "logit_kd"
-        )
-        pairs += [(replace(scalekd, name=f"ScaleKD ({what})"), other) for other in others]
-    return family(pairs)
+    return family([pair for name in FROZEN for pair in frozen_rivals(name, "scalekd")])
+
+
+def frozen_fd() -> list[Comparison]:
+    """FD against the same methods in what it is best at, which no hypothesis names either."""
+    return family(frozen_rivals("hidden_linear", "fd"))
+
+
+def frozen_rivals(name: str, method: Method) -> list[tuple[Values, Values]]:
+    """A method with each other one, but logit KD, by a measure of frozen features."""
+    experiment, what = FROZEN[name]
+    arms = {
+        arm: values(experiment, "few", arm, METHOD_NAMES[arm], measure(name))
+        for arm in (method, *RIVALS)
+    }
+    one = replace(arms[method], name=f"{METHOD_NAMES[method]} ({what})")
+    return [(one, other) for arm, other in arms.items() if arm not in (method, "logit_kd")]
 
 
 NO_CLASSIFIER = {
@@ -380,8 +419,8 @@ NO_CLASSIFIER = {
     "neighbours": "nearest neighbours",
     "digits_linear": "digits",
     "hidden_linear": "pullover, coat, shirt",
-    "foreground": "foreground (overlap)",
-    "place": "position of a token",
+    "foreground": "bright pixels, overlap",
+    "place": "place in the feature's grid",
 }
 """Measures of experiment 4, of which the hypothesis names the first, and what they are called."""
 

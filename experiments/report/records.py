@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from recorded import RESULTS
+from recorded import RESULTS, read_json
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,12 @@ def values(
     if read is not top1:
         chosen = [record for record in chosen if record["measures"] is not None]
     return Values(name or arm, {record["seed"]: read(record) for record in chosen})
+
+
+def teacher_top1() -> str:
+    """Accuracy of the small teacher."""
+    found = read_json(RESULTS / "teacher" / "small.json")
+    return "-" if found is None else f"{100 * found['top1']:.2f} %"
 
 
 def select(experiment: str, regime: str, arm: str) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The report's sections as plain data: tables, pictures and words, all out of the records."""
 
+import statistics
 from collections.abc import Iterable, Sequence
 
 from claims import Claim, claims
@@ -16,20 +17,25 @@ from families import (
     Comparison,
     component_family,
     control_family,
+    cost_records,
+    distance_family,
     frozen_family,
+    frozen_fd,
     frozen_others,
     main_family,
     no_classifier_family,
     no_classifier_others,
+    others_family,
     stage_family,
-    supervised_family,
 )
-from further import further_sections
+from further import describe, further_sections
+from inside import FREQUENCIES
 from layout import COMPARED, Section, Table, accuracy, compared, points, sides, size_of
 from pictures import draw_curve, draw_differences
 from recorded import RESULTS, read_json
-from records import Values, measure, select, values
+from records import Values, measure, select, teacher_top1, values
 from transfer_section import rounding
+from trials import read_chosen
 
 from scalekd.runs.result import METHOD_NAMES
 
@@ -49,6 +55,7 @@ def sections() -> list[Section]:
         frozen_section(),
         no_classifier_section(),
         stages_section(),
+        inside_section(),
         *further_sections(),
     ]
 
@@ -66,18 +73,41 @@ def against(found: Sequence[Claim]) -> Section:
             untold.append(row)
     text = (
         "First the comparisons in which ScaleKD is lower, then those in which all planned seeds "
-        "show no difference, though a claim needs one. Differences are in percentage points, with "
-        "95 % intervals over the seeds and, of five seeds or fewer, the smallest and the largest."
+        "show no difference, although a claim says that there is one. Differences are in "
+        "percentage points, with 95 % intervals over the seeds and, of five seeds or fewer, the "
+        "smallest and the largest. The sections of the experiments say what the names stand for."
     )
     header = ["comparison", "difference", "verdict"]
     tables = [
         Table([*header, "claim that it contradicts"], lower),
         Table([*header, "claim that it does not support"], untold),
     ]
-    return Section("What speaks against ScaleKD", [text], [table for table in tables if table.rows])
+    text = [text, costs()]
+    return Section("What speaks against ScaleKD", text, [table for table in tables if table.rows])
 
 
-NO_CLAIM = "none: a measure that no claim names"
+def costs() -> str:
+    """What a step of ScaleKD takes, in steps of logit KD."""
+    live, cached = (
+        [ratio_to_logits(by_arm, way) for by_arm in read_cost().values()] for way in ("", ", cache")
+    )
+    full = "".join(
+        f", and {ratio:.1f} at full size with a live teacher ({record['pair']})"
+        for record in cost_records()
+        if (ratio := record["seconds"]["ScaleKD"] / record["seconds"]["logit KD"])
+    )
+    return (
+        f"A step of ScaleKD takes as long as {min(live):.1f} to {max(live):.1f} steps of logit KD "
+        f"with a live teacher, {min(cached):.1f} to {max(cached):.1f} from a cache{full}."
+    )
+
+
+def ratio_to_logits(by_arm: dict[str, float], way: str) -> float:
+    """Seconds of a step of ScaleKD by those of logit KD."""
+    return seconds_of_step(by_arm, "scalekd", way) / seconds_of_step(by_arm, "logit_kd", way)
+
+
+NO_CLAIM = "none: not part of any claim"
 
 
 def beside_the_claims() -> list[Comparison]:
@@ -111,7 +141,10 @@ def by_one_sign(found: Sequence[Claim]) -> str:
 def verdicts(found: Sequence[Claim]) -> Section:
     """Each claim with what came out."""
     rows = [
-        [claim.text, claim.source, claim.paper, claim.verdict, size_of(claim.comparisons)]
+        [
+            *(claim.text, claim.source, claim.paper, claim.verdict),
+            claim.number or size_of(claim.comparisons),
+        ]
         for claim in found
     ]
     text = [
@@ -141,7 +174,6 @@ def main_section(regime: str) -> Section:
     """Experiment 1 in a regime."""
     families = main_family(regime)
     scalekd = families[""][0].one
-    teacher = read_json(RESULTS / "teacher" / "small.json")
     rows = [["ScaleKD", "equal steps", accuracy(scalekd), *how_long(regime, "scalekd"), "", "", ""]]
     for suffix, title in LENGTHS.items():
         for method, one in zip(METHODS[:-1], families[suffix], strict=True):
@@ -154,26 +186,30 @@ def main_section(regime: str) -> Section:
                     *compared(one),
                 ]
             )
-    above = "-" if teacher is None else f"{100 * teacher['top1']:.2f} %"
     text = [
         "Experiment 1, for Table 7: top-1 on the 10,000 test images in %, mean over seeds and "
-        f"standard deviation. The teacher has {above}. Differences are ScaleKD at equal steps "
-        "minus the method of the row.",
+        f"standard deviation. The teacher has {teacher_top1()}. Differences are ScaleKD at equal "
+        "steps minus the method of the row.",
         "Equal time counts the training loop's steps, and neither the loading of images nor the "
         "reading of a cache, which favours the cheaper methods (see experiments/PROTOCOL.md, "
-        "Time). The seconds are the steps times those of Cost of a step, with a live teacher and "
-        "from a cache. FD compares the penultimate feature too, which no cache holds, so that its "
+        "Time). The seconds of the steps are those of Cost of a step times the steps. The seconds "
+        "of a run are medians of what the runs took, two at a time on two cores, with loading and "
+        "validation; some ran beside other work, or by earlier code. Runs at equal steps read a "
+        "cache, but for FD. FD compares the penultimate feature too, which no cache holds, so its "
         "teacher is always live: in 'equal time, cache' it has as many steps as if a cache held "
         "it, and sees new views of the images where the others see those of the cache again.",
     ]
-    header = ["method", "trained for", "top-1", "seeds", "steps", "seconds of the steps", *COMPARED]
+    header = [
+        *("method", "trained for", "top-1", "seeds", "steps"),
+        *("seconds of the steps", "seconds of a run", *COMPARED),
+    ]
     named = [
         (f"{one.other.name}, {title}", one)
         for suffix, title in LENGTHS.items()
         for one in families[suffix]
     ]
     picture = draw_differences(f"ScaleKD minus the others, {REGIMES[regime]}", named)
-    beside = [[*sides(one), *compared(one)] for one in supervised_family(regime)]
+    beside = [[*sides(one), *compared(one)] for one in others_family(regime)]
     tables = [
         Table(header, rows),
         Table(["not a hypothesis", "top-1", "compared with", "top-1", *COMPARED], beside),
@@ -186,14 +222,17 @@ WAYS = {"": ("", ", cache"), ", equal time": ("",), ", equal time, cache": (", c
 
 
 def how_long(regime: str, method: str, suffix: str = "") -> list[str]:
-    """Seeds, steps, and the seconds of these by the timed steps of a method's arm: at equal steps
-    with a live teacher and from a cache."""
+    """Seeds, steps, the seconds of these by the timed steps of a method's arm (at equal steps with
+    a live teacher and from a cache), and those of a run."""
     records = select("main_comparison", regime, method + suffix)
     if not records:
-        return ["0", "-", "-"]
+        return ["0", "-", "-", "-"]
     steps, cost = records[0]["steps"], read_cost()[regime]
     seconds = dict.fromkeys(steps * seconds_of_step(cost, method, way) for way in WAYS[suffix])
-    return [str(len(records)), str(steps), ", ".join(f"{value:.0f}" for value in seconds)]
+    names = (" live", " cache") if len(seconds) > 1 else ("",)
+    listed = ", ".join(f"{value:.0f}{way}" for value, way in zip(seconds, names, strict=True))
+    taken = statistics.median(record["seconds"] for record in records)
+    return [str(len(records)), str(steps), listed, f"{taken:.0f}"]
 
 
 def controls_section() -> Section:
@@ -229,13 +268,23 @@ def components_section() -> Section:
         "cross-attention projector, DFM the comparison of features with and without their mean "
         "over space (dual-view feature mimicking), TPP the pass of the student's features through "
         "the teacher's tail (teacher parameter perception). With own queries the final projectors "
-        "train their queries in place of those that TPP gives. Beta is the share of the original "
+        "train their queries in place of those that TPP gives. The tail is the last stage, whose "
+        "two blocks are compared with the last one alone. Beta is the share of the original "
         "view in the loss of the features: 0 is the alternative view alone, and "
         f"{TUNED_BETA} is the paper's. The last row was picked after a look at the others.",
-        "Beta and the weights of ScaleKD's features were not tuned. "
-        f"{commits('main_comparison', 'few', ('scalekd',), 'ScaleKD')} "
-        f"{commits('components', 'few', weights_of_arms(), 'the other arms')} {rounding()}",
+        "Beta was not tuned; of the weights of ScaleKD's features two were tried and the smaller "
+        "ones kept, 0.3 of the paper's. The arms were trained at different commits, which are "
+        f"listed at the end of this section. {rounding()}",
     ]
+    folded = {
+        "Commits": "\n".join(
+            commits(experiment, "few", arms, name)
+            for experiment, arms, name in (
+                ("main_comparison", ("scalekd",), "ScaleKD"),
+                ("components", weights_of_arms(), "the other arms"),
+            )
+        )
+    }
     header = ["arm", "top-1", "compared with", "top-1", *COMPARED]
     named = [(f"{one.one.name} minus {one.other.name}", one) for one in everything]
     pictures = draw_differences("What each part adds", named)
@@ -245,11 +294,11 @@ def components_section() -> Section:
     pictures += draw_curve("Accuracy over the share of the original view, beta", curve)
     betas = [[f"{beta:g}", accuracy(arm), str(len(arm.by_seed))] for beta, arm in curve]
     tables = [Table(header, rows), Table(["beta", "top-1", "seeds"], betas)]
-    return Section("Components", text, tables, pictures)
+    return Section("Components", text, tables, pictures, folded)
 
 
 def commits(experiment: str, regime: str, arms: Iterable[str], name: str) -> str:
-    """A sentence on the commits that runs of an experiment's first five seeds are of."""
+    """A line on the commits that runs of an experiment's first five seeds are of."""
     seeds: dict[str, set[int]] = {}
     for record in sorted(
         (record for arm in arms for record in select(experiment, regime, arm)),
@@ -258,7 +307,7 @@ def commits(experiment: str, regime: str, arms: Iterable[str], name: str) -> str
         if record["seed"] in SEEDS:
             seeds.setdefault(record["commit"], set()).add(record["seed"])
     listed = [f"{commit} (seeds {', '.join(map(str, sorted(s)))})" for commit, s in seeds.items()]
-    return f"Commits of {name}: {'; '.join(listed) or 'none'}."
+    return f"{name}: {', '.join(listed) or 'none'}"
 
 
 def beta_values(beta: float) -> Values:
@@ -286,13 +335,17 @@ def frozen_section() -> Section:
         rows.append(["the teacher", *(f"{100 * teacher['measures'][name]:.2f}" for name in FROZEN)])
     text = [
         "Experiment 3: linear functions of the frozen students' features, in %, few labels. The "
-        "first column is of students that saw seven classes; their teacher knows all ten."
+        "first column is of students that saw seven classes (their teacher knows all ten) on "
+        "pullover, coat and shirt: accuracy of a linear classifier that is fitted to the labelled "
+        "images of these three. Digits: the same, fitted to 4,000 of them. Bright pixels: which of "
+        "an image's pixels are not background, predicted at each of the 16 positions of the final "
+        "feature; intersection over union. Place: which of the 16 positions a feature is from."
     ]
     differences = [
         [one.one.name, accuracy(one.one), accuracy(one.other), *compared(one)]
         for one in frozen_family()
     ]
-    others = [[*sides(one), *compared(one)] for one in frozen_others()]
+    others = [[*sides(one), *compared(one)] for one in (*frozen_others(), *frozen_fd())]
     tables = [
         Table(header, rows),
         Table(["arm", "value", "logit KD", *COMPARED], differences),
@@ -349,15 +402,39 @@ def stages_section() -> Section:
         "CNN": values("main_comparison", "few", "supervised"),
         "MLP": values("stages", "few", "MLP supervised"),
     }
+    rates = {method: read_chosen()["few"][method]["optim"]["lr"] for method in ("fd", "scalekd")}
     text = [
         "Experiment 5, for Table 1, with few labels and without logits. The paper's numbers are "
         "not known to us. Alone "
         + ", ".join(f"the {student} has {accuracy(arm)}" for student, arm in alone.items())
         + ". ScaleKD has the published balance of the views. Learning rates were tuned for the CNN "
-        "with logits, 0.016 for FD and 0.004 for ScaleKD; the MLP has a quarter of them, so that a "
-        "difference there can be one of rates."
+        f"with logits, {rates['fd']:g} for FD and {rates['scalekd']:g} for ScaleKD; the MLP has a "
+        "quarter of them, so that a difference there can be one of rates."
     ]
     header = ["student, stage", "ScaleKD", "FD", *COMPARED]
     named = [(stage_of(one), one) for one in stage_family()]
     picture = draw_differences("ScaleKD minus FD by stage", named)
     return Section("Stages", text, [Table(header, rows)], picture)
+
+
+def inside_section() -> Section:
+    """Experiment 14."""
+    found = read_json(FREQUENCIES)
+    direct = "Not run here: `python experiments/evidence/inside.py`."
+    if found is not None:
+        direct = (
+            f"The direct component of the teacher's final feature, the coefficient at frequency "
+            f"zero, has {100 * found['direct_energy']:.1f} % of the energy (the sum of squared "
+            f"coefficients, {found['images']:,} test images). {describe(found)}"
+        )
+    text = [
+        "Experiment 14, for Figures 2, 5 and 6, whose numbers are not known to us. " + direct,
+        "The distance in the alternative view is from 0 for the same tokens to 4, and 2 for "
+        "unrelated ones: medians over the test images, mean over seeds and standard deviation, few "
+        "labels. Without dual-view feature mimicking (CAP and TPP in experiment 2) it is that of "
+        "the original view's projector, with it that of the alternative view's, which is trained "
+        "to make it small. docs/analysis.md draws it.",
+    ]
+    rows = [[*sides(one), *compared(one)] for one in distance_family()]
+    header = ["arm", "distance", "compared with", "distance", *COMPARED]
+    return Section("Looked at from inside", text, [Table(header, rows)])

@@ -27,12 +27,14 @@ class Words:
         title: of its section.
         score: what is compared.
         text: what is trained.
+        paper: the paper's numbers.
     """
 
     plan: Plan
     title: str
     score: str
     text: str
+    paper: str
 
 
 SEGMENTATION = Words(
@@ -44,6 +46,7 @@ SEGMENTATION = Words(
     "others, with other originals. All starts of a seed have the same scenes, head and order of "
     "crops. Fine-tuned is UPerNet with all weights trained, frozen a linear function of the "
     "student's features as they are.",
+    "ADE20K mIoU: ResNet-50 42.37 to 44.50, Swin-T 44.41 to 46.33, ViT-B/16 46.75 to 50.84",
 )
 DETECTION = Words(
     DETECT,
@@ -52,12 +55,13 @@ DETECTION = Words(
     "a detector of ten classes on the same scenes, of which the items are to be found. Fine-tuned "
     "is Faster R-CNN with all weights trained, frozen a linear function of the student's features "
     "as they are, for the classes and boxes of anchors.",
+    "COCO box AP: ResNet-50 40.2 to 42.3, Swin-T 42.7 to 44.4",
 )
 
 
 def score_of(words: Words, start: str, mode: str) -> Values:
     """The score of a start in a mode by seed, in %."""
-    plan, name = words.plan, f"{START_NAMES[start]} ({mode})"
+    plan, name = words.plan, f"{START_NAMES[start]} ({words.plan.regime}, {mode})"
     read = measure(plan.task.measures[0])
     return values(NAME, plan.regime, f"{start}, {mode}", name, read)
 
@@ -80,15 +84,15 @@ def transfer_section(words: Words) -> Section:
     score, plan = words.score, words.plan
     text = [
         f"Experiment 11, for Tables 5, 6 and 11: {words.text} A random start has the architecture "
-        "alone. A student's levels are the residual sums of its stages; the feature that was "
-        "distilled is the last one after another norm and ReLU."
+        "alone. What the segmenter or detector is given of the student are the outputs of its "
+        "stages; the feature that was distilled is the last of them after a norm and ReLU."
     ]
     if not any(record["regime"] == plan.regime for record in read_records(NAME)):
         return Section(words.title, [*text, f"Not run here: {COMMANDS}."])
     capital = score[0].upper() + score[1:]
     text.append(
         f"{capital} in %, mean over seeds and standard deviation. The paper compares with "
-        f"supervised students alone. {reference(plan)}"
+        f"supervised students alone: {words.paper}. {reference(plan)}"
     )
     compared_ones = [one for family in transfer_family(words).values() for one in family]
     rows = [[*sides(one), *compared(one)] for one in compared_ones]
@@ -138,9 +142,9 @@ def rounding() -> str:
     of_means = max(abs(sum(one)) / len(one) for one in gaps)
     return (
         "Between commits a kernel or the resizing of crops may have changed, and with it the "
-        "rounding. Experiment 11 trained the students of three methods again: the same run differs "
-        f"by up to {largest:.2f} points, and the mean of {len(gaps[0])} seeds by up to "
-        f"{of_means:.2f}."
+        "rounding. Experiment 11 trained the students of three methods again at a later commit: "
+        f"the same run differs by up to {largest:.2f} points, and the mean of {len(gaps[0])} seeds "
+        f"by up to {of_means:.2f}."
     )
 
 

@@ -110,7 +110,8 @@ def test_what_speaks_against_scalekd_is_in_the_first_section(load: Any) -> None:
     assert "OFA-KD" not in lower
     assert "| claim that it does not support |" in untold
     assert "| ScaleKD minus OFA-KD | +0.00" in untold
-    row = r"\| logit KD \| equal steps \| 84.09 \(0.09\) \| 10 \| 930 \| \d+, \d+ \| \+1.00 \["
+    row = r"\| logit KD \| equal steps \| 84.09 \(0.09\) \| 10 \| 930 \| \d+ live, \d+ cache \| 60 "
+    row += r"\| \+1.00 \["
     assert re.search(row, text)
 
 
@@ -122,10 +123,11 @@ def test_seconds_of_equal_time_are_equal(load: Any) -> None:
         write("main_comparison", "few", f"fd, equal time{suffix}", [0.8], steps=steps)
     how_long = load("sections").how_long
     seconds = f"{930 * cost['scalekd']:.0f}", f"{930 * cost['scalekd, cache']:.0f}"
-    assert how_long("few", "scalekd") == ["10", "930", ", ".join(seconds)]
+    both = f"{seconds[0]} live, {seconds[1]} cache"
+    assert how_long("few", "scalekd") == ["10", "930", both, "60"]
     assert how_long("few", "fd", ", equal time")[2] == seconds[0]
     assert how_long("few", "fd", ", equal time, cache")[2] == seconds[1]
-    assert how_long("few", "dist", ", equal time") == ["0", "-", "-"]
+    assert how_long("few", "dist", ", equal time") == ["0", "-", "-", "-"]
 
 
 def write_measures(arm: str, ious: list[float], experiment: str = "transfer") -> None:
@@ -160,17 +162,53 @@ def test_transfers_are_compared_by_mean_iou(load: Any) -> None:
     assert "| random | - | 30.08 (0.08) | not run |" in section
     assert "one seed: 60.00 %" in section
     assert "| frozen | 0.004 | 25.00 |" in section
-    row = next(line for line in section.splitlines() if "logit KD (fine-tuned)" in line)
+    row = next(
+        line for line in section.splitlines() if "logit KD (segmentation, fine-tuned)" in line
+    )
     assert row.endswith("| lower in all 5 seeds |")
     found = {claim.source: claim for claim in claims.claims() if "segment" in claim.text}
     assert found["Tables 5, 6 and 11"].verdict == (
-        "not shown here: higher in 1 of 2 comparisons, the others cannot be told"
+        "cannot be told here: higher in 1 of 2 comparisons, the others cannot be told"
     )
     assert found["this project's question"].verdict == (
-        "does not hold here: higher in 1 of 2 comparisons, lower in 1; 2 more were not run"
+        "does not hold here: higher in 1 of 2 comparisons, lower in 1 (by one sign in all 5 seeds)"
+        "; 2 more were not run"
     )
     against = text.split("## ")[1]
-    assert "| ScaleKD (fine-tuned) minus logit KD (fine-tuned) | -1.00" in against
+    pair = "ScaleKD (segmentation, fine-tuned) minus logit KD (segmentation, fine-tuned)"
+    assert f"| {pair} | -1.00" in against
+
+
+@pytest.mark.usefixtures("runs")
+def test_figures_and_costs_have_verdicts_by_what_was_measured(load: Any) -> None:
+    claims, report, sections = load("claims"), load("report"), load("sections")
+    found = {claim.source: claim for claim in claims.claims()}
+    for source in ("Figures 2 and 5", "Figure 6", "Table 15"):
+        assert found[source].verdict == "not run"
+    text = report.to_markdown(sections.sections())
+    assert "Not run here: `python experiments/evidence/inside.py`" in text
+
+    load("records").read_records.cache_clear()
+    write("inside", "few", "without DFM", [0.8] * 5, measures={"original": 1.2})
+    write("inside", "few", "with DFM", [0.8] * 5, measures={"original": 1.1, "alternative": 0.4})
+    provenance = {"command": "a", "machine": {"processor": "a"}, "date": "2026-11-30T00:00:00"}
+    teacher = Path("experiments/results/teacher")
+    teacher.mkdir()
+    shares = {"direct_energy": 0.4, "images": 10000}
+    (teacher / "frequencies.json").write_text(json.dumps(provenance | shares))
+    cost = {"seconds": {"logit KD": 1.0, "FD": 2.0, "ScaleKD": 3.0}}
+    cost |= {"peak_bytes": {"logit KD": 2**30, "FD": 2**30, "ScaleKD": 2**31}}
+    cost |= {"gflop_per_image": cost["seconds"], "pair": "a pair", "batch": 2, "threads": 1}
+    (teacher.parent / "component_cost").mkdir()
+    (teacher.parent / "component_cost" / "pair.json").write_text(json.dumps(provenance | cost))
+    found = {claim.source: claim for claim in claims.claims()}
+    assert found["Figures 2 and 5"].verdict == "does not hold here"
+    assert found["Figure 6"].verdict == "holds here (by one sign in all 5 seeds)"
+    text = report.to_markdown(sections.sections())
+    assert "1.50 times the time and 2.00 times the memory" in text
+    assert "| distance without DFM | 1.20 (0.00) | distance with DFM | 0.40 (0.00) | +0.80" in text
+    assert "has 40.0 % of the energy" in text
+    assert "and 3.0 at full size with a live teacher (a pair)." in text
 
 
 def test_the_committed_results_are_those_of_the_records(
@@ -246,15 +284,21 @@ def test_the_page_needs_no_other_file_and_its_links_resolve(load: Any) -> None:
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser here")
-@pytest.mark.parametrize("width", [400, 1400])
-@pytest.mark.usefixtures("runs")
-def test_a_browser_shows_the_page_without_an_error(load: Any, width: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
+@pytest.mark.parametrize("records", ["made up", "committed"])
+def test_a_browser_shows_the_page_without_an_error(
+    load: Any, width: int, scheme: str, records: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    if records == "made up":
+        request.getfixturevalue("runs")
+    else:
+        request.getfixturevalue("monkeypatch").chdir(ROOT)
     # A frame, because a browser's window may have a least width above 400.
     page, frame = tmp_path / "report.html", tmp_path / "frame.html"
     measured = (
         "<script>addEventListener('load', () => parent.postMessage("
         "`${document.documentElement.scrollWidth <= innerWidth ? 'fits' : 'too wide'}"
-        " ${innerWidth}`, '*'));</script>"
+        " ${innerWidth} ${getComputedStyle(document.body).backgroundColor}`, '*'));</script>"
     )
     text = load("report").to_page(load("sections").sections())
     page.write_text(text.replace("</body>", measured + "</body>"))
@@ -264,6 +308,7 @@ def test_a_browser_shows_the_page_without_an_error(load: Any, width: int, tmp_pa
         f'<iframe src="{page.name}" style="border: 0" width="{width}" height="900"></iframe>'
     )
     browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    browser.append(f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}")
     shown = subprocess.run(
         [*browser, "--virtual-time-budget=10000", "--dump-dom", frame.as_uri()],
         capture_output=True,
@@ -271,7 +316,8 @@ def test_a_browser_shows_the_page_without_an_error(load: Any, width: int, tmp_pa
         timeout=120,
         check=True,
     )
-    assert f"<title>fits {width}</title>" in shown.stdout
+    paper = {"light": "rgb(255, 255, 255)", "dark": "rgb(15, 19, 24)"}[scheme]
+    assert f"<title>fits {width} {paper}</title>" in shown.stdout
     assert "CONSOLE" not in shown.stderr
 
 
@@ -318,7 +364,8 @@ def test_a_control_is_no_trial_of_the_second_tuning(
     (best,) = tuning.tuned()[5:6]
     tuning.final(best, "few", 0, "random_tail").write_record(top1=0.9)
     assert further.retuned_setting() == (
-        f"Chosen of 24: {best.arm}, 85.00 % on the held-out images."
+        "Chosen of 24, with the weights as parts of those of the first tuning: "
+        f"{best.arm}, 85.00 % on the held-out images."
     )
     cells = [cell for row in further.second_tuning_table().rows for cell in row[3:]]
     assert sorted(cells) == ["80.00"] * 23 + ["85.00"]
