@@ -53,13 +53,16 @@ class CtrlC:
 
     Attributes:
         received: whether it was called.
+        ignored: whether it does nothing: the program says why it ends.
     """
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = self.ignored = False
 
     def __call__(self, number: int, frame: Any) -> None:
         """Handle the signal."""
+        if self.ignored:
+            return
         self.received = True
         for process in multiprocessing.active_children():
             process.kill()
@@ -68,7 +71,10 @@ class CtrlC:
 
 @contextmanager
 def remember_ctrl_c() -> Iterator[CtrlC]:
-    """Inside, a Ctrl-C that was dropped is raised again when a training begins; see `CtrlC`."""
+    """Inside, a Ctrl-C that was dropped is raised again when a training begins; see `CtrlC`.
+
+    Where this is all that the program does, a Ctrl-C afterwards ends it without a word.
+    """
     ctrl_c = CtrlC()
     if threading.current_thread() is not threading.main_thread():
         yield ctrl_c
@@ -77,7 +83,7 @@ def remember_ctrl_c() -> Iterator[CtrlC]:
     try:
         yield ctrl_c
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, _end_silently if before is _end_at_once else before)
 
 
 def end_at_once_on_ctrl_c() -> None:
@@ -92,6 +98,10 @@ def end_at_once_on_ctrl_c() -> None:
 def _end_at_once(number: int, frame: Any) -> None:
     with suppress(OSError):
         os.write(2, b"scalekd: stopped before it had begun\n")
+    _end_silently(number, frame)
+
+
+def _end_silently(number: int, frame: Any) -> None:
     os._exit(EXIT_CODES[signal.SIGINT])
 
 

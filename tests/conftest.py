@@ -1,10 +1,17 @@
-"""What holds for every test: a cache folder of its own, and no warning that it does not name."""
+"""What holds for every test: a cache folder of its own, no process that outlives it, and no warning
+that it does not name."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.real_runs import kill_what_is_left
 from helpers.warned import no_unexpected_warning
+from hypothesis import HealthCheck, settings
+
+# A loaded machine is slow, and no fault of what is tested.
+settings.register_profile("scalekd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("scalekd")
 
 
 @pytest.fixture(autouse=True)
@@ -13,6 +20,12 @@ def index_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     return cache / "scalekd"
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    kill_what_is_left()
 
 
 @pytest.fixture(autouse=True)

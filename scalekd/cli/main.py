@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
             _check_output(stdout, arguments)
             return
         except BaseException as error:
+            ctrl_c.ignored = True
             interrupted = ctrl_c.received or isinstance(error, KeyboardInterrupt)
             code = _report(arguments, KeyboardInterrupt() if interrupted else error)
     sys.exit(code)  # here, where the error is gone, and with it the files that its frames hold open

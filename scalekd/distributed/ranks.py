@@ -172,19 +172,21 @@ def process_group() -> Iterator[None]:
     if environment.world_size == environment.local_world_size:
         _stay_on_this_machine()
     store = _open_store(environment)
-    distributed.init_process_group(
-        backend,
-        store=PrefixStore("scalekd", store),
-        rank=environment.rank,
-        world_size=environment.world_size,
-        timeout=TIMEOUT,
-    )
     try:
+        # Another rank that is connected may fail while this one is still connecting.
+        distributed.init_process_group(
+            backend,
+            store=PrefixStore("scalekd", store),
+            rank=environment.rank,
+            world_size=environment.world_size,
+            timeout=TIMEOUT,
+        )
         yield
     except (Interrupted, KeyboardInterrupt):  # which all ranks raise at once
         raise
     except BaseException as error:
-        if _is_connection_error(error) or _first_failed_rank(store) != environment.rank:
+        lost = distributed.is_initialized() and _is_connection_error(error)
+        if lost or _first_failed_rank(store, environment.rank) != environment.rank:
             raise AnotherRankFailed from error
         raise
     distributed.destroy_process_group()
@@ -316,9 +318,9 @@ def _is_connection_error(error: BaseException) -> bool:
     return isinstance(error, distributed.DistError) or bool(is_of_gloo)
 
 
-def _first_failed_rank(store: Store) -> int:
-    """The rank that failed first, as far as this rank can find out."""
+def _first_failed_rank(store: Store, mine: int) -> int:
+    """The rank that failed first, as far as this rank, the number `mine`, can find out."""
     try:
-        return int(store.compare_set(FIRST_FAILED, "", str(rank())))
+        return int(store.compare_set(FIRST_FAILED, "", str(mine)))
     except (RuntimeError, ValueError):  # rank 0 is gone, and the store with it
         return 0

@@ -52,6 +52,7 @@ def hand_over(sender: Connection) -> None:
     initialize_worker(0)
     sender.send(DupFd(sender.fileno()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # those that are open stay open
+    sender.send("no file left")
     time.sleep(600)
 
 
@@ -63,7 +64,7 @@ def test_a_worker_without_files_to_hand_over_a_batch_ends(
     worker = FORK.Process(target=hand_over, args=(sender,), daemon=True)
     worker.start()
     offered = receiver.recv()
-    time.sleep(0.5)  # until it has no file left
+    assert receiver.recv() == "no file left"
     with pytest.raises((OSError, EOFError)):
         offered.detach()
     worker.join(10)

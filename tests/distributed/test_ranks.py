@@ -214,7 +214,7 @@ def test_the_other_rank_ends_when_one_is_killed(root: Path) -> None:
     process = start(root, "one killed", *TWO)
     assert wait_until_training(process, root / "one killed")
     os.kill(int(child_pids(process.pid)[1]), signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=SECONDS_TO_START)
     assert process.returncode == 128 + signal.SIGKILL
     assert "rank 1 was killed by SIGKILL" in output
     assert "Traceback" not in output
@@ -326,6 +326,31 @@ except ranks.AnotherRankFailed:
     assert "Traceback" not in ended[1 - broken].stderr
 
 
+def test_a_rank_that_is_still_connecting_ends_silently_when_another_fails() -> None:
+    ended = run_in_two_ranks("""
+import os
+import time
+from torch import distributed
+from scalekd.distributed import ranks
+
+def connect(backend, *, store, rank, **_):
+    if rank == 1:
+        while not store.underlying_store.check([ranks.FIRST_FAILED]):
+            time.sleep(0.01)
+        raise RuntimeError("[gloo] Connection closed by peer")
+
+distributed.init_process_group = connect
+try:
+    with ranks.process_group():
+        raise RuntimeError("my disk is gone")
+except ranks.AnotherRankFailed:
+    raise SystemExit(2)
+""")
+    assert [rank.returncode for rank in ended] == [1, 2], ended
+    assert "my disk is gone" in ended[0].stderr
+    assert "Traceback" not in ended[1].stderr
+
+
 SLURM = {
     "SLURM_NTASKS": "2",
     "SLURM_TASKS_PER_NODE": "2",
@@ -360,7 +385,7 @@ def test_ranks_are_started_by_torchrun_and_by_srun(root: Path) -> None:
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_divided_between_ranks_is_refused(root: Path) -> None:
     process = start(root, "odd", *TWO, "--batch_size", "5")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=SECONDS_TO_START)
     assert process.returncode == 2
     assert output.count("scalekd: error:") == 1
     assert "batch_size is 5, for 2 devices with 1 micro-batches each" in output

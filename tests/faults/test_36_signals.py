@@ -23,6 +23,7 @@ from helpers.real_runs import (
 
 from scalekd.cli.commands import COMMANDS
 from scalekd.cli.main import main
+from scalekd.cli.output import tell
 from scalekd.signals import Interrupted, stop_on_signal
 
 
@@ -79,6 +80,38 @@ def test_whatever_error_a_ctrl_c_becomes_the_exit_code_is_130(
     assert capsys.readouterr().err.startswith("scalekd: stopped at once")
 
 
+def test_a_ctrl_c_while_the_end_is_told_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*_: Any) -> None:
+        raise Interrupted("saved", signal.SIGTERM)
+
+    def tell_slowly(message: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        tell(message)
+
+    monkeypatch.setitem(COMMANDS, "models", replace(COMMANDS["models"], run=run))
+    monkeypatch.setattr(sys.modules["scalekd.cli.main"], "tell", tell_slowly)
+    with pytest.raises(SystemExit) as ended:
+        main(["models"])
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == "scalekd: saved\n"
+
+
+def test_a_ctrl_c_after_the_end_says_nothing_more() -> None:
+    program = (
+        "import atexit, signal, sys; sys.argv[0] = 'scalekd'; "
+        "atexit.register(signal.raise_signal, signal.SIGINT); "
+        "from scalekd.cli.main import main; main(sys.argv[1:])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "models", "--pattern"], capture_output=True, text=True
+    )
+    assert ended.returncode == 130
+    assert ended.stderr.startswith("scalekd: error: ")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_ctrl_c_during_the_imports_is_one_line() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "scalekd", "models"],
@@ -90,7 +123,7 @@ def test_ctrl_c_during_the_imports_is_one_line() -> None:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=SECONDS_TO_START)
     assert (process.returncode, output) == (130, "")
     assert errors == "scalekd: stopped before it had begun\n"
 
@@ -116,7 +149,7 @@ def test_a_second_ctrl_c_ends_at_once_with_130(root: Path, arguments: tuple[str,
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.02)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=SECONDS_TO_START)
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert output.count("scalekd: stopped") == 1

@@ -15,17 +15,18 @@ from scalekd.runs.lock import hold_folder
 FORK = multiprocessing.get_context("fork")
 
 
+def _live_on(own_pid: "SimpleQueue[int]") -> None:
+    own_pid.put(os.getpid())  # now it has closed the lock file that it inherited
+    time.sleep(600)
+
+
 def _hold(
     lock: Callable[[Path], AbstractContextManager[None]],
     folder: Path,
     child_pids: "SimpleQueue[int]",
 ) -> None:
     with lock(folder):
-        child = FORK.Process(target=time.sleep, args=(600,))
-        child.start()
-        assert child.pid is not None
-        time.sleep(0.2)  # the child closes the lock file that it inherited first
-        child_pids.put(child.pid)
+        FORK.Process(target=_live_on, args=(child_pids,)).start()
         time.sleep(600)
 
 

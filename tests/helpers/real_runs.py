@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from scalekd.runs.checkpoint import load_newest
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.result import Run
 
-SECONDS_TO_START = 300
-"""Until a process must have started, loaded its libraries and trained a step, on a busy machine."""
+SECONDS_TO_START = 900
+"""Until a process must have started, loaded its libraries and trained a little, or have ended, on a
+busy machine. Nothing waits so long but a test that fails."""
+
+_started: "weakref.WeakSet[subprocess.Popen[str]]" = weakref.WeakSet()
 
 RUN = Run("scalekd", 7)
 """The only run of `random_settings`."""
@@ -75,7 +79,7 @@ def start(
 ) -> subprocess.Popen[str]:
     """Start `scalekd distill` with ROOT/recipe and the run folder ROOT/out."""
     command = [sys.executable, "-m", "scalekd", "distill"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*command, "--config", str(root / recipe), "--out", str(root / out), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -83,6 +87,16 @@ def start(
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+    _started.add(process)
+    return process
+
+
+def kill_what_is_left() -> None:
+    """Kill the processes that `start` started and that still run, because their test failed."""
+    for process in list(_started):
+        if process.poll() is None:
+            with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+                kill(process)
 
 
 def finish(process: subprocess.Popen[str]) -> str:

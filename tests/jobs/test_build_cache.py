@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from helpers.pictures import image_folder
+from helpers.real_runs import SECONDS_TO_START
 from helpers.refusals import refused
 from helpers.tiny import tiny_cacheable
 
@@ -106,20 +107,20 @@ def test_a_cache_that_is_interrupted_resumes_to_the_same_bytes(
 
     out, undisturbed = tmp_path / "ended", tmp_path / "undisturbed"
     process = start(out)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + SECONDS_TO_START
     while len(list(out.glob("*.safetensors"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=SECONDS_TO_START)
     before = parts(out)
     assert 3 <= len(before) < 36, errors
     if number != signal.SIGKILL:
         assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number], errors
         assert f"stopped; {len(before)} of 36 parts are complete" in errors
     resumed = start(out, "--resume")
-    _, errors = resumed.communicate(timeout=300)
+    _, errors = resumed.communicate(timeout=SECONDS_TO_START)
     assert resumed.returncode == 0, errors
-    start(undisturbed).communicate(timeout=300)
+    start(undisturbed).communicate(timeout=SECONDS_TO_START)
     assert parts(out) == parts(undisturbed)
     assert len(parts(out)) == 36
     assert before.items() <= parts(out).items()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from helpers import oracle
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -22,9 +22,7 @@ from scalekd.method import (
 
 EXACT = settings(
     max_examples=25,
-    deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
 )
 TOLERANCE = 1e-9
 NORMS = {"batch": nn.BatchNorm2d, "running": nn.BatchNorm2d, "channel": ChannelNorm}

@@ -89,7 +89,7 @@ def test_every_layout_converts_into_every_other(source: str, target: str) -> Non
     assert torch.equal(turned, LAYOUTS[target](other))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(list(LAYOUTS)),
     st.sampled_from(list(LAYOUTS)),
@@ -162,7 +162,7 @@ def test_a_conversion_to_windows_of_all_images_in_one_batch_is_found(source: str
     assert torch.equal(turned, windowed(other).flatten(0, 1))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.permutations(range(6)), st.sampled_from(list(READABLE)), st.integers(1, 3))
 def test_any_order_of_tokens_is_found(order: list[int], source: str, batch: int) -> None:
     x, other = a_map(batch, height=2, width=3), a_map(4 - batch, height=2, width=3, seed=1)
@@ -234,7 +234,7 @@ def test_zeros_convert_without_reordering(turn: Turn) -> None:
     assert torch.equal(cells, tokens_from_map(other))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.integers(0, 2), min_size=6, max_size=6), st.permutations(range(6)), st.booleans()
 )

@@ -76,7 +76,7 @@ def test_a_run_that_is_told_to_stop_saves_its_step_and_can_be_resumed(
     process = start(undisturbed, number.name)
     assert wait_until_training(process, out)
     os.killpg(process.pid, number)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=SECONDS_TO_START)
     assert process.returncode == code, said
     assert "--resume" in said.splitlines()[-1]
     state = load_newest(out / "checkpoints" / "scalekd-seed7.ckpt")
@@ -129,7 +129,7 @@ def test_parallel_runs_are_each_resumed(undisturbed: Path) -> None:
     assert wait_until_training(process, out)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=SECONDS_TO_START)
     assert process.returncode == 143, said
     finish(start(undisturbed, "several", "--parallel", "2", "--resume", recipe="several.yaml"))
     assert len((out / "results.jsonl").read_text().splitlines()) == 6
@@ -177,7 +177,7 @@ def test_a_signal_before_parallel_runs_have_begun_stops_them(
         time.sleep(0.001)
     assert spawned == 2
     os.killpg(process.pid, signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=SECONDS_TO_START)
     assert process.returncode == 143, said
     finish(start(undisturbed, "two", "--parallel", "2", "--resume", recipe="two.yaml"))
 
@@ -196,7 +196,7 @@ def test_the_other_runs_are_saved_when_a_parallel_one_is_killed(undisturbed: Pat
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     worker = next(filter(is_spawned, children.read_text().split()))
     os.kill(int(worker), signal.SIGKILL)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=SECONDS_TO_START)
     assert process.returncode == 2, said
     assert "a training process died" in said.splitlines()[-1]
     assert list((out / "checkpoints").glob("scalekd-seed?.ckpt"))
@@ -209,7 +209,7 @@ def test_a_run_is_not_resumed_on_other_images(undisturbed: Path) -> None:
     assert wait_until_training(process, out)
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=SECONDS_TO_START)
     added = undisturbed / "images" / "train" / "ant" / "more.png"
     shutil.copy(added.with_name("1.png"), added)
     try:
