@@ -4,7 +4,7 @@ Few labels, the CNN student, five seeds, everything by the settings that tuning 
 ScaleKD itself is that of the main comparison.
 """
 
-from main_comparison import method_settings
+from methods import method_settings
 from trials import Trial, merge
 
 NAME = "components"

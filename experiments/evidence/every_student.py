@@ -4,7 +4,7 @@ Few labels, five seeds: supervised, logit KD and ScaleKD. The CNN's runs are in 
 Beside them one long supervised run of each student, on all images, for external yardsticks.
 """
 
-from main_comparison import for_student, method_settings
+from methods import for_student, method_settings
 from trials import Trial, cached_views, merge
 
 NAME = "every_student"

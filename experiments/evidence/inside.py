@@ -13,7 +13,7 @@ from typing import Any
 import components
 import timm
 import torch
-from main_comparison import method_settings
+from methods import method_settings
 from probes import test_images
 from recorded import RESULTS, Stop, provenance, write_json
 from trials import Trial, merge, read_settings

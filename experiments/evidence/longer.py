@@ -5,7 +5,7 @@ chose for one epoch. `python experiments/teachers.py large` trains the teacher f
 """
 
 from cost import METHODS
-from main_comparison import method_settings
+from methods import method_settings
 from teacher_size import TEACHERS
 from trials import Trial, merge
 

@@ -7,7 +7,7 @@ term; relations have their own and ScaleKD's learning rate.
 
 from typing import Any
 
-from main_comparison import method_settings
+from methods import method_settings
 from trials import Trial, merge
 
 NAME = "no_classifier"

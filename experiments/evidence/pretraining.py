@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from every_student import long_run
-from main_comparison import method_settings
+from methods import method_settings
 from trials import Trial
 
 NAME = "pretraining"

@@ -24,7 +24,8 @@ import torch
 from changes import CONTROLS
 from components import balanced_weights
 from cost import read_cost, time_medians, timed_steps, write_cost
-from main_comparison import CONTROL_SEEDS, SEEDS, at_equal_steps, longer, method_settings
+from main_comparison import CONTROL_SEEDS, SEEDS, at_equal_steps
+from methods import longer, method_settings
 from recorded import HERE
 from trials import Trial, merge, read_settings
 from tuning import SEED
@@ -95,7 +96,7 @@ def final(chosen: Trial, regime: str, seed: int, control: str | None = None) -> 
 
 def at_equal_time(regime: str) -> list[Trial]:
     """Logit KD for the time of the best setting's steps, live and from a cache, each seed."""
-    return longer(NAME, LOGITS, regime, "logit_kd", ratios(regime))
+    return longer(NAME, LOGITS, regime, "logit_kd", SEEDS, ratios(regime))
 
 
 def ratios(regime: str) -> dict[str, float]:

@@ -4,7 +4,7 @@ Few labels, the CNN student, five seeds. The students of the main comparison are
 """
 
 from cost import METHODS
-from main_comparison import method_settings
+from methods import method_settings
 from probes import HIDDEN
 from trials import Trial
 

@@ -4,7 +4,7 @@ Few labels, without logits, a CNN and an MLP student, five seeds. The settings a
 chose for each method and the CNN.
 """
 
-from main_comparison import for_student, method_settings
+from methods import for_student, method_settings
 from trials import Trial, cached_views, merge
 
 NAME = "stages"

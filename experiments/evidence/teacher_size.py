@@ -4,7 +4,7 @@ Few labels, the CNN student, five seeds. `python experiments/teachers.py medium 
 teachers first.
 """
 
-from main_comparison import method_settings
+from methods import method_settings
 from trials import Trial, merge
 
 NAME = "teacher_size"

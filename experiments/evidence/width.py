@@ -4,7 +4,7 @@ Theory (arXiv 2511.15572) says that a plain regression of features fails in a na
 that a lift that is thrown away afterwards helps more, the narrower it is. Few labels, five seeds.
 """
 
-from main_comparison import method_settings
+from methods import method_settings
 from trials import Trial, cached_views, merge
 
 NAME = "width"

@@ -259,7 +259,9 @@ def test_the_main_comparison_has_each_arm_with_each_seed_at_equal_steps_and_time
     cost = dict.fromkeys(("few", "all"), seconds)
     chosen = {regime: {m: {"optim": {"lr": 0.5}} for m in methods} for regime in ("few", "all")}
     monkeypatch.setattr(comparison, "read_cost", lambda: cost)
-    monkeypatch.setattr(comparison, "read_chosen", lambda: chosen)
+    methods_ = importlib.import_module("methods")
+    for module in (comparison, methods_):
+        monkeypatch.setattr(module, "read_chosen", lambda: chosen)
     found = comparison.trials()
     assert len({trial.name for trial in found}) == len(found)
     arms = {trial.arm for trial in found}
@@ -279,7 +281,7 @@ def test_the_main_comparison_has_each_arm_with_each_seed_at_equal_steps_and_time
     assert epochs["few", "logit_kd, equal time, cache"] == 4 * 30
     assert epochs["all", "supervised, equal time, cache"] == 2
     every = {"epochs": 1, "batch_size": 64, "data": {}}
-    longer = comparison.lengthened(every, 2.5)
+    longer = methods_.lengthened(every, 2.5)
     assert longer == {"epochs": 3, "batch_size": 64, "data": {"epoch_images": 716 * 64}}
     assert importlib.import_module("cost").steps_of(longer) == pytest.approx(2.5 * 859, rel=1e-3)
     for trial in found[:: len(found) // 40]:
@@ -313,8 +315,8 @@ def chosen(trials: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings as if tuning had chosen the first of each method."""
     space = importlib.import_module("tuning").SPACE
     first = {method: {**choices[0], "optim": {"lr": 0.004}} for method, choices in space.items()}
-    comparison = importlib.import_module("main_comparison")
-    monkeypatch.setattr(comparison, "read_chosen", lambda: {"few": first, "all": first})
+    for module in map(importlib.import_module, ("main_comparison", "methods")):
+        monkeypatch.setattr(module, "read_chosen", lambda: {"few": first, "all": first})
 
 
 @pytest.mark.usefixtures("chosen")
