@@ -1,17 +1,15 @@
 """The claims that are tested, and what came out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import second_tuning
 from families import (
-    LARGER,
     PLANNED_SEEDS,
     REGIMES,
     Comparison,
     component_family,
     control_family,
-    cost_records,
     distance_family,
     frozen_family,
     longer_family,
@@ -26,15 +24,22 @@ from families import (
 )
 from inside import FREQUENCIES
 from recorded import read_json
+from records import read_records
 from transfer_section import DETECTION, SEGMENTATION, transfer_family
+
+from scalekd.runs.result import METHOD_NAMES
 
 UNKNOWN = "not known to us"
 TABLE_7 = (
     "ResNet-50: 82.03; the best other method 81.33, FunMatch 82.31; Swin-T's best other method "
-    "82.50: all three derived from stated margins"
+    "82.50: the last three are derived from margins that the paper states"
 )
 TABLE_3 = "eleven pairs, gains from 2.02 to 6.27 points"
 TABLE_4 = "ViT-B/16: 85.53 under Swin-L, 83.97 pre-trained on ImageNet-22K"
+
+OWN = "this project's question"
+AFTERWARDS = "this project's question, asked after results"
+NOT_THE_PAPER = "not in the paper"
 
 CHANGED = {
     "random_tail": "the weights of the teacher's tail in random order",
@@ -48,6 +53,7 @@ class Claim:
     """What is claimed, and the family of comparisons that tests it.
 
     Attributes:
+        experiment: that tests it.
         text: the claim.
         source: of the paper, or whose it is.
         paper: the paper's numbers, or that they are not known to us.
@@ -57,6 +63,7 @@ class Claim:
         number: what it is measured by where that is no difference of arms.
     """
 
+    experiment: int
     text: str
     source: str
     paper: str
@@ -67,7 +74,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Holds here, does not, cannot be told, or not run; with more words."""
+        """Holds here, does not hold here, cannot be told here, or not run; with more words."""
         if self.stated:
             return self.stated
         run = [one for one in self.comparisons if one.finished]
@@ -100,7 +107,7 @@ class Claim:
 
 def by_signs(run: Sequence[Comparison]) -> str:
     """Says where one sign in all seeds decides, because the test cannot."""
-    return f" (by one sign in all {PLANNED_SEEDS} seeds)" * any(one.by_one_sign for one in run)
+    return f" (by one sign in all {PLANNED_SEEDS} seeds)" * any(one.decided_by_sign for one in run)
 
 
 def claims() -> list[Claim]:
@@ -109,6 +116,7 @@ def claims() -> list[Claim]:
         *(claim for regime in REGIMES for claim in regime_claims(regime)),
         *retuned_claims(),
         Claim(
+            13,
             "Under the large teacher, in ten epochs of all images, ScaleKD is above the other "
             "methods",
             "Table 7",
@@ -123,71 +131,135 @@ def claims() -> list[Claim]:
     ]
 
 
-def own_claim(text: str, comparisons: Sequence[Comparison]) -> Claim:
-    """What this project asked before any result was known."""
-    return Claim(text, "this project's question", "not in the paper", comparisons)
-
-
 def regime_claims(regime: str) -> list[Claim]:
     """Those of the main comparison."""
     where = REGIMES[regime]
     families, controls = main_family(regime), control_family(regime)
-    alone, *rivals = families[""]
+    supervised, *rivals = families[""]
     return [
         Claim(
-            f"A student under ScaleKD is more accurate than one trained alone ({where})",
+            1,
+            f"A student under ScaleKD is more accurate than the supervised baseline ({where})",
             "Table 3",
-            "ResNet-50 78.64 alone, 82.03 under Swin-L: 3.39 points; others 2.02 to 6.27",
-            [alone],
+            "ResNet-50 78.64 supervised, 82.03 under Swin-L: 3.39 points; others 2.02 to 6.27",
+            [supervised],
         ),
         Claim(
+            1,
             f"At equal steps ScaleKD is above the other methods ({where})",
             "Table 7",
             TABLE_7,
             rivals,
         ),
-        gain_and_controls(regime, rivals[0]),
+        gain_claim(where, rivals[0], controls["logits"]),
         *(
-            own_claim(f"ScaleKD is above itself with {change} ({where})", controls[control])
+            Claim(
+                1,
+                f"ScaleKD is above itself with {change} ({where})",
+                AFTERWARDS,
+                NOT_THE_PAPER,
+                controls[control],
+            )
             for control, change in CHANGED.items()
         ),
-        own_claim(
-            f"In equal time with a live teacher ScaleKD is above the others ({where})",
-            families[", equal time"],
-        ),
-        own_claim(
-            f"In equal time from a cache ScaleKD is above the others ({where})",
-            families[", equal time, cache"],
+        *(
+            Claim(
+                1,
+                f"In equal time {how} ScaleKD is above the others ({where})",
+                OWN,
+                NOT_THE_PAPER,
+                families[suffix],
+            )
+            for suffix, how in (
+                (", equal time", "with a live teacher"),
+                (", equal time, cache", "from a cache"),
+            )
         ),
     ]
 
 
+def gain_claim(where: str, gain: Comparison, controls: Sequence[Comparison]) -> Claim:
+    """Hypothesis 4, which says nothing where ScaleKD has no gain over logit KD.
+
+    Args:
+        where: the regime.
+        gain: ScaleKD against logit KD.
+        controls: logit KD against the controls, which it is not below if the hypothesis holds.
+    """
+    no_gain = gain.finished and gain.sign <= 0
+    return Claim(
+        1,
+        "The gain of ScaleKD over logit KD is gone with the weights of the tail in random order, "
+        f"and with the features of another image ({where})",
+        OWN,
+        NOT_THE_PAPER,
+        [gain] if no_gain else controls,
+        stated="cannot be told here: ScaleKD has no gain over logit KD" if no_gain else "",
+    )
+
+
+def retuned_claims() -> list[Claim]:
+    """Those of experiment 12."""
+    families = {regime: retuned_family(regime) for regime in REGIMES}
+    tested = [
+        (
+            "Tuned again, by 24 additional trials with few labels, ScaleKD is above the other "
+            f"methods at equal steps (tested with {where})",
+            families[regime]["rivals"],
+        )
+        for regime, where in REGIMES.items()
+    ]
+    tested += [
+        (
+            f"Tuned again, ScaleKD is above logit KD in the time of its own step ({where})",
+            families[regime]["time"],
+        )
+        for regime, where in REGIMES.items()
+    ]
+    tested += [
+        (
+            f"Tuned again, ScaleKD is above itself with {change} (few labels)",
+            families[second_tuning.REGIME][control],
+        )
+        for control, change in CHANGED.items()
+    ]
+    return [Claim(12, text, AFTERWARDS, NOT_THE_PAPER, found) for text, found in tested]
+
+
 def design_claims() -> list[Claim]:
-    """What each part of the method adds."""
+    """What each part of the method adds, and costs."""
     parts = component_family()
     return [
         Claim(
-            "CAP, DFM, TPP and the logits each add accuracy", "Table 9 a", UNKNOWN, parts["added"]
+            2,
+            "CAP, DFM, TPP and the logits each add accuracy",
+            "Table 9 a",
+            UNKNOWN,
+            parts["added"],
         ),
         Claim(
+            2,
             "With the same settings the features add accuracy to the logits",
             "Table 9 a",
             UNKNOWN,
             parts["features"],
         ),
         Claim(
+            2,
             "Queries that TPP gives are better than trained ones",
             "Table 9 b",
             UNKNOWN,
             parts["queries"],
         ),
         Claim(
+            2,
             "Both views together are better than one",
             "Table 9 c, Figure 4",
             "a curve that peaks near beta 0.6",
             parts["balance"],
         ),
         Claim(
+            2,
             "A deeper tail is better (two blocks of a stage against the last one)",
             "Table 9 d",
             UNKNOWN,
@@ -197,11 +269,34 @@ def design_claims() -> list[Claim]:
     ]
 
 
+def cost_claim() -> Claim:
+    """That of Table 15, which is measured at full size."""
+    numbers = []
+    for record in read_records("component_cost"):
+        seconds, memory = (
+            record[what]["ScaleKD"] / record[what]["FD"] for what in ("seconds", "peak_bytes")
+        )
+        numbers.append(f"{seconds:.2f} times the time and {memory:.2f} times the memory")
+    return Claim(
+        10,
+        "Cost of a step of ScaleKD beside one of FD, at full size",
+        "Table 15",
+        UNKNOWN,
+        stated=(
+            "cannot be told here: measured, but what the paper says of it is not known to us"
+            if numbers
+            else "not run"
+        ),
+        number=", ".join(numbers) or "-",
+    )
+
+
 def inside_claims() -> list[Claim]:
     """What the alternative view is for."""
     return [
         direct_claim(),
         Claim(
+            14,
             "Dual-view feature mimicking brings the student nearer to the teacher in the "
             "alternative view (distance without it minus with it)",
             "Figure 6",
@@ -220,6 +315,7 @@ def direct_claim() -> Claim:
         stated = "holds here" if share > 0.5 else "does not hold here"
         number = f"{100 * share:.1f} % of the energy"
     return Claim(
+        14,
         "The direct component dominates the teacher's final feature (has more than half of its "
         "energy)",
         "Figures 2 and 5",
@@ -229,32 +325,20 @@ def direct_claim() -> Claim:
     )
 
 
-def cost_claim() -> Claim:
-    """That of Table 15, which is measured at full size."""
-    stated, numbers = "not run", []
-    for record in cost_records():
-        stated = "cannot be told: measured, but what the paper says of it is not known to us"
-        seconds, memory = (
-            record[what]["ScaleKD"] / record[what]["FD"] for what in ("seconds", "peak_bytes")
-        )
-        numbers.append(f"{seconds:.2f} times the time and {memory:.2f} times the memory")
-    text = "What a step of ScaleKD costs beside one of FD, at full size"
-    return Claim(text, "Table 15", UNKNOWN, stated=stated, number=", ".join(numbers) or "-")
-
-
 def frozen_claims() -> list[Claim]:
     """What the features of a frozen student tell."""
     frozen = frozen_family()
     return [
-        own_claim(
-            "Frozen features of ScaleKD's student tell more than those of logit KD's", frozen[::2]
-        ),
-        replace(
-            own_claim(
-                "Frozen features of FD's student tell more than those of logit KD's", frozen[1::2]
-            ),
-            for_scalekd=False,
-        ),
+        Claim(
+            3,
+            f"Frozen features of {METHOD_NAMES[method]}'s student tell more than those of logit "
+            "KD's",
+            OWN,
+            NOT_THE_PAPER,
+            frozen[method],
+            for_scalekd=method == "scalekd",
+        )
+        for method in ("scalekd", "fd")
     ]
 
 
@@ -262,121 +346,86 @@ def setting_claims() -> list[Claim]:
     """Other settings than the main ones: no labels, stages, teachers, students, pre-training."""
     students, pretraining = student_family(), pretraining_family()
     return [
-        own_claim(
+        Claim(
+            4,
             "Without labels and classifier ScaleKD is above FD and relations",
+            OWN,
+            NOT_THE_PAPER,
             no_classifier_family(),
         ),
         Claim(
+            5,
             "ScaleKD is above FD at the penultimate stage, the final one, and both",
             "Table 1",
             UNKNOWN,
-            stage_family(),
+            list(stage_family().values()),
         ),
         Claim(
+            6,
             "ScaleKD gains more over logit KD under a larger teacher, with plain and with strong "
             "augmentation",
             "Tables 2 and 10",
             UNKNOWN,
-            teacher_family()[len(LARGER) :],
+            teacher_family()["gains"],
         ),
         Claim(
-            "Students of every kind gain over training alone",
+            7,
+            "Students of every kind gain over the supervised baseline",
             "Table 3",
             TABLE_3,
-            students[::2],
+            students["supervised"],
         ),
-        own_claim("Students of every kind gain over logit KD", students[1::2]),
         Claim(
+            7,
+            "Students of every kind gain over logit KD",
+            OWN,
+            NOT_THE_PAPER,
+            students["logit_kd"],
+        ),
+        Claim(
+            8,
             "Distillation replaces pre-training",
             "Table 4",
             TABLE_4,
-            pretraining[:1],
+            pretraining["pre-training"],
         ),
         Claim(
+            8,
             "The more the teacher has seen, the better the student",
             "Table 16",
             UNKNOWN,
-            pretraining[1:],
+            pretraining["images"],
         ),
         Claim(
+            9,
             "ScaleKD's gain over FD is larger in narrower students",
             "arXiv 2511.15572",
             UNKNOWN,
-            width_family()[-2:],
+            width_family()["gains"],
         ),
     ]
 
 
 def transfer_claims() -> list[Claim]:
     """What a dense task gains from a distilled backbone."""
-    segmented, detected = transfer_family(SEGMENTATION), transfer_family(DETECTION)
-    return [
-        Claim(
-            "A segmenter that starts from ScaleKD's student is better than one from the supervised "
-            "student",
-            "Tables 5, 6 and 11",
-            SEGMENTATION.paper,
-            segmented["supervised"],
-        ),
-        Claim(
-            "A detector that starts from ScaleKD's student is better than one from the supervised "
-            "student",
-            "Tables 5, 6 and 11",
-            DETECTION.paper,
-            detected["supervised"],
-        ),
-        own_claim(
-            "A segmenter that starts from ScaleKD's student is better than one from a random start "
-            "and from logit KD's",
-            [*segmented["random"], *segmented["logit_kd"]],
-        ),
-        own_claim(
-            "A detector that starts from ScaleKD's student is better than one from a random start "
-            "and from logit KD's",
-            [*detected["random"], *detected["logit_kd"]],
-        ),
-    ]
-
-
-def gain_and_controls(regime: str, over_logits: Comparison) -> Claim:
-    """Hypothesis 4, which says nothing where ScaleKD has no gain over logit KD."""
-    controls = control_family(regime)
-    gains = over_logits.sign > 0
-    return Claim(
-        "The gain of ScaleKD over logit KD is gone with the weights of the tail in random order, "
-        f"and with the features of another image ({REGIMES[regime]})",
-        "this project's question",
-        "not in the paper",
-        [one for control in CHANGED for one in controls[control]] if gains else [over_logits],
-        stated=(
-            ""
-            if gains or not over_logits.finished
-            else "cannot be told here: ScaleKD has no gain over logit KD"
-        ),
-    )
-
-
-def retuned_claims() -> list[Claim]:
-    """Those of experiment 12."""
-    families = {regime: retuned_family(regime) for regime in REGIMES}
-    above, against_itself = "Tuned again, ScaleKD is above", families[second_tuning.REGIME]
-    questions = [
-        *(
-            (
-                "Tuned again, by 24 more trials with few labels, ScaleKD is above the other "
-                f"methods at equal steps (tested with {where})",
-                families[regime]["rivals"],
-            )
-            for regime, where in REGIMES.items()
-        ),
-        *(
-            (f"{above} logit KD in the time of its own step ({where})", families[regime]["time"])
-            for regime, where in REGIMES.items()
-        ),
-        *(
-            (f"{above} itself with {change} (few labels)", against_itself[control])
-            for control, change in CHANGED.items()
-        ),
-    ]
-    asked = "this project's question, asked after the results"
-    return [Claim(text, asked, "not in the paper", found) for text, found in questions]
+    found = []
+    for name, words in (("segmenter", SEGMENTATION), ("detector", DETECTION)):
+        better = f"A {name} that starts from ScaleKD's student is better than one from"
+        family = transfer_family(words)
+        found += [
+            Claim(
+                11,
+                f"{better} the supervised student",
+                "Tables 5, 6 and 11",
+                words.paper,
+                family["supervised"],
+            ),
+            Claim(
+                11,
+                f"{better} a random start and from logit KD's student",
+                AFTERWARDS,
+                NOT_THE_PAPER,
+                [*family["random"], *family["logit_kd"]],
+            ),
+        ]
+    return found

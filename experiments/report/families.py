@@ -1,17 +1,14 @@
 """Which arms are compared with which: families of comparisons, adjusted together."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import inside
 import second_tuning
 from comparison import LEVEL, Difference, holm, paired_difference
 from cost import METHODS
-from recorded import RESULTS
 from records import Values, measure, values
 
 from scalekd.recipe import Method
@@ -34,9 +31,10 @@ SEEDS_TO_TEST = 6
 
 PLANNED_SEEDS = 5
 MAIN_SEEDS = 10
-"""How many the protocol plans, in general and for the main comparison. With fewer pairs nothing is
-told apart. By chance five differences have one sign in one of 16 comparisons, three in one of
-four."""
+DETECTION_SEEDS = 3
+"""How many the protocol plans: in general, for the main comparison and for detection. With fewer
+pairs nothing is told apart. By chance five differences have one sign in one of 16 comparisons,
+three in one of four."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Comparison:
         return set(self.one.by_seed) & set(self.other.by_seed)
 
     @property
-    def by_one_sign(self) -> bool:
+    def decided_by_sign(self) -> bool:
         """Whether it is told by the signs of the differences, because the test cannot tell it."""
         return self.finished and PLANNED_SEEDS <= self.seeds < SEEDS_TO_TEST
 
@@ -190,13 +188,12 @@ CONTROLS = {"random_tail": "tail in random order", "other_image": "another image
 
 
 def control_family(regime: str) -> dict[str, list[Comparison]]:
-    """ScaleKD against its negative controls by their names, which must not equal it, and all
-    controls against logits alone, which they must not exceed: logit KD as it was tuned, and by
-    ScaleKD's settings."""
+    """ScaleKD against its negative controls, by their names, which must not equal it, and logit KD
+    against all controls, which must not exceed it: as it was tuned, and by ScaleKD's settings."""
     scalekd = values("main_comparison", regime, "scalekd", "ScaleKD")
     logits = [values("main_comparison", regime, "logit_kd", "logit KD")]
     if regime == "few":
-        logits.append(values("components", "few", "logits", "logits alone, ScaleKD's settings"))
+        logits.append(values("components", "few", "logits", COMPONENT_NAMES["logits"]))
     arms = {
         arm: values("main_comparison", regime, arm, f"ScaleKD ({name})")
         for arm, name in CONTROLS.items()
@@ -207,11 +204,10 @@ def control_family(regime: str) -> dict[str, list[Comparison]]:
 def against_controls(
     scalekd: Values, arms: dict[str, Values], logits: Sequence[Values]
 ) -> dict[str, list[Comparison]]:
-    """ScaleKD against each control, by its name, and all controls against logits alone: one
-    family."""
+    """ScaleKD against each control, by its name, and logit KD against all controls: one family."""
     return grouped_family(
         {name: [(scalekd, arm)] for name, arm in arms.items()}
-        | {"alone": [(arm, other) for arm in arms.values() for other in logits]}
+        | {"logits": [(one, arm) for arm in arms.values() for one in logits]}
     )
 
 
@@ -221,15 +217,29 @@ def gain(one: Values, other: Values, name: str) -> Values:
     return Values(name, {seed: one.by_seed[seed] - other.by_seed[seed] for seed in seeds})
 
 
+COMPONENT_NAMES = {
+    "logits": "logit KD with ScaleKD's settings",
+    "CAP": "logits and CAP",
+    "CAP, DFM": "logits, CAP and DFM",
+    "CAP, TPP": "logits, CAP and TPP",
+    "all, without logits": "ScaleKD without logits",
+    "all, own queries": "ScaleKD with trained queries",
+    "all, last block of the tail": "ScaleKD with the last block of the tail",
+    "beta 0.0": "ScaleKD with the alternative view alone",
+    "beta 1.0": "ScaleKD with the original view alone",
+}
+"""What the variants of experiment 2 are called."""
+
+
 def component_family() -> dict[str, list[Comparison]]:
-    """Each component against the arm without it; all features against none; queries; balances of
-    the views; the tail's depth; and, picked after a look at these, the best balance against no
+    """Each component against the variant without it; all features against none; queries; balances
+    of the views; the tail's depth; and, picked after a look at these, the best balance against no
     features."""
 
     def arm(name: str) -> Values:
-        return values("components", "few", name)
+        return values("components", "few", name, COMPONENT_NAMES[name])
 
-    complete = values("main_comparison", "few", "scalekd", "all")
+    complete = values("main_comparison", "few", "scalekd", "ScaleKD")
     added = [
         (arm("CAP"), arm("logits")),
         (arm("CAP, DFM"), arm("CAP")),
@@ -261,12 +271,6 @@ def distance_family() -> list[Comparison]:
         return values(inside.NAME, "few", arm, f"distance {arm}", lambda r: r["measures"][view])
 
     return family([(distance("without DFM", "original"), distance("with DFM", "alternative"))])
-
-
-def cost_records() -> list[dict[str, Any]]:
-    """What the components cost, by pair."""
-    files = sorted((RESULTS / "component_cost").glob("*.json"))
-    return [json.loads(file.read_text()) for file in files]
 
 
 def retuned_family(regime: str) -> dict[str, list[Comparison]]:
@@ -310,22 +314,23 @@ def longer_family() -> list[Comparison]:
     return family([(scalekd, other) for other in others])
 
 
-def student_family() -> list[Comparison]:
-    """ScaleKD against the others under each student; few labels."""
-    pairs = []
+def student_family() -> dict[str, list[Comparison]]:
+    """ScaleKD against each other method, by its name, under each student; few labels."""
+    groups: dict[str, list[tuple[Values, Values]]] = {"supervised": [], "logit_kd": []}
     for kind in ("CNN", "MLP", "ViT"):
         experiment, prefix = (
             ("main_comparison", "") if kind == "CNN" else ("every_student", f"{kind} ")
         )
         scalekd, *others = (
             values(experiment, "few", prefix + method, f"{kind}, {METHOD_NAMES[method]}")
-            for method in ("scalekd", "supervised", "logit_kd")
+            for method in ("scalekd", *groups)
         )
-        pairs += [(scalekd, other) for other in others]
-    return family(pairs)
+        for pairs, other in zip(groups.values(), others, strict=True):
+            pairs.append((scalekd, other))
+    return grouped_family(groups)
 
 
-def width_family() -> list[Comparison]:
+def width_family() -> dict[str, list[Comparison]]:
     """ScaleKD against the others by the student's width, and its gain over FD in narrower against
     wider students; few labels."""
     pairs, gains = [], []
@@ -337,13 +342,13 @@ def width_family() -> list[Comparison]:
         )
         pairs += [(scalekd, other) for other in others]
         gains.append(gain(scalekd, others[-1], f"{width} width, ScaleKD minus FD"))
-    return family(pairs + list(itertools.pairwise(gains)))
+    return grouped_family({"methods": pairs, "gains": list(itertools.pairwise(gains))})
 
 
 LARGER = [(size, strategy) for strategy in ("plain", "strong") for size in ("medium", "large")]
 
 
-def teacher_family() -> list[Comparison]:
+def teacher_family() -> dict[str, list[Comparison]]:
     """ScaleKD under larger teachers against the small one with the same augmentation: first its
     accuracy, then its gain over logit KD."""
 
@@ -358,39 +363,42 @@ def teacher_family() -> list[Comparison]:
         return gain(arm(size, strategy, "scalekd"), arm(size, strategy, "logit_kd"), name)
 
     accuracies = [(arm(*one, "scalekd"), arm("small", one[1], "scalekd")) for one in LARGER]
-    return family(accuracies + [(gain_of(*one), gain_of("small", one[1])) for one in LARGER])
+    gains = [(gain_of(*one), gain_of("small", one[1])) for one in LARGER]
+    return grouped_family({"accuracies": accuracies, "gains": gains})
 
 
-def pretraining_family() -> list[Comparison]:
-    """ScaleKD's teacher that saw all images, against teachers that saw fewer, and pre-training."""
+def pretraining_family() -> dict[str, list[Comparison]]:
+    """ScaleKD's teacher that saw all images, against pre-training, and teachers that saw fewer."""
     scalekd = values("main_comparison", "few", "scalekd", "teacher of all images")
-    return family(
-        [
-            (scalekd, values("pretraining", "few", arm))
-            for arm in ("pre-trained", "teacher of half", "teacher of a tenth")
-        ]
+    groups = {"pre-training": ["pre-trained"], "images": ["teacher of half", "teacher of a tenth"]}
+    return grouped_family(
+        {
+            name: [(scalekd, values("pretraining", "few", arm)) for arm in arms]
+            for name, arms in groups.items()
+        }
     )
 
 
 FROZEN = {
-    "hidden_linear": ("seven_classes", "three classes that were never seen"),
+    "hidden_linear": ("seven_classes", "classes that were not trained on"),
     "digits_linear": ("main_comparison", "handwritten digits"),
-    "foreground": ("main_comparison", "bright pixels, overlap"),
-    "place": ("main_comparison", "place in the feature's grid"),
+    "foreground": ("main_comparison", "foreground IoU"),
+    "place": ("main_comparison", "position of a patch"),
 }
 """Measures of frozen features: the experiment that has them, and what they are."""
 
 
-def frozen_family() -> list[Comparison]:
-    """ScaleKD and FD against logit KD in what accuracy does not show."""
-    pairs = []
+def frozen_family() -> dict[str, list[Comparison]]:
+    """ScaleKD and FD, by their names, against logit KD in what their frozen features tell."""
+    groups: dict[str, list[tuple[Values, Values]]] = {"scalekd": [], "fd": []}
     for name, (experiment, what) in FROZEN.items():
-        logits, fd, scalekd = (
+        logits, *others = (
             values(experiment, "few", method, f"{METHOD_NAMES[method]} ({what})", measure(name))
-            for method in ("logit_kd", "fd", "scalekd")
+            for method in ("logit_kd", *groups)
         )
-        pairs += [(scalekd, logits), (fd, logits)]
-    return family(pairs)
+        for pairs, other in zip(groups.values(), others, strict=True):
+            pairs.append((other, logits))
+    return grouped_family(groups)
 
 
 def frozen_others() -> list[Comparison]:
@@ -419,8 +427,8 @@ NO_CLASSIFIER = {
     "neighbours": "nearest neighbours",
     "digits_linear": "digits",
     "hidden_linear": "pullover, coat, shirt",
-    "foreground": "bright pixels, overlap",
-    "place": "place in the feature's grid",
+    "foreground": "foreground IoU",
+    "place": "position of a patch",
 }
 """Measures of experiment 4, of which the hypothesis names the first, and what they are called."""
 
@@ -451,20 +459,16 @@ def without_classifier(name: str, scalekd: str) -> list[tuple[Values, Values]]:
     return [(arm("scalekd", scalekd), other) for other in others]
 
 
-def stage_family() -> list[Comparison]:
-    """ScaleKD against FD at each stage, for both students."""
-    return family(
-        [
-            tuple(  # type: ignore[misc]
-                values(
-                    "stages",
-                    "few",
-                    f"{student} {method} {stage}",
-                    f"{METHOD_NAMES[method]} ({student}, {stage})",
-                )
-                for method in ("scalekd", "fd")
-            )
-            for student in ("CNN", "MLP")
-            for stage in ("penultimate", "final", "both")
-        ]
-    )
+def stage_family() -> dict[str, Comparison]:
+    """ScaleKD against FD, by student and stage."""
+
+    def arm(method: Method, student: str, stage: str) -> Values:
+        name = f"{METHOD_NAMES[method]} ({student}, {stage})"
+        return values("stages", "few", f"{student} {method} {stage}", name)
+
+    pairs = {
+        f"{student}, {stage}": (arm("scalekd", student, stage), arm("fd", student, stage))
+        for student in ("CNN", "MLP")
+        for stage in ("penultimate", "final", "both")
+    }
+    return dict(zip(pairs, family(list(pairs.values())), strict=True))

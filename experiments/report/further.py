@@ -12,7 +12,6 @@ from every_student import LONG
 from families import (
     REGIMES,
     Comparison,
-    cost_records,
     longer_family,
     pretraining_family,
     retuned_family,
@@ -20,7 +19,7 @@ from families import (
     teacher_family,
     width_family,
 )
-from layout import COMPARED, NOT_RUN, Section, Table, compared, sides
+from layout import NOT_RUN, Section, Table, comparison_table
 from recorded import read_json
 from records import read_records, teacher_top1, values
 from transfer_section import DETECTION, SEGMENTATION, rounding, transfer_section
@@ -47,56 +46,43 @@ TRIALS = len(RATES) * len(SPACE["scalekd"])
 
 def further_sections() -> list[Section]:
     """All of them."""
+    teachers, students = teacher_family(), student_family()
     return [
         further_section(
-            "Size of the teacher",
-            "Experiment 6, for Tables 2 and 10, with few labels: ScaleKD under larger teachers, "
-            "and with strong augmentation. The larger teachers are recipes that were not trained "
-            f"here. {commands('teacher_size', 'medium large')}",
-            teacher_family(),
+            "Experiment 6: size of the teacher",
+            "For Tables 2 and 10, with few labels: ScaleKD under larger teachers, and with strong "
+            "augmentation. The larger teachers are recipes that were not trained here. "
+            + run_by("teacher_size", "medium large"),
+            [*teachers["accuracies"], *teachers["gains"]],
         ),
         further_section(
-            "Every student",
-            f"Experiment 7, for the shape of Table 3 (the paper: {TABLE_3}), with few labels. "
-            f"{long_runs()} {commands('every_student')}",
-            student_family(),
+            "Experiment 7: students of other kinds",
+            f"For the shape of Table 3 (the paper: {TABLE_3}), with few labels. {long_runs()} "
+            + run_by("every_student"),
+            [*students["supervised"], *students["logit_kd"]],
         ),
         further_section(
-            "Pre-training",
-            f"Experiment 8, for Tables 4 and 16 (the paper, Table 4: {TABLE_4}), with few labels: "
-            "teachers that saw fewer images, and the student pre-trained on all labels. "
-            + commands("pretraining", "small --images 5500", "small --images 27500"),
-            pretraining_family(),
+            "Experiment 8: pre-training",
+            f"For Tables 4 and 16 (the paper, Table 4: {TABLE_4}), with few labels: teachers that "
+            "saw fewer images, and the student pre-trained on all labels. "
+            + run_by("pretraining", "small --images 5500", "small --images 27500"),
+            [one for group in pretraining_family().values() for one in group],
         ),
         further_section(
-            "Width",
-            "Experiment 9, with few labels: half and double the student's channels. "
-            + commands("width"),
-            width_family(),
-        ),
-        *(
-            further_section(
-                f"ScaleKD tuned again, {where}",
-                "Experiment 12, asked after the results: ScaleKD with a balance of the views and "
-                "weights of the features that were tuned too, with few labels. It has "
-                f"{len(second_tuning.tuned()) / TRIALS + 1:g} times the trials of every other "
-                "method, and a space that was chosen after a look at test accuracies, so it tells "
-                "how far the first tuning can have wronged ScaleKD and is no equal comparison. "
-                f"{retuned_setting()} {retuned_time(regime)} {rounding()} "
-                f"{commands(second_tuning.NAME)}",
-                [one for group in retuned_family(regime).values() for one in group],
-            )
-            for regime, where in REGIMES.items()
-        ),
-        further_section(
-            "Large teacher, longer training",
-            f"Experiment 13, for Table 7 (the paper: {TABLE_7}): all images for ten epochs under "
-            f"the large teacher, which needs a GPU. {commands('longer', 'large')}",
-            longer_family(),
+            "Experiment 9: width",
+            f"With few labels: half and double the student's channels. {run_by('width')}",
+            [one for group in width_family().values() for one in group],
         ),
         component_cost_section(),
         transfer_section(SEGMENTATION),
         transfer_section(DETECTION),
+        *(retuned_section(regime) for regime in REGIMES),
+        further_section(
+            "Experiment 13: large teacher, longer training",
+            f"For Table 7 (the paper: {TABLE_7}): all images for ten epochs under the large "
+            f"teacher, which needs a GPU. {run_by('longer', 'large')}",
+            longer_family(),
+        ),
         cost_section(),
         tuning_section(),
         settings_section(),
@@ -105,13 +91,11 @@ def further_sections() -> list[Section]:
 
 def further_section(title: str, text: str, comparisons: Sequence[Comparison]) -> Section:
     """An experiment whose table is its comparisons."""
-    rows = [[*sides(one), *compared(one)] for one in comparisons]
-    header = ["arm", "top-1", "compared with", "top-1", *COMPARED]
-    return Section(title, [text], [Table(header, rows)])
+    return Section(title, [text], [comparison_table(comparisons)])
 
 
-def commands(experiment: str, *teachers: str) -> str:
-    """What is run for an experiment, its teachers first."""
+def run_by(experiment: str, *teachers: str) -> str:
+    """A sentence with what is run for an experiment, its teachers first."""
     steps = [f"`python experiments/teachers.py {teacher}`" for teacher in teachers]
     return f"Run by {', then '.join([*steps, f'`{runner(experiment)}`'])}."
 
@@ -119,6 +103,23 @@ def commands(experiment: str, *teachers: str) -> str:
 def runner(experiment: str) -> str:
     """The command of an experiment."""
     return f"python experiments/evidence/runner.py {experiment}"
+
+
+def retuned_section(regime: str) -> Section:
+    """Experiment 12 in a regime."""
+    title = f"Experiment 12: ScaleKD tuned again, {REGIMES[regime]}"
+    text = retuned_time(regime)
+    if regime == second_tuning.REGIME:
+        text = (
+            "Asked after the results: ScaleKD with a balance of the views and weights of the "
+            "features that were tuned too, with few labels. It has "
+            f"{len(second_tuning.tuned()) / TRIALS + 1:g} times the trials of every other method, "
+            "and a space that was chosen after a look at test accuracies, so it tells how far the "
+            "first tuning can have wronged ScaleKD and is no equal comparison. "
+            f"{retuned_setting()} {text} {rounding()} {run_by(second_tuning.NAME)}"
+        )
+    found = [one for group in retuned_family(regime).values() for one in group]
+    return further_section(title, text, found)
 
 
 def retuned_setting() -> str:
@@ -145,14 +146,15 @@ def retuned_time(regime: str) -> str:
 
 
 def long_runs() -> str:
-    """What the students reach when they are trained alone for long."""
+    """What the students reach by labels only, when they are trained for long."""
     arms = [values("every_student", "all", f"{kind} long", kind) for kind in ("CNN", "MLP", "ViT")]
     known = [f"the {arm.name} {arm.mean:.2f} %" for arm in arms if arm.by_seed]
     yardsticks = ", ".join(f"{name} {top1:.1f} %" for name, top1 in YARDSTICKS.items())
     return (
-        f"Alone on all images for {LONG['epochs']} epochs: {', '.join(known) or NOT_RUN}; the "
-        f"teacher has {teacher_top1()}. For comparison, what the data set's own page lists, as its "
-        f"users reported it: {yardsticks}. So neither the teacher, of 0.59 M parameters, nor the "
+        f"By labels only, on all images for {LONG['epochs']} epochs, one run of one seed: "
+        f"{', '.join(known) or NOT_RUN}. The teacher has {teacher_top1()}. For comparison, what "
+        "github.com/zalandoresearch/fashion-mnist lists, as its users reported it: "
+        f"{yardsticks}. So neither the teacher, of 0.59 M parameters, nor the "
         "CNN, of 0.08 M, reaches what others report for networks of its size."
     )
 
@@ -160,7 +162,7 @@ def long_runs() -> str:
 def component_cost_section() -> Section:
     """Experiment 10."""
     tables, how = [], []
-    for record in cost_records():
+    for record in read_records("component_cost"):
         least = record["seconds"]["logit KD"]
         rows = [
             [
@@ -177,7 +179,7 @@ def component_cost_section() -> Section:
             "GFLOP an image",
             "GiB at the peak",
             "seconds a step",
-            "of logit KD",
+            "relative to logit KD",
         ]
         tables.append(Table(header, rows))
         how.append(
@@ -185,12 +187,12 @@ def component_cost_section() -> Section:
             + describe(record)
         )
     text = [
-        "Experiment 10, for Table 15, whose numbers are not known to us: a step at full size, with "
-        "random weights, in float32. Times are medians; the memory is what all live tensors take "
+        "For Table 15, whose numbers are not known to us: a step at full size, with random "
+        "weights, in float32. Times are medians; the memory is what all live tensors take "
         "at the peak of a step, weights included, without what an allocator keeps beside them."
     ]
     not_run = "Not run here: `python experiments/evidence/component_cost.py`."
-    return Section("What the components cost", [*text, *(how or [not_run])], tables)
+    return Section("Experiment 10: what the components cost", [*text, *(how or [not_run])], tables)
 
 
 def cost_section() -> Section:
@@ -239,9 +241,9 @@ def tuning_section() -> Section:
                 rows.append([name, METHOD_NAMES[method], setting, *cells])
     text = [
         "Top-1 in % on the 5,000 held-out training images, one seed, by learning rate and by two "
-        "values of each method's own setting. None of these numbers is a result. Each is of one "
-        "run, and two settings cannot be told apart by less than what rounding moves a run: "
-        f"{rounding()}"
+        "values of each method's own setting. None of these numbers is a result: each is of one "
+        "run, and differences that are no larger than those of experiment 2's note on rounding "
+        "mean nothing."
     ]
     header = ["regime", "method", "own setting", *(f"{rate:g}" for rate in RATES)]
     return Section("Tuning", text, [Table(header, rows), second_tuning_table()])
@@ -309,6 +311,15 @@ def settings_section() -> Section:
     folded = {"Settings that all runs share": yaml.safe_dump(read_settings(), sort_keys=False)}
     if CHOSEN.exists():
         folded["Settings that tuning chose"] = CHOSEN.read_text()
+    text = [
+        "A run is a file `experiments/results/EXPERIMENT/REGIME-METHOD-seedN.json` with all of its "
+        "settings, commit, versions, machine, seconds and accuracy; for example "
+        "`main_comparison/few-dist_equal_time_cache-seed0.json`. The runner trains what has no "
+        "file: to repeat runs, move theirs away first. To repeat transfers on another machine, "
+        "move those of their students (`transfer/few-*`) away, too: the runner refuses students "
+        "that are not those of their records. `make report` writes this file, and "
+        "`experiments/report.html` with pictures.",
+    ]
     header = [
         "experiment",
         "runs",
@@ -317,7 +328,7 @@ def settings_section() -> Section:
         "machine",
         "command",
     ]
-    return Section("Runs and settings", [], [Table(header, rows)], [], folded)
+    return Section("Runs and settings", text, [Table(header, rows)], [], folded)
 
 
 def machine(record: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Parts of the report as plain data, and how values are put in words."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from families import SEEDS_TO_TEST, Comparison
@@ -22,6 +22,11 @@ class Table:
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    def with_first(self, name: str, cells: Sequence[str]) -> "Table":
+        """The same table with another first column."""
+        rows = [[cell, *row] for cell, row in zip(cells, self.rows, strict=True)]
+        return Table([name, *self.header], rows)
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,15 @@ def compared(comparison: Comparison) -> list[str]:
     """Cells of a comparison: difference, adjusted p, verdict."""
     p = "-" if comparison.adjusted is None else f"{comparison.adjusted:.3f}"
     return [points(comparison), p, comparison.verdict]
+
+
+def comparison_table(
+    comparisons: Iterable[Comparison], first: str = "method or variant", value: str = "top-1"
+) -> Table:
+    """A row for each comparison; `first` heads the column of what is compared, `value` those of
+    their values."""
+    rows = [[*sides(one), *compared(one)] for one in comparisons]
+    return Table([first, value, "compared with", value, *COMPARED], rows)
 
 
 COMPARED = ["difference [95 % interval], paired seeds", "p, adjusted", "verdict"]

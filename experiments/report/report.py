@@ -35,7 +35,7 @@ INTRODUCTION = (
     "steps the same order of images.",
     "What limits these results: the teacher is weaker than networks of its size that others "
     f"report, and the CNN reaches nearly as much by labels only in {LONG['epochs']} epochs of all "
-    "images (see Every student). So with all images in equal time there is hardly any room above "
+    "images (experiment 7). So with all images in equal time there is hardly any room above "
     "supervised training, and no other size of student was tried.",
 )
 GENERATED = "Made by `make report` from the files in experiments/results/; do not edit."

@@ -1,23 +1,19 @@
 """The report's sections as plain data: tables, pictures and words, all out of the records."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from claims import Claim, claims
+from claims import claims
 from components import BETAS, SEEDS, weights_of_arms
 from cost import METHODS, read_cost, seconds_of_step
 from families import (
     FROZEN,
     LENGTHS,
-    MAIN_SEEDS,
     NO_CLASSIFIER,
-    PLANNED_SEEDS,
     REGIMES,
-    SEEDS_TO_TEST,
-    Comparison,
+    RIVALS,
     component_family,
     control_family,
-    cost_records,
     distance_family,
     frozen_family,
     frozen_fd,
@@ -28,12 +24,13 @@ from families import (
     others_family,
     stage_family,
 )
-from further import describe, further_sections
+from further import describe, further_sections, run_by
 from inside import FREQUENCIES
-from layout import COMPARED, Section, Table, accuracy, compared, points, sides, size_of
+from layout import COMPARED, Section, Table, accuracy, compared, comparison_table
 from pictures import draw_curve, draw_differences
 from recorded import RESULTS, read_json
 from records import Values, measure, select, teacher_top1, values
+from summary import against, verdicts
 from transfer_section import rounding
 from trials import read_chosen
 
@@ -60,123 +57,13 @@ def sections() -> list[Section]:
     ]
 
 
-def against(found: Sequence[Claim]) -> Section:
-    """Each comparison in which ScaleKD is below what it is compared with, and each that has all
-    its seeds and tells nothing though a claim needs it, once."""
-    asked = [(one, claim.text) for claim in found if claim.for_scalekd for one in claim.comparisons]
-    lower, untold = [], []
-    for one, claim in [*once(asked), *((one, NO_CLAIM) for one in beside_the_claims())]:
-        row = [f"{one.one.name} minus {one.other.name}", points(one), one.verdict, claim]
-        if one.leaning < 0:
-            lower.append(row)
-        elif one.finished and not one.sign and claim != NO_CLAIM:
-            untold.append(row)
-    text = (
-        "First the comparisons in which ScaleKD is lower, then those in which all planned seeds "
-        "show no difference, although a claim says that there is one. Differences are in "
-        "percentage points, with 95 % intervals over the seeds and, of five seeds or fewer, the "
-        "smallest and the largest. The sections of the experiments say what the names stand for."
-    )
-    header = ["comparison", "difference", "verdict"]
-    tables = [
-        Table([*header, "claim that it contradicts"], lower),
-        Table([*header, "claim that it does not support"], untold),
-    ]
-    text = [text, costs()]
-    return Section("What speaks against ScaleKD", text, [table for table in tables if table.rows])
-
-
-def costs() -> str:
-    """What a step of ScaleKD takes, in steps of logit KD."""
-    live, cached = (
-        [ratio_to_logits(by_arm, way) for by_arm in read_cost().values()] for way in ("", ", cache")
-    )
-    full = "".join(
-        f", and {ratio:.1f} at full size with a live teacher ({record['pair']})"
-        for record in cost_records()
-        if (ratio := record["seconds"]["ScaleKD"] / record["seconds"]["logit KD"])
-    )
-    return (
-        f"A step of ScaleKD takes as long as {min(live):.1f} to {max(live):.1f} steps of logit KD "
-        f"with a live teacher, {min(cached):.1f} to {max(cached):.1f} from a cache{full}."
-    )
-
-
-def ratio_to_logits(by_arm: dict[str, float], way: str) -> float:
-    """Seconds of a step of ScaleKD by those of logit KD."""
-    return seconds_of_step(by_arm, "scalekd", way) / seconds_of_step(by_arm, "logit_kd", way)
-
-
-NO_CLAIM = "none: not part of any claim"
-
-
-def beside_the_claims() -> list[Comparison]:
-    """Comparisons of ScaleKD that no claim names."""
-    return [*frozen_others(), *no_classifier_others()]
-
-
-def once(asked: Sequence[tuple[Comparison, str]]) -> list[tuple[Comparison, str]]:
-    """Comparisons with their claims, without those whose runs an earlier one has compared."""
-    kept, seen = [], []
-    for one, claim in asked:
-        runs = one.one.by_seed, one.other.by_seed
-        if runs not in seen:
-            seen.append(runs)
-            kept.append((one, claim))
-    return kept
-
-
-def by_one_sign(found: Sequence[Claim]) -> str:
-    """A sentence on how often the rule of one sign is used, and how often by chance alone."""
-    asked = [(one, "") for claim in found for one in claim.comparisons]
-    asked += [(one, "") for one in beside_the_claims()]
-    five = [one for one, _ in once(asked) if one.by_one_sign]
-    told = sum(bool(one.sign) for one in five)
-    return (
-        f"{len(five)} comparisons of the claims and of the tables beside them are told by it, and "
-        f"{told} have one sign; if there were no differences at all, {len(five) / 16:.0f} would."
-    )
-
-
-def verdicts(found: Sequence[Claim]) -> Section:
-    """Each claim with what came out."""
-    rows = [
-        [
-            *(claim.text, claim.source, claim.paper, claim.verdict),
-            claim.number or size_of(claim.comparisons),
-        ]
-        for claim in found
-    ]
-    text = [
-        "A claim holds here if the difference is told apart from zero, in its direction, in every "
-        "comparison that tests it; see experiments/PROTOCOL.md, which is older than the first "
-        "final run and lists what was changed later. Differences are in percentage points.",
-        "Differences are paired by seed: only seeds that both sides have are used, so a difference "
-        "need not be that of two means in a table, which are over all seeds of each. Intervals are "
-        "95 % bootstrap intervals (percentiles) of the mean difference. Of so few seeds they are "
-        "too narrow: for normal differences they hold the true mean in about 90 % of cases with "
-        "ten seeds, 85 % with five and 75 % with three. So an interval without 0 can stand beside "
-        "'cannot be told apart', which the test decides.",
-        f"With {SEEDS_TO_TEST} seeds or more, 'higher' and 'lower' mean an adjusted p below 0.05 "
-        f"(permutation test, Holm). With {PLANNED_SEEDS} seeds that test cannot reach 0.05: 'in "
-        "all 5 seeds' means that the difference has the same sign in each, which happens by chance "
-        "in one of 16 comparisons where there is no difference. With fewer seeds than planned, "
-        f"{MAIN_SEEDS} for the main comparison and {PLANNED_SEEDS} for the rest, nothing is told "
-        "apart, nor in detection, which has three; where three or more have one sign, it is said "
-        "in brackets. With three that happens by chance in one of four comparisons. "
-        + by_one_sign(found),
-    ]
-    header = ["claim", "source", "the paper's numbers", "verdict", "difference here"]
-    return Section("Verdicts", text, [Table(header, rows)])
-
-
 def main_section(regime: str) -> Section:
     """Experiment 1 in a regime."""
     families = main_family(regime)
     scalekd = families[""][0].one
     rows = [["ScaleKD", "equal steps", accuracy(scalekd), *how_long(regime, "scalekd"), "", "", ""]]
     for suffix, title in LENGTHS.items():
-        for method, one in zip(METHODS[:-1], families[suffix], strict=True):
+        for method, one in zip(RIVALS, families[suffix], strict=True):
             rows.append(
                 [
                     METHOD_NAMES[method],
@@ -187,17 +74,20 @@ def main_section(regime: str) -> Section:
                 ]
             )
     text = [
-        "Experiment 1, for Table 7: top-1 on the 10,000 test images in %, mean over seeds and "
-        f"standard deviation. The teacher has {teacher_top1()}. Differences are ScaleKD at equal "
-        "steps minus the method of the row.",
+        "For Table 7: top-1 on the 10,000 test images in %, mean over seeds and standard "
+        f"deviation. The teacher has {teacher_top1()}. Differences are ScaleKD at equal steps "
+        "minus the method of the row.",
         "Equal time counts the training loop's steps, and neither the loading of images nor the "
         "reading of a cache, which favours the cheaper methods (see experiments/PROTOCOL.md, "
-        "Time). The seconds of the steps are those of Cost of a step times the steps. The seconds "
-        "of a run are medians of what the runs took, two at a time on two cores, with loading and "
-        "validation; some ran beside other work, or by earlier code. Runs at equal steps read a "
-        "cache, but for FD. FD compares the penultimate feature too, which no cache holds, so its "
-        "teacher is always live: in 'equal time, cache' it has as many steps as if a cache held "
-        "it, and sees new views of the images where the others see those of the cache again.",
+        "Time). The seconds of the steps are their number times the time of one in 'Cost of a "
+        "step'. The seconds of a run are medians of what the runs took with loading and "
+        "validation, two at a time on two cores. Not comparable are those of ScaleKD with few "
+        "labels, which are by earlier code (about 130 now), and those of OFA-KD and RSD in equal "
+        "time with all images and a live teacher, which ran beside other work.",
+        "Runs at equal steps read a cache, but for FD. FD compares the penultimate feature too, "
+        "which no cache holds, so its teacher is always live: in 'equal time, cache' it has as "
+        "many steps as if a cache held it, and sees new views of the images where the others see "
+        "those of the cache again. " + run_by("main_comparison"),
     ]
     header = [
         *("method", "trained for", "top-1", "seeds", "steps"),
@@ -209,16 +99,17 @@ def main_section(regime: str) -> Section:
         for one in families[suffix]
     ]
     picture = draw_differences(f"ScaleKD minus the others, {REGIMES[regime]}", named)
-    beside = [[*sides(one), *compared(one)] for one in others_family(regime)]
     tables = [
         Table(header, rows),
-        Table(["not a hypothesis", "top-1", "compared with", "top-1", *COMPARED], beside),
+        comparison_table(others_family(regime), NO_HYPOTHESIS),
     ]
-    return Section(f"Main comparison, {REGIMES[regime]}", text, tables, picture)
+    return Section(f"Experiment 1: main comparison, {REGIMES[regime]}", text, tables, picture)
 
+
+NO_HYPOTHESIS = "named by no hypothesis"
 
 WAYS = {"": ("", ", cache"), ", equal time": ("",), ", equal time, cache": (", cache",)}
-"""Of having a teacher, by length of the training: what an arm of the timed steps ends with."""
+"""Of having a teacher, by length of the training: what the name of a timed step ends with."""
 
 
 def how_long(regime: str, method: str, suffix: str = "") -> list[str]:
@@ -237,8 +128,8 @@ def how_long(regime: str, method: str, suffix: str = "") -> list[str]:
 
 def controls_section() -> Section:
     """The negative controls."""
-    rows = [
-        [REGIMES[regime], *sides(one), *compared(one)]
+    found = [
+        (REGIMES[regime], one)
         for regime in REGIMES
         for group in control_family(regime).values()
         for one in group
@@ -248,44 +139,43 @@ def controls_section() -> Section:
         "with the features of another image of the batch. The first keeps the teacher's features "
         "as targets; in the second they are of another class for nine of ten images. If ScaleKD "
         "cannot be told from one, nothing shows that its gain comes from that part of what the "
-        "teacher knows. Each control is also compared with logit KD as it was tuned and, with few "
-        "labels, with logit KD that has the control's own learning rate and temperature, which are "
-        "ScaleKD's."
+        "teacher knows. Logit KD is compared with each control, too: as it was tuned and, with few "
+        "labels, with the control's own learning rate and temperature, which are ScaleKD's. "
+        + run_by("main_comparison")
     ]
-    header = ["regime", "arm", "top-1", "compared with", "top-1", *COMPARED]
-    return Section("Negative controls", text, [Table(header, rows)])
+    table = comparison_table([one for _, one in found])
+    tables = [table.with_first("regime", [regime for regime, _ in found])]
+    return Section("Experiment 1: negative controls", text, tables)
 
 
 def components_section() -> Section:
     """Experiment 2."""
-    families = component_family()
-    everything = [one for family in families.values() for one in family]
-    rows = [[*sides(one), *compared(one)] for one in everything]
+    everything = [one for family in component_family().values() for one in family]
     text = [
-        "Experiment 2, for Table 9 and Figure 4, with few labels. The paper's numbers are not "
-        "known to us. The first seven rows compare ScaleKD's parts with fewer of them. More parts "
-        "also have a larger sum of weights, as in the paper; the balances keep the sum. CAP is the "
-        "cross-attention projector, DFM the comparison of features with and without their mean "
-        "over space (dual-view feature mimicking), TPP the pass of the student's features through "
-        "the teacher's tail (teacher parameter perception). With own queries the final projectors "
-        "train their queries in place of those that TPP gives. The tail is the last stage, whose "
-        "two blocks are compared with the last one alone. Beta is the share of the original "
-        "view in the loss of the features: 0 is the alternative view alone, and "
-        f"{TUNED_BETA} is the paper's. The last row was picked after a look at the others.",
+        "For Table 9 and Figure 4, with few labels; the paper's numbers are not known to us. CAP "
+        "is the cross-attention projector; DFM the comparison of features with and without their "
+        "mean over space (dual-view feature mimicking); TPP the pass of the student's features "
+        "through the teacher's tail, its frozen last stage (teacher parameter perception). All "
+        "variants have labels, and all but one the teacher's logits. With trained queries the "
+        "final projectors train their queries in place of those that TPP gives. The tail's two "
+        "blocks are compared with the last one alone. The first seven rows compare ScaleKD's parts "
+        "with fewer of them. More parts also have a larger sum of weights, as in the paper; the "
+        "balances keep the sum. Beta is the share of the original view in the loss of the "
+        f"features: 0 is the alternative view alone, and {TUNED_BETA} is the paper's. The last row "
+        "was picked after a look at the others.",
         "Beta was not tuned; of the weights of ScaleKD's features two were tried and the smaller "
-        "ones kept, 0.3 of the paper's. The arms were trained at different commits, which are "
-        f"listed at the end of this section. {rounding()}",
+        "ones kept, 0.3 of the paper's. The variants were trained at different commits, which are "
+        f"listed at the end of this section. {rounding()} {run_by('components')}",
     ]
     folded = {
         "Commits": "\n".join(
             commits(experiment, "few", arms, name)
             for experiment, arms, name in (
                 ("main_comparison", ("scalekd",), "ScaleKD"),
-                ("components", weights_of_arms(), "the other arms"),
+                ("components", weights_of_arms(), "the other variants"),
             )
         )
     }
-    header = ["arm", "top-1", "compared with", "top-1", *COMPARED]
     named = [(f"{one.one.name} minus {one.other.name}", one) for one in everything]
     pictures = draw_differences("What each part adds", named)
     curve = [
@@ -293,8 +183,8 @@ def components_section() -> Section:
     ]
     pictures += draw_curve("Accuracy over the share of the original view, beta", curve)
     betas = [[f"{beta:g}", accuracy(arm), str(len(arm.by_seed))] for beta, arm in curve]
-    tables = [Table(header, rows), Table(["beta", "top-1", "seeds"], betas)]
-    return Section("Components", text, tables, pictures, folded)
+    tables = [comparison_table(everything), Table(["beta", "top-1", "seeds"], betas)]
+    return Section("Experiment 2: components", text, tables, pictures, folded)
 
 
 def commits(experiment: str, regime: str, arms: Iterable[str], name: str) -> str:
@@ -334,24 +224,26 @@ def frozen_section() -> Section:
     if teacher is not None:
         rows.append(["the teacher", *(f"{100 * teacher['measures'][name]:.2f}" for name in FROZEN)])
     text = [
-        "Experiment 3: linear functions of the frozen students' features, in %, few labels. The "
-        "first column is of students that saw seven classes (their teacher knows all ten) on "
-        "pullover, coat and shirt: accuracy of a linear classifier that is fitted to the labelled "
-        "images of these three. Digits: the same, fitted to 4,000 of them. Bright pixels: which of "
-        "an image's pixels are not background, predicted at each of the 16 positions of the final "
-        "feature; intersection over union. Place: which of the 16 positions a feature is from."
+        "Linear functions of the frozen students' features, in %, few labels. The first column is "
+        "of students that were trained on seven classes (their teacher knows all ten): the "
+        "accuracy on pullover, coat and shirt of a linear classifier that is fitted to the "
+        "labelled images of these three. Digits: the same, fitted to 4,000 of them. Foreground: "
+        "which pixels are not background, predicted at each of the 16 positions of the final "
+        "feature; intersection over union. Position: which of the 16 a feature is from. "
+        f"{run_by('seven_classes')} The teacher is measured by "
+        "`python experiments/evidence/probes.py`."
     ]
-    differences = [
-        [one.one.name, accuracy(one.one), accuracy(one.other), *compared(one)]
-        for one in frozen_family()
+    families = frozen_family()
+    hypotheses = [
+        one for pair in zip(families["scalekd"], families["fd"], strict=True) for one in pair
     ]
-    others = [[*sides(one), *compared(one)] for one in (*frozen_others(), *frozen_fd())]
+    others = [*frozen_others(), *frozen_fd()]
     tables = [
         Table(header, rows),
-        Table(["arm", "value", "logit KD", *COMPARED], differences),
-        Table(["not a hypothesis", "value", "compared with", "value", *COMPARED], others),
+        comparison_table(hypotheses, value="value"),
+        comparison_table(others, NO_HYPOTHESIS, "value"),
     ]
-    return Section("What accuracy does not show", text, tables)
+    return Section("Experiment 3: probes of frozen features", text, tables)
 
 
 def no_classifier_section() -> Section:
@@ -366,55 +258,42 @@ def no_classifier_section() -> Section:
         ]
         for method in ("fd", "relations", "scalekd")
     ]
-    differences, others = (
-        [[f"{one.one.name} minus {one.other.name}", *compared(one)] for one in found]
-        for found in (no_classifier_family(), no_classifier_others())
-    )
     text = [
-        "Experiment 4: students that learned from the teacher's features alone, without labels and "
+        "Students that learned from the teacher's features of all images, without labels and "
         "logits; then a linear classifier and the 20 nearest neighbours of 1,000 labelled images, "
-        "and linear probes as in experiment 3, in %. ScaleKD's student has no classifier in "
-        "training and therefore another start than the others' of its seed. FD and ScaleKD have "
-        "the learning rates that were tuned for them with labels; relations were not tuned and "
-        "have ScaleKD's."
+        "and linear probes as in experiment 3, in %; pullover, coat and shirt were among the "
+        "images. ScaleKD's student has no classifier in training and therefore another start than "
+        "the others' of its seed. FD and ScaleKD have the learning rates that were tuned for them "
+        f"with labels; relations were not tuned and have ScaleKD's. {run_by('no_classifier')}"
     ]
     header = ["method", *NO_CLASSIFIER.values()]
     tables = [
         Table(header, rows),
-        Table(["linear probe", *COMPARED], differences),
-        Table(["not a hypothesis", *COMPARED], others),
+        comparison_table(no_classifier_family(), "linear probe", "value"),
+        comparison_table(no_classifier_others(), NO_HYPOTHESIS, "value"),
     ]
-    return Section("Without a classifier", text, tables)
-
-
-def stage_of(one: Comparison) -> str:
-    """Student and stage of a comparison of experiment 5."""
-    return one.one.name.partition("(")[2].rstrip(")")
+    return Section("Experiment 4: without a classifier", text, tables)
 
 
 def stages_section() -> Section:
     """Experiment 5."""
-    rows = [
-        [stage_of(one), accuracy(one.one), accuracy(one.other), *compared(one)]
-        for one in stage_family()
-    ]
-    alone = {
+    families = stage_family()
+    supervised = {
         "CNN": values("main_comparison", "few", "supervised"),
         "MLP": values("stages", "few", "MLP supervised"),
     }
     rates = {method: read_chosen()["few"][method]["optim"]["lr"] for method in ("fd", "scalekd")}
     text = [
-        "Experiment 5, for Table 1, with few labels and without logits. The paper's numbers are "
-        "not known to us. Alone "
-        + ", ".join(f"the {student} has {accuracy(arm)}" for student, arm in alone.items())
+        "For Table 1, with few labels and without logits; the paper's numbers are not known to us. "
+        "The supervised baseline is "
+        + ", ".join(f"{accuracy(arm)} for the {kind}" for kind, arm in supervised.items())
         + ". ScaleKD has the published balance of the views. Learning rates were tuned for the CNN "
         f"with logits, {rates['fd']:g} for FD and {rates['scalekd']:g} for ScaleKD; the MLP has a "
-        "quarter of them, so that a difference there can be one of rates."
+        f"quarter of them, so that a difference there can be one of rates. {run_by('stages')}"
     ]
-    header = ["student, stage", "ScaleKD", "FD", *COMPARED]
-    named = [(stage_of(one), one) for one in stage_family()]
-    picture = draw_differences("ScaleKD minus FD by stage", named)
-    return Section("Stages", text, [Table(header, rows)], picture)
+    picture = draw_differences("ScaleKD minus FD by stage", list(families.items()))
+    tables = [comparison_table(families.values())]
+    return Section("Experiment 5: stages", text, tables, picture)
 
 
 def inside_section() -> Section:
@@ -423,18 +302,17 @@ def inside_section() -> Section:
     direct = "Not run here: `python experiments/evidence/inside.py`."
     if found is not None:
         direct = (
-            f"The direct component of the teacher's final feature, the coefficient at frequency "
+            "The direct component of the teacher's final feature, the coefficient at frequency "
             f"zero, has {100 * found['direct_energy']:.1f} % of the energy (the sum of squared "
             f"coefficients, {found['images']:,} test images). {describe(found)}"
         )
     text = [
-        "Experiment 14, for Figures 2, 5 and 6, whose numbers are not known to us. " + direct,
+        f"For Figures 2, 5 and 6, whose numbers are not known to us. {direct}",
         "The distance in the alternative view is from 0 for the same tokens to 4, and 2 for "
         "unrelated ones: medians over the test images, mean over seeds and standard deviation, few "
-        "labels. Without dual-view feature mimicking (CAP and TPP in experiment 2) it is that of "
-        "the original view's projector, with it that of the alternative view's, which is trained "
-        "to make it small. docs/analysis.md draws it.",
+        "labels. Without dual-view feature mimicking (logits, CAP and TPP in experiment 2) it is "
+        "that of the original view's projector, with it that of the alternative view's, which is "
+        f"trained to make it small. docs/analysis.md draws it. {run_by('inside')}",
     ]
-    rows = [[*sides(one), *compared(one)] for one in distance_family()]
-    header = ["arm", "distance", "compared with", "distance", *COMPARED]
-    return Section("Looked at from inside", text, [Table(header, rows)])
+    tables = [comparison_table(distance_family(), value="distance")]
+    return Section("Experiment 14: views of the teacher's feature", text, tables)

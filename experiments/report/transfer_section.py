@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from families import Comparison, gain, grouped_family
-from layout import COMPARED, NOT_RUN, Section, Table, accuracy, compared, sides
+from layout import NOT_RUN, Section, Table, accuracy, comparison_table
 from pictures import draw_differences
 from records import Values, measure, read_records, select, values
 from transfer import MORE, NAME, REFERENCE, STARTS
@@ -39,7 +39,7 @@ class Words:
 
 SEGMENTATION = Words(
     SEGMENT,
-    "Transfer to segmentation",
+    "Experiment 11: transfer to segmentation",
     "mean IoU",
     "a segmenter of eleven classes, whose backbone starts from a student, is trained on "
     f"{TRAINING} scenes of Fashion-MNIST items on cluttered canvases and measured on {VALIDATION} "
@@ -50,7 +50,7 @@ SEGMENTATION = Words(
 )
 DETECTION = Words(
     DETECT,
-    "Transfer to detection",
+    "Experiment 11: transfer to detection",
     "box AP",
     "a detector of ten classes on the same scenes, of which the items are to be found. Fine-tuned "
     "is Faster R-CNN with all weights trained, frozen a linear function of the student's features "
@@ -83,9 +83,9 @@ def transfer_section(words: Words) -> Section:
     """The section of a task; without tables where nothing was run."""
     score, plan = words.score, words.plan
     text = [
-        f"Experiment 11, for Tables 5, 6 and 11: {words.text} A random start has the architecture "
-        "alone. What the segmenter or detector is given of the student are the outputs of its "
-        "stages; the feature that was distilled is the last of them after a norm and ReLU."
+        f"For Tables 5, 6 and 11: {words.text} A random start is the same network with random "
+        "weights. The segmenter or detector reads the outputs of the student's stages; distilled "
+        "was the last of them after a norm and ReLU."
     ]
     if not any(record["regime"] == plan.regime for record in read_records(NAME)):
         return Section(words.title, [*text, f"Not run here: {COMMANDS}."])
@@ -95,11 +95,13 @@ def transfer_section(words: Words) -> Section:
         f"supervised students alone: {words.paper}. {reference(plan)}"
     )
     compared_ones = [one for family in transfer_family(words).values() for one in family]
-    rows = [[*sides(one), *compared(one)] for one in compared_ones]
-    header = ["start", score, "compared with", score, *COMPARED]
     named = [(f"{one.one.name} minus {one.other.name}", one) for one in compared_ones]
     picture = draw_differences(f"ScaleKD's start minus the others, {score}", named)
-    tables = [starts_table(words), Table(header, rows), tuning_table(words)]
+    tables = [
+        starts_table(words),
+        comparison_table(compared_ones, "start", score),
+        tuning_table(words),
+    ]
     return Section(words.title, text, tables, picture)
 
 
