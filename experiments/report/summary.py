@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from claims import Claim
+from claim import Claim
 from cost import read_cost, seconds_of_step
 from families import (
     DETECTION_SEEDS,
