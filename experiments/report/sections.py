@@ -82,8 +82,9 @@ def main_section(regime: str) -> Section:
         "Time). The seconds of the steps are their number times the time of one in 'Cost of a "
         "step'. The seconds of a run are medians of what the runs took with loading and "
         "validation, two at a time on two cores. Not comparable are those of ScaleKD with few "
-        "labels, which are by earlier code (about 130 now), and those of OFA-KD and RSD in equal "
-        "time with all images and a live teacher, which ran beside other work.",
+        "labels, which are by earlier code (about 130 now); beside other work ran, with all images "
+        "in equal time, those of OFA-KD and RSD with a live teacher and those of all methods but "
+        "logit KD and FD from a cache.",
         "Runs at equal steps read a cache, but for FD. FD compares the penultimate feature too, "
         "which no cache holds, so its teacher is always live: in 'equal time, cache' it has as "
         "many steps as if a cache held it, and sees new views of the images where the others see "
