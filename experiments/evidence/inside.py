@@ -7,7 +7,7 @@ Few labels, the CNN student, five seeds, by the settings that tuning chose for S
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import components
@@ -25,7 +25,7 @@ from scalekd.networks import input_config
 from scalekd.networks.feature_extractor import build_feature_extractor
 from scalekd.runs.checkpoint import read_state
 from scalekd.runs.result import main_run
-from scalekd.training.prepare import Prepared
+from scalekd.training.prepare import Prepared, build_teacher
 
 NAME = "inside"
 ARMS = {"with DFM": "all, own queries", "without DFM": "CAP, TPP"}
@@ -69,11 +69,11 @@ def distances(trial: Trial, prepared: Prepared) -> dict[str, Any]:
     """The median over the test images of the distance in the alternative view, from 0 to 4, of
     what each view's projector makes of the trained student."""
     assert prepared.student is not None
-    assert prepared.teacher is not None
-    distiller = prepared.build_scalekd(prepared.student.build())
+    teacher = build_teacher(prepared.recipe)  # with a cache the training's has no trunk any more
+    distiller = replace(prepared, teacher=teacher).build_scalekd(prepared.student.build())
     state = read_state(trial.folder.checkpoint(main_run(trial.recipe)))
     distiller.load_state_dict(state["learner"])
-    pair = RunPair(trial.name, trial.recipe, prepared.teacher, distiller.eval())
+    pair = RunPair(trial.name, trial.recipe, teacher, distiller.eval())
     images, _ = test_images(trial.recipe.data.root, prepared.input)
     found = collect_differences(pair, images.split(IMAGES_AT_ONCE))
     return {one.view: one.median for one in measure_distances([(pair, found)]).distances}

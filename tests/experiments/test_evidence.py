@@ -187,6 +187,7 @@ def test_distances_are_measured_by_view_after_training(trials: Any, runner: Any)
             arm=arm,
             seed=1,
             settings=trials.merge(tiny_settings(), {"weights": weights | more}),
+            views=2,
         )
         for arm, more in {"without DFM": off, "with DFM": dict.fromkeys(off, 1.0)}.items()
     )
