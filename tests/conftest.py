@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.real_runs import kill_what_is_left
+from helpers.processes import kill_what_is_left
 from helpers.warned import no_unexpected_warning
 from hypothesis import HealthCheck, settings
 

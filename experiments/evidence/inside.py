@@ -7,30 +7,27 @@ Few labels, the CNN student, five seeds, by the settings that tuning chose for S
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import components
 import timm
 import torch
 from methods import method_settings
-from probes import test_images
+from probes import maps, test_images
 from recorded import RESULTS, Stop, provenance, write_json
 from trials import Trial, merge, read_settings
 
 from scalekd.analysis.distances import collect_differences, measure_distances
 from scalekd.analysis.frequencies import measure_frequencies
-from scalekd.analysis.run_pair import RunPair
+from scalekd.analysis.run_pair import RunOnDisk, open_pair
+from scalekd.device import best_device
 from scalekd.networks import input_config
 from scalekd.networks.feature_extractor import build_feature_extractor
-from scalekd.runs.checkpoint import read_state
 from scalekd.runs.result import main_run
-from scalekd.training.prepare import Prepared, build_teacher
+from scalekd.training.prepare import Prepared
 
 NAME = "inside"
-ARMS = {"with DFM": "all, own queries", "without DFM": "CAP, TPP"}
-"""Arms, and that of `components` whose weights they have."""
-
 FREQUENCIES = RESULTS / "teacher" / "frequencies.json"
 IMAGES_AT_ONCE = 250
 
@@ -49,33 +46,30 @@ class Inside(Trial):
 def trials() -> list[Trial]:
     """All runs, seed by seed."""
     settings = method_settings(components.REGIME, "scalekd")
-    none = dict.fromkeys(settings["weights"], 0.0)
-    weights = components.weights_of_arms()
+    tuned = settings["weights"]
+    without = dict.fromkeys(tuned, 0.0) | components.weights_of_arms()["CAP, TPP"]
     return [
         Inside(
             experiment=NAME,
             regime=components.REGIME,
             arm=arm,
             seed=seed,
-            settings=merge(settings, {"weights": none | weights[like]}),
+            settings=merge(settings, {"weights": weights}),
             views=settings["epochs"],
         )
         for seed in components.SEEDS
-        for arm, like in ARMS.items()
+        for arm, weights in {"with DFM": tuned, "without DFM": without}.items()
     ]
 
 
 def distances(trial: Trial, prepared: Prepared) -> dict[str, Any]:
     """The median over the test images of the distance in the alternative view, from 0 to 4, of
     what each view's projector makes of the trained student."""
-    assert prepared.student is not None
-    teacher = build_teacher(prepared.recipe)  # with a cache the training's has no trunk any more
-    distiller = replace(prepared, teacher=teacher).build_scalekd(prepared.student.build())
-    state = read_state(trial.folder.checkpoint(main_run(trial.recipe)))
-    distiller.load_state_dict(state["learner"])
-    pair = RunPair(trial.name, trial.recipe, teacher, distiller.eval())
+    checkpoint = trial.folder.checkpoint(main_run(trial.recipe))
+    pair = open_pair(RunOnDisk(trial.name, checkpoint, trial.recipe, teacher_sha256=None))
     images, _ = test_images(trial.recipe.data.root, prepared.input)
-    found = collect_differences(pair, images.split(IMAGES_AT_ONCE))
+    batches = (part.to(best_device()) for part in images.split(IMAGES_AT_ONCE))
+    found = collect_differences(pair, batches)
     return {one.view: one.median for one in measure_distances([(pair, found)]).distances}
 
 
@@ -85,10 +79,8 @@ def main() -> None:
     teacher = timm.create_model(shared["teacher"], pretrained=True).eval()
     config = input_config(teacher)
     extract = build_feature_extractor(teacher, config.size)
-    images, _ = test_images(shared["data"]["root"], config)
-    found = measure_frequencies(
-        "the teacher", (extract(part).final for part in images.split(IMAGES_AT_ONCE))
-    )
+    finals = maps(extract, *test_images(shared["data"]["root"], config)).values
+    found = measure_frequencies("the teacher", [finals])
     record = {
         "images": found.images,
         "grid": found.grid,

@@ -21,7 +21,7 @@ from families import (
 )
 from layout import NOT_RUN, Section, Table, comparison_table
 from recorded import read_json
-from records import read_records, teacher_top1, values
+from records import read_records, read_teacher, select, teacher_top1, values
 from transfer_section import DETECTION, SEGMENTATION, rounding, transfer_section
 from trials import CHOSEN, read_settings
 from tuning import RATES, SPACE
@@ -154,9 +154,15 @@ def long_runs() -> str:
         f"By labels only, on all images for {LONG['epochs']} epochs, one run of one seed: "
         f"{', '.join(known) or NOT_RUN}. The teacher has {teacher_top1()}. For comparison, what "
         "github.com/zalandoresearch/fashion-mnist lists, as its users reported it: "
-        f"{yardsticks}. So neither the teacher, of 0.59 M parameters, nor the "
-        "CNN, of 0.08 M, reaches what others report for networks of its size."
+        f"{yardsticks}. So neither the teacher, of {parameters(read_teacher())}, nor the CNN, "
+        f"of {parameters(*select('every_student', 'all', 'CNN long'))}, reaches what others report "
+        "for networks of its size."
     )
+
+
+def parameters(record: dict[str, Any] | None = None) -> str:
+    """How many the network of a record has."""
+    return "-" if record is None else f"{record['parameters'] / 1e6:.2f} M parameters"
 
 
 def component_cost_section() -> Section:

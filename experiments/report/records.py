@@ -62,9 +62,14 @@ def values(
     return Values(name or arm, {record["seed"]: read(record) for record in chosen})
 
 
+def read_teacher() -> dict[str, Any] | None:
+    """What is known of the small teacher; None where it was not measured."""
+    return read_json(RESULTS / "teacher" / "small.json")
+
+
 def teacher_top1() -> str:
     """Accuracy of the small teacher."""
-    found = read_json(RESULTS / "teacher" / "small.json")
+    found = read_teacher()
     return "-" if found is None else f"{100 * found['top1']:.2f} %"
 
 

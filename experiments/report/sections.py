@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterable
 
+import inside
 from claims import claims
 from components import BETAS, SEEDS, weights_of_arms
 from cost import METHODS, read_cost, seconds_of_step
@@ -25,14 +26,14 @@ from families import (
     stage_family,
 )
 from further import describe, further_sections, run_by
-from inside import FREQUENCIES
-from layout import COMPARED, Section, Table, accuracy, compared, comparison_table
+from layout import COMPARED, NOT_RUN, Section, Table, accuracy, compared, comparison_table
 from pictures import draw_curve, draw_differences
-from recorded import RESULTS, read_json
-from records import Values, measure, select, teacher_top1, values
+from recorded import read_json
+from records import Values, measure, read_teacher, select, teacher_top1, values
 from summary import against, verdicts
 from transfer_section import rounding
 from trials import read_chosen
+from tuning import SHARE
 
 from scalekd.runs.result import METHOD_NAMES
 
@@ -82,9 +83,10 @@ def main_section(regime: str) -> Section:
         "Time). The seconds of the steps are their number times the time of one in 'Cost of a "
         "step'. The seconds of a run are medians of what the runs took with loading and "
         "validation, two at a time on two cores. Not comparable are those of ScaleKD with few "
-        "labels, which are by earlier code (about 130 now); beside other work ran, with all images "
-        "in equal time, those of OFA-KD and RSD with a live teacher and those of all methods but "
-        "logit KD and FD from a cache.",
+        "labels, which are by earlier code (by today's, in experiment 14: "
+        f"{median_seconds(inside.NAME, 'few', 'with DFM')}); beside other work ran, with all "
+        "images in equal time, those of OFA-KD and RSD with a live teacher and those of all "
+        "methods but logit KD and FD from a cache.",
         "Runs at equal steps read a cache, but for FD. FD compares the penultimate feature too, "
         "which no cache holds, so its teacher is always live: in 'equal time, cache' it has as "
         "many steps as if a cache held it, and sees new views of the images where the others see "
@@ -123,8 +125,14 @@ def how_long(regime: str, method: str, suffix: str = "") -> list[str]:
     seconds = dict.fromkeys(steps * seconds_of_step(cost, method, way) for way in WAYS[suffix])
     names = (" live", " cache") if len(seconds) > 1 else ("",)
     listed = ", ".join(f"{value:.0f}{way}" for value, way in zip(seconds, names, strict=True))
-    taken = statistics.median(record["seconds"] for record in records)
-    return [str(len(records)), str(steps), listed, f"{taken:.0f}"]
+    taken = median_seconds("main_comparison", regime, method + suffix)
+    return [str(len(records)), str(steps), listed, taken]
+
+
+def median_seconds(experiment: str, regime: str, arm: str) -> str:
+    """Of the runs of an arm, with loading and validation."""
+    taken = [record["seconds"] for record in select(experiment, regime, arm)]
+    return f"{statistics.median(taken):.0f}" if taken else NOT_RUN
 
 
 def controls_section() -> Section:
@@ -165,8 +173,8 @@ def components_section() -> Section:
         f"features: 0 is the alternative view alone, and {TUNED_BETA} is the paper's. The last row "
         "was picked after a look at the others.",
         "Beta was not tuned; of the weights of ScaleKD's features two were tried and the smaller "
-        "ones kept, 0.3 of the paper's. The variants were trained at different commits, which are "
-        f"listed at the end of this section. {rounding()} {run_by('components')}",
+        f"ones kept, {SHARE:g} of the paper's. The variants were trained at different commits, "
+        f"which are listed at the end of this section. {rounding()} {run_by('components')}",
     ]
     folded = {
         "Commits": "\n".join(
@@ -210,7 +218,7 @@ def beta_values(beta: float) -> Values:
 
 def frozen_section() -> Section:
     """Experiment 3."""
-    teacher = read_json(RESULTS / "teacher" / "small.json")
+    teacher = read_teacher()
     header = ["method", *(what for _, what in FROZEN.values())]
     rows = [
         [
@@ -299,7 +307,7 @@ def stages_section() -> Section:
 
 def inside_section() -> Section:
     """Experiment 14."""
-    found = read_json(FREQUENCIES)
+    found = read_json(inside.FREQUENCIES)
     direct = "Not run here: `python experiments/evidence/inside.py`."
     if found is not None:
         direct = (

@@ -1,6 +1,7 @@
 """The first two sections of the report: what speaks against ScaleKD, and the verdicts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TypeVar
 
 from claim import Claim
 from cost import read_cost, seconds_of_step
@@ -21,6 +22,8 @@ from families import (
 from layout import Section, Table, points, size_of
 from records import read_records
 
+Entry = TypeVar("Entry")
+
 NO_CLAIM = "none: not part of any claim"
 
 
@@ -34,11 +37,7 @@ def against(found: Sequence[Claim]) -> Section:
         for one in claim.comparisons
     ]
     lower, open_ones = [], []
-    seen: list[Comparison] = []
-    for experiment, one, claim in [*asked, *beside_the_claims()]:
-        if same_runs(one, seen):
-            continue
-        seen.append(one)
+    for experiment, one, claim in once([*asked, *beside_the_claims()], lambda entry: entry[1]):
         pair = f"{one.one.name} minus {one.other.name}"
         row = [str(experiment), pair, points(one), one.verdict, claim]
         if one.leaning < 0:
@@ -89,19 +88,14 @@ def beside_the_claims() -> list[tuple[int, Comparison, str]]:
     ]
 
 
-def same_runs(one: Comparison, seen: Iterable[Comparison]) -> bool:
-    """Whether a comparison of the same runs is among those."""
-    values = one.one.by_seed, one.other.by_seed
-    return any(values == (other.one.by_seed, other.other.by_seed) for other in seen)
-
-
-def once(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """Comparisons, without those whose runs an earlier one has compared."""
-    kept: list[Comparison] = []
-    for one in comparisons:
-        if not same_runs(one, kept):
-            kept.append(one)
-    return kept
+def once(entries: Iterable[Entry], comparison: Callable[[Entry], Comparison]) -> list[Entry]:
+    """Entries, without those whose `comparison` is of the same runs as an earlier one."""
+    first: dict[Hashable, Entry] = {}
+    for entry in entries:
+        one = comparison(entry)
+        runs = (tuple(values.by_seed.items()) for values in (one.one, one.other))
+        first.setdefault(tuple(runs), entry)
+    return list(first.values())
 
 
 def counted_signs(found: Sequence[Claim]) -> str:
@@ -114,7 +108,7 @@ def counted_signs(found: Sequence[Claim]) -> str:
         *(one for regime in REGIMES for one in control_family(regime)["logits"]),
         *(one for regime in REGIMES for one in retuned_family(regime).get("logits", [])),
     ]
-    five = [one for one in once(families) if one.decided_by_sign]
+    five = [one for one in once(families, lambda one: one) if one.decided_by_sign]
     told = sum(bool(one.sign) for one in five)
     return (
         f"This rule decides {len(five)} comparisons of this report, and {told} of them have one "

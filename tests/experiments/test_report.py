@@ -149,9 +149,7 @@ def write_measures(arm: str, ious: list[float], experiment: str = "transfer") ->
 def test_transfers_are_compared_by_mean_iou(load: Any) -> None:
     report, sections, claims = load("report"), load("sections"), load("claims")
     text = report.to_markdown(sections.sections())
-    section = next(
-        part for part in text.split("## ") if part.startswith("Experiment 11: transfer to")
-    )
+    section = section_of(text, "Experiment 11: transfer to segmentation")
     assert "Not run here: `python experiments/evidence/runner.py transfer_tuning`, then" in section
     assert "|" not in section
 
@@ -165,9 +163,7 @@ def test_transfers_are_compared_by_mean_iou(load: Any) -> None:
     write_measures("frozen 0.004", [0.25], "transfer_tuning")
     write("transfer", "few", "scalekd", spread(0.82, 5))
     text = report.to_markdown(sections.sections())
-    section = next(
-        part for part in text.split("## ") if part.startswith("Experiment 11: transfer to")
-    )
+    section = section_of(text, "Experiment 11: transfer to segmentation")
     assert "| ScaleKD | 82.08 (0.08) | 40.08 (0.08) | 30.08 (0.08) |" in section
     assert "| random | - | 30.08 (0.08) | not run |" in section
     assert "one seed: 60.00 %" in section

@@ -1,13 +1,36 @@
-"""What the system knows about processes: their descendants, and the ports that they listen at."""
+"""Processes that tests start, and what the system knows about them: descendants and ports."""
 
 import contextlib
 import ipaddress
 import os
+import signal
+import subprocess
 import time
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
 LISTENING = "0A"
+
+STARTED: "weakref.WeakSet[subprocess.Popen[str]]" = weakref.WeakSet()
+"""Processes that must not outlive their test."""
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill (-9) the process, its workers, and its ranks with theirs."""
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for number in (process.pid, *map(int, ranks)):
+        with contextlib.suppress(ProcessLookupError):  # a worker, in the group of its rank
+            os.killpg(number, signal.SIGKILL)
+    process.communicate()
+
+
+def kill_what_is_left() -> None:
+    """Kill those of `STARTED` that still run, because their test failed."""
+    for process in list(STARTED):
+        if process.poll() is None:
+            with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+                kill(process)
 
 
 def descendants(process: int) -> set[int]:

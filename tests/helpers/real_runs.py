@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 from helpers.pictures import image_folder
+from helpers.processes import STARTED, kill
 
 from scalekd.runs.checkpoint import load_newest
 from scalekd.runs.folder import RunFolder
@@ -25,8 +25,6 @@ from scalekd.runs.result import Run
 SECONDS_TO_START = 900
 """Until a process must have started, loaded its libraries and trained a little, or have ended, on a
 busy machine. Nothing waits so long but a test that fails."""
-
-_started: "weakref.WeakSet[subprocess.Popen[str]]" = weakref.WeakSet()
 
 RUN = Run("scalekd", 7)
 """The only run of `random_settings`."""
@@ -87,16 +85,8 @@ def start(
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    _started.add(process)
+    STARTED.add(process)
     return process
-
-
-def kill_what_is_left() -> None:
-    """Kill the processes that `start` started and that still run, because their test failed."""
-    for process in list(_started):
-        if process.poll() is None:
-            with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
-                kill(process)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -112,15 +102,6 @@ def stop(process: subprocess.Popen[str]) -> str:
     output, _ = process.communicate(timeout=SECONDS_TO_START)
     assert process.returncode == 143, output
     return output
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """Kill (-9) the process, its workers, and its ranks with theirs."""
-    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for number in (process.pid, *map(int, ranks)):
-        with contextlib.suppress(ProcessLookupError):  # a worker, in the group of its rank
-            os.killpg(number, signal.SIGKILL)
-    process.communicate()
 
 
 def wait_until_training(process: subprocess.Popen[str], out: Path) -> bool:

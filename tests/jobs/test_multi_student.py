@@ -87,6 +87,7 @@ def test_each_students_run_is_bit_identical_to_its_run_in_a_job_of_its_own(root:
     output = finish(start(root, "interleaved"))
     assert_same_as_single_runs(root, "interleaved")
     assert all(f"{name}, scalekd seed 7: top-1" in output for name in NAMES)
+    assert "waiting for images" not in output
 
 
 def test_a_killed_job_resumes_all_students_bit_identically(root: Path) -> None:
